@@ -1,0 +1,52 @@
+# The one place that spells commands. Every target makes what it needs in .venv, once:
+# a stamp file is newer than pyproject.toml and constraints.txt, or the packages are installed again.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format docs bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
+
+demo: $(VENV)/.lab  ## compare the article's LSTMs with torch.nn.LSTM; writes runs/compare/report.html
+	$(BIN)/flexrnn compare $(ARGS)
+
+test: $(VENV)/.dev  ## run every test, docstring example and code block of the docs
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev  ## format check, lint, types, layer rule
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev  ## rewrite the files as `make lint` wants them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.dev  ## build the site into site/; a broken link fails
+	$(BIN)/python docs/figures.py
+	$(BIN)/mkdocs build --strict
+
+bench: $(VENV)/.lab  ## measure speed on this machine
+	$(BIN)/flexrnn compare --only speed $(ARGS)
+
+clean:  ## remove everything that make made
+	rm -rf $(VENV) site runs docs/figures
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.lab: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing flexrnn[lab] into $(VENV) (torch is large; once only) ..."
+	$(PIP) --editable '.[lab]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing flexrnn[dev] into $(VENV) (torch is large; once only) ..."
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(VENV)/.lab
