@@ -33,7 +33,7 @@ def check_input(x: Any, input_sz: int) -> None:
 
 
 def check_states(init_states: Any, x: Tensor, hidden_sz: int) -> tuple[Tensor, Tensor]:
-    """Return `(h_0, c_0)`, zeros for `None`; refuse all but a pair of `(B, H)` tensors."""
+    """Return `(h_0, c_0)`, zeros for `None`; refuse all but a pair of `(B, H)` tensors like x."""
     expected = (x.shape[0], hidden_sz)
     if init_states is None:
         zeros = torch.zeros(expected, dtype=x.dtype, device=x.device)
@@ -48,8 +48,16 @@ def check_states(init_states: Any, x: Tensor, hidden_sz: int) -> tuple[Tensor, T
                 f"init_states: expected {name} of shape {expected} (batch, hidden_sz), "
                 f"got {tuple(state.shape)}"
             )
+        if state.dtype != x.dtype and not _autocast(x.device.type):
+            # torch would promote c_0 in silence and answer in another dtype than x's.
+            raise TypeError(f"init_states: expected {name} of dtype {x.dtype}, got {state.dtype}")
     h_0, c_0 = init_states
     return h_0, c_0
+
+
+def _autocast(device_type: str) -> bool:
+    """Whether autocast is choosing the dtypes now, so that unlike ones may meet."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
 
 
 def _kind(value: Any) -> str:

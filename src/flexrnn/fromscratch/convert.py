@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flexrnn.fromscratch.naive import NaiveCustomLSTM
 from flexrnn.fromscratch.vectorized import CustomLSTM
 
-FromScratch = TypeVar("FromScratch", NaiveCustomLSTM, CustomLSTM)
+FromScratch = TypeVar("FromScratch", bound=NaiveCustomLSTM | CustomLSTM)
 M = TypeVar("M", bound=nn.Module)
 
 BLOCKS = ("i", "f", "c", "o")  # the naive names of the column blocks i, f, g, o

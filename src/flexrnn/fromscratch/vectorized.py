@@ -71,7 +71,7 @@ class CustomLSTM(nn.Module):
 
         Args:
             x: the sequences, `(B, T, I)`: batch, time, feature.
-            init_states: `(h_0, c_0)`, each `(B, H)`; zeros where `None`.
+            init_states: `(h_0, c_0)`, each `(B, H)` in x's dtype; zeros where `None`.
 
         Returns:
             `(hidden_seq, (h_T, c_T))`: the output at every step, `(B, T, H)`, and both states
@@ -79,7 +79,8 @@ class CustomLSTM(nn.Module):
 
         Raises:
             ValueError: a shape is wrong; the message names the argument.
-            TypeError: `x` is not a tensor, or `init_states` is not a pair of tensors.
+            TypeError: `x` is not a floating-point tensor, or `init_states` is not a pair of tensors
+                in x's dtype.
         """
         check_input(x, self.input_sz)  # (B, T, I)
         h, c = check_states(init_states, x, self.hidden_sz)  # (B, H), (B, H)

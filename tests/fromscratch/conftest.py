@@ -1,0 +1,33 @@
+"""The three layers, a seed, and NaN in memory that nobody wrote, so that reading it is noticed."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from flexrnn.fromscratch import CustomLSTM, NaiveCustomLSTM
+
+LAYERS: dict[str, Callable[[int, int], NaiveCustomLSTM | CustomLSTM]] = {
+    "naive": NaiveCustomLSTM,
+    "vectorised": CustomLSTM,
+    "peephole": lambda input_sz, hidden_sz: CustomLSTM(input_sz, hidden_sz, peephole=True),
+}
+
+
+@pytest.fixture(scope="module", params=LAYERS)
+def make(request: pytest.FixtureRequest) -> Callable[[int, int], NaiveCustomLSTM | CustomLSTM]:
+    """Each of the three layers in turn, as a function of input_sz and hidden_sz."""
+    return LAYERS[request.param]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def unwritten_memory_is_nan() -> Iterator[None]:
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)  # switches torch's fill_uninitialized_memory on
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
