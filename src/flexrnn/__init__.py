@@ -1,3 +1,39 @@
 """FlexRNN: write the body of a recurrent layer's loop in plain PyTorch; get a complete layer."""
 
+from flexrnn import cells, fromscratch
+from flexrnn.cell import Cell
+from flexrnn.cells import GRUCell, LSTMCell, RNNCell
+from flexrnn.dropin import (
+    GRU,
+    LSTM,
+    RNN,
+    ArticlePeepholeLSTM,
+    LayerNormLSTM,
+    NaiveLSTM,
+    PeepholeLSTM,
+)
+from flexrnn.engine.scan import backend, scan
+from flexrnn.layer import FlexRNN
+from flexrnn.swap import replace
+
 __version__ = "0.1.0.dev0"
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "ArticlePeepholeLSTM",
+    "Cell",
+    "FlexRNN",
+    "GRUCell",
+    "LSTMCell",
+    "LayerNormLSTM",
+    "NaiveLSTM",
+    "PeepholeLSTM",
+    "RNNCell",
+    "backend",
+    "cells",
+    "fromscratch",
+    "replace",
+    "scan",
+]

@@ -1,0 +1,81 @@
+# pyright: reportPrivateUsage=false
+# A module's parameters and submodules live in `_parameters` and `_modules`: there is no public way
+# to copy the one without the other.
+"""Who owns parameters: the layer. A cell gives them up, and a copy of it borrows them for one call.
+
+So every mechanism of torch that acts on a module's parameters (parametrizations, pruning,
+`functional_call`, tying, `vmap` over stacked ones) acts on the layer's, and the next call sees it.
+"""
+
+from typing import NamedTuple, TypeVar
+
+from torch import nn
+
+from flexrnn.cell import Cell
+
+C = TypeVar("C", bound=Cell)
+
+
+class Slot(NamedTuple):
+    """One place in a cell where a parameter belongs."""
+
+    module: str  # path of the submodule inside the cell, "" for the cell itself
+    name: str  # the parameter's name there
+    flat: str  # its name in the layer
+
+
+def move_parameters(cell: Cell, layer: nn.Module, suffix: str) -> tuple[Slot, ...]:
+    """Take the parameters out of a cell and register them in the layer under torch's flat names.
+
+    `norm.weight` becomes `norm_weight` + suffix (`_l0`, `_l1_reverse`). A parameter that the cell
+    holds at several places is registered once.
+
+    Raises:
+        ValueError: two parameters would get the same name, or one that the layer uses already.
+    """
+    slots = []
+    names: dict[nn.Parameter, str] = {}
+    for path, parameter in list(cell.named_parameters(remove_duplicate=False)):
+        module, _, name = path.rpartition(".")
+        if parameter not in names:
+            flat = names[parameter] = path.replace(".", "_") + suffix
+            if hasattr(layer, flat):
+                raise ValueError(
+                    f"{type(cell).__name__}: parameter {path} would be the layer's {flat}, "
+                    "a name that is taken"
+                )
+            layer.register_parameter(flat, parameter)
+        slots.append(Slot(module, name, names[parameter]))
+    for slot in slots:
+        del cell.get_submodule(slot.module)._parameters[slot.name]
+    return tuple(slots)
+
+
+def bind(cell: C, slots: tuple[Slot, ...], layer: nn.Module) -> C:
+    """A copy of the cell whose parameters are what the layer's attributes are at this moment.
+
+    The copy is shallow: buffers, options and hooks are the cell's own, so that a buffer that `step`
+    updates is updated for good. The cell itself is not touched, so that calls on several threads
+    do not meet.
+    """
+    copy = _copy(cell, {})
+    for slot in slots:
+        copy.get_submodule(slot.module)._parameters[slot.name] = getattr(layer, slot.flat)
+    return copy
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def _copy(module: M, seen: dict[nn.Module, nn.Module]) -> M:
+    """Copy a tree of modules without its tensors; a module that appears twice is copied once."""
+    if module not in seen:
+        copy = seen[module] = module.__class__.__new__(module.__class__)
+        children = {
+            name: child if child is None else _copy(child, seen)
+            for name, child in module._modules.items()
+        }
+        copy.__dict__.update(
+            module.__dict__, _parameters=dict(module._parameters), _modules=children
+        )
+    return seen[module]  # pyright: ignore[reportReturnType]  # the copy of a module of type M

@@ -1,0 +1,319 @@
+"""`Cell`: the equations of one time step, and nothing else."""
+
+import inspect
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class Cell(nn.Module):
+    """The body of a recurrent layer's loop, written in plain PyTorch.
+
+    A subclass says three things: which tensors travel from step to step (`State`), which
+    parameters there are (`__init__`, which also draws them), and what one step computes (`step`).
+    `flexrnn.FlexRNN` makes a complete layer of it. Calling a cell runs one step with validated
+    shapes, like `torch.nn.LSTMCell`.
+
+    A constructor takes `(input_size, hidden_size, bias=True, device=None, dtype=None)` and, by
+    keyword, whatever options the cell has beside these.
+
+    Class attributes:
+        State: a `NamedTuple` class; its first field is the output. A field is `(..., H)`, or as
+            wide as `state_sizes` says. A cell whose state has one field takes and returns the
+            bare tensor outside `step`.
+        gates: names of the row blocks that are stacked in `weight_ih`, `weight_hh` and the biases,
+            in order; read by initialisers. May stay empty.
+        torch_equivalent: `"lstm"`, `"gru"` or `"rnn"` where torch has a kernel of its own for
+            exactly this function; lost by a subclass that overrides `step`.
+
+    Args:
+        input_size: I, the number of features of one time step.
+        hidden_size: H, the number of hidden units.
+
+    Raises:
+        TypeError: a size is not an int, or the class lacks `State` or `step`.
+        ValueError: a size is not positive.
+
+    Example:
+        >>> from typing import NamedTuple
+        >>> import torch, flexrnn
+        >>> class LeakyState(NamedTuple):
+        ...     h: torch.Tensor  # (..., H)
+        >>> class LeakyCell(flexrnn.Cell):
+        ...     State = LeakyState
+        ...     def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+        ...         super().__init__(input_size, hidden_size)
+        ...         options = {"bias": bias, "device": device, "dtype": dtype}
+        ...         self.inner = torch.nn.Linear(input_size + hidden_size, hidden_size, **options)
+        ...     def step(self, x, state):
+        ...         new = torch.tanh(self.inner(torch.cat([x, state.h], -1)))
+        ...         return LeakyState(h=0.9 * state.h + 0.1 * new)
+        >>> LeakyCell(3, 5)(torch.randn(2, 3)).shape
+        torch.Size([2, 5])
+    """
+
+    State: ClassVar[type[tuple[Tensor, ...]]]
+    gates: ClassVar[tuple[str, ...]] = ()
+    torch_equivalent: str | None = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "step" in cls.__dict__ and "torch_equivalent" not in cls.__dict__:
+            cls.torch_equivalent = None  # another step is another function
+
+    def __init__(self, input_size: int, hidden_size: int):
+        super().__init__()
+        _check_class(type(self))
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
+            if not isinstance(size, int) or isinstance(size, bool):
+                raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
+            if size <= 0:
+                raise ValueError(f"{name} must be greater than zero, got {size}")
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+
+    def step(self, x: Tensor, state: Any) -> Any:
+        """The equations: from `x` `(..., I)` and the old `State` to the new `State`."""
+        raise NotImplementedError  # _check_class has refused a class without it
+
+    @property
+    def state_sizes(self) -> Mapping[str, int]:
+        """Widths of the state's fields that are not `hidden_size` wide."""
+        return {}
+
+    @property
+    def output_size(self) -> int:
+        """Width of the output, the state's first field."""
+        return field_sizes(self)[0]
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter from U(−1/√H, 1/√H), as `torch.nn` does; a cell may do otherwise."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def initial_state(
+        self,
+        batch_shape: tuple[int, ...] = (),
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Any:
+        """The state before the first step, a `State` of `(*batch_shape, width)`: zeros."""
+        zeros = (
+            torch.zeros(*batch_shape, size, dtype=dtype, device=device)
+            for size in field_sizes(self)
+        )
+        return self.State(*zeros)
+
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
+        """Run one step, as `torch.nn.LSTMCell` does.
+
+        Args:
+            input: `(B, I)`, or `(I,)` without a batch.
+            hx: the old state: a tuple of the fields, or the bare tensor where there is one field;
+                each `(B, width)`, or `(width,)` without a batch. `initial_state` where `None`.
+
+        Returns:
+            The new state: a `State`, or the bare tensor where it has one field.
+
+        Raises:
+            ValueError: the number of dimensions is wrong.
+            RuntimeError: a size, dtype or device does not fit.
+            TypeError: the state has another structure, or `step` returned one.
+        """
+        if not isinstance(input, Tensor):
+            raise TypeError(f"input: expected a tensor, got {type(input).__name__}")
+        if input.dim() not in (1, 2):
+            raise ValueError(
+                f"{type(self).__name__}: Expected input to be 1D or 2D, got {input.dim()}D instead"
+            )
+        if input.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"input has inconsistent input_size: got {input.shape[-1]} expected "
+                f"{self.input_size} (input of shape {tuple(input.shape)})"
+            )
+        batched = input.dim() == 2
+        x = input if batched else input.unsqueeze(0)
+        dtype, out_dtype = loop_dtypes(self, x)
+        if x.dtype != dtype and out_dtype == dtype:
+            raise RuntimeError(f"input: expected dtype {dtype}, the weights', got {x.dtype}")
+        if hx is None:
+            state = self.initial_state((x.shape[0],), dtype, x.device)
+            check_initial_state(self, state, (x.shape[0],))
+        else:
+            state = _check_cell_state(self, hx, x, batched)
+            state = self.State(*(s.to(dtype) for s in state))
+        new = checked_step(self, x, state)
+        new = self.State(*(s.to(out_dtype) for s in new))
+        return unwrap(new if batched else self.State(*(s.squeeze(0) for s in new)))
+
+    def tap(self, **tensors: Tensor) -> None:
+        """Name tensors inside `step` that a recorder may want, gates above all; free otherwise."""
+
+    def drop_recurrent(self, h: Tensor) -> Tensor:
+        """What a layer with recurrent dropout masks; the identity without it."""
+        return h
+
+    def extra_repr(self) -> str:
+        """Sizes, as `repr` shows them."""
+        bias = self.__dict__.get("bias", True)  # a cell may also have a parameter of this name
+        return f"{self.input_size}, {self.hidden_size}" + ("" if bias is True else f", bias={bias}")
+
+
+def field_sizes(cell: Cell) -> tuple[int, ...]:
+    """Widths of the fields of a cell's state, in order."""
+    special = cell.state_sizes
+    return tuple(special.get(field, cell.hidden_size) for field in field_names(cell))
+
+
+def field_names(cell: "Cell | type[Cell]") -> tuple[str, ...]:
+    """Names of the fields of a cell's state, in order."""
+    return cell.State._fields  # pyright: ignore[reportAttributeAccessIssue]  # a NamedTuple
+
+
+def unwrap(state: Any) -> Any:
+    """What a person sees of a state: the tensor itself where there is one field."""
+    return state[0] if len(state) == 1 else state
+
+
+def wrap(cell: Cell, hx: Any, argument: str = "hx") -> tuple[Tensor, ...]:
+    """The fields of a state that a person gave; TypeError unless the structure is the cell's."""
+    fields = field_names(cell)
+    if len(fields) == 1 and isinstance(hx, Tensor):
+        return (hx,)
+    expected = "a tensor" if len(fields) == 1 else f"a tuple ({', '.join(fields)})"
+    if isinstance(hx, Tensor):
+        raise TypeError(f"{argument}: expected {expected}, got a tensor of shape {tuple(hx.shape)}")
+    if not isinstance(hx, (tuple, list)):
+        raise TypeError(f"{argument}: expected {expected}, got {type(hx).__name__}")
+    if len(hx) != len(fields):
+        raise TypeError(f"{argument}: expected {expected}, got {_describe(hx)}")
+    for field, value in zip(fields, hx, strict=True):
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{argument}: expected {field} to be a tensor, got {type(value).__name__}"
+            )
+    return tuple(hx)
+
+
+def loop_dtypes(cell: Cell, x: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """Dtype in which states travel, and dtype of what is returned.
+
+    They differ only under autocast: states travel in the parameters' dtype, so that a sum over many
+    steps keeps its accuracy, and come out in autocast's.
+    """
+    weights = (p.dtype for p in cell.parameters() if p.is_floating_point())
+    dtype = next(weights, x.dtype)
+    if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
+        return dtype, torch.get_autocast_dtype(x.device.type)
+    return dtype, dtype
+
+
+def checked_step(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> Any:
+    """Run `cell.step`; refuse a result whose structure, shapes or dtypes are not the state's."""
+    new = cell.step(x, state)
+    if not isinstance(new, cell.State):
+        raise TypeError(
+            f"{type(cell).__name__}.step: expected a {cell.State.__name__}, got {_describe(new)}"
+        )
+    autocast = torch.is_autocast_enabled(x.device.type)
+    for field, before, after in zip(field_names(cell), state, new, strict=True):
+        if not isinstance(after, Tensor):
+            raise TypeError(
+                f"{type(cell).__name__}.step: expected {field} to be a tensor, "
+                f"got {type(after).__name__}"
+            )
+        if after.shape != before.shape:
+            raise RuntimeError(
+                f"{type(cell).__name__}.step: expected {field} to keep its shape "
+                f"{tuple(before.shape)}, got {tuple(after.shape)}"
+            )
+        if after.dtype != before.dtype and not autocast:
+            raise RuntimeError(
+                f"{type(cell).__name__}.step: expected {field} to keep its dtype {before.dtype}, "
+                f"got {after.dtype}"
+            )
+    if autocast:
+        return cell.State(*(n.to(o.dtype) for n, o in zip(new, state, strict=True)))
+    return new
+
+
+def check_initial_state(cell: Cell, state: Any, batch_shape: tuple[int, ...]) -> None:
+    """Refuse what a cell's own `initial_state` returned, unless it is a `State` that fits."""
+    where = f"{type(cell).__name__}.initial_state"
+    if not isinstance(state, cell.State):
+        raise TypeError(f"{where}: expected a {cell.State.__name__}, got {_describe(state)}")
+    for field, value, size in zip(field_names(cell), state, field_sizes(cell), strict=True):
+        if tuple(value.shape) != (*batch_shape, size):
+            raise RuntimeError(
+                f"{where}: expected {field} of shape {(*batch_shape, size)}, "
+                f"got {tuple(value.shape)}"
+            )
+
+
+def _check_class(cls: type[Cell]) -> None:
+    state = getattr(cls, "State", None)
+    if not (isinstance(state, type) and issubclass(state, tuple) and getattr(state, "_fields", ())):
+        raise TypeError(
+            f"{cls.__name__}: expected a class attribute State, a NamedTuple class with at least "
+            f"one field, got {state!r}"
+        )
+    if cls.step is Cell.step:
+        raise TypeError(f"{cls.__name__}: expected a method step(self, x, state)")
+
+
+def _check_cell_state(cell: Cell, hx: Any, x: Tensor, batched: bool) -> tuple[Tensor, ...]:
+    """The fields of `hx`, each `(B, width)`; errors as torch's cells word them."""
+    state = wrap(cell, hx)
+    fields = field_names(cell)
+    for k, value in enumerate(state):
+        if value.dim() not in (1, 2):
+            what = "hidden" if len(fields) == 1 else f"hx[{k}]"
+            raise ValueError(
+                f"{type(cell).__name__}: Expected {what} to be 1D or 2D, got {value.dim()}D instead"
+            )
+    for k, (value, size) in enumerate(zip(state, field_sizes(cell), strict=True)):
+        if value.dim() != (2 if batched else 1):
+            raise RuntimeError(
+                f"hx: expected {fields[k]} to have as many dimensions as input, "
+                f"{2 if batched else 1}, got shape {tuple(value.shape)}"
+            )
+        if batched and value.shape[0] != x.shape[0]:
+            raise RuntimeError(
+                f"Input batch size {x.shape[0]} doesn't match hidden{k} batch size {value.shape[0]}"
+            )
+        if value.shape[-1] != size:
+            raise RuntimeError(
+                f"hidden{k} has inconsistent hidden_size: got {value.shape[-1]}, expected {size}"
+            )
+    check_state_kind(state, fields, x)
+    return cell.State(*(value if batched else value.unsqueeze(0) for value in state))
+
+
+def check_state_kind(state: tuple[Tensor, ...], fields: tuple[str, ...], x: Tensor) -> None:
+    """Refuse a state on another device than the input, or (but for autocast) of another dtype."""
+    autocast = torch.is_autocast_enabled(x.device.type)
+    for field, value in zip(fields, state, strict=True):
+        if value.device != x.device:
+            raise RuntimeError(
+                f"hx: expected {field} on the input's device {x.device}, got {value.device}"
+            )
+        if value.dtype != x.dtype and not (autocast and value.is_floating_point()):
+            raise RuntimeError(
+                f"hx: expected {field} of the input's dtype {x.dtype}, got {value.dtype}"
+            )
+
+
+def _describe(value: Any) -> str:
+    name = type(value).__name__
+    return f"{name} of length {len(value)}" if isinstance(value, (tuple, list)) else name
+
+
+def accepts(cls: type, argument: str) -> bool:
+    """Whether a constructor takes this keyword argument."""
+    parameters = inspect.signature(cls).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return takes_any or argument in parameters

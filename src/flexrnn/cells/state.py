@@ -1,0 +1,18 @@
+"""States that several cells share."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class HiddenState(NamedTuple):
+    """The state of a cell whose memory is its output."""
+
+    h: Tensor  # (..., H) hidden state, the output
+
+
+class LSTMState(NamedTuple):
+    """The state of a cell with a memory of its own."""
+
+    h: Tensor  # (..., H) hidden state, the output; narrower under a projection
+    c: Tensor  # (..., H) cell state

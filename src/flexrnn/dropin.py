@@ -1,0 +1,172 @@
+"""Drop-ins for `torch.nn.LSTM`, `GRU` and `RNN`, and layers of the other cells by name."""
+
+from typing import Any
+
+from flexrnn.cells import (
+    ArticlePeepholeLSTMCell,
+    GRUCell,
+    LayerNormLSTMCell,
+    LSTMCell,
+    NaiveLSTMCell,
+    PeepholeLSTMCell,
+    RNNCell,
+)
+from flexrnn.layer import FlexRNN
+
+
+class LSTM(FlexRNN):
+    """`torch.nn.LSTM` on FlexRNN's engines: same signature, numbers, parameter names and errors.
+
+    Arguments, shapes and errors as in `FlexRNN`; parameters as in `cells.LSTMCell`.
+
+    Example:
+        >>> import torch, flexrnn
+        >>> layer, theirs = flexrnn.LSTM(3, 5, num_layers=2), torch.nn.LSTM(3, 5, num_layers=2)
+        >>> layer.load_state_dict(theirs.state_dict())
+        <All keys matched successfully>
+        >>> x = torch.randn(7, 2, 3)
+        >>> torch.testing.assert_close(layer(x), theirs(x))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        **options: Any,
+    ):
+        super().__init__(
+            LSTMCell,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+            **options,
+        )
+
+
+class GRU(FlexRNN):
+    """`torch.nn.GRU` on FlexRNN's engines: same signature, numbers, parameter names and errors.
+
+    Arguments, shapes and errors as in `FlexRNN`; parameters as in `cells.GRUCell`.
+
+    Example:
+        >>> import torch, flexrnn
+        >>> output, h_n = flexrnn.GRU(3, 5, bidirectional=True)(torch.randn(7, 2, 3))
+        >>> output.shape, h_n.shape
+        (torch.Size([7, 2, 10]), torch.Size([2, 2, 5]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        **options: Any,
+    ):
+        super().__init__(
+            GRUCell,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+            **options,
+        )
+
+
+class RNN(FlexRNN):
+    """`torch.nn.RNN` on FlexRNN's engines: same signature, numbers, parameter names and errors.
+
+    Arguments, shapes and errors as in `FlexRNN`; parameters as in `cells.RNNCell`.
+
+    Args:
+        nonlinearity: `"tanh"` or `"relu"`.
+
+    Example:
+        >>> import torch, flexrnn
+        >>> output, h_n = flexrnn.RNN(3, 5, nonlinearity="relu")(torch.randn(7, 2, 3))
+        >>> output.shape, h_n.shape
+        (torch.Size([7, 2, 5]), torch.Size([1, 2, 5]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        **options: Any,
+    ):
+        super().__init__(
+            RNNCell,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+            nonlinearity=nonlinearity,
+            **options,
+        )
+        self.nonlinearity = nonlinearity
+
+
+class PeepholeLSTM(FlexRNN):
+    """`FlexRNN(cells.PeepholeLSTMCell, ...)`: see both for arguments and equations."""
+
+    def __init__(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any):
+        super().__init__(PeepholeLSTMCell, input_size, hidden_size, *args, **kwargs)
+
+
+class ArticlePeepholeLSTM(FlexRNN):
+    """`FlexRNN(cells.ArticlePeepholeLSTMCell, ...)`: see both for arguments and equations."""
+
+    def __init__(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any):
+        super().__init__(ArticlePeepholeLSTMCell, input_size, hidden_size, *args, **kwargs)
+
+
+class NaiveLSTM(FlexRNN):
+    """`FlexRNN(cells.NaiveLSTMCell, ...)`: see both for arguments and equations."""
+
+    def __init__(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any):
+        super().__init__(NaiveLSTMCell, input_size, hidden_size, *args, **kwargs)
+
+
+class LayerNormLSTM(FlexRNN):
+    """`FlexRNN(cells.LayerNormLSTMCell, ...)`: see both for arguments and equations."""
+
+    def __init__(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any):
+        super().__init__(LayerNormLSTMCell, input_size, hidden_size, *args, **kwargs)
