@@ -35,7 +35,7 @@ class Cell(nn.Module):
 
     Raises:
         TypeError: a size is not an int, or the class lacks `State` or `step`.
-        ValueError: a size is not positive.
+        ValueError: a size is negative. Zero passes, as in `torch.nn.LSTMCell`; a layer refuses it.
 
     Example:
         >>> from typing import NamedTuple
@@ -70,8 +70,8 @@ class Cell(nn.Module):
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
             if not isinstance(size, int) or isinstance(size, bool):
                 raise TypeError(f"{name} should be of type int, got: {type(size).__name__}")
-            if size <= 0:
-                raise ValueError(f"{name} must be greater than zero, got {size}")
+            if size < 0:
+                raise ValueError(f"{name} must not be negative, got {size}")
         self.input_size = input_size
         self.hidden_size = hidden_size
 
@@ -91,7 +91,7 @@ class Cell(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw every parameter from U(−1/√H, 1/√H), as `torch.nn` does; a cell may do otherwise."""
-        bound = 1 / math.sqrt(self.hidden_size)
+        bound = 1 / math.sqrt(self.hidden_size) if self.hidden_size else 0.0
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
@@ -126,6 +126,8 @@ class Cell(nn.Module):
         """
         if not isinstance(input, Tensor):
             raise TypeError(f"input: expected a tensor, got {type(input).__name__}")
+        if input.is_nested:
+            raise TypeError("input: expected an ordinary tensor, got a nested one")
         if input.dim() not in (1, 2):
             raise ValueError(
                 f"{type(self).__name__}: Expected input to be 1D or 2D, got {input.dim()}D instead"
@@ -138,11 +140,15 @@ class Cell(nn.Module):
         batched = input.dim() == 2
         x = input if batched else input.unsqueeze(0)
         dtype, out_dtype = loop_dtypes(self, x)
-        if x.dtype != dtype and out_dtype == dtype:
+        weight = first_weight(self)
+        if weight is not None and weight.device != x.device:
+            raise RuntimeError(
+                f"input: expected it on the weights' device {weight.device}, got {x.device}"
+            )
+        if not may_meet(x, dtype):
             raise RuntimeError(f"input: expected dtype {dtype}, the weights', got {x.dtype}")
         if hx is None:
-            state = self.initial_state((x.shape[0],), dtype, x.device)
-            check_initial_state(self, state, (x.shape[0],))
+            state = first_state(self, (x.shape[0],), dtype, x.device)
         else:
             state = _check_cell_state(self, hx, x, batched)
             state = self.State(*(s.to(dtype) for s in state))
@@ -205,11 +211,31 @@ def loop_dtypes(cell: Cell, x: Tensor) -> tuple[torch.dtype, torch.dtype]:
     They differ only under autocast: states travel in the parameters' dtype, so that a sum over many
     steps keeps its accuracy, and come out in autocast's.
     """
-    weights = (p.dtype for p in cell.parameters() if p.is_floating_point())
-    dtype = next(weights, x.dtype)
-    if torch.is_autocast_enabled(x.device.type) and dtype != torch.float64:
+    weight = first_weight(cell)
+    dtype = x.dtype if weight is None else weight.dtype
+    if autocasts(x) and dtype.is_floating_point and dtype != torch.float64:
         return dtype, torch.get_autocast_dtype(x.device.type)
     return dtype, dtype
+
+
+def first_weight(cell: Cell) -> Tensor | None:
+    """A parameter whose dtype and device the cell computes with; None where it has none."""
+    return next((p for p in cell.parameters() if p.is_floating_point() or p.is_complex()), None)
+
+
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is choosing dtypes now on this tensor's device; some, as meta, have none."""
+    kind = x.device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def may_meet(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a tensor fits others of `dtype`, being of it or made so by autocast."""
+    if x.dtype == dtype:
+        return True
+    # Autocast casts every floating-point dtype but float64.
+    narrow = all(d.is_floating_point and d != torch.float64 for d in (x.dtype, dtype))
+    return narrow and autocasts(x)
 
 
 def checked_step(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> Any:
@@ -219,7 +245,7 @@ def checked_step(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> Any:
         raise TypeError(
             f"{type(cell).__name__}.step: expected a {cell.State.__name__}, got {_describe(new)}"
         )
-    autocast = torch.is_autocast_enabled(x.device.type)
+    cast = False
     for field, before, after in zip(field_names(cell), state, new, strict=True):
         if not isinstance(after, Tensor):
             raise TypeError(
@@ -231,27 +257,44 @@ def checked_step(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> Any:
                 f"{type(cell).__name__}.step: expected {field} to keep its shape "
                 f"{tuple(before.shape)}, got {tuple(after.shape)}"
             )
-        if after.dtype != before.dtype and not autocast:
+        if after.device != before.device:
+            raise RuntimeError(
+                f"{type(cell).__name__}.step: expected {field} to stay on {before.device}, "
+                f"got {after.device}"
+            )
+        if not may_meet(after, before.dtype):
             raise RuntimeError(
                 f"{type(cell).__name__}.step: expected {field} to keep its dtype {before.dtype}, "
                 f"got {after.dtype}"
             )
-    if autocast:
+        cast = cast or after.dtype != before.dtype
+    if cast:
         return cell.State(*(n.to(o.dtype) for n, o in zip(new, state, strict=True)))
     return new
 
 
-def check_initial_state(cell: Cell, state: Any, batch_shape: tuple[int, ...]) -> None:
-    """Refuse what a cell's own `initial_state` returned, unless it is a `State` that fits."""
+def first_state(
+    cell: Cell, batch_shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Any:
+    """The cell's `initial_state`, refused unless it is a `State` of what was asked for."""
+    state = cell.initial_state(batch_shape, dtype, device)
     where = f"{type(cell).__name__}.initial_state"
     if not isinstance(state, cell.State):
         raise TypeError(f"{where}: expected a {cell.State.__name__}, got {_describe(state)}")
     for field, value, size in zip(field_names(cell), state, field_sizes(cell), strict=True):
-        if tuple(value.shape) != (*batch_shape, size):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{where}: expected {field} to be a tensor, got {type(value).__name__}")
+        expected = (*batch_shape, size), dtype, device.type
+        got = tuple(value.shape), value.dtype, value.device.type
+        if got != expected:
             raise RuntimeError(
-                f"{where}: expected {field} of shape {(*batch_shape, size)}, "
-                f"got {tuple(value.shape)}"
+                f"{where}: expected {field} of {_told(*expected)}, got {_told(*got)}"
             )
+    return state
+
+
+def _told(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> str:
+    return f"shape {shape}, {dtype}, on {device}"
 
 
 def _check_class(cls: type[Cell]) -> None:
@@ -295,13 +338,12 @@ def _check_cell_state(cell: Cell, hx: Any, x: Tensor, batched: bool) -> tuple[Te
 
 def check_state_kind(state: tuple[Tensor, ...], fields: tuple[str, ...], x: Tensor) -> None:
     """Refuse a state on another device than the input, or (but for autocast) of another dtype."""
-    autocast = torch.is_autocast_enabled(x.device.type)
     for field, value in zip(fields, state, strict=True):
         if value.device != x.device:
             raise RuntimeError(
                 f"hx: expected {field} on the input's device {x.device}, got {value.device}"
             )
-        if value.dtype != x.dtype and not (autocast and value.is_floating_point()):
+        if not may_meet(value, x.dtype):
             raise RuntimeError(
                 f"hx: expected {field} of the input's dtype {x.dtype}, got {value.dtype}"
             )

@@ -11,26 +11,43 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from flexrnn.cell import Cell, accepts, check_state_kind, field_names, field_sizes, wrap
+from flexrnn.cell import (
+    Cell,
+    accepts,
+    check_state_kind,
+    field_names,
+    field_sizes,
+    may_meet,
+    wrap,
+)
 
 
 def check_options(
-    num_layers: Any, bias: Any, batch_first: Any, dropout: Any, bidirectional: Any, proj_size: Any
+    input_size: Any,
+    hidden_size: Any,
+    num_layers: Any,
+    bias: Any,
+    batch_first: Any,
+    dropout: Any,
+    bidirectional: Any,
+    proj_size: Any,
 ) -> None:
     """Refuse constructor arguments of `FlexRNN` that are not of their kind."""
     _check_probability(
         "dropout", dropout, "representing the probability of an element being zeroed"
     )
-    for name, value in (
-        ("bias", bias), ("batch_first", batch_first), ("bidirectional", bidirectional)
-    ):  # fmt: skip
+    for name, value in (("bias", bias), ("batch_first", batch_first)):
         if not isinstance(value, bool):
             raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
-    for name, value in (("num_layers", num_layers), ("proj_size", proj_size)):
+    if not isinstance(bidirectional, int) or bidirectional not in (0, 1):  # torch takes 0 and 1
+        raise TypeError(f"bidirectional should be of type bool, got: {bidirectional!r}")
+    sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
+    for name, value in {**sizes, "proj_size": proj_size}.items():
         if not isinstance(value, int) or isinstance(value, bool):
             raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
-    if num_layers <= 0:
-        raise ValueError(f"num_layers must be greater than zero, got {num_layers}")
+    for name, value in sizes.items():
+        if value <= 0:
+            raise ValueError(f"{name} must be greater than zero, got {value}")
     if proj_size < 0:
         raise ValueError("proj_size should be a positive integer or zero to disable projections")
     if dropout > 0 and num_layers == 1:
@@ -47,7 +64,7 @@ def _check_probability(name: str, value: Any, meaning: str) -> None:
         raise ValueError(f"{name} should be a number in range [0, 1] {meaning}, got {value!r}")
 
 
-def check_cell_class(cell: Any, hidden_size: Any, proj_size: int) -> None:
+def check_cell_class(cell: Any, hidden_size: int, proj_size: int) -> None:
     """Refuse what is not a cell class, or one whose constructor a layer cannot call."""
     if not (isinstance(cell, type) and issubclass(cell, Cell)):
         hint = ", the class itself" if isinstance(cell, Cell) else ""
@@ -63,8 +80,10 @@ def check_cell_class(cell: Any, hidden_size: Any, proj_size: int) -> None:
             f"proj_size argument is only supported for LSTM, not {cell.__name__}, whose "
             "constructor has no proj_size"
         )
-    if proj_size and isinstance(hidden_size, int) and proj_size >= hidden_size:
-        raise ValueError("proj_size has to be smaller than hidden_size")
+    if proj_size >= hidden_size:
+        raise ValueError(
+            f"proj_size has to be smaller than hidden_size, got {proj_size} and {hidden_size}"
+        )
 
 
 def check_input(x: Any, input_size: int, name: str, weight: Tensor | None, *, packed: bool) -> None:
@@ -79,6 +98,8 @@ def check_input(x: Any, input_size: int, name: str, weight: Tensor | None, *, pa
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"input: expected a tensor or a PackedSequence, got {type(x).__name__}")
+    if x.is_nested:
+        raise TypeError("input: expected an ordinary tensor or a PackedSequence, got a nested one")
     if packed and x.dim() != 2:
         raise RuntimeError(f"input must have 2 dimensions, got {x.dim()}")
     if x.dim() not in (2, 3):
@@ -87,8 +108,7 @@ def check_input(x: Any, input_size: int, name: str, weight: Tensor | None, *, pa
             f"(shape {tuple(x.shape)})"
         )
     if weight is not None:
-        autocast = torch.is_autocast_enabled(x.device.type) and x.is_floating_point()
-        if x.dtype != weight.dtype and not autocast:
+        if not may_meet(x, weight.dtype):
             raise ValueError(
                 f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
                 f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
@@ -115,6 +135,11 @@ def check_length(x: Tensor) -> None:
 def check_packed(packed: PackedSequence) -> None:
     """Refuse a packed sequence whose parts contradict one another."""
     data, batch_sizes = packed.data, packed.batch_sizes
+    if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64:
+        raise ValueError(
+            "input: expected batch_sizes of a PackedSequence of shape (T,) and torch.int64, "
+            f"got {tuple(batch_sizes.shape)} and {batch_sizes.dtype}"
+        )
     sizes = batch_sizes.tolist()
     if not sizes or min(sizes) < 1 or sorted(sizes, reverse=True) != sizes:
         raise ValueError(
@@ -124,6 +149,22 @@ def check_packed(packed: PackedSequence) -> None:
         raise ValueError(
             f"input: expected {sum(sizes)} rows in a PackedSequence with batch_sizes {sizes}, "
             f"got data of shape {tuple(data.shape)}"
+        )
+    _check_order(packed.sorted_indices, packed.unsorted_indices, sizes[0])
+
+
+def _check_order(there: Tensor | None, back: Tensor | None, batch: int) -> None:
+    """Refuse `sorted_indices` and `unsorted_indices` that do not undo one another."""
+    if there is None and back is None:
+        return
+    ok = there is not None and back is not None and there.shape == back.shape == (batch,)
+    if ok and there.device.type == "cpu":  # elsewhere a look at the values would stop the queue
+        ok = there.tolist() == sorted(range(batch), key=back.tolist().__getitem__)
+        ok = ok and sorted(back.tolist()) == list(range(batch))
+    if not ok:
+        raise ValueError(
+            "input: expected sorted_indices and unsorted_indices of a PackedSequence to be "
+            f"permutations of {batch} rows that undo one another, got {there} and {back}"
         )
 
 

@@ -9,7 +9,7 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from flexrnn.bind import Slot, bind, move_parameters
-from flexrnn.cell import Cell, check_initial_state, loop_dtypes, unwrap
+from flexrnn.cell import Cell, first_state, first_weight, loop_dtypes, unwrap
 from flexrnn.check import (
     check_cell_class,
     check_hx,
@@ -82,7 +82,16 @@ class FlexRNN(nn.Module):
         **cell_options: Any,
     ):
         super().__init__()
-        check_options(num_layers, bias, batch_first, dropout, bidirectional, proj_size)
+        check_options(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+        )
         check_cell_class(cell, hidden_size, proj_size)
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -90,7 +99,7 @@ class FlexRNN(nn.Module):
         self.bias = bias
         self.batch_first = batch_first
         self.dropout = float(dropout)
-        self.bidirectional = bidirectional
+        self.bidirectional = bool(bidirectional)
         self.proj_size = proj_size
         self.backend = scan.check_backend(backend)
 
@@ -269,7 +278,7 @@ class FlexRNN(nn.Module):
         return pad_packed_sequence(PackedSequence(data, packed.batch_sizes))[0]
 
     def _check_input(self, cells: list[Cell], x: Any, packed: bool = False) -> None:
-        weight = next((p for p in cells[0].parameters() if p.is_floating_point()), None)
+        weight = first_weight(cells[0])
         check_input(x, self.input_size, type(self).__name__, weight, packed=packed)
 
     def _initial(self, cells: list[Cell], hx: Any, x: Tensor, batched: bool) -> Any:
@@ -281,9 +290,7 @@ class FlexRNN(nn.Module):
                 *check_hx(cells[0], hx, x, layers=len(cells), batch=batch, batched=batched)
             )
         dtype, _ = loop_dtypes(cells[0], x)
-        each = [cell.initial_state((batch,), dtype, x.device) for cell in cells]
-        for cell, state in zip(cells, each, strict=True):
-            check_initial_state(cell, state, (batch,))
+        each = [first_state(cell, (batch,), dtype, x.device) for cell in cells]
         return State(*(torch.stack(fields) for fields in zip(*each, strict=True)))
 
     def _bound_cells(self) -> Iterator[Cell]:

@@ -51,6 +51,8 @@ def replace(model: M) -> M:
             continue
         if module not in done:
             done[module] = _ours(module, path)
+        if done[module] is module:
+            continue
         if path == "":
             return done[module]  # pyright: ignore[reportReturnType]  # the model itself was swapped
         parent, _, name = path.rpartition(".")
@@ -59,9 +61,9 @@ def replace(model: M) -> M:
 
 
 def _ours(theirs: nn.RNNBase, path: str) -> nn.Module:
-    cls = DROP_INS.get(type(theirs))
+    cls = None if "forward" in vars(theirs) else DROP_INS.get(type(theirs))
     ours = None if cls is None else _like(theirs, cls)
-    names = [name for name, _ in theirs.named_parameters()]
+    names = [name for name, _ in (*theirs.named_parameters(), *theirs.named_buffers())]
     if ours is None or [name for name, _ in ours.named_parameters()] != names:
         warnings.warn(
             f"replace: left {path or 'the model'} as it is: expected a plain torch.nn layer, got "
@@ -72,7 +74,7 @@ def _ours(theirs: nn.RNNBase, path: str) -> nn.Module:
     for name, parameter in list(theirs.named_parameters()):
         ours.register_parameter(name, parameter)
     for name, value in vars(theirs).items():
-        if "_hooks" in name:
+        if "_hook" in name:  # also _is_full_backward_hook, without which they run as the old kind
             ours.__dict__[name] = value
     return ours.train(theirs.training)
 

@@ -17,7 +17,7 @@ _chosen: ContextVar[str | None] = ContextVar("flexrnn_backend", default=None)
 
 def check_backend(name: Any) -> str:
     """Return `name`, the name of an engine or `auto`; refuse any other."""
-    if name not in ("auto", *ENGINES):
+    if not isinstance(name, str) or name not in ("auto", *ENGINES):
         known = ", ".join(repr(engine) for engine in ("auto", *ENGINES))
         raise ValueError(f"backend: expected one of {known}, got {name!r}")
     return name
@@ -77,7 +77,7 @@ def scan(step: Callable[..., Any], state: Any, xs: Any, params: Sequence[Tensor]
     Raises:
         TypeError: an argument, or what `step` returns, has the wrong structure.
         ValueError: there is no time step, or the inputs differ in their number.
-        RuntimeError: `step` changes a shape or a dtype.
+        RuntimeError: `step` changes a shape, a dtype or a device.
 
     Example:
         >>> import torch, flexrnn
@@ -92,7 +92,7 @@ def scan(step: Callable[..., Any], state: Any, xs: Any, params: Sequence[Tensor]
         raise TypeError(f"step: expected a function, got {type(step).__name__}")
     fields = _tensors("state", state)
     inputs = _tensors("xs", xs)
-    params = (params,) if isinstance(params, Tensor) else tuple(params)
+    params = _tensors("params", tuple(params) if isinstance(params, list) else params, empty=True)
     for k, x in enumerate(inputs):
         if x.dim() == 0 or x.shape[0] == 0:
             raise ValueError(
@@ -113,9 +113,9 @@ def scan(step: Callable[..., Any], state: Any, xs: Any, params: Sequence[Tensor]
     return _rebuild(state, states), _rebuild(state, final)
 
 
-def _tensors(argument: str, value: Any) -> tuple[Tensor, ...]:
+def _tensors(argument: str, value: Any, *, empty: bool = False) -> tuple[Tensor, ...]:
     tensors = (value,) if isinstance(value, Tensor) else value
-    if not isinstance(tensors, tuple) or not tensors:
+    if not isinstance(tensors, tuple) or not (tensors or empty):
         raise TypeError(
             f"{argument}: expected a tensor or a tuple of tensors, got {type(value).__name__}"
         )
@@ -135,7 +135,8 @@ def _rebuild(like: Any, tensors: tuple[Tensor, ...]) -> Any:
 
 
 def _same_structure(state: Any, old: tuple[Tensor, ...], result: Any) -> tuple[Tensor, ...]:
-    if isinstance(result, Tensor) != isinstance(state, Tensor):
+    other = hasattr(state, "_fields") and not isinstance(result, type(state))
+    if other or isinstance(result, Tensor) != isinstance(state, Tensor):
         raise TypeError(f"step: expected a {type(state).__name__}, got {type(result).__name__}")
     new = _tensors("step", result)
     if len(new) != len(old):
@@ -145,5 +146,10 @@ def _same_structure(state: Any, old: tuple[Tensor, ...], result: Any) -> tuple[T
             raise RuntimeError(
                 f"step: expected tensor {k} of the state to stay {tuple(before.shape)} "
                 f"{before.dtype}, got {tuple(after.shape)} {after.dtype}"
+            )
+        if after.device != before.device:
+            raise RuntimeError(
+                f"step: expected tensor {k} of the state to stay on {before.device}, "
+                f"got {after.device}"
             )
     return new
