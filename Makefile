@@ -30,7 +30,7 @@ format: $(VENV)/.dev  ## rewrite the files as `make lint` wants them
 
 docs: $(VENV)/.dev  ## build the site into site/; a broken link fails
 	$(BIN)/python docs/figures.py
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/.lab  ## measure speed on this machine
 	$(BIN)/flexrnn compare --only speed $(ARGS)

@@ -1,0 +1,26 @@
+"""Makes pytest run the Python blocks of README.md and of the pages in docs/, in order, per page."""
+
+from typing import Any
+
+import torch
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser
+
+
+def one_thread(namespace: dict[str, Any]) -> None:
+    """The pages compute little; several threads would wait for one another on a busy machine."""
+    namespace["threads before"] = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+
+def threads_as_before(namespace: dict[str, Any]) -> None:
+    """Leave the other tests what they had."""
+    torch.set_num_threads(namespace["threads before"])
+
+
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser()],
+    patterns=["README.md", "docs/*.md"],
+    setup=one_thread,
+    teardown=threads_as_before,
+).pytest()

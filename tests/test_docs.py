@@ -1,0 +1,98 @@
+"""The documentation: its code blocks are collected, the site is strict and needs nothing online."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+
+
+def run(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", *command], cwd=cwd, capture_output=True, text=True, check=False
+    )
+
+
+def test_every_python_block_is_a_test() -> None:
+    written = {
+        page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8").count("\n```python\n")
+        for page in [ROOT / "README.md", *PAGES]
+    }
+    listed = run("pytest", "--collect-only", "-q", "README.md", "docs").stdout
+    collected = {page: len(re.findall(rf"^{page}::line", listed, re.MULTILINE)) for page in written}
+    assert collected == written
+    assert written["README.md"] >= 1
+    assert written["docs/tutorial.md"] >= 20
+
+
+def test_a_wrong_block_fails(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "conftest.py", tmp_path)
+    readme = tmp_path / "README.md"
+    readme.write_text("```python\nassert 1 + 1 == 2\n```\n", encoding="utf-8")
+    assert run("pytest", "README.md", cwd=tmp_path).returncode == 0
+    readme.write_text("```python\nassert 1 + 1 == 3\n```\n", encoding="utf-8")
+    assert run("pytest", "README.md", cwd=tmp_path).returncode == 1
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """What the site is made of, in a folder to spoil; stubs stand for figures, which take time."""
+    for name in ("mkdocs.yml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("docs", "src"):
+        shutil.copytree(
+            ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "figures")
+        )
+    (tmp_path / "docs/figures").mkdir()
+    for page in PAGES:
+        for figure in re.findall(r'--8<-- "(\w+\.svg)"', page.read_text(encoding="utf-8")):
+            (tmp_path / "docs/figures" / figure).write_text("<svg></svg>", encoding="utf-8")
+    return tmp_path
+
+
+def test_site_builds_and_loads_nothing_from_elsewhere(site: Path) -> None:
+    build = run("mkdocs", "build", "--strict", cwd=site)
+    assert build.returncode == 0, build.stderr
+    pages = list((site / "site").rglob("*.html"))
+    assert len(pages) >= len(PAGES)
+    loads = r'<(?:script|img|iframe)[^>]*\bsrc="?(?:https?:)?//|<link[^>]*\bhref="?(?:https?:)?//'
+    for page in pages:
+        assert not re.search(loads, page.read_text(encoding="utf-8")), page.name
+
+
+def append(text: str) -> Callable[[Path], None]:
+    def spoil(site: Path) -> None:
+        with (site / "docs/index.md").open("a", encoding="utf-8") as page:
+            page.write(text)
+
+    return spoil
+
+
+def remove_a_figure(site: Path) -> None:
+    next((site / "docs/figures").iterdir()).unlink()
+
+
+def add_a_page_nobody_lists(site: Path) -> None:
+    (site / "docs/lost.md").write_text("# Lost", encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        append("\n[nowhere](nowhere.md)\n"),
+        append("\n[no such heading](tutorial.md#no-such-heading)\n"),
+        append("\n[nobody][flexrnn.fromscratch.Nobody]\n"),
+        remove_a_figure,
+        add_a_page_nobody_lists,
+    ],
+    ids=["link", "anchor", "reference", "figure", "page"],
+)
+def test_a_broken_site_fails(site: Path, spoil: Callable[[Path], None]) -> None:
+    spoil(site)
+    assert run("mkdocs", "build", "--strict", cwd=site).returncode != 0
