@@ -139,6 +139,8 @@ class Cell(nn.Module):
             )
         batched = input.dim() == 2
         x = input if batched else input.unsqueeze(0)
+        # Sizes come before dtypes, as in torch's cells.
+        given = None if hx is None else _check_cell_state(self, hx, x, batched)
         dtype, out_dtype = loop_dtypes(self, x)
         weight = first_weight(self)
         if weight is not None and weight.device != x.device:
@@ -147,11 +149,11 @@ class Cell(nn.Module):
             )
         if not may_meet(x, dtype):
             raise RuntimeError(f"input: expected dtype {dtype}, the weights', got {x.dtype}")
-        if hx is None:
+        if given is None:
             state = first_state(self, (x.shape[0],), dtype, x.device)
         else:
-            state = _check_cell_state(self, hx, x, batched)
-            state = self.State(*(s.to(dtype) for s in state))
+            check_state_kind(given, field_names(self), x)
+            state = self.State(*(s.to(dtype) for s in given))
         new = checked_step(self, x, state)
         new = self.State(*(s.to(out_dtype) for s in new))
         return unwrap(new if batched else self.State(*(s.squeeze(0) for s in new)))
@@ -332,8 +334,7 @@ def _check_cell_state(cell: Cell, hx: Any, x: Tensor, batched: bool) -> tuple[Te
             raise RuntimeError(
                 f"hidden{k} has inconsistent hidden_size: got {value.shape[-1]}, expected {size}"
             )
-    check_state_kind(state, fields, x)
-    return cell.State(*(value if batched else value.unsqueeze(0) for value in state))
+    return tuple(value if batched else value.unsqueeze(0) for value in state)
 
 
 def check_state_kind(state: tuple[Tensor, ...], fields: tuple[str, ...], x: Tensor) -> None:

@@ -157,15 +157,17 @@ def _check_order(there: Tensor | None, back: Tensor | None, batch: int) -> None:
     """Refuse `sorted_indices` and `unsorted_indices` that do not undo one another."""
     if there is None and back is None:
         return
-    ok = there is not None and back is not None and there.shape == back.shape == (batch,)
-    if ok and there.device.type == "cpu":  # elsewhere a look at the values would stop the queue
-        ok = there.tolist() == sorted(range(batch), key=back.tolist().__getitem__)
-        ok = ok and sorted(back.tolist()) == list(range(batch))
-    if not ok:
-        raise ValueError(
-            "input: expected sorted_indices and unsorted_indices of a PackedSequence to be "
-            f"permutations of {batch} rows that undo one another, got {there} and {back}"
-        )
+    if there is not None and back is not None and there.shape == back.shape == (batch,):
+        if there.device.type != "cpu":  # a look at the values would stop the queue
+            return
+        rows = back.tolist()
+        undone = sorted(range(batch), key=rows.__getitem__)
+        if sorted(rows) == list(range(batch)) and there.tolist() == undone:
+            return
+    raise ValueError(
+        "input: expected sorted_indices and unsorted_indices of a PackedSequence to be "
+        f"permutations of {batch} rows that undo one another, got {there} and {back}"
+    )
 
 
 def check_hx(
