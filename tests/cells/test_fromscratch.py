@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from flexrnn import ArticlePeepholeLSTM, LSTM, NaiveLSTM
+from flexrnn import LSTM, ArticlePeepholeLSTM, NaiveLSTM
 from flexrnn.fromscratch import CustomLSTM, NaiveCustomLSTM
 
 I, H, B, T = 3, 5, 4, 6
