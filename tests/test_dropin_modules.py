@@ -1,12 +1,12 @@
 """The drop-ins pass PyTorch's own descriptions of its module tests, in the place of torch's."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.testing import assert_close
 from torch.testing._internal import (
@@ -25,7 +25,7 @@ OURS: dict[type[nn.Module], Callable[..., nn.Module]] = {
 }
 INFOS = [info for info in described.module_db if info.module_cls in OURS]
 DTYPES = (torch.float32, torch.float64)
-TOLERANCES = {
+TOLERANCES: dict[torch.dtype, dict[str, Any]] = {
     torch.float32: {"rtol": 1.3e-6, "atol": 1e-5},  # what PyTorch itself asks of these tests
     torch.float64: {"rtol": 1e-12, "atol": 1e-12},
 }
@@ -61,37 +61,6 @@ def test_every_description_is_counted() -> None:
             assert sum(len(error_inputs(info, dtype, training)) for info in INFOS) == 58
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
-    """The tensors inside nested tuples, in order; of a packed sequence only the data."""
-    if isinstance(value, PackedSequence):
-        value = value.data
-    if isinstance(value, Tensor):
-        yield value
-    elif value is not None:
-        for part in value:
-            yield from tensors(part)
-
-
-def fresh(value: Any) -> Any:
-    """The same arguments with gradients of their own."""
-    if isinstance(value, PackedSequence):
-        return PackedSequence(fresh(value.data), *value[1:])
-    if isinstance(value, Tensor):
-        return value.detach().clone().requires_grad_()
-    return tuple(map(fresh, value))
-
-
-def run(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, list[Tensor]]:
-    """What a module returns, and the gradients of every argument and parameter."""
-    args = fresh(args)
-    result = module(*args)
-    weights = [torch.linspace(-1, 2, out.numel()).view_as(out) for out in tensors(result)]
-    loss = sum((out * w.to(out)).sum() for out, w in zip(tensors(result), weights, strict=True))
-    wanted = [*tensors(args), *module.parameters()]
-    assert isinstance(loss, Tensor)
-    return result, list(torch.autograd.grad(loss, wanted))
-
-
 cases = [
     pytest.param(info, dtype, training, id=f"{info.name}-{dtype}-{'train' if training else 'eval'}")
     for info in INFOS
@@ -103,10 +72,10 @@ cases = [
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 @pytest.mark.parametrize(("info", "dtype", "training"), cases)
 def test_values_and_gradients_are_those_of_torch(
-    info: Any, dtype: torch.dtype, training: bool
+    info: Any, dtype: torch.dtype, training: bool, assert_same: Callable[..., Any]
 ) -> None:
     for described_input in inputs(info, dtype, training):
-        compare(info.module_cls, described_input, dtype, training)
+        compare(assert_same, info.module_cls, described_input, dtype, training)
 
 
 packing = [
@@ -119,7 +88,7 @@ packing = [
 
 @pytest.mark.parametrize(("info", "dtype"), packing)
 def test_so_are_those_of_the_descriptions_with_packed_sequences(
-    info: Any, dtype: torch.dtype
+    info: Any, dtype: torch.dtype, assert_same: Callable[..., Any]
 ) -> None:
     with_packed = [
         i
@@ -135,10 +104,16 @@ def test_so_are_those_of_the_descriptions_with_packed_sequences(
     ]
     assert len(with_packed) == (32 if info.module_cls is nn.RNN else 16)
     for described_input in with_packed:
-        compare(info.module_cls, described_input, dtype, training=True)
+        compare(assert_same, info.module_cls, described_input, dtype, training=True)
 
 
-def compare(cls: type[nn.Module], case: Any, dtype: torch.dtype, training: bool) -> None:
+def compare(
+    assert_same: Callable[..., Any],
+    cls: type[nn.Module],
+    case: Any,
+    dtype: torch.dtype,
+    training: bool,
+) -> None:
     build, call = case.constructor_input, case.forward_input
     assert not call.kwargs
     ours = OURS[cls](*build.args, **build.kwargs).to(dtype).train(training)
@@ -147,15 +122,11 @@ def compare(cls: type[nn.Module], case: Any, dtype: torch.dtype, training: bool)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     ours.load_state_dict(theirs.state_dict(), strict=True)
 
-    got, got_gradients = run(ours, call.args)
-    expected, expected_gradients = run(theirs, call.args)
-    close = partial(assert_close, **TOLERANCES[dtype])
-    close(list(tensors(got)), list(tensors(expected)))
-    close(got_gradients, expected_gradients)
+    got = assert_same(ours, theirs, *call.args, **TOLERANCES[dtype])
     if case.reference_fn is not None and not isinstance(call.args[0], PackedSequence):
         # torch's own oracle: the same module with a batch of one.
-        reference = case.reference_fn(ours, *call.args)
-        close(list(tensors(got)), list(tensors(reference)))
+        expected = case.reference_fn(ours, *call.args)
+        assert_close(got, expected, **TOLERANCES[dtype])
 
 
 errors = [

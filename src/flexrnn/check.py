@@ -36,11 +36,10 @@ def check_options(
     _check_probability(
         "dropout", dropout, "representing the probability of an element being zeroed"
     )
-    for name, value in (("bias", bias), ("batch_first", batch_first)):
+    flags = {"bias": bias, "batch_first": batch_first, "bidirectional": bidirectional}
+    for name, value in flags.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
-    if not isinstance(bidirectional, int) or bidirectional not in (0, 1):  # torch takes 0 and 1
-        raise TypeError(f"bidirectional should be of type bool, got: {bidirectional!r}")
     sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
     for name, value in {**sizes, "proj_size": proj_size}.items():
         if not isinstance(value, int) or isinstance(value, bool):

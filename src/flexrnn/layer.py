@@ -18,7 +18,7 @@ from flexrnn.check import (
     check_options,
     check_packed,
 )
-from flexrnn.compose import compose
+from flexrnn.compose import CellStep
 from flexrnn.engine import scan
 
 
@@ -99,7 +99,7 @@ class FlexRNN(nn.Module):
         self.bias = bias
         self.batch_first = batch_first
         self.dropout = float(dropout)
-        self.bidirectional = bool(bidirectional)
+        self.bidirectional = bidirectional
         self.proj_size = proj_size
         self.backend = scan.check_backend(backend)
 
@@ -254,7 +254,7 @@ class FlexRNN(nn.Module):
                 index = k * self.num_directions + d
                 cell = cells[index]
                 (output,), final = scan.run(
-                    compose(cell, ragged=valid is not None),
+                    CellStep(cell, ragged=valid is not None),
                     _map(lambda s, index=index: s[index], state),
                     (x,) if valid is None else (x, valid),
                     reverse=d == 1,
