@@ -7,9 +7,10 @@ So every mechanism of torch that acts on a module's parameters (parametrizations
 `functional_call`, tying, `vmap` over stacked ones) acts on the layer's, and the next call sees it.
 """
 
-from typing import NamedTuple, TypeVar
+from collections.abc import Hashable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from flexrnn.cell import Cell
 
@@ -62,6 +63,53 @@ def bind(cell: C, slots: tuple[Slot, ...], layer: nn.Module) -> C:
     for slot in slots:
         copy.get_submodule(slot.module)._parameters[slot.name] = getattr(layer, slot.flat)
     return copy
+
+
+def tensors_of(cell: Cell) -> dict[str, Tensor]:
+    """Parameters, buffers and plain tensor attributes of a bound cell, by their paths."""
+    found: dict[str, Tensor] = {}
+    for prefix, module in cell.named_modules(remove_duplicate=False):
+        held = {**module._parameters, **module._buffers, **vars(module)}
+        for name, value in held.items():
+            if isinstance(value, Tensor):
+                found[f"{prefix}.{name}" if prefix else name] = value
+    return found
+
+
+def with_tensors(cell: C, tensors: Mapping[str, Tensor]) -> C:
+    """A copy of a bound cell with other tensors in the places that `tensors_of` names."""
+    copy = _copy(cell, {})
+    for module in set(copy.modules()):
+        module._buffers = dict(module._buffers)
+    for path, tensor in tensors.items():
+        prefix, _, name = path.rpartition(".")
+        module = copy.get_submodule(prefix)
+        places: list[Any] = [module._parameters, module._buffers, vars(module)]
+        for held in places:
+            if name in held:
+                held[name] = tensor
+    return copy
+
+
+def fingerprint(module: nn.Module) -> Hashable:
+    """Class, options and mode of a module and of all inside it: everything but tensors."""
+    skipped = ("_parameters", "_buffers", "_modules")
+    own = {name: value for name, value in vars(module).items() if name not in skipped}
+    children = [(name, child and fingerprint(child)) for name, child in module._modules.items()]
+    return (type(module), _frozen(own), tuple(children))
+
+
+def _frozen(value: Any) -> Hashable:
+    """A value that is equal where the given one is; a tensor counts by its place alone."""
+    if isinstance(value, Tensor):
+        return Tensor
+    if isinstance(value, Mapping):
+        return tuple((_frozen(k), _frozen(v)) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return (type(value), *map(_frozen, value))
+    if isinstance(value, (set, frozenset)):
+        return frozenset(map(_frozen, value))
+    return (type(value), value) if isinstance(value, Hashable) else (type(value), repr(value))
 
 
 M = TypeVar("M", bound=nn.Module)

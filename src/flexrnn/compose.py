@@ -4,19 +4,18 @@ Engines see the composed step and nothing of what it is made of. Selection is `w
 product with a mask: 0 · inf is NaN.
 """
 
-from collections.abc import Callable
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flexrnn.cell import Cell, checked_step
+from flexrnn.bind import fingerprint, tensors_of, with_tensors
+from flexrnn.cell import Cell, checked_step, field_names
 
-ComposedStep = Callable[[tuple[Tensor, ...], Any], Any]
 
-
-def compose(cell: Cell, *, ragged: bool = False) -> ComposedStep:
-    """The step that an engine runs: `(inputs_t, state) -> state`.
+class CellStep:
+    """The step that an engine runs for a layer: `(inputs_t, state) -> state`.
 
     Args:
         cell: bound to its parameters.
@@ -24,12 +23,39 @@ def compose(cell: Cell, *, ragged: bool = False) -> ComposedStep:
             `valid_t` `(B, 1)`, false where row b's sequence has ended. There the state stays what
             it was, and nothing of `x_t`, not even its derivative, is touched.
     """
-    if not ragged:
-        return lambda inputs, state: checked_step(cell, inputs[0], state)
 
-    def held(inputs: tuple[Tensor, ...], state: Any) -> Any:
+    def __init__(self, cell: Cell, *, ragged: bool = False):
+        self.cell = cell
+        self.ragged = ragged
+
+    def __call__(self, inputs: tuple[Tensor, ...], state: Any) -> Any:
+        """The new state, a `State` of the cell's."""
+        if not self.ragged:
+            return checked_step(self.cell, inputs[0], state)
         x, valid = inputs
-        new = checked_step(cell, torch.where(valid, x, 0), state)
-        return cell.State(*(torch.where(valid, n, o) for n, o in zip(new, state, strict=True)))
+        new = checked_step(self.cell, torch.where(valid, x, 0), state)
+        return self.cell.State(*(torch.where(valid, n, o) for n, o in zip(new, state, strict=True)))
 
-    return held
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Parameters, buffers and tensor attributes of the cell, by their paths."""
+        return tensors_of(self.cell)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the state's fields."""
+        return field_names(self.cell)
+
+    def pure(
+        self,
+        inputs: tuple[Tensor, ...],
+        state: tuple[Tensor, ...],
+        tensors: Mapping[str, Tensor],
+    ) -> tuple[Tensor, ...]:
+        """The same call with other tensors in the place of the cell's own."""
+        step = CellStep(with_tensors(self.cell, tensors), ragged=self.ragged)
+        return tuple(step(inputs, self.cell.State(*state)))
+
+    def key(self) -> Hashable:
+        """Everything but tensors that the cell's computation can depend on."""
+        return (self.ragged, fingerprint(self.cell))

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from flexrnn.engine import reference
+from flexrnn.engine import differentiable, reference
 
-ENGINES = {"reference": reference.run}
+ENGINES = {"reference": reference.run, "interpreter": differentiable.run}
 AUTO = ("reference",)  # what `auto` tries, the fastest first
 
 _chosen: ContextVar[str | None] = ContextVar("flexrnn_backend", default=None)

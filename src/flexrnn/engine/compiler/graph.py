@@ -1,0 +1,202 @@
+"""The graph that every pass of the compiler turns into another: single assignment, pure, shaped.
+
+A node is an operation on earlier nodes. Elementwise operations are the rows of `ops.OPS`; the few
+others stand in `SHAPES`, each with the rule for its shape. A shape names the batch "B"; time is no
+axis of it, for a graph says what happens at one step.
+
+Adding a node that exists returns the one that exists: common subexpressions are never computed
+twice, and no pass has to look for them.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flexrnn.engine.compiler.ops import OPS, Expression
+
+Shape = tuple[int | str, ...]
+BATCH = "B"
+
+
+class Node(NamedTuple):
+    """One operation on earlier nodes."""
+
+    op: str
+    args: tuple[int, ...]
+    attrs: tuple[tuple[str, Any], ...]
+    shape: Shape
+    boolean: bool
+
+    def attr(self, name: str) -> Any:
+        """The value of an attribute."""
+        return dict(self.attrs)[name]
+
+
+class Graph:
+    """Nodes in an order in which they can be computed; names of inputs and of what is wanted."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.inputs: dict[str, int] = {}
+        self.outputs: dict[str, int] = {}
+        self.sources: dict[int, str] = {}  # node -> file:line of the user's code, where known
+        self._index: dict[tuple[Any, ...], int] = {}
+
+    def input(self, name: str, shape: Shape, boolean: bool = False) -> int:
+        """A new input."""
+        index = self._append("input", (), (("name", name),), shape, boolean)
+        self.inputs[name] = index
+        return index
+
+    def add(self, op: str, *args: int, **attrs: Any) -> int:
+        """The index of the node `op(*args)`, which is made where it does not exist.
+
+        Raises:
+            ValueError: the operands do not fit the operation.
+        """
+        key = (op, args, tuple(sorted(attrs.items())))
+        if key in self._index:
+            return self._index[key]
+        shapes = tuple(self.nodes[a].shape for a in args)
+        shape = SHAPES[op](shapes, attrs) if op in SHAPES else broadcast(op, shapes)
+        boolean = OPS[op].boolean if op in OPS else any(self.nodes[a].boolean for a in args)
+        return self._append(op, args, key[2], shape, boolean)
+
+    def constant(self, value: float) -> int:
+        """A number."""
+        return self.add("constant", value=float(value))
+
+    def _append(
+        self, op: str, args: tuple[int, ...], attrs: tuple[Any, ...], shape: Shape, boolean: bool
+    ) -> int:
+        self.nodes.append(Node(op, args, attrs, shape, boolean))
+        self._index[(op, args, attrs)] = len(self.nodes) - 1
+        return len(self.nodes) - 1
+
+    def users(self) -> list[list[int]]:
+        """Of every node, the nodes that read it."""
+        users: list[list[int]] = [[] for _ in self.nodes]
+        for index, node in enumerate(self.nodes):
+            for arg in dict.fromkeys(node.args):
+                users[arg].append(index)
+        return users
+
+    def ancestors(self, roots: "set[int] | list[int]") -> set[int]:
+        """The given nodes and everything that they are computed from."""
+        found, pending = set(), list(roots)
+        while pending:
+            index = pending.pop()
+            if index not in found:
+                found.add(index)
+                pending.extend(self.nodes[index].args)
+        return found
+
+
+Rule = Callable[[Graph, Node, tuple[int, ...], int], int | None]
+
+
+def rewrite(graph: Graph, rule: Rule) -> Graph:
+    """A new graph in which `rule(new, node, new_args, old_index)` says what becomes of each node.
+
+    The rule returns a node of the new graph, or `None` for a copy. What no output needs is left
+    out; inputs stay, for they are the graph's signature.
+    """
+    new, where = Graph(), {}
+    alive = graph.ancestors(list(graph.outputs.values()))
+    for index, node in enumerate(graph.nodes):
+        if node.op == "input":
+            where[index] = new.input(node.attr("name"), node.shape, node.boolean)
+        elif index in alive:
+            args = tuple(where[a] for a in node.args)
+            first_new = len(new.nodes)
+            made = rule(new, node, args, index)
+            where[index] = new.add(node.op, *args, **dict(node.attrs)) if made is None else made
+            if index in graph.sources:
+                for added in range(first_new, len(new.nodes)):
+                    new.sources.setdefault(added, graph.sources[index])
+    new.outputs = {name: where[index] for name, index in graph.outputs.items()}
+    return new
+
+
+def broadcast(op: str, shapes: tuple[Shape, ...]) -> Shape:
+    """The shape of an elementwise operation: axes are aligned at the end, 1 stretches."""
+    if op not in OPS:
+        raise ValueError(f"{op}: expected an operation of the table")
+    rank = max(map(len, shapes))
+    padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
+    result = []
+    for sizes in zip(*padded, strict=True):
+        wide = {size for size in sizes if size != 1}
+        if len(wide) > 1:
+            raise ValueError(f"{op}: expected shapes that broadcast, got {shapes}")
+        result.append(wide.pop() if wide else 1)
+    return tuple(result)
+
+
+def _product(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
+    a, w = shapes  # (..., K) · (K, N), or head by head (B, G, K) · (G, K, N)
+    if BATCH in w or not a or a[-1] != w[-2] or w[:-2] != a[1 : len(w) - 1]:
+        raise ValueError(f"product: expected (B, K) and (K, N), got {a} and {w}")
+    return (*a[:-1], w[-1])
+
+
+def _outer(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
+    a, g = shapes  # Σ over batch (and time) of aᵀ g: the gradient of a product's weight
+    if BATCH not in a or a[:-1] != g[:-1]:
+        raise ValueError(f"outer: expected (B, K) and (B, N), got {a} and {g}")
+    return (*a[1:-1], a[-1], g[-1])
+
+
+def _slice(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
+    (shape,), axis = shapes, attrs["axis"]
+    return (*shape[:axis], attrs["stop"] - attrs["start"], *shape[len(shape) + axis + 1 :])
+
+
+def _concat(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
+    axis = attrs["axis"]
+    rest = {(*s[:axis], *s[len(s) + axis + 1 :]) for s in shapes}
+    if len(rest) != 1:
+        raise ValueError(f"concat: expected shapes that differ along axis {axis}, got {shapes}")
+    (first, *_), size = shapes, sum(int(s[axis]) for s in shapes)
+    return (*first[:axis], size, *first[len(first) + axis + 1 :])
+
+
+SHAPES: dict[str, Callable[[tuple[Shape, ...], dict[str, Any]], Shape]] = {
+    "constant": lambda shapes, attrs: (),
+    "product": _product,
+    "outer": _outer,
+    "transpose": lambda shapes, attrs: (*shapes[0][:-2], shapes[0][-1], shapes[0][-2]),
+    "slice": _slice,
+    "concat": _concat,
+    "reshape": lambda shapes, attrs: attrs["shape"],
+    "expand": lambda shapes, attrs: attrs["shape"],
+    "sum": lambda shapes, attrs: (*shapes[0][:-1], 1),  # over the last axis
+    "amax": lambda shapes, attrs: (*shapes[0][:-1], 1),
+    "batch_sum": lambda shapes, attrs: attrs["shape"],  # over batch, time and what was stretched
+}
+
+
+class Expr(Expression):
+    """A node with the arithmetic of a tensor, in which derivatives are written."""
+
+    def __init__(self, graph: Graph, index: int):
+        self.graph, self.index = graph, index
+
+    def apply(self, name: str, *operands: Any, **attributes: float) -> "Expr":
+        """The expression `name(*operands)`; some operands may be numbers."""
+        args = (o.index if isinstance(o, Expr) else self.graph.constant(o) for o in operands)
+        return Expr(self.graph, self.graph.add(name, *args, **attributes))
+
+    def __add__(self, other: Any) -> "Expr":
+        return self.apply("add", self, other)
+
+    def __sub__(self, other: Any) -> "Expr":
+        return self.apply("sub", self, other)
+
+    def __mul__(self, other: Any) -> "Expr":
+        return self.apply("mul", self, other)
+
+    def __truediv__(self, other: Any) -> "Expr":
+        return self.apply("div", self, other)
+
+    def __neg__(self) -> "Expr":
+        return self.apply("neg", self)

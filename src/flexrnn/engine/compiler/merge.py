@@ -1,0 +1,148 @@
+"""Merge: one product for all that share a left operand, however the person wrote them.
+
+Slices move towards the inputs and concatenations open up until products stand bare; products of
+the same left operand then become one with their weights side by side. So the naive LSTM's eight
+products become the vectorised one's two, and `linear(cat([x, h]), W)` an input and a recurrent one.
+"""
+
+from flexrnn.engine.compiler.graph import BATCH, Graph, Node, rewrite
+from flexrnn.engine.compiler.ops import OPS
+
+
+def merge(graph: Graph) -> Graph:
+    """The same function with as few products as their left operands allow."""
+    return normalize(merge_products(normalize(graph)))
+
+
+def normalize(graph: Graph) -> Graph:
+    """Apply the rules below until none applies."""
+    while True:
+        new = rewrite(graph, _rule)
+        if new.nodes == graph.nodes:
+            return new
+        graph = new
+
+
+def _rule(new: Graph, node: Node, args: tuple[int, ...], _: int) -> int | None:
+    if node.op == "product":
+        return _product_of_concat(new, *args)
+    if node.op == "slice":
+        return _slice(new, args[0], node.attr("axis"), node.attr("start"), node.attr("stop"))
+    if node.op == "concat":
+        return _concat(new, args, node.attr("axis"))
+    if node.op in ("reshape", "expand") and new.nodes[args[0]].shape == node.shape:
+        return args[0]
+    return None
+
+
+def _product_of_concat(new: Graph, a: int, w: int) -> int | None:
+    """[a, b] W = a W_a + b W_b."""
+    left = new.nodes[a]
+    if left.op != "concat" or left.attr("axis") != -1 or BATCH not in left.shape:
+        return None
+    total, start = None, 0
+    for part in left.args:
+        stop = start + int(new.nodes[part].shape[-1])
+        term = new.add("product", part, _slice(new, w, -2, start, stop))
+        total = term if total is None else new.add("add", total, term)
+        start = stop
+    return total
+
+
+def _slice(new: Graph, a: int, axis: int, start: int, stop: int) -> int:
+    """A part of a node, cut from what the node is made of."""
+    node = new.nodes[a]
+    if (start, stop) == (0, node.shape[axis]):
+        return a
+    if node.op == "slice" and node.attr("axis") == axis:
+        offset = node.attr("start")
+        return _slice(new, node.args[0], axis, start + offset, stop + offset)
+    if node.op == "transpose" and axis in (-1, -2):
+        return new.add("transpose", _slice(new, node.args[0], -3 - axis, start, stop))
+    if node.op == "concat" and node.attr("axis") == axis:
+        return _slice_of_concat(new, node, axis, start, stop)
+    if node.op in OPS:
+        return new.add(node.op, *(_part(new, arg, node, axis, start, stop) for arg in node.args),
+                       **dict(node.attrs))  # fmt: skip
+    return new.add("slice", a, axis=axis, start=start, stop=stop)
+
+
+def _part(new: Graph, arg: int, node: Node, axis: int, start: int, stop: int) -> int:
+    """The operand of a part of an elementwise operation: its part, or all where it is stretched."""
+    shape = new.nodes[arg].shape
+    stretched = len(shape) < -axis or shape[axis] != node.shape[axis]
+    return arg if stretched else _slice(new, arg, axis, start, stop)
+
+
+def _slice_of_concat(new: Graph, node: Node, axis: int, start: int, stop: int) -> int:
+    parts, offset = [], 0
+    for arg in node.args:
+        size = int(new.nodes[arg].shape[axis])
+        first, last = max(start - offset, 0), min(stop - offset, size)
+        if first < last:
+            parts.append(_slice(new, arg, axis, first, last))
+        offset += size
+    return _concat(new, tuple(parts), axis)
+
+
+def _concat(new: Graph, parts: tuple[int, ...], axis: int) -> int:
+    """Parts side by side; neighbours that were cut from one node grow together again."""
+    grown: list[int] = []
+    for part in parts:
+        last, node = new.nodes[grown[-1]] if grown else None, new.nodes[part]
+        if last is not None and _adjacent(last, node, axis):
+            start, stop = last.attr("start"), node.attr("stop")
+            grown[-1] = _slice(new, node.args[0], axis, start, stop)
+        elif node.op == "concat" and node.attr("axis") == axis:
+            grown.extend(node.args)
+        else:
+            grown.append(part)
+    return grown[0] if len(grown) == 1 else new.add("concat", *grown, axis=axis)
+
+
+def _adjacent(last: Node, node: Node, axis: int) -> bool:
+    return (
+        last.op == node.op == "slice"
+        and last.args == node.args
+        and last.attr("axis") == node.attr("axis") == axis
+        and last.attr("stop") == node.attr("start")
+    )
+
+
+def merge_products(graph: Graph) -> Graph:
+    """Put the weights of products with one left operand side by side, in the order of their use."""
+    groups: dict[tuple[int, object], list[int]] = {}
+    for index in sorted(graph.ancestors(list(graph.outputs.values()))):
+        node = graph.nodes[index]
+        if node.op == "product" and BATCH in node.shape:
+            weight = graph.nodes[node.args[1]]
+            groups.setdefault((node.args[0], weight.shape[:-1]), []).append(index)
+    merged = {index: group for group in groups.values() if len(group) > 1 for index in group}
+
+    wide: dict[int, int] = {}  # first product of a group -> the product of all
+
+    def rule(new: Graph, node: Node, args: tuple[int, ...], index: int) -> int | None:
+        group = merged.get(index)
+        if group is None:
+            return None
+        widths = [int(graph.nodes[k].shape[-1]) for k in group]
+        if group[0] not in wide:
+            weights = _weights(new, graph, [graph.nodes[k].args[1] for k in group])
+            wide[group[0]] = new.add("product", args[0], _concat(new, tuple(weights), -1))
+        start = sum(widths[: group.index(index)])
+        stop = start + widths[group.index(index)]
+        return _slice(new, wide[group[0]], -1, start, stop)
+
+    return rewrite(graph, rule)
+
+
+def _weights(new: Graph, old: Graph, wanted: list[int]) -> list[int]:
+    """Copy nodes made of parameters alone into a graph that may not have come to them yet."""
+    where: dict[int, int] = {}
+    for index in sorted(old.ancestors(wanted)):
+        node = old.nodes[index]
+        if node.op == "input":
+            where[index] = new.inputs[node.attr("name")]
+        else:
+            where[index] = new.add(node.op, *(where[a] for a in node.args), **dict(node.attrs))
+    return [where[index] for index in wanted]

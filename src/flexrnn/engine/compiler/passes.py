@@ -1,0 +1,76 @@
+"""From a composed step to a program: all passes in their order, and the cache of what came out."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexrnn.engine.compiler.autodiff import differentiate
+from flexrnn.engine.compiler.graph import Graph
+from flexrnn.engine.compiler.merge import merge
+from flexrnn.engine.compiler.program import Program, build
+from flexrnn.engine.compiler.split import regroup_sums
+from flexrnn.engine.compiler.trace import CannotCompileError, trace
+from flexrnn.engine.step import ComposedStep
+
+_programs: dict[Any, Program | str] = {}
+
+
+def compile_step(
+    step: ComposedStep,
+    xs: tuple[Tensor, ...],
+    state: tuple[Tensor, ...],
+    wanted: tuple[str, ...] = (),
+) -> Program:
+    """The program of a step; made at the first call and whenever anything but values changes.
+
+    Args:
+        step: the composed step.
+        xs: the inputs, each `(T, B, ...)`.
+        state: the state before the first step, each `(B, ...)`.
+        wanted: names of inputs whose gradient is wanted: `x0`, `param.NAME`, `state.FIELD`; none
+            at all for a program that only runs forward.
+
+    Raises:
+        CannotCompileError: the step is not a program; the message names operation, file and line.
+    """
+    device = state[0].device.type
+    key = (
+        step.key(),
+        tuple((x.dtype, tuple(x.shape[2:])) for x in xs),
+        tuple((s.dtype, tuple(s.shape[1:])) for s in state),
+        tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in step.tensors.items()),
+        wanted,
+        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+    )
+    if key not in _programs:
+        try:
+            *_, (_, graph) = passes(step, xs, state, wanted)
+            _programs[key] = build(graph)
+        except CannotCompileError as error:
+            _programs[key] = str(error)  # the text alone: the exception holds on to tensors
+    program = _programs[key]
+    if isinstance(program, str):
+        raise CannotCompileError(program)
+    return program
+
+
+def passes(
+    step: ComposedStep,
+    xs: tuple[Tensor, ...],
+    state: tuple[Tensor, ...],
+    wanted: tuple[str, ...] = (),
+) -> list[tuple[str, Graph]]:
+    """The graph after every pass, with the pass's name."""
+    rows = tuple(x[0] for x in xs)
+    graph = trace(step.pure, rows, dict(zip(step.fields, state, strict=True)), step.tensors)
+    stages = [("trace", graph)]
+    rest: list[tuple[str, Callable[[Graph], Graph]]] = [
+        ("merge", merge),
+        ("split", regroup_sums),
+        ("autodiff", lambda g: differentiate(g, wanted)),
+    ]
+    for name, transform in rest:
+        stages.append((name, transform(stages[-1][1])))
+    return stages

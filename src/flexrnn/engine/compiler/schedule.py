@@ -1,0 +1,126 @@
+"""Schedule: when each node is computed, and what the backward pass is handed.
+
+Six stages, in this order: `once` and `hoisted` before the loop, `loop` step by step; then, for
+gradients, `prepare`, `reverse` step by step from the end, and `after` for all steps at once. Only
+what the step before needs for its own gradient is in `reverse`: products over the batch (gradients
+of weights), sums over it (of biases) and the input's gradient come after.
+
+The policy of saving: what the backward pass reads of the forward pass is saved, except for cheap
+elementwise results all of whose operands are at hand; those are computed again.
+"""
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+from flexrnn.engine.compiler.graph import Graph
+from flexrnn.engine.compiler.ops import OPS
+from flexrnn.engine.compiler.split import Dependence, dependences
+
+_VIEWS = ("slice", "concat", "reshape", "expand")
+
+
+class Schedule(NamedTuple):
+    """Indices of nodes by stage. A node that is computed again stands in two stages."""
+
+    once: tuple[int, ...] = ()
+    hoisted: tuple[int, ...] = ()
+    loop: tuple[int, ...] = ()
+    prepare: tuple[int, ...] = ()
+    reverse: tuple[int, ...] = ()
+    after: tuple[int, ...] = ()
+    saved: tuple[int, ...] = ()  # of the forward pass, at every step, for the backward pass
+    kept: tuple[int, ...] = ()  # of `reverse`, at every step, for `after`
+
+
+def schedule(graph: Graph) -> Schedule:
+    """Give every node its stage."""
+    depends = dependences(graph)
+
+    def computed(indices: Collection[int], *kinds: Dependence) -> tuple[int, ...]:
+        return tuple(
+            i for i in sorted(indices) if graph.nodes[i].op != "input" and depends[i] in kinds
+        )
+
+    forward = graph.ancestors([i for name, i in graph.outputs.items() if name[:6] == "state."])
+    gradients = [i for name, i in graph.outputs.items() if name.startswith("grad.")]
+    carried = [i for name, i in graph.outputs.items() if name.startswith("grad.state.")]
+    needed = graph.ancestors(gradients)
+
+    saved = _saved(graph, forward, needed - forward, depends)
+    reverse = _until(graph, carried, saved, depends)
+    cotangents = {i for i in reverse if depends[i] == Dependence.COTANGENT}
+    after = _until(graph, gradients, saved | cotangents, depends)
+    kept = {a for i in after for a in graph.nodes[i].args} | set(gradients).difference(carried)
+    return Schedule(
+        once=computed(forward, Dependence.PARAMETER),
+        hoisted=computed(forward, Dependence.INPUT),
+        loop=computed(forward, Dependence.STATE),
+        prepare=computed(needed - forward, Dependence.PARAMETER),
+        reverse=tuple(sorted(reverse)),
+        after=tuple(sorted(after)),
+        saved=tuple(sorted(saved | _states_read(graph, reverse | after))),
+        kept=tuple(sorted(kept & cotangents)),
+    )
+
+
+def saved_floats(graph: Graph, plan: Schedule) -> int:
+    """Numbers that a program keeps for the backward pass, per time step and batch row."""
+    return sum(_width(graph, index) for index in plan.saved)
+
+
+def _width(graph: Graph, index: int) -> int:
+    width = 1
+    for size in graph.nodes[index].shape[1:]:
+        width *= int(size)
+    return width
+
+
+def _saved(
+    graph: Graph, forward: set[int], backward: set[int], depends: list[Dependence]
+) -> set[int]:
+    """The policy that the head of this file states."""
+    read = {
+        arg
+        for index in backward
+        for arg in graph.nodes[index].args
+        if arg in forward and depends[arg] > Dependence.PARAMETER and graph.nodes[arg].op != "input"
+    }
+    saved = {index for index in read if not _is_cheap(graph, index)}
+
+    def at_hand(index: int) -> bool:
+        node = graph.nodes[index]
+        given = node.op == "input" or depends[index] == Dependence.PARAMETER or index in saved
+        return given or (_is_cheap(graph, index) and all(map(at_hand, node.args)))
+
+    for index in sorted(read):
+        if not at_hand(index):
+            saved.add(index)
+    return saved
+
+
+def _is_cheap(graph: Graph, index: int) -> bool:
+    op = graph.nodes[index].op
+    return op in _VIEWS or (op in OPS and OPS[op].cheap)
+
+
+def _until(graph: Graph, roots: list[int], given: set[int], depends: list[Dependence]) -> set[int]:
+    """What has to be computed for `roots` where inputs, parameters and `given` are at hand."""
+    found: set[int] = set()
+    pending = list(roots)
+    while pending:
+        index = pending.pop()
+        at_hand = index in given or depends[index] == Dependence.PARAMETER
+        if index not in found and not at_hand and graph.nodes[index].op != "input":
+            found.add(index)
+            pending.extend(graph.nodes[index].args)
+    return found
+
+
+def _states_read(graph: Graph, backward: set[int]) -> set[int]:
+    """New states whose history is kept because the backward pass reads the state before a step."""
+    read = {arg for index in backward for arg in graph.nodes[index].args}
+    return {
+        graph.outputs[name]
+        for name, index in graph.inputs.items()
+        if name.startswith("state.") and index in read
+    }

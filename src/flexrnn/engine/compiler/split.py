@@ -1,0 +1,76 @@
+"""Split: what is done once, what for all time steps at once, and what step by step.
+
+A node that depends on parameters alone is computed once; on parameters and input alone, for all T
+steps at once; only what depends on the state stays in the loop. Sums are regrouped first, so that
+of `x W + b + h U` all but the last addition leaves the loop.
+"""
+
+from enum import IntEnum
+
+from flexrnn.engine.compiler.graph import Graph, Node, rewrite
+
+
+class Dependence(IntEnum):
+    """The latest kind of operand that a node is computed from."""
+
+    PARAMETER = 0
+    INPUT = 1
+    STATE = 2
+    COTANGENT = 3
+
+
+_KINDS = {
+    "param": Dependence.PARAMETER,
+    "state": Dependence.STATE,
+    "cotangent": Dependence.COTANGENT,
+}
+
+
+def dependences(graph: Graph) -> list[Dependence]:
+    """Of every node, what it depends on."""
+    found: list[Dependence] = []
+    for node in graph.nodes:
+        if node.op == "input":
+            kind, _, _ = node.attr("name").partition(".")
+            found.append(_KINDS.get(kind, Dependence.INPUT))
+        else:
+            found.append(max((found[a] for a in node.args), default=Dependence.PARAMETER))
+    return found
+
+
+def regroup_sums(graph: Graph) -> Graph:
+    """Add up parameters first, then input, then state: addition is regrouped, to rounding."""
+    depends, users = dependences(graph), graph.users()
+
+    def inner(index: int) -> bool:  # an addition that only another addition reads
+        readers = users[index]
+        return (
+            graph.nodes[index].op == "add"
+            and len(readers) == 1
+            and graph.nodes[readers[0]].op == "add"
+            and graph.nodes[readers[0]].args.count(index) == 1
+            and index not in graph.outputs.values()
+        )
+
+    def terms(index: int) -> list[int]:
+        return [
+            term
+            for arg in graph.nodes[index].args
+            for term in (terms(arg) if inner(arg) else [arg])
+        ]
+
+    where: dict[int, int] = {}
+
+    def rule(new: Graph, node: Node, args: tuple[int, ...], index: int) -> int | None:
+        where.update(zip(node.args, args, strict=True))
+        if node.op != "add" or inner(index):
+            return None
+        leaves = sorted(terms(index), key=lambda term: depends[term])  # stable: the written order
+        if len(leaves) < 3 or depends[leaves[0]] == depends[leaves[-1]]:
+            return None
+        total = where[leaves[0]]
+        for leaf in leaves[1:]:
+            total = new.add("add", total, where[leaf])
+        return total
+
+    return rewrite(rewrite(graph, rule), lambda *_: None)  # the second leaves out what is unused

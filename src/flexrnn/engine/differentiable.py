@@ -1,0 +1,92 @@
+"""A program as one operation of autograd."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from flexrnn.engine import interpreter
+from flexrnn.engine.compiler.passes import compile_step
+from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.step import ComposedStep
+
+
+def run(
+    step: ComposedStep,
+    state: Any,
+    xs: tuple[Tensor, ...],
+    *,
+    reverse: bool = False,
+    keep: Sequence[int] = (),
+) -> tuple[tuple[Tensor, ...], Any]:
+    """Compile a step and run its program by the interpreter; operands as in `reference.run`.
+
+    Raises:
+        CannotCompileError: the step is not a program.
+    """
+    tensors = dict(step.tensors)
+    xs = tuple(x.flip(0) for x in xs) if reverse else xs
+    named = {f"x{k}": x for k, x in enumerate(xs)}
+    named |= {f"state.{field}": value for field, value in zip(step.fields, state, strict=True)}
+    named |= {f"param.{name}": tensor for name, tensor in tensors.items()}
+    wanted = ()
+    if torch.is_grad_enabled():
+        wanted = tuple(name for name, tensor in named.items() if tensor.requires_grad)
+    program = compile_step(step, xs, tuple(state), wanted)
+    fields = tuple(step.fields[k] for k in keep)
+    results = _Scan.apply(program, len(xs), fields, wanted, tuple(tensors), *named.values())
+    history, final = results[: len(fields)], results[len(fields) :]
+    history = tuple(h.flip(0) for h in history) if reverse else history
+    return history, type(state)(*final) if hasattr(state, "_fields") else tuple(final)
+
+
+class _Scan(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        program: Program,
+        inputs: int,
+        fields: tuple[str, ...],
+        wanted: tuple[str, ...],
+        names: tuple[str, ...],
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        xs, state, params = _parts(program, inputs, tensors)
+        ran = interpreter.forward(program, xs, state, dict(zip(names, params, strict=True)), fields)
+        ctx.save_for_backward(*tensors, *ran.saved.values())
+        ctx.about = (program, inputs, fields, wanted, names, tuple(ran.saved))
+        return (*ran.history.values(), *ran.final)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # torch calls it so
+        ctx: Any, *cotangents: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        program, inputs, fields, wanted, names, indices = ctx.about
+        count = len(ctx.saved_tensors) - len(indices)
+        tensors, saved = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        xs, state, params = _parts(program, inputs, tensors)
+        gradients = interpreter.backward(
+            program,
+            xs,
+            state,
+            dict(zip(names, params, strict=True)),
+            dict(zip(indices, saved, strict=True)),
+            dict(zip(fields, cotangents, strict=False)),
+            cotangents[len(fields) :],
+        )
+        order = [f"x{k}" for k in range(inputs)]
+        order += [f"state.{field}" for field in program.fields]
+        order += [f"param.{name}" for name in names]
+        wished = (gradients.get(name) if name in wanted else None for name in order)
+        return (None, None, None, None, None, *wished)
+
+
+def _parts(
+    program: Program, inputs: int, tensors: Sequence[Tensor]
+) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
+    """Inputs, state and the other tensors, which travel as one row."""
+    end = inputs + len(program.fields)
+    return tensors[:inputs], tensors[inputs:end], tensors[end:]

@@ -1,0 +1,36 @@
+"""What engines know of a step: how to call it, which tensors it uses, and when it is another."""
+
+from collections.abc import Hashable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+State = tuple[Tensor, ...]
+
+
+class ComposedStep(Protocol):
+    """A step with everything that a layer adds to it."""
+
+    def __call__(self, inputs: tuple[Tensor, ...], state: Any) -> Any:
+        """The new state, from the rows of the inputs at one time step and the old state."""
+        ...
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Parameters, buffers and other tensors that the step uses, by name."""
+        ...
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the state's fields."""
+        ...
+
+    def pure(
+        self, inputs: tuple[Tensor, ...], state: State, tensors: Mapping[str, Tensor]
+    ) -> State:
+        """The same call with other tensors in the place of the step's own."""
+        ...
+
+    def key(self) -> Hashable:
+        """Equal for steps that do the same with the same tensors."""
+        ...
