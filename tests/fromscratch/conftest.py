@@ -1,4 +1,4 @@
-"""The three layers, a seed, and NaN in memory that nobody wrote, so that reading it is noticed."""
+"""The three layers, and one thread for all of this folder."""
 
 from collections.abc import Callable, Iterator
 
@@ -21,22 +21,9 @@ def make(request: pytest.FixtureRequest) -> Callable[[int, int], NaiveCustomLSTM
 
 
 @pytest.fixture(scope="module", autouse=True)
-def unwritten_memory_is_nan() -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)  # switches torch's fill_uninitialized_memory on
-    yield
-    torch.use_deterministic_algorithms(before)
-
-
-@pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     """At these sizes several threads only wait for one another, long on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
