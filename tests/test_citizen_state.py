@@ -104,9 +104,7 @@ def output(layer: FlexRNN, x: Tensor) -> Tensor:
         lambda p: p.data.mul_(2),
         lambda p: p.data.__setitem__((slice(2), slice(None)), 1.0),
         lambda p: setattr(p, "data", torch.ones_like(p)),
-        lambda p: setattr(
-            p, "data", torch.ones(p.shape[::-1], dtype=p.dtype).t()
-        ),  # other strides, too
+        lambda p: setattr(p, "data", torch.ones(p.shape[::-1], dtype=p.dtype).t()),
         lambda p: nn.init.orthogonal_(p),
         lambda p: vector_to_parameters(2 * parameters_to_vector([p]), [p]),
     ],
