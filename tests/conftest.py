@@ -1,4 +1,4 @@
-"""For every test: a seed, and NaN in memory that nobody wrote, so that reading it is noticed."""
+"""For every test: a seed, one thread, NaN in memory that nobody wrote; and pairs with torch."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,6 +28,15 @@ def unwritten_memory_is_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)  # switches torch's fill_uninitialized_memory on
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """At these sizes several threads only wait for one another, long on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)
