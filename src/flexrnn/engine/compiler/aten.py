@@ -7,18 +7,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from flexrnn.engine.compiler import views
 from flexrnn.engine.compiler.graph import BATCH, Graph, Shape
 from flexrnn.engine.compiler.ops import OPS
+from flexrnn.engine.compiler.views import Ref, Unsupported
 
 Value = Any  # a `Ref`, a number, or a list of them
-
-
-class Ref(int):
-    """The index of a node, which is thereby told from a number."""
-
-
-class Unsupported(Exception):  # noqa: N818  # caught by the tracer, which adds the place
-    """This use of an operation has no form in the graph."""
 
 
 class Builder:
@@ -51,12 +45,7 @@ class Builder:
 
     def reshape(self, a: Ref, shape: Shape) -> Ref:
         """A node in another shape; the batch stays the first axis."""
-        old = self.shape(a)
-        if (BATCH in old) != (BATCH in shape) or (BATCH in shape and shape[0] != BATCH):
-            raise Unsupported("it moves the batch")
-        if old == shape:
-            return a
-        return self.op("reshape", a, shape=tuple(shape))
+        return Ref(views.reshape(self.graph, a, shape))
 
 
 Handler = Callable[..., Value]
@@ -100,29 +89,13 @@ def _t(b: Builder, a: Ref) -> Ref:
     return b.op("transpose", a)
 
 
-@handles("transpose")
-def _transpose(b: Builder, a: Ref, dim0: int, dim1: int) -> Ref:
-    rank = len(b.shape(a))
-    if {dim0 % rank, dim1 % rank} != {rank - 1, rank - 2}:
-        raise Unsupported("only the last two axes can be exchanged")
-    return _t(b, a)
-
-
-@handles("permute")
-def _permute(b: Builder, a: Ref, dims: list[int]) -> Ref:
-    rank = len(b.shape(a))
-    order = [d % rank for d in dims]
-    if order == list(range(rank)):
-        return a
-    if order != [*range(rank - 2), rank - 1, rank - 2]:
-        raise Unsupported("only the last two axes can be exchanged")
-    return _t(b, a)
-
-
 # Shapes -------------------------------------------------------------------------------------------
 
 
-@handles("clone", "alias", "detach", "contiguous", "lift_fresh_copy")
+UNMOVED = ("clone", "alias", "detach", "contiguous", "lift_fresh_copy")
+
+
+@handles(*UNMOVED)
 def _same(b: Builder, a: Ref, **kwargs: Any) -> Ref:
     return a
 
@@ -174,26 +147,6 @@ def _cat(b: Builder, parts: list[Ref], dim: int = 0) -> Ref:
     return parts[0] if len(parts) == 1 else b.op("concat", *parts, axis=b.axis(parts[0], dim))
 
 
-@handles("view", "_unsafe_view", "reshape")
-def _view(b: Builder, a: Ref, sizes: list[Any]) -> Ref:
-    return b.reshape(a, tuple(sizes))
-
-
-@handles("unsqueeze")
-def _unsqueeze(b: Builder, a: Ref, dim: int) -> Ref:
-    shape = list(b.shape(a))
-    shape.insert(dim if dim >= 0 else dim + len(shape) + 1, 1)
-    return b.reshape(a, tuple(shape))
-
-
-@handles("squeeze")
-def _squeeze(b: Builder, a: Ref, dim: Any = None) -> Ref:
-    shape = b.shape(a)
-    dims = range(len(shape)) if dim is None else [dim] if isinstance(dim, int) else dim
-    gone = {d % len(shape) for d in dims}
-    return b.reshape(a, tuple(s for k, s in enumerate(shape) if s != 1 or k not in gone))
-
-
 @handles("expand")
 def _expand(b: Builder, a: Ref, sizes: list[Any], **kwargs: Any) -> Ref:
     old = b.shape(a)
@@ -219,6 +172,12 @@ HANDLERS |= {
     "zeros_like": lambda b, a, **_: _filled(b, b.shape(a), 0.0),
     "ones_like": lambda b, a, **_: _filled(b, b.shape(a), 1.0),
 }
+
+
+def _settled(b: Builder, arg: Any) -> Any:
+    if isinstance(arg, list):
+        return [views.settle(b.graph, a) for a in arg]
+    return views.settle(b.graph, arg)
 
 
 def _number(value: Any) -> float:
@@ -391,6 +350,11 @@ def lower(b: Builder, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         Unsupported: it has no form in the graph.
         ValueError: the operands' shapes do not fit.
     """
+    if name in views.MOVES:
+        return views.MOVES[name](b.graph, *args, **kwargs)
+    if name in UNMOVED and isinstance(args[0], views.View):
+        return args[0]
+    args = tuple(_settled(b, arg) for arg in args)
     if name in HANDLERS:
         return HANDLERS[name](b, *args, **kwargs)
     # Of an elementwise operation every operand may be a number.

@@ -4,10 +4,11 @@ The step is run once on tensors without storage whose batch has no number, and w
 written down. What cannot be written down is refused by operation, file and line.
 """
 
+import inspect
 import operator
-import re
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
+from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
@@ -23,8 +25,9 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 from torch.overrides import TorchFunctionMode
 
-from flexrnn.engine.compiler.aten import Builder, Ref, Unsupported, Value, lower
+from flexrnn.engine.compiler.aten import Builder, Value, lower
 from flexrnn.engine.compiler.graph import BATCH, Graph
+from flexrnn.engine.compiler.views import Ref, Unsupported, settle
 
 
 class CannotCompileError(RuntimeError):
@@ -71,18 +74,18 @@ def trace(
         return step(xs, state, params)
 
     try:
-        with torch.no_grad(), _NumbersInWhere():
-            traced = make_fx(functionalize(pure), record_stack_traces=True)(*args)
+        with torch.no_grad(), traceback.preserve_node_meta(), _Spelling():
+            traced = make_fx(functionalize(pure))(*args)
     except CannotCompileError:
         raise
     except Exception as error:  # whatever a step raises on tensors without values
-        where = _user_line("".join(traceback.format_tb(error.__traceback__)))
+        where = _users_line(_frames_of(error))
         raise CannotCompileError(f"{_reason(error)}, {where}") from error
     guards = mode.shape_env.guards if mode.shape_env is not None else []
     if guards:
         raise CannotCompileError(
             f"the step's course depends on the batch size ({guards[0].expr}), "
-            f"{_user_line(str(guards[0].sloc))}"
+            f"{guards[0].sloc.maybe_user_loc}"
         )
     fields = [f"state.{field}" for field in state]
     names = [*(f"x{k}" for k in range(len(xs))), *fields, *(f"param.{name}" for name in params)]
@@ -102,12 +105,12 @@ def _read(traced: fx.Graph, names: list[str], outputs: list[str]) -> Graph:
             index = builder.graph.input(name, shape, boolean=meta.dtype == torch.bool)
             values[node] = Ref(index)
         elif node.op == "output":
-            results = [values[arg] for arg in node.args[0]]
+            results = [settle(builder.graph, values[arg]) for arg in node.args[0]]
             builder.graph.outputs = dict(zip(outputs, map(int, results), strict=True))
         else:
             before = len(builder.graph.nodes)
             values[node] = _lowered(builder, node, values)
-            where = _user_line(node.meta.get("stack_trace") or "")
+            where = node.meta.get("stack_trace") or ""
             for added in range(before, len(builder.graph.nodes)):
                 builder.graph.sources[added] = where
     return builder.graph
@@ -120,7 +123,7 @@ def _lowered(builder: Builder, node: fx.Node, values: dict[fx.Node, Value]) -> V
     args: Any = fx.map_arg(node.args, value)
     if node.target is operator.getitem:
         return args[0][args[1]] if args[1] < len(args[0]) else None
-    where = _user_line(node.meta.get("stack_trace") or "")
+    where = node.meta.get("stack_trace") or ""
     if node.op == "get_attr":
         raise CannotCompileError(f"a tensor from outside the step is used, {where}")
     if not isinstance(node.target, OpOverload):
@@ -130,6 +133,8 @@ def _lowered(builder: Builder, node: fx.Node, values: dict[fx.Node, Value]) -> V
         return _size(node.meta["val"])
     kwargs = {k: fx.map_arg(v, value) for k, v in node.kwargs.items()}
     result = node.meta.get("val")
+    if name in ("view", "_unsafe_view", "reshape") and isinstance(result, Tensor):
+        args = (args[0], [_size(s) for s in result.shape])  # -1 has become a number
     try:
         if torch.Tag.nondeterministic_seeded in node.target.tags:
             raise Unsupported("it draws random numbers")
@@ -167,16 +172,59 @@ def _fake(mode: FakeTensorMode, tensor: Tensor, *, batched: bool) -> Tensor:
     return mode.from_tensor(tensor.detach(), symbolic_context=context)
 
 
-class _NumbersInWhere(TorchFunctionMode):
-    """Make `where(c, x, 0)` one of tensors: the number would come as a tensor from nowhere."""
+class _Spelling(TorchFunctionMode):
+    """Note the line of the person's code, and respell what torch would obscure on the way."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        traceback.set_stack_trace([_users_line(_frames())])
         if func in (torch.where, Tensor.where) and len(args) == 3:
             like = next((a for a in args[1:] if isinstance(a, Tensor)), None)
-            if like is not None:
+            if like is not None:  # a number would come as a tensor from nowhere
                 rest = (a if isinstance(a, Tensor) else torch.full_like(like, a) for a in args[1:])
                 args = (args[0], *rest)
+        if func in (torch.matmul, Tensor.matmul, Tensor.__matmul__) and not kwargs:
+            a, w = args
+            if a.dim() == 4 and a.shape[-2] == 1 and w.dim() == 3:  # would be copied for every row
+                heads = torch.bmm(a.squeeze(-2).transpose(0, 1), w)
+                return heads.transpose(0, 1).unsqueeze(-2)
         return func(*args, **(kwargs or {}))
+
+
+_PACKAGE = Path(__file__).parents[2]
+_NOT_THE_USERS = (
+    str(Path(torch.__file__).parent),
+    str(_PACKAGE / "engine"),
+    *(str(_PACKAGE / f"{name}.py") for name in ("compose", "cell", "bind", "layer")),
+    "<",  # code that was made at run time
+)
+
+
+def _users_line(frames: Iterable[tuple[str, int | None]]) -> str:
+    """`at FILE:LINE` of the innermost frame that is neither torch's nor FlexRNN's own."""
+    for file, line in frames:
+        if not file.startswith(_NOT_THE_USERS):
+            return f"at {file}:{line}"
+    return "at a place that is not known"
+
+
+def _frames() -> Iterator[tuple[str, int]]:
+    """File and line of every caller, the innermost first."""
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None:
+        yield frame.f_code.co_filename, frame.f_lineno
+        frame = frame.f_back
+
+
+def _frames_of(error: Exception) -> Iterator[tuple[str, int | None]]:
+    """File and line where an exception passed, the innermost first."""
+    frames = [(t.tb_frame.f_code.co_filename, t.tb_lineno) for t in _chain(error.__traceback__)]
+    yield from reversed(frames)
+
+
+def _chain(last: TracebackType | None) -> Iterator[TracebackType]:
+    while last is not None:
+        yield last
+        last = last.tb_next
 
 
 def _reason(error: Exception) -> str:
@@ -184,11 +232,3 @@ def _reason(error: Exception) -> str:
         return "a tensor is used that is neither input, state nor an attribute of the cell"
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return f"the step cannot be traced: {first}"
-
-
-def _user_line(stack: str) -> str:
-    """`at FILE:LINE` of the innermost frame of a stack that is neither torch's nor FlexRNN's."""
-    frames = re.findall(r'File "([^"]+)", line (\d+)', stack)
-    ours = re.compile(r"[/\\](torch|flexrnn[/\\](engine|compose|cell|layer|bind))[/\\.]")
-    users = [(file, line) for file, line in frames if not ours.search(file)]
-    return "at {}:{}".format(*users[-1]) if users else "at a place that is not known"
