@@ -1,7 +1,7 @@
 """`torch.func` and higher derivatives: functional calls, ensembles, per-sample gradients, jvp."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -58,16 +58,7 @@ TORCHS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
 
 @pytest.fixture(params=LAYERS)
 def make(request: pytest.FixtureRequest) -> Callable[..., FlexRNN]:
-    torch.manual_seed(0)
     return partial(LAYERS[request.param], dtype=torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def close(ours: object, theirs: object) -> None:

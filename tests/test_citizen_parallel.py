@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -59,14 +59,6 @@ LAYERS: dict[str, Callable[..., FlexRNN]] = {
     "peephole": partial(FlexRNN, PeepholeLSTMCell),
     "a cell that holds modules": partial(FlexRNN, HoldingCell),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Model(nn.Module):

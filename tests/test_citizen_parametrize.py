@@ -5,7 +5,7 @@ the same effective weights; the gradients of the originals, by pulling the twin'
 effective weight back through the parametrization.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -60,16 +60,7 @@ KINDS = {
 
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> Kind:
-    torch.manual_seed(0)
     return KINDS[request.param]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def made(kind: Kind) -> FlexRNN:

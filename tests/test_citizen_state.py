@@ -3,7 +3,7 @@
 import copy
 import io
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -61,16 +61,7 @@ Make = Callable[..., FlexRNN]
 
 @pytest.fixture(params=LAYERS)
 def make(request: pytest.FixtureRequest) -> Make:
-    torch.manual_seed(0)
     return partial(LAYERS[request.param], I, H, num_layers=2)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def sequence(dtype: torch.dtype = torch.float32) -> Tensor:

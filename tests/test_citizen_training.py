@@ -1,6 +1,6 @@
 """Training as of any module: hooks, optimizers, frozen weights, modes without gradient, dropout."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -53,26 +53,16 @@ Pair = tuple[FlexRNN, nn.RNNBase]
 
 @pytest.fixture(params=LAYERS)
 def make(request: pytest.FixtureRequest) -> Make:
-    torch.manual_seed(0)
     return partial(LAYERS[request.param], I, H, dtype=torch.float64)
 
 
 @pytest.fixture(params=TORCHS)
 def pair(request: pytest.FixtureRequest) -> Pair:
     """Ours and torch's with the same weights."""
-    torch.manual_seed(0)
     ours = LAYERS[request.param](I, H, 2, dtype=torch.float64)
     theirs = TORCHS[request.param](I, H, 2, dtype=torch.float64)
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def sequence() -> Tensor:

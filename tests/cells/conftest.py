@@ -1,6 +1,6 @@
-"""Every cell of the zoo as a layer in float64, a seed, and NaN in memory that nobody wrote."""
+"""Every cell of the zoo, in each of its forms, as a layer in float64."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -54,25 +54,3 @@ def make(kind: str) -> Make:
         return layer
 
     return made
-
-
-@pytest.fixture(scope="module", autouse=True)
-def unwritten_memory_is_nan() -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True)  # switches torch's fill_uninitialized_memory on
-    yield
-    torch.use_deterministic_algorithms(before)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The tensors here are tiny: a second thread of torch's only waits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    torch.manual_seed(0)
