@@ -16,8 +16,9 @@ class GRUCell(Cell):
         n = tanh(W_in x + b_in + r ∘ (W_hn h + b_hn))     candidate
         h ← (1 − z) ∘ n + z ∘ h
 
-    Source: Cho et al. 2014. Convention: torch's. The reset gate acts after the product with W_hn
-    (Cho's own form has it before, on h), z keeps the old state, and the rows are r, z, n.
+    Source: Cho et al. 2014. Convention: torch's. The reset gate acts after the product with W_hn,
+    as in the paper's first preprint (as published it acts before, on h); z, as there, is the share
+    of the old state; the rows are r, z, n.
 
     Parameters: `weight_ih (3H, I)`, `weight_hh (3H, H)`, `bias_ih (3H,)`, `bias_hh (3H,)`.
 

@@ -1,7 +1,5 @@
 """The layer-normalised LSTM."""
 
-from functools import partial
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -17,17 +15,15 @@ class LayerNormLSTMCell(Cell):
         c ← σ(f) ∘ c + σ(i) ∘ tanh(g)
         h ← σ(o) ∘ tanh(LN_c(c))
 
-    Source: Ba, Kiros & Hinton 2016, supplementary material. Conventions: the raw c travels on, as
-    in Haste; `carry_raw=False` sends LN_c(c) instead, as TensorFlow Addons does. The norms of
-    the products have a gain and no shift, which b is for; that of c has both.
+    Source: Ba, Kiros & Hinton 2016, appendix; b stands for the shifts of LN_ih and LN_hh too. The
+    raw c travels on, as there and in Haste; with `carry_raw=False` LN_c(c), as in TensorFlow Addons.
 
     Parameters: `weight_ih (4H, I)`, `weight_hh (4H, H)`, `bias (4H,)`, `norm_ih.weight (4H,)`,
     `norm_hh.weight (4H,)`, `norm_c.weight (H,)`, `norm_c.bias (H,)`.
 
     Example:
         >>> import torch, flexrnn
-        >>> output, (h_n, c_n) = flexrnn.LayerNormLSTM(3, 5)(torch.randn(7, 2, 3))
-        >>> output.shape
+        >>> flexrnn.LayerNormLSTM(3, 5)(torch.randn(7, 2, 3))[0].shape
         torch.Size([7, 2, 5])
     """
 
@@ -38,14 +34,13 @@ class LayerNormLSTMCell(Cell):
         self, input_size, hidden_size, bias=True, device=None, dtype=None, eps=1e-5, carry_raw=True
     ):
         super().__init__(input_size, hidden_size)
-        self.carry_raw = carry_raw
-        H, kwargs = hidden_size, {"device": device, "dtype": dtype}
-        LayerNorm = partial(nn.LayerNorm, eps=eps, device=device, dtype=dtype)
+        self.carry_raw, H, kwargs = carry_raw, hidden_size, {"device": device, "dtype": dtype}
         self.weight_ih = nn.Parameter(torch.empty(4 * H, input_size, **kwargs))
         self.weight_hh = nn.Parameter(torch.empty(4 * H, H, **kwargs))
         self.bias = nn.Parameter(torch.empty(4 * H, **kwargs)) if bias else None
-        self.norm_ih, self.norm_hh = LayerNorm(4 * H, bias=False), LayerNorm(4 * H, bias=False)
-        self.norm_c = LayerNorm(H, bias=bias)
+        self.norm_ih = nn.LayerNorm(4 * H, eps, bias=False, device=device, dtype=dtype)
+        self.norm_hh = nn.LayerNorm(4 * H, eps, bias=False, device=device, dtype=dtype)
+        self.norm_c = nn.LayerNorm(H, eps, bias=bias, device=device, dtype=dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
