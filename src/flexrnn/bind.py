@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from flexrnn.cell import Cell
+from flexrnn.engine.step import frozen
 
 C = TypeVar("C", bound=Cell)
 
@@ -96,20 +97,7 @@ def fingerprint(module: nn.Module) -> Hashable:
     skipped = ("_parameters", "_buffers", "_modules")
     own = {name: value for name, value in vars(module).items() if name not in skipped}
     children = [(name, child and fingerprint(child)) for name, child in module._modules.items()]
-    return (type(module), _frozen(own), tuple(children))
-
-
-def _frozen(value: Any) -> Hashable:
-    """A value that is equal where the given one is; a tensor counts by its place alone."""
-    if isinstance(value, Tensor):
-        return Tensor
-    if isinstance(value, Mapping):
-        return tuple((_frozen(k), _frozen(v)) for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return (type(value), *map(_frozen, value))
-    if isinstance(value, (set, frozenset)):
-        return frozenset(map(_frozen, value))
-    return (type(value), value) if isinstance(value, Hashable) else (type(value), repr(value))
+    return (type(module), frozen(own), tuple(children))
 
 
 M = TypeVar("M", bound=nn.Module)

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from flexrnn.engine import differentiable, reference
+from flexrnn.engine.function import FunctionStep, rebuild, tensors_in
+from flexrnn.engine.step import ComposedStep
 
 ENGINES = {"reference": reference.run, "interpreter": differentiable.run}
 AUTO = ("reference",)  # what `auto` tries, the fastest first
@@ -47,7 +49,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def run(
-    step: Callable[[tuple[Tensor, ...], Any], Any],
+    step: ComposedStep,
     state: Any,
     xs: tuple[Tensor, ...],
     *,
@@ -90,9 +92,9 @@ def scan(step: Callable[..., Any], state: Any, xs: Any, params: Sequence[Tensor]
     """
     if not callable(step):
         raise TypeError(f"step: expected a function, got {type(step).__name__}")
-    fields = _tensors("state", state)
-    inputs = _tensors("xs", xs)
-    params = _tensors("params", tuple(params) if isinstance(params, list) else params, empty=True)
+    fields = tensors_in("state", state)
+    inputs = tensors_in("xs", xs)
+    params = tensors_in("params", tuple(params) if isinstance(params, list) else params, empty=True)
     for k, x in enumerate(inputs):
         if x.dim() == 0 or x.shape[0] == 0:
             raise ValueError(
@@ -104,52 +106,6 @@ def scan(step: Callable[..., Any], state: Any, xs: Any, params: Sequence[Tensor]
                 f"got xs[{k}] of shape {tuple(x.shape)}"
             )
 
-    def composed(x_t: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        row = x_t[0] if isinstance(xs, Tensor) else _rebuild(xs, x_t)
-        result = step(row, _rebuild(state, old), *params)
-        return _same_structure(state, old, result)
-
+    composed = FunctionStep(step, state, xs, params)
     states, final = run(composed, fields, inputs, keep=range(len(fields)))
-    return _rebuild(state, states), _rebuild(state, final)
-
-
-def _tensors(argument: str, value: Any, *, empty: bool = False) -> tuple[Tensor, ...]:
-    tensors = (value,) if isinstance(value, Tensor) else value
-    if not isinstance(tensors, tuple) or not (tensors or empty):
-        raise TypeError(
-            f"{argument}: expected a tensor or a tuple of tensors, got {type(value).__name__}"
-        )
-    for k, tensor in enumerate(tensors):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(
-                f"{argument}: expected tensors only, got {argument}[{k}] {type(tensor).__name__}"
-            )
-    return tensors
-
-
-def _rebuild(like: Any, tensors: tuple[Tensor, ...]) -> Any:
-    """Give tensors the structure of `like`: a tensor, a tuple or a NamedTuple."""
-    if isinstance(like, Tensor):
-        return tensors[0]
-    return type(like)(*tensors) if hasattr(like, "_fields") else tuple(tensors)
-
-
-def _same_structure(state: Any, old: tuple[Tensor, ...], result: Any) -> tuple[Tensor, ...]:
-    other = hasattr(state, "_fields") and not isinstance(result, type(state))
-    if other or isinstance(result, Tensor) != isinstance(state, Tensor):
-        raise TypeError(f"step: expected a {type(state).__name__}, got {type(result).__name__}")
-    new = _tensors("step", result)
-    if len(new) != len(old):
-        raise TypeError(f"step: expected a state of {len(old)} tensors, got {len(new)}")
-    for k, (before, after) in enumerate(zip(old, new, strict=True)):
-        if after.shape != before.shape or after.dtype != before.dtype:
-            raise RuntimeError(
-                f"step: expected tensor {k} of the state to stay {tuple(before.shape)} "
-                f"{before.dtype}, got {tuple(after.shape)} {after.dtype}"
-            )
-        if after.device != before.device:
-            raise RuntimeError(
-                f"step: expected tensor {k} of the state to stay on {before.device}, "
-                f"got {after.device}"
-            )
-    return new
+    return rebuild(state, states), rebuild(state, final)

@@ -1,4 +1,4 @@
-"""What engines know of a step: how to call it, which tensors it uses, and when it is another."""
+"""What engines know of a step: how to call it, which tensors it uses, when it is another one."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any, Protocol
@@ -34,3 +34,16 @@ class ComposedStep(Protocol):
     def key(self) -> Hashable:
         """Equal for steps that do the same with the same tensors."""
         ...
+
+
+def frozen(value: Any) -> Hashable:
+    """A value that is equal where the given one is; a tensor counts by its place alone."""
+    if isinstance(value, Tensor):
+        return Tensor
+    if isinstance(value, Mapping):
+        return tuple((frozen(k), frozen(v)) for k, v in value.items())
+    if isinstance(value, (list, tuple)):
+        return (type(value), *map(frozen, value))
+    if isinstance(value, (set, frozenset)):
+        return frozenset(map(frozen, value))
+    return (type(value), value) if isinstance(value, Hashable) else (type(value), repr(value))

@@ -35,6 +35,10 @@ def compile_step(
     Raises:
         CannotCompileError: the step is not a program; the message names operation, file and line.
     """
+    rows = {tuple(tensor.shape[lead : lead + 1]) for lead, group in ((1, xs), (0, state))
+            for tensor in group}  # fmt: skip
+    if len(rows) > 1 or () in rows:
+        raise CannotCompileError("inputs and states differ in their first axis, the batch")
     device = state[0].device.type
     key = (
         step.key(),

@@ -1,0 +1,92 @@
+"""A plain function as a composed step, for `scan`."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from flexrnn.engine.step import frozen
+
+
+class FunctionStep:
+    """`step(x, state, *params)` with the structures of its state and inputs put aside."""
+
+    def __init__(self, step: Callable[..., Any], state: Any, xs: Any, params: Sequence[Tensor]):
+        self.step, self.state, self.xs, self.params = step, state, xs, params
+
+    def __call__(self, inputs: tuple[Tensor, ...], state: tuple[Tensor, ...]) -> Any:
+        """The new state's tensors."""
+        return self.pure(inputs, state, self.tensors)
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The parameters by their number."""
+        return {str(k): param for k, param in enumerate(self.params)}
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The state's fields: their names, or their numbers."""
+        count = 1 if isinstance(self.state, Tensor) else len(self.state)
+        return getattr(self.state, "_fields", tuple(map(str, range(count))))
+
+    def pure(
+        self,
+        inputs: tuple[Tensor, ...],
+        state: tuple[Tensor, ...],
+        tensors: Mapping[str, Tensor],
+    ) -> tuple[Tensor, ...]:
+        """The same call with other parameters."""
+        row = rebuild(self.xs, inputs)
+        result = self.step(row, rebuild(self.state, state), *tensors.values())
+        return _same_structure(self.state, state, result)
+
+    def key(self) -> Hashable:
+        """The function, what it has closed over, and the structure of its operands."""
+        cells = getattr(self.step, "__closure__", None) or ()
+        closed = [frozen(cell.cell_contents) for cell in cells]
+        defaults = frozen(getattr(self.step, "__defaults__", None))
+        structure = [type(self.xs), type(self.state), self.fields]
+        return (frozen(self.step), defaults, *closed, *structure)
+
+
+def tensors_in(argument: str, value: Any, *, empty: bool = False) -> tuple[Tensor, ...]:
+    """The tensors of an argument that is one, or a tuple of some; TypeError for anything else."""
+    tensors = (value,) if isinstance(value, Tensor) else value
+    if not isinstance(tensors, tuple) or not (tensors or empty):
+        raise TypeError(
+            f"{argument}: expected a tensor or a tuple of tensors, got {type(value).__name__}"
+        )
+    for k, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"{argument}: expected tensors only, got {argument}[{k}] {type(tensor).__name__}"
+            )
+    return tensors
+
+
+def rebuild(like: Any, tensors: tuple[Tensor, ...]) -> Any:
+    """Give tensors the structure of `like`: a tensor, a tuple or a NamedTuple."""
+    if isinstance(like, Tensor):
+        return tensors[0]
+    return type(like)(*tensors) if hasattr(like, "_fields") else tuple(tensors)
+
+
+def _same_structure(state: Any, old: tuple[Tensor, ...], result: Any) -> tuple[Tensor, ...]:
+    other = hasattr(state, "_fields") and not isinstance(result, type(state))
+    if other or isinstance(result, Tensor) != isinstance(state, Tensor):
+        raise TypeError(f"step: expected a {type(state).__name__}, got {type(result).__name__}")
+    new = tensors_in("step", result)
+    if len(new) != len(old):
+        raise TypeError(f"step: expected a state of {len(old)} tensors, got {len(new)}")
+    for k, (before, after) in enumerate(zip(old, new, strict=True)):
+        if after.shape != before.shape or after.dtype != before.dtype:
+            raise RuntimeError(
+                f"step: expected tensor {k} of the state to stay {tuple(before.shape)} "
+                f"{before.dtype}, got {tuple(after.shape)} {after.dtype}"
+            )
+        if after.device != before.device:
+            raise RuntimeError(
+                f"step: expected tensor {k} of the state to stay on {before.device}, "
+                f"got {after.device}"
+            )
+    return new
