@@ -16,7 +16,7 @@ class LayerNormLSTMCell(Cell):
         h ← σ(o) ∘ tanh(LN_c(c))
 
     Source: Ba, Kiros & Hinton 2016, appendix; b stands for the shifts of LN_ih and LN_hh too. The
-    raw c travels on, as there and in Haste; with `carry_raw=False` LN_c(c), as in TensorFlow Addons.
+    raw c travels on, as there and in Haste; `carry_raw=False`: LN_c(c), as in TensorFlow Addons.
 
     Parameters: `weight_ih (4H, I)`, `weight_hh (4H, H)`, `bias (4H,)`, `norm_ih.weight (4H,)`,
     `norm_hh.weight (4H,)`, `norm_c.weight (H,)`, `norm_c.bias (H,)`.
