@@ -1,5 +1,6 @@
 """For every test: a seed, one thread, NaN in memory that nobody wrote; and pairs with torch."""
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -72,6 +73,19 @@ def twins() -> Callable[..., tuple[Any, Any]]:
         return ours, theirs
 
     return make
+
+
+@pytest.fixture
+def refused() -> Callable[[Callable[[], object], type[Exception], str], None]:
+    """Assert that a call raises exactly this; three dots in the message stand for anything."""
+
+    def check(call: Callable[[], object], error: type[Exception], message: str) -> None:
+        pattern = re.escape(message).replace(re.escape("..."), ".*")
+        with pytest.raises(error, match=f"(?s)^{pattern}$") as caught:
+            call()
+        assert type(caught.value) is error
+
+    return check
 
 
 def fresh(value: Any) -> Any:
