@@ -1,0 +1,104 @@
+"""The command line: `flexrnn compare`, and room for more."""
+
+import io
+import sys
+from importlib.metadata import version as installed_version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from flexrnn.lab.errors import UsageError
+from flexrnn.lab.table import BASELINE, TABLE
+
+INTERRUPTED = 130  # what a shell gives a process that Ctrl-C ended
+
+OTHERS = ", ".join(entry.key for entry in TABLE if entry.key != BASELINE)
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"flexrnn {installed_version('flexrnn')}")
+        raise typer.Exit
+
+
+@app.callback()
+def flexrnn(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """FlexRNN's laboratory: see what recurrent layers compute, cost and learn."""
+
+
+@app.command()
+def compare(
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Text to learn, UTF-8. Without it: Python's own language reference.",
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Training steps for each cell.")] = 800,
+    hidden: Annotated[int, typer.Option(help="Hidden units, in training and for speed.")] = 128,
+    seq: Annotated[int, typer.Option(help="Time steps: characters in one window.")] = 64,
+    batch: Annotated[int, typer.Option(help="Windows in one batch.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of weights, batches and samples.")] = 0,
+    cells: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME,...",
+            help=f"Cells to set beside torch.nn.LSTM, which is always there: {OTHERS}. "
+            "Comma-separated or repeated; all by default.",
+            show_default=False,
+        ),
+    ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PART,...",
+            help="Run these parts alone: same (function), speed, learning. "
+            "Comma-separated or repeated; all by default.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for report.html and results.json.")
+    ] = Path("runs/compare"),
+) -> None:
+    """Put hand-written LSTMs beside torch.nn.LSTM: same function? how fast? what do they learn?
+
+    Writes report.html, one page that opens offline, and results.json with every number. Ctrl-C ends
+    it early and writes what there is by then.
+    """
+    console = Console()
+    try:
+        # Imported here: Ctrl-C must end the imports, too, in one line; and --help needs none.
+        from flexrnn.lab.compare import Options, run
+
+        options = Options(
+            text, seed, steps, hidden, seq, batch, tuple(cells or ()), tuple(only or ()), out
+        )
+        results = run(options, console)
+    except UsageError as error:
+        typer.echo(f"flexrnn: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("flexrnn: interrupted before anything was computed", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    if results.state == "interrupted":
+        raise typer.Exit(INTERRUPTED)
+
+
+def main() -> None:
+    """Run the command line."""
+    for stream in (sys.stdout, sys.stderr):
+        # A sample may hold a letter that this terminal's encoding lacks: better a "?" than an end.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    app()
