@@ -13,7 +13,6 @@ import flexrnn
 from flexrnn import FlexRNN
 from flexrnn.cells import GRUCell, HiddenState, LSTMCell, LSTMState
 
-
 Refused = Callable[[Callable[[], object], type[Exception], str], None]
 
 

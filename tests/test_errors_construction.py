@@ -11,7 +11,6 @@ import flexrnn
 from flexrnn import FlexRNN
 from flexrnn.cells import GRUCell, HiddenState, LSTMCell
 
-
 Refused = Callable[[Callable[[], object], type[Exception], str], None]
 
 
