@@ -12,6 +12,7 @@ from flexrnn.dropin import (
     NaiveLSTM,
     PeepholeLSTM,
 )
+from flexrnn.engine.explain import explain
 from flexrnn.engine.scan import backend, scan
 from flexrnn.layer import FlexRNN
 from flexrnn.swap import replace
@@ -33,6 +34,7 @@ __all__ = [
     "RNNCell",
     "backend",
     "cells",
+    "explain",
     "fromscratch",
     "replace",
     "scan",

@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import Program
-from flexrnn.engine.step import ComposedStep
+from flexrnn.engine.step import ComposedStep, wanted_of
 
 
 def run(
@@ -28,15 +28,12 @@ def run(
     """
     tensors = dict(step.tensors)
     xs = tuple(x.flip(0) for x in xs) if reverse else xs
-    named = {f"x{k}": x for k, x in enumerate(xs)}
-    named |= {f"state.{field}": value for field, value in zip(step.fields, state, strict=True)}
-    named |= {f"param.{name}": tensor for name, tensor in tensors.items()}
-    wanted = ()
-    if torch.is_grad_enabled():
-        wanted = tuple(name for name, tensor in named.items() if tensor.requires_grad)
+    wanted = wanted_of(step, tuple(state), xs) if torch.is_grad_enabled() else ()
     program = compile_step(step, xs, tuple(state), wanted)
     fields = tuple(step.fields[k] for k in keep)
-    results = _Scan.apply(program, len(xs), fields, wanted, tuple(tensors), *named.values())
+    results = _Scan.apply(
+        program, len(xs), fields, wanted, tuple(tensors), *xs, *state, *tensors.values()
+    )
     history, final = results[: len(fields)], results[len(fields) :]
     history = tuple(h.flip(0) for h in history) if reverse else history
     return history, type(state)(*final) if hasattr(state, "_fields") else tuple(final)

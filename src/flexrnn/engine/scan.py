@@ -15,6 +15,7 @@ ENGINES = {"reference": reference.run, "interpreter": differentiable.run}
 AUTO = ("reference",)  # what `auto` tries, the fastest first
 
 _chosen: ContextVar[str | None] = ContextVar("flexrnn_backend", default=None)
+_watch: ContextVar[Callable[..., Any] | None] = ContextVar("flexrnn_watch", default=None)
 
 
 def check_backend(name: Any) -> str:
@@ -58,9 +59,27 @@ def run(
     backend: str = "auto",
 ) -> tuple[tuple[Tensor, ...], Any]:
     """Run a composed step over time by the engine in force; operands as in `reference.run`."""
+    if (watch := _watch.get()) is not None:
+        return watch(step, state, xs, keep)
+    return ENGINES[_resolved(backend)](step, state, xs, reverse=reverse, keep=keep)
+
+
+def _resolved(backend: str) -> str:
     name = _chosen.get() or backend
-    engine = ENGINES[AUTO[0] if name == "auto" else name]
-    return engine(step, state, xs, reverse=reverse, keep=keep)
+    return AUTO[0] if name == "auto" else name
+
+
+@contextmanager
+def watched(watch: Callable[..., Any]) -> Iterator[Callable[[Any], str]]:
+    """Let `watch(step, state, xs, keep)` stand in for every engine inside the block.
+
+    Yields a function that says which engine would have run a layer.
+    """
+    token = _watch.set(watch)
+    try:
+        yield lambda layer: _resolved(getattr(layer, "backend", "auto"))
+    finally:
+        _watch.reset(token)
 
 
 def scan(step: Callable[..., Any], state: Any, xs: Any, params: Sequence[Tensor] = ()) -> Any:

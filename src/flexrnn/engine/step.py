@@ -36,6 +36,14 @@ class ComposedStep(Protocol):
         ...
 
 
+def wanted_of(step: ComposedStep, state: State, xs: tuple[Tensor, ...]) -> tuple[str, ...]:
+    """Names of the tensors of a call that require a gradient, as programs name their inputs."""
+    named = {f"x{k}": x for k, x in enumerate(xs)}
+    named |= {f"state.{field}": value for field, value in zip(step.fields, state, strict=True)}
+    named |= {f"param.{name}": tensor for name, tensor in step.tensors.items()}
+    return tuple(name for name, tensor in named.items() if tensor.requires_grad)
+
+
 def frozen(value: Any) -> Hashable:
     """A value that is equal where the given one is; a tensor counts by its place alone."""
     if isinstance(value, Tensor):

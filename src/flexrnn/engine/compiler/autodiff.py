@@ -42,7 +42,22 @@ def differentiate(graph: Graph, wanted: Collection[str]) -> Graph:
         total = backward.total(new.inputs[name])
         if total is not None:
             new.outputs[f"grad.{name}"] = total
-    return new
+    return rewrite(new, _tidied)
+
+
+def _tidied(new: Graph, node: Node, args: tuple[int, ...], _: int) -> int | None:
+    """What the rules above leave behind: (aᵀ g)ᵀ is gᵀ a, and sums side by side are one sum."""
+    operands = [new.nodes[arg] for arg in args]
+    if node.op == "transpose" and operands[0].op == "outer":
+        return new.add("outer", *reversed(operands[0].args))
+    if node.op == "transpose" and operands[0].op == "transpose":
+        return operands[0].args[0]
+    if node.op == "concat" and all(o.op == "batch_sum" and len(o.shape) == 1 for o in operands):
+        terms = [new.nodes[o.args[0]].shape for o in operands]
+        if all(term == (BATCH, *o.shape) for term, o in zip(terms, operands, strict=True)):
+            joined = new.add("concat", *(o.args[0] for o in operands), axis=-1)
+            return new.add("batch_sum", joined, shape=node.shape)
+    return None
 
 
 def _descendants(graph: Graph, roots: set[int]) -> set[int]:

@@ -15,6 +15,7 @@ from flexrnn.engine.compiler.trace import CannotCompileError, trace
 from flexrnn.engine.step import ComposedStep
 
 _programs: dict[Any, Program | str] = {}
+_KEPT = 512  # programs; the oldest goes first
 
 
 def compile_step(
@@ -54,6 +55,8 @@ def compile_step(
             _programs[key] = build(graph)
         except CannotCompileError as error:
             _programs[key] = str(error)  # the text alone: the exception holds on to tensors
+        while len(_programs) > _KEPT:
+            _programs.pop(next(iter(_programs)), None)
     program = _programs[key]
     if isinstance(program, str):
         raise CannotCompileError(program)

@@ -1,0 +1,138 @@
+"""A program as a person reads it: formulas, stage by stage."""
+
+from collections.abc import Sequence
+
+from flexrnn.engine.compiler.graph import BATCH, Graph, Node, Shape
+from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.compiler.schedule import saved_floats
+
+_HEADS = {
+    "once": "once a call",
+    "hoisted": "before the loop, all T steps at once",
+    "loop": "the loop, step by step",
+    "prepare": "backward, once a call",
+    "reverse": "backward loop, from the last step to the first",
+    "after": "after it, all T steps at once",
+}
+_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "gt": ">", "lt": "<", "ge": ">=",
+          "le": "<=", "eq": "==", "ne": "!=", "product": "@"}  # fmt: skip
+_LONGEST = 40  # characters of a formula that still stands inside another
+_LONGEST = 40  # characters of a formula that still stands inside another
+_STRENGTH = {"+": 1, "-": 1, "*": 2, "/": 2, "@": 3}
+
+
+def pretty(program: Program) -> str:
+    """The program's formulas by stage; a value that is used once stands where it is used."""
+    graph, plan = program
+    blocks, names = [], {}
+    saved = set(plan.saved)
+    for stage, head in _HEADS.items():
+        indices = getattr(plan, stage)
+        printer = _Printer(graph, indices, saved | set(plan.kept), names)
+        rows = [printer.row(i, "  (saved)" if stage == "loop" and i in saved else "")
+                for i in indices if printer.has_row(i)]  # fmt: skip
+        if rows:
+            blocks.append("\n".join([head, *(f"    {row}" for row in rows)]))
+    if plan.reverse or plan.after:
+        blocks.append(f"saved for the backward pass: {saved_floats(graph, plan)} numbers a step")
+    return "\n\n".join(blocks)
+
+
+def formulas(graph: Graph) -> str:
+    """A graph's formulas, before it has a schedule."""
+    needed = graph.ancestors(list(graph.outputs.values()))
+    indices = [i for i in sorted(needed) if graph.nodes[i].op != "input"]
+    printer = _Printer(graph, indices, set(), {})
+    return "\n".join(printer.row(i) for i in indices if printer.has_row(i))
+
+
+class _Printer:
+    """Formulas of the nodes of one stage."""
+
+    def __init__(
+        self, graph: Graph, indices: Sequence[int], named: set[int], names: dict[int, str]
+    ):
+        self.graph = graph
+        self.names: dict[int, str] = {}  # for measuring; nothing is printed yet
+        self.outputs: dict[int, list[str]] = {}
+        for name, index in graph.outputs.items():
+            self.outputs.setdefault(index, []).append(_output_name(name))
+        here = set(indices)
+        users = graph.users()
+        self.inline = {i for i, node in enumerate(graph.nodes) if node.op == "constant"}
+        for i in indices:
+            once = len(users[i]) == 1 and self._reads(users[i], i) == 1
+            kept = i in self.outputs or i in named or not set(users[i]) <= here
+            short = len(self._formula(i)[0]) <= _LONGEST
+            if not kept and short and (once or graph.nodes[i].op == "slice"):
+                self.inline.add(i)
+        self.names = names  # of the nodes with a line of their own, shared by all stages
+
+    def _reads(self, users: list[int], index: int) -> int:
+        return sum(self.graph.nodes[u].args.count(index) for u in users)
+
+    def has_row(self, index: int) -> bool:
+        """Whether a node has a line of its own."""
+        return index not in self.inline
+
+    def row(self, index: int, note: str = "") -> str:
+        """`name = formula   shape`."""
+        formula = self._formula(index)[0]  # names what it reads before it is named itself
+        names = " = ".join([*self.outputs.get(index, []), self._variable(index)])
+        shape = _shape(self.graph.nodes[index].shape)
+        left = f"{names} = {formula}"
+        return f"{left:<60} {shape}{note}"
+
+    def _variable(self, index: int) -> str:
+        node = self.graph.nodes[index]
+        if node.op == "input":
+            return _input_name(node.attr("name"))
+        return self.names.setdefault(index, f"v{len(self.names) + 1}")
+
+    def _use(self, index: int, strength: int = 0) -> str:
+        if index not in self.inline:
+            return self._variable(index)
+        formula, own = self._formula(index)
+        return f"({formula})" if own < strength else formula
+
+    def _formula(self, index: int) -> tuple[str, int]:
+        """A formula and how strongly it holds together."""
+        node = self.graph.nodes[index]
+        if node.op in _INFIX:
+            sign = _INFIX[node.op]
+            strength = _STRENGTH.get(sign, 0)
+            left, right = node.args
+            return f"{self._use(left, strength)} {sign} {self._use(right, strength + 1)}", strength
+        if node.op == "neg":
+            return f"-{self._use(node.args[0], 3)}", 2
+        if node.op == "constant":
+            return f"{node.attr('value'):g}", 4
+        if node.op == "transpose":
+            return f"{self._use(node.args[0], 4)}.T", 4
+        if node.op == "slice":
+            return f"{self._use(node.args[0], 4)}[{_index(node)}]", 4
+        operands = [self._use(a) for a in node.args]
+        options = [f"{k}={v:g}" for k, v in node.attrs if isinstance(v, float)]
+        if node.op in ("expand", "reshape", "batch_sum"):
+            options = [_shape(node.shape)]
+        return f"{node.op}({', '.join(operands + options)})", 4
+
+
+def _index(node: Node) -> str:
+    part = f"{node.attr('start')}:{node.attr('stop')}"
+    before = len(node.shape) + node.attr("axis") - (BATCH in node.shape)  # the batch goes without
+    return ", ".join([*[":"] * before, part, *[":"] * (-1 - node.attr("axis"))])
+
+
+def _shape(shape: Shape) -> str:
+    return f"({', '.join(map(str, shape))})"
+
+
+def _input_name(name: str) -> str:
+    kind, _, rest = name.partition(".")
+    return {"state": rest, "param": rest, "cotangent": f"d{rest}"}.get(kind, name)
+
+
+def _output_name(name: str) -> str:
+    kind, _, rest = name.partition(".")
+    return f"{rest}'" if kind == "state" else f"grad {_input_name(rest)}"

@@ -1,0 +1,118 @@
+"""`explain`: which engine runs a layer, what program its steps are, and why if they are none."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flexrnn.engine import scan
+from flexrnn.engine.compiler.passes import passes
+from flexrnn.engine.compiler.pretty import formulas, pretty
+from flexrnn.engine.compiler.program import Program, build
+from flexrnn.engine.compiler.schedule import saved_floats
+from flexrnn.engine.compiler.trace import CannotCompileError
+from flexrnn.engine.step import ComposedStep, wanted_of
+
+
+class StepReport(NamedTuple):
+    """What is known of one layer and direction."""
+
+    name: str  # `layer 0`, `layer 0 reverse`
+    program: Program | None
+    refusal: str  # why there is none: operation, file and line
+    saved_bytes: int  # kept for the backward pass, over all steps and rows
+    stages: tuple[tuple[str, str], ...]  # the name of a pass and the formulas after it
+
+
+class Explanation(NamedTuple):
+    """What `explain` found; `str` of it is a text for a person."""
+
+    layer: str
+    engine: str
+    steps: tuple[StepReport, ...]
+    show_stages: bool
+
+    def __str__(self) -> str:
+        lines = [self.layer, f"engine: {self.engine}"]
+        for step in self.steps:
+            lines += ["", _summary(step)] if self.show_stages else [_summary(step)]
+            for name, text in step.stages if self.show_stages else ():
+                lines += ["", f"{step.name}, after {name} ".ljust(72, "-"), text]
+        return "\n".join(lines)
+
+
+def explain(layer: nn.Module, x: Any, stages: bool = False) -> Explanation:
+    """Say how a layer is run on an input; nothing is run.
+
+    Args:
+        layer: a `FlexRNN` or a drop-in.
+        x: an input as the layer takes it.
+        stages: show what the step is after every pass of the compiler.
+
+    Returns:
+        An `Explanation`; print it.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as the layer does for this input.
+
+    Example:
+        >>> import torch, flexrnn
+        >>> print(flexrnn.explain(flexrnn.LSTM(3, 4), torch.randn(5, 2, 3)))
+        LSTM(3, 4)
+        engine: reference
+        layer 0: 2 products, 1 in the loop; 28 numbers saved a step and row, 1.09 KiB in all
+    """
+    seen: list[tuple[ComposedStep, tuple[Tensor, ...], tuple[Tensor, ...]]] = []
+
+    def watch(step: ComposedStep, state: Any, xs: tuple[Tensor, ...], keep: Any) -> Any:
+        seen.append((step, tuple(state), xs))
+        learns = any(t.requires_grad for t in (*step.tensors.values(), *xs))
+        size = xs[0].shape[:1]
+        like = [state[k] for k in keep]
+        history = (s.new_zeros(*size, *s.shape).requires_grad_(learns) for s in like)
+        return tuple(history), state
+
+    with torch.enable_grad(), scan.watched(watch) as engine:
+        layer(x)
+    directions = 2 if getattr(layer, "bidirectional", False) else 1
+    reports = []
+    for k, call in enumerate(seen):
+        name = f"layer {k // directions}" + (" reverse" if k % directions else "")
+        reports.append(_report(name, *call))
+    head = repr(layer).splitlines()
+    title = head[0] if len(head) == 1 else f"{head[0]}{head[1].strip()})"  # without the cells
+    return Explanation(title, engine(layer), tuple(reports), stages)
+
+
+def _report(
+    name: str, step: ComposedStep, state: tuple[Tensor, ...], xs: tuple[Tensor, ...]
+) -> StepReport:
+    try:
+        graphs = passes(step, xs, state, wanted_of(step, state, xs))
+    except CannotCompileError as refusal:
+        return StepReport(name, None, str(refusal), 0, ())
+    program = build(graphs[-1][1])
+    texts = [(after, formulas(graph)) for after, graph in graphs]
+    rows = xs[0].shape[0] * state[0].shape[0]
+    saved = saved_floats(*program) * rows * state[0].element_size()
+    return StepReport(name, program, "", saved, (*texts, ("schedule", pretty(program))))
+
+
+def _summary(step: StepReport) -> str:
+    if step.program is None:
+        return f"{step.name}: no program: {step.refusal}"
+    graph, plan = step.program
+    loop = sum(graph.nodes[i].op == "product" for i in plan.loop)
+    products = loop + sum(graph.nodes[i].op == "product" for i in plan.hoisted)
+    return (
+        f"{step.name}: {products} products, {loop} in the loop; {saved_floats(graph, plan)} "
+        f"numbers saved a step and row, {_bytes(step.saved_bytes)} in all"
+    )
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} GiB"
