@@ -16,8 +16,10 @@ _HEADS = {
 }
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "gt": ">", "lt": "<", "ge": ">=",
           "le": "<=", "eq": "==", "ne": "!=", "product": "@"}  # fmt: skip
-_LONGEST = 40  # characters of a formula that still stands inside another
-_LONGEST = 40  # characters of a formula that still stands inside another
+_LONGEST = 60  # characters of a formula
+_SHORT = 16  # of an operand for which a line of its own would gain nothing
+_LONGEST = 60  # characters of a formula
+_SHORT = 16  # of an operand for which a line of its own would gain nothing
 _STRENGTH = {"+": 1, "-": 1, "*": 2, "/": 2, "@": 3}
 
 
@@ -61,12 +63,21 @@ class _Printer:
         users = graph.users()
         self.inline = {i for i, node in enumerate(graph.nodes) if node.op == "constant"}
         for i in indices:
+            self._shorten(i)
             once = len(users[i]) == 1 and self._reads(users[i], i) == 1
             kept = i in self.outputs or i in named or not set(users[i]) <= here
-            short = len(self._formula(i)[0]) <= _LONGEST
-            if not kept and short and (once or graph.nodes[i].op == "slice"):
+            if not kept and (once or graph.nodes[i].op == "slice"):
                 self.inline.add(i)
         self.names = names  # of the nodes with a line of their own, shared by all stages
+
+    def _shorten(self, index: int) -> None:
+        """Give the longest operands lines of their own until the formula fits one."""
+        while len(self._formula(index)[0]) > _LONGEST:
+            operands = [a for a in self.graph.nodes[index].args if a in self.inline]
+            sized = [(len(self._formula(a)[0]), a) for a in operands]
+            if not sized or max(sized)[0] <= _SHORT:
+                return
+            self.inline.remove(max(sized)[1])
 
     def _reads(self, users: list[int], index: int) -> int:
         return sum(self.graph.nodes[u].args.count(index) for u in users)
