@@ -19,11 +19,15 @@ def run(*command: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     )
 
 
+def examples(page: Path) -> int:
+    """Python blocks of a page; of a block that shows a session, its inputs."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    return sum(max(1, len(re.findall(r"^>>> ", block, re.MULTILINE))) for block in blocks)
+
+
 def test_every_python_block_is_a_test() -> None:
-    written = {
-        page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8").count("\n```python\n")
-        for page in [ROOT / "README.md", *PAGES]
-    }
+    pages = [ROOT / "README.md", *PAGES]
+    written = {page.relative_to(ROOT).as_posix(): examples(page) for page in pages}
     listed = run("pytest", "--collect-only", "-q", "README.md", "docs").stdout
     collected = {page: len(re.findall(rf"^{page}::line", listed, re.MULTILINE)) for page in written}
     assert collected == written
