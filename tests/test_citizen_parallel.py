@@ -193,7 +193,7 @@ def results_of(layer: FlexRNN, x: Tensor, gradients: bool) -> list[Tensor]:
     for _ in range(10):
         with torch.set_grad_enabled(gradients):
             output, state = layer(x)
-            streamed, _ = layer.step(x[0])
+            streamed, _ = layer.step(x[0], state)
         every += [output, streamed, *([state] if isinstance(state, Tensor) else state)]
         if gradients:
             every += torch.autograd.grad(output.square().sum(), list(layer.parameters()))
