@@ -45,19 +45,19 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=LAYERS)
+@pytest.fixture(scope="module", params=LAYERS)
 def layers(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     """Our class and torch's, of each of the three layers."""
     return DROP_INS[request.param]
 
 
-@pytest.fixture(params=CELLS)
+@pytest.fixture(scope="module", params=CELLS)
 def cells(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     """Our class and torch's, of each of the three cells."""
     return DROP_INS[request.param]
 
 
-@pytest.fixture(params=DROP_INS)
+@pytest.fixture(scope="module", params=DROP_INS)
 def classes(request: pytest.FixtureRequest) -> tuple[Any, Any]:
     """Our class and torch's, of all six."""
     return DROP_INS[request.param]

@@ -49,6 +49,8 @@ class CustomLSTM(nn.Module):
     def __init__(self, input_sz: int, hidden_sz: int, peephole: bool = False):
         super().__init__()
         check_sizes(input_sz, hidden_sz)
+        if not isinstance(peephole, bool):
+            raise TypeError(f"peephole: expected a bool, got {peephole!r}")
         I, H = self.input_sz, self.hidden_sz = input_sz, hidden_sz  # noqa: E741
         self.peephole = peephole
 
