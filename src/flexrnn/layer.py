@@ -40,7 +40,8 @@ class FlexRNN(nn.Module):
             while training.
         bidirectional: run a second set of cells from the end; outputs lie side by side (D = 2).
         proj_size: width of a projected output, for cells that have one; 0 means none.
-        device, dtype: of the parameters.
+        device: of the parameters.
+        dtype: of the parameters.
         backend: the engine: `"auto"` or `"reference"`.
         **cell_options: passed to every cell.
 
