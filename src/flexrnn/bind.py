@@ -49,7 +49,8 @@ def move_parameters(cell: Cell, layer: nn.Module, suffix: str) -> tuple[Slot, ..
             layer.register_parameter(flat, parameter)
         slots.append(Slot(module, name, names[parameter]))
     for slot in slots:
-        del cell.get_submodule(slot.module)._parameters[slot.name]
+        # A module that the cell holds under two names has two slots and one parameter.
+        cell.get_submodule(slot.module)._parameters.pop(slot.name, None)
     return tuple(slots)
 
 

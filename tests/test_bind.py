@@ -1,0 +1,162 @@
+"""The layer owns the parameters; a copy of the cell borrows them for a call."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from flexrnn import Cell, FlexRNN
+from flexrnn.bind import bind, move_parameters
+from flexrnn.cells import HiddenState
+
+
+class Nested(Cell):
+    """A cell with parameters at every place where a module can hold one."""
+
+    State = HiddenState
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+        super().__init__(input_size, hidden_size)
+        I, H = input_size, hidden_size
+        kwargs: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.scale = nn.Parameter(torch.rand(H, **kwargs))
+        self.register_parameter("none", None)
+        self.inner = nn.Sequential(nn.Linear(I + H, H, **kwargs), nn.LayerNorm(H, **kwargs))
+        self.listed = nn.ParameterList([torch.rand(H, **kwargs), torch.rand(H, **kwargs)])
+        self.named = nn.ParameterDict({"gain": nn.Parameter(torch.rand(H, **kwargs))})
+        self.once = self.again = nn.Linear(H, H, bias=False, **kwargs)  # one module, two names
+        self.tied = nn.Linear(H, H, bias=False, **kwargs)
+        self.tied.weight = self.once.weight  # two modules, one parameter
+        self.register_buffer("steps", torch.zeros((), device=device))
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        self.steps += 1
+        h = self.inner(torch.cat([x, state.h], -1)) * self.scale + self.listed[0] - self.listed[1]
+        return HiddenState(self.tied(self.again(self.once(h * self.named["gain"]))).tanh())
+
+
+NAMES = ["scale", "inner.0.weight", "inner.0.bias", "inner.1.weight", "inner.1.bias"]
+NAMES += ["listed.0", "listed.1", "named.gain", "once.weight"]
+
+
+def test_parameters_move_in_order_under_flat_names() -> None:
+    cell, layer = Nested(3, 5), nn.Module()
+    before = dict(cell.named_parameters())
+    assert list(before) == NAMES
+    move_parameters(cell, layer, "_l1_reverse")
+    moved = dict(layer.named_parameters())
+    assert list(moved) == [name.replace(".", "_") + "_l1_reverse" for name in NAMES]
+    assert all(a is b for a, b in zip(moved.values(), before.values(), strict=True))
+    assert not list(cell.parameters())
+
+
+def test_a_bound_copy_has_the_parameters_at_every_place() -> None:
+    cell, layer = Nested(3, 5), nn.Module()
+    before = dict(cell.named_parameters(remove_duplicate=False))
+    slots = move_parameters(cell, layer, "_l0")
+    bound = bind(cell, slots, layer)
+    after = dict(bound.named_parameters(remove_duplicate=False))
+    assert after.keys() == before.keys()
+    assert all(after[name] is before[name] for name in before)
+    assert bound.again is bound.once
+    assert not list(cell.parameters())  # the cell itself is as it was
+
+
+def test_a_bound_copy_has_what_the_layer_has_at_this_moment() -> None:
+    cell, layer = Nested(3, 5), nn.Module()
+    slots = move_parameters(cell, layer, "_l0")
+    first = bind(cell, slots, layer)
+    layer.scale_l0 = nn.Parameter(torch.ones(5))
+    second = bind(cell, slots, layer)
+    assert second.scale is layer.scale_l0
+    assert first.scale is not layer.scale_l0
+    assert second.inner is not first.inner
+    assert second.inner[0].weight is first.inner[0].weight
+
+
+def test_a_layer_computes_what_the_cell_did_before_it_gave_its_parameters_up() -> None:
+    torch.manual_seed(3)
+    cell = Nested(3, 5, dtype=torch.float64)
+    torch.manual_seed(3)
+    layer: Any = FlexRNN(Nested, 3, 5, dtype=torch.float64)
+    x, h = torch.randn(2, 4, 3).double().unbind(0), torch.zeros(4, 5).double()
+    for row in x:
+        h = cell(row, h)
+    output, h_n = layer(torch.stack(x))
+    assert_close((output[-1], h_n[0]), (h, h), rtol=1e-12, atol=1e-12)
+    mine = torch.autograd.grad(output[-1].square().sum(), list(layer.parameters()))
+    theirs = torch.autograd.grad(h.square().sum(), list(cell.parameters()))
+    assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_buffers_stay_with_the_cell_and_keep_what_a_step_writes() -> None:
+    layer: Any = FlexRNN(Nested, 3, 5, num_layers=2)
+    assert [name for name in layer.state_dict() if "steps" in name] == [
+        "cells.0.steps",
+        "cells.1.steps",
+    ]
+    layer(torch.randn(7, 2, 3))
+    layer.step(torch.randn(2, 3))
+    assert [cell.steps.item() for cell in layer.cells] == [8, 8]
+
+
+def test_a_call_leaves_the_registered_cells_without_parameters() -> None:
+    layer = FlexRNN(Nested, 3, 5, bidirectional=True)
+    modules = list(layer.modules())
+    with torch.no_grad():
+        layer(torch.randn(7, 2, 3))
+    with pytest.raises(TypeError):
+        layer(torch.randn(7, 2, 3), "no state")
+    assert all(a is b for a, b in zip(layer.modules(), modules, strict=True))
+    assert not list(layer.cells.parameters())
+
+
+def test_mode_reaches_the_modules_inside_a_cell() -> None:
+    layer: Any = FlexRNN(Nested, 3, 5)
+    layer.eval()
+    assert not any(module.training for module in layer.modules())
+    slots = layer._slots[0]
+    assert not bind(layer.cells[0], slots, layer).inner.training
+
+
+def test_repr_shows_the_parameters_where_the_cell_has_them() -> None:
+    layer = FlexRNN(Nested, 3, 5, num_layers=2)
+    text = repr(layer)
+    assert text.startswith("FlexRNN(\n  Nested, 3, 5, num_layers=2\n")
+    assert text.count("(0): Linear(in_features=8, out_features=5, bias=True)") == 1
+    assert text.count("(0): Linear(in_features=10, out_features=5, bias=True)") == 1
+    assert text.count("(0): Parameter containing: [torch.float32 of size 5]") == 2
+    assert not list(layer.cells.parameters())
+
+
+def test_apply_reaches_the_modules_inside_with_their_parameters_in_place() -> None:
+    layer: Any = FlexRNN(Nested, 3, 5, num_layers=2)
+    seen: list[nn.Module] = []
+
+    def init(module: nn.Module) -> None:
+        seen.append(module)
+        if isinstance(module, nn.Linear):
+            nn.init.constant_(module.weight, 0.25)
+
+    assert layer.apply(init) is layer
+    assert seen[-1] is layer
+    assert sum(isinstance(module, nn.LayerNorm) for module in seen) == 2
+    for name, parameter in layer.named_parameters():
+        filled = "weight" in name and "inner_1" not in name
+        assert bool((parameter == 0.25).all()) == filled, name
+
+
+def test_a_name_that_is_taken_is_refused() -> None:
+    class Collides(Nested):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            self.inner_0_bias = nn.Parameter(torch.zeros(1))
+
+    with pytest.raises(ValueError, match=r"^Collides: parameter .* would be the layer's inner_0_b"):
+        move_parameters(Collides(3, 5), nn.Module(), "_l0")
+    layer: Any = nn.Module()
+    layer.scale_l0 = "something else"
+    with pytest.raises(ValueError, match="would be the layer's scale_l0, a name that is taken"):
+        move_parameters(Nested(3, 5), layer, "_l0")
