@@ -82,7 +82,9 @@ def watched(watch: Callable[..., Any]) -> Iterator[Callable[[Any], str]]:
         _watch.reset(token)
 
 
-def scan(step: Callable[..., Any], state: Any, xs: Any, params: Sequence[Tensor] = ()) -> Any:
+def scan(
+    step: Callable[..., Any], state: Any, xs: Any, params: Tensor | Sequence[Tensor] = ()
+) -> Any:
     """Run `state = step(x_t, state, *params)` over a sequence, for a loop that is not a layer.
 
     Args:
@@ -90,7 +92,7 @@ def scan(step: Callable[..., Any], state: Any, xs: Any, params: Sequence[Tensor]
         state: a tensor, or a tuple or NamedTuple of tensors: the state before the first step.
         xs: a tensor `(T, ...)`, or a tuple of such tensors; `step` gets their rows at t, as one
             tensor or as a tuple.
-        params: tensors that are the same at every step.
+        params: a tensor, or several, the same at every step.
 
     Returns:
         `(states, final)`: the state after every step, each tensor `(T, ...)`, and after the last.
