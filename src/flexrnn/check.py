@@ -85,6 +85,20 @@ def check_cell_class(cell: Any, hidden_size: int, proj_size: int) -> None:
         )
 
 
+def check_widths(cells: list[Cell]) -> None:
+    """Refuse cells whose states cannot lie in one tensor `(L·D, B, width)` a field."""
+    for cell in cells[1:]:
+        for field, first, width in zip(
+            field_names(cell), field_sizes(cells[0]), field_sizes(cell), strict=True
+        ):
+            if width != first:
+                raise ValueError(
+                    f"num_layers: expected the state's field {field} of {type(cell).__name__} to "
+                    f"be as wide in every layer, got {first} at input_size {cells[0].input_size} "
+                    f"and {width} at input_size {cell.input_size}"
+                )
+
+
 def check_input(x: Any, input_size: int, name: str, weight: Tensor | None, *, packed: bool) -> None:
     """Refuse an input that is no tensor of the right width, dtype and device.
 

@@ -17,6 +17,7 @@ from flexrnn.check import (
     check_length,
     check_options,
     check_packed,
+    check_widths,
 )
 from flexrnn.compose import CellStep
 from flexrnn.engine import scan
@@ -116,6 +117,7 @@ class FlexRNN(nn.Module):
                 self._slots.append(move_parameters(built, self, f"_l{k}{direction}"))
                 self.cells.append(built)
             width = self.num_directions * cast(Cell, self.cells[-1]).output_size
+        check_widths([cast(Cell, cell) for cell in self.cells])
 
     @property
     def num_directions(self) -> int:

@@ -218,7 +218,9 @@ def test_the_reference_keeps_what_is_asked_for_in_the_order_of_time(
 # Which engine runs
 
 
-def test_backend_is_in_force_inside_the_block_only(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """One entry for each run of an engine by the name of `traced`, which is the reference."""
     calls: list[str] = []
 
     def traced(*args: Any, **kwargs: Any) -> Any:
@@ -226,6 +228,10 @@ def test_backend_is_in_force_inside_the_block_only(monkeypatch: pytest.MonkeyPat
         return reference.run(*args, **kwargs)
 
     monkeypatch.setitem(dispatch.ENGINES, "traced", traced)
+    return calls
+
+
+def test_backend_is_in_force_inside_the_block_only(calls: list[str]) -> None:
     layer, x = flexrnn.GRU(I, H), torch.randn(T, B, I)
     expected = layer(x)
     assert calls == []
@@ -250,10 +256,11 @@ def test_backend_is_in_force_inside_the_block_only(monkeypatch: pytest.MonkeyPat
     assert len(calls) == 3
 
 
-def test_backend_is_left_also_by_an_exception() -> None:
-    with pytest.raises(KeyError), backend("reference"):
+def test_a_block_is_left_also_by_an_exception(calls: list[str]) -> None:
+    with pytest.raises(KeyError), backend("traced"):
         raise KeyError
-    assert dispatch._chosen.get() is None
+    scan(keep, h0, x0)
+    assert calls == []
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "AUTO", None, 0, ["auto"], torch.ones(2)], ids=str)
