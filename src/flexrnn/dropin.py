@@ -1,7 +1,8 @@
 """Drop-ins for `torch.nn.LSTM`, `GRU` and `RNN`, and layers of the other cells by name."""
 
-from typing import Any
+from typing import Any, ClassVar
 
+from flexrnn.cell import Cell
 from flexrnn.cells import (
     ArticlePeepholeLSTMCell,
     GRUCell,
@@ -58,46 +59,6 @@ class LSTM(FlexRNN):
         )
 
 
-class GRU(FlexRNN):
-    """`torch.nn.GRU` on FlexRNN's engines: same signature, numbers, parameter names and errors.
-
-    Arguments, shapes and errors as in `FlexRNN`; parameters as in `cells.GRUCell`.
-
-    Example:
-        >>> import torch, flexrnn
-        >>> output, h_n = flexrnn.GRU(3, 5, bidirectional=True)(torch.randn(7, 2, 3))
-        >>> output.shape, h_n.shape
-        (torch.Size([7, 2, 10]), torch.Size([2, 2, 5]))
-    """
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        device: Any = None,
-        dtype: Any = None,
-        **options: Any,
-    ):
-        super().__init__(
-            GRUCell,
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            device=device,
-            dtype=dtype,
-            **options,
-        )
-
-
 class RNN(FlexRNN):
     """`torch.nn.RNN` on FlexRNN's engines: same signature, numbers, parameter names and errors.
 
@@ -144,29 +105,73 @@ class RNN(FlexRNN):
         self.nonlinearity = nonlinearity
 
 
-class PeepholeLSTM(FlexRNN):
+class _Named(FlexRNN):
+    """`FlexRNN` of one cell class, for cells without a projection."""
+
+    cell_class: ClassVar[type[Cell]]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        **options: Any,
+    ):
+        super().__init__(
+            self.cell_class,
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device=device,
+            dtype=dtype,
+            **options,
+        )
+
+
+class GRU(_Named):
+    """`torch.nn.GRU` on FlexRNN's engines: same signature, numbers, parameter names and errors.
+
+    Arguments, shapes and errors as in `FlexRNN`; parameters as in `cells.GRUCell`.
+
+    Example:
+        >>> import torch, flexrnn
+        >>> output, h_n = flexrnn.GRU(3, 5, bidirectional=True)(torch.randn(7, 2, 3))
+        >>> output.shape, h_n.shape
+        (torch.Size([7, 2, 10]), torch.Size([2, 2, 5]))
+    """
+
+    cell_class = GRUCell
+
+
+class PeepholeLSTM(_Named):
     """`FlexRNN(cells.PeepholeLSTMCell, ...)`: see both for arguments and equations."""
 
-    def __init__(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any):
-        super().__init__(PeepholeLSTMCell, input_size, hidden_size, *args, **kwargs)
+    cell_class = PeepholeLSTMCell
 
 
-class ArticlePeepholeLSTM(FlexRNN):
+class ArticlePeepholeLSTM(_Named):
     """`FlexRNN(cells.ArticlePeepholeLSTMCell, ...)`: see both for arguments and equations."""
 
-    def __init__(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any):
-        super().__init__(ArticlePeepholeLSTMCell, input_size, hidden_size, *args, **kwargs)
+    cell_class = ArticlePeepholeLSTMCell
 
 
-class NaiveLSTM(FlexRNN):
+class NaiveLSTM(_Named):
     """`FlexRNN(cells.NaiveLSTMCell, ...)`: see both for arguments and equations."""
 
-    def __init__(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any):
-        super().__init__(NaiveLSTMCell, input_size, hidden_size, *args, **kwargs)
+    cell_class = NaiveLSTMCell
 
 
-class LayerNormLSTM(FlexRNN):
+class LayerNormLSTM(_Named):
     """`FlexRNN(cells.LayerNormLSTMCell, ...)`: see both for arguments and equations."""
 
-    def __init__(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any):
-        super().__init__(LayerNormLSTMCell, input_size, hidden_size, *args, **kwargs)
+    cell_class = LayerNormLSTMCell
