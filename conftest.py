@@ -1,5 +1,7 @@
 """Makes pytest run the Python blocks of README.md and of the pages in docs/, in order, per page."""
 
+import importlib
+import warnings
 from typing import Any
 
 import torch
@@ -11,6 +13,10 @@ def one_thread(namespace: dict[str, Any]) -> None:
     """The pages compute little; several threads would wait for one another on a busy machine."""
     namespace["threads before"] = torch.get_num_threads()
     torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        # Forward mode loads this at its first use, which warns that torch uses torch.jit.script.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
 def threads_as_before(namespace: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
-"""Draw the tutorial's figures into docs/figures/ from what the tutorial's own code computes.
+"""Draw the pages' figures into docs/figures/ from what the pages' own code computes.
 
-The Python blocks of tutorial.md run here as a reader types them; the figures take the classes, the
-trained model and `race` from them. The SVGs become part of the page, which gives them its colours
+The Python blocks of a page run here as a reader types them; the figures take the classes, trained
+models, losses and `race` from them. The SVGs become part of the page, which gives them its colours
 (stylesheets/extra.css), so that they fit the light and the dark page and need nothing from outside.
 """
 
@@ -19,10 +19,10 @@ OUT = DOCS / "figures"
 WIDTH = 720
 
 
-def tutorial() -> dict[str, Any]:
-    """Run the tutorial and return its variables."""
+def run(name: str) -> dict[str, Any]:
+    """Run a page and return its variables."""
     names: dict[str, Any] = {}
-    page = (DOCS / "tutorial.md").read_text(encoding="utf-8")
+    page = (DOCS / name).read_text(encoding="utf-8")
     for block in re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE):
         with contextlib.redirect_stdout(io.StringIO()):
             exec(block, names)
@@ -193,16 +193,47 @@ def counting(names: dict[str, Any]) -> str:
     return svg("Gates and states of the counting model over a sentence", y + 4, parts)
 
 
+def learning(errors: dict[str, list[float]]) -> str:
+    """The error of every training step, a mean over the last ten, one line a layer."""
+    left, top, width, height, highest = 60, 40, 480, 200, 0.25
+    steps = len(next(iter(errors.values())))
+
+    def place(step: float, error: float) -> tuple[float, float]:
+        return left + step / steps * width, top + height * (1 - min(error, highest) / highest)
+
+    parts = [text(left - 40, 20, "mean squared error", "title")]
+    for level in (0, 0.1, 0.2):
+        parts.append(line([place(0, level), place(steps, level)], "rule"))
+        parts.append(text(left - 8, place(0, level)[1] + 4, f"{level:g}", "end"))
+    parts += [
+        text(place(s, 0)[0], top + height + 22, f"{s}", "mid") for s in range(0, steps + 1, 100)
+    ]
+    parts.append(text(left + width + 24, top + height + 22, "training steps", "small"))
+
+    curves = {}
+    for name, history in errors.items():
+        means = [sum(history[k - 10 : k]) / 10 for k in range(10, steps + 1)]
+        curves[name] = [place(k, mean) for k, mean in enumerate(means, start=10)]
+    # Names stand where the curves end, and keep apart where those meet.
+    y = math.inf
+    for (name, points), kind in zip(curves.items(), "gfo", strict=True):
+        parts.append(line(points, f"curve line-{kind}"))
+        y = min(points[-1][1] + 4, y - 20)
+        parts.append(text(left + width + 10, y, name, f"strong-{kind}"))
+    return svg("The error in training of three layers", top + height + 30, parts)
+
+
 def main() -> None:
-    """Run the tutorial and draw every figure."""
+    """Run the pages and draw every figure."""
     torch.set_num_threads(1)  # a busy machine disturbs one thread less than several that wait
     OUT.mkdir(exist_ok=True)
-    names = tutorial()
+    names = run("tutorial.md")
     drawings = {
         "curves": curves(),
         "packing": packing(),
         "speed": speed(names),
         "counting": counting(names),
+        "learning": learning(run("write-a-cell.md")["errors"]),
     }
     for name, drawing in drawings.items():
         (OUT / f"{name}.svg").write_text(drawing, encoding="utf-8")
