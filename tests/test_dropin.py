@@ -133,6 +133,7 @@ def test_attributes_and_extra_repr_are_torchs(layers: Classes, twins: Twins) -> 
         for name in names:
             assert getattr(ours, name) == getattr(theirs, name)
             assert type(getattr(ours, name)) is type(getattr(theirs, name))
+        assert ours.mode == theirs.mode
         assert ours.extra_repr() == theirs.extra_repr()
         assert repr(ours).startswith(type(theirs).__name__ + "(")
 

@@ -29,6 +29,8 @@ class LSTM(FlexRNN):
         >>> torch.testing.assert_close(layer(x), theirs(x))
     """
 
+    mode = "LSTM"  # as torch names the kind of layer
+
     def __init__(
         self,
         input_size: int,
@@ -103,6 +105,7 @@ class RNN(FlexRNN):
             **options,
         )
         self.nonlinearity = nonlinearity
+        self.mode = f"RNN_{nonlinearity.upper()}"
 
 
 class _Named(FlexRNN):
@@ -151,6 +154,7 @@ class GRU(_Named):
     """
 
     cell_class = GRUCell
+    mode = "GRU"
 
 
 class PeepholeLSTM(_Named):
