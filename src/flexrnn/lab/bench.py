@@ -16,7 +16,7 @@ PRODUCTS = {"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "linear", "matmul"}
 
 ROUNDS = 40
 FEWEST_ROUNDS = 5
-SECONDS = 10.0  # for one size; fewer rounds where these are up
+SECONDS = 7.0  # for one size; fewer rounds where these are up
 
 
 def sizes(batch: int, seq: int, hidden: int) -> list[dict[str, int]]:

@@ -44,10 +44,17 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Training steps for each cell.")] = 800,
+    steps: Annotated[int, typer.Option(help="Training steps for each cell.")] = 700,
     hidden: Annotated[int, typer.Option(help="Hidden units, in training and for speed.")] = 128,
     seq: Annotated[int, typer.Option(help="Time steps: characters in one window.")] = 64,
     batch: Annotated[int, typer.Option(help="Windows in one batch.")] = 32,
+    threads: Annotated[
+        int,
+        typer.Option(
+            help="CPU threads. At these sizes more gain little, and wait for one another on a "
+            "busy machine."
+        ),
+    ] = 1,
     seed: Annotated[int, typer.Option(help="Of weights, batches and samples.")] = 0,
     cells: Annotated[
         list[str] | None,
@@ -82,7 +89,16 @@ def compare(
         from flexrnn.lab.compare import Options, run
 
         options = Options(
-            text, seed, steps, hidden, seq, batch, tuple(cells or ()), tuple(only or ()), out
+            text=text,
+            seed=seed,
+            steps=steps,
+            hidden=hidden,
+            seq=seq,
+            batch=batch,
+            threads=threads,
+            cells=tuple(cells or ()),
+            only=tuple(only or ()),
+            out=out,
         )
         results = run(options, console)
     except UsageError as error:

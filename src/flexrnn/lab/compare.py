@@ -32,6 +32,7 @@ from flexrnn.lab.tasks import (
     split,
 )
 
+SIZES = ("steps", "hidden", "seq", "batch", "threads")
 PARTS = ["same", "speed", "learning"]
 SENTENCE = 64  # characters that still have room side by side
 UNITS = 32  # hidden units a heat map shows
@@ -44,10 +45,11 @@ class Options:
 
     text: Path | None = None
     seed: int = 0
-    steps: int = 800
+    steps: int = 700
     hidden: int = 128
     seq: int = 64
     batch: int = 32
+    threads: int = 1
     cells: tuple[str, ...] = ()
     only: tuple[str, ...] = ()
     out: Path = Path("runs/compare")
@@ -89,10 +91,11 @@ def run(options: Options, console: Console) -> Results:
         check_length(text, options.batch, options.seq)
     _check_folder(options.out)
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(options.threads)
     results = Results(_plain_options(options, entries, parts), machine())
     if text is not None:
         results.text = _about(text, options.seq)
-    terminal.show_start(console, results)
 
     def save() -> None:
         results.seconds = time.perf_counter() - began
@@ -101,6 +104,7 @@ def run(options: Options, console: Console) -> Results:
         write(options.out / "report.html", report.render(found))
 
     try:
+        terminal.show_start(console, results)
         for part in parts:
             if part == "same":
                 _same(results, entries, options, console)
@@ -116,6 +120,7 @@ def run(options: Options, console: Console) -> Results:
         results.state = "failed"
         raise
     finally:
+        torch.set_num_threads(threads)
         with _no_interrupt():
             save()
     terminal.show_end(console, results, options.out)
@@ -123,7 +128,7 @@ def run(options: Options, console: Console) -> Results:
 
 
 def _check_numbers(options: Options) -> None:
-    for name in ("steps", "hidden", "seq", "batch"):
+    for name in SIZES:
         if getattr(options, name) < 1:
             raise UsageError(f"--{name}: expected at least 1, got {getattr(options, name)}")
     if not 0 <= options.seed < 2**63:
@@ -147,7 +152,7 @@ def _load(path: Path | None) -> Text:
 def _plain_options(options: Options, entries: list[Entry], parts: list[str]) -> dict[str, Any]:
     return {
         "text": None if options.text is None else str(options.text),
-        **{name: getattr(options, name) for name in ("seed", "steps", "hidden", "seq", "batch")},
+        **{name: getattr(options, name) for name in ("seed", *SIZES)},
         "cells": [entry.key for entry in entries],
         "only": parts,
         "colours": {entry.key: entry.colour for entry in entries},
@@ -238,6 +243,7 @@ def _learning(
             if entry.record is not None:
                 _look_inside(results, entry, model, encode(shown, alphabet), shown)
             save()
+            terminal.show_learned(console, found)
     terminal.show_learning(console, results)
     terminal.show_samples(console, results)
 

@@ -71,40 +71,36 @@ def bars(results: dict[str, Any], kind: str) -> str:
         own = [row for row in rows if row["key"] == key]
         ratios = [row[kind]["ratio"] for row in own]
         figure.add_bar(
-            x=[_size(row["size"]) for row in own],
-            y=[row[kind]["median_ms"] for row in own],
+            orientation="h",
+            x=[row[kind]["median_ms"] for row in own],
+            y=[_size(row["size"]) for row in own],
             name=own[0]["label"],
             marker={"color": _colour(results, own[0])},
             text=["" if r is None or key == "torch" else f"{r:.1f}×" for r in ratios],
             textposition="outside",
-            textangle=0,
             textfont={"size": 11},
             cliponaxis=False,
-            hovertemplate="%{y:.3g} ms<extra>" + escape(own[0]["label"]) + "</extra>",
+            hovertemplate="%{x:.3g} ms<extra>" + escape(own[0]["label"]) + "</extra>",
         )
-    figure.update_layout(
-        barmode="group",
-        bargap=0.25,
-        bargroupgap=0.06,
-        uniformtext={
-            "minsize": 10,
-            "mode": "show",
-        },  # else Plotly shrinks what a bar is too thin for
-    )
+    figure.update_layout(barmode="group", bargap=0.25, bargroupgap=0.08)
     ticks = [digit * 10.0**power for power in range(-3, 6) for digit in (1, 2, 5)]
-    figure.update_yaxes(
+    figure.update_xaxes(
         title="milliseconds",
         type="log",
         tickvals=ticks,
         ticktext=[f"{tick:,.10g}" for tick in ticks],
+        tickangle=0,
     )
-    return _html(figure, f"bars-{kind}", 400, legend=True)
+    figure.update_yaxes(autorange="reversed", showgrid=False)
+    return _html(
+        figure, f"bars-{kind}", 440, legend=True, margin={"l": 56, "r": 40, "t": 16, "b": 50}
+    )
 
 
 def heat_map(gates: dict[str, Any], name: str) -> str:
     """One gate or state over the characters of the sentence, a map for every recorded cell."""
     cells, letters = gates["cells"], [visible(letter) for letter in gates["sentence"]]
-    titles = [f"{escape(cell['label'])} <i>(mean {cell['means'][name]:.2f})</i>" for cell in cells]
+    titles = [f"{escape(cell['label'])} <i>(mean {_mean(cell, name)})</i>" for cell in cells]
     height = 250 * len(cells) + 30
     gap = 70 / height
     figure = make_subplots(rows=len(cells), subplot_titles=titles, vertical_spacing=gap)
@@ -125,6 +121,8 @@ def heat_map(gates: dict[str, Any], name: str) -> str:
             colorbar={
                 "thickness": 10,
                 "len": 1 / len(cells) - 0.1,
+                "x": 1.02,
+                "xpad": 0,
                 "y": _middle(k, len(cells), gap),
                 "outlinewidth": 0,
                 "tickfont": {"size": 11},
@@ -154,7 +152,7 @@ def heat_map(gates: dict[str, Any], name: str) -> str:
         zeroline=False,
     )
     figure.update_annotations(font_size=13, x=0, xanchor="left")
-    return _html(figure, f"gate-{name}", height, margin={"l": 30, "r": 10, "t": 30, "b": 30})
+    return _html(figure, f"gate-{name}", height, margin={"l": 36, "r": 76, "t": 30, "b": 30})
 
 
 def visible(character: str) -> str:
@@ -167,6 +165,11 @@ def visible(character: str) -> str:
     """
     shown = {" ": "␣", "\n": "↵", "\t": "⇥"}.get(character, character)
     return escape(shown, quote=False) if shown.isprintable() else "�"
+
+
+def _mean(cell: dict[str, Any], name: str) -> str:
+    mean = cell["means"][name]
+    return "–" if mean is None else f"{round(mean, 2) + 0.0:.2f}"  # + 0.0: no "-0.00"
 
 
 def _middle(row: int, rows: int, gap: float) -> float:
@@ -202,9 +205,9 @@ def _html(
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "font": {"size": 12}},
         hoverlabel={"font": {"family": FONT, "size": 12}},
     )
-    figure.update_xaxes(automargin=True)
-    figure.update_yaxes(automargin=True)
     if legend:
+        figure.update_xaxes(automargin=True)
+        figure.update_yaxes(automargin=True)
         figure.update_xaxes(gridcolor=GRID)
         figure.update_yaxes(gridcolor=GRID)
     html: str = figure.to_html(

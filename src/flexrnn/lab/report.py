@@ -14,7 +14,7 @@ EXPLAINED = [
         "f",
         "Forget gate f: what stays",
         "Each unit's memory is multiplied by it. Dark, near 1: the unit keeps what it knows. Pale, "
-        "near 0: it lets go, often where a word or a sentence ends and something else begins.",
+        "near 0: it lets go, often where a word, a quotation or a sentence ends.",
     ),
     (
         "i",
@@ -108,8 +108,8 @@ def facts(results: dict[str, Any]) -> list[tuple[str, str]]:
         names = _list([row["label"] for row in exact])
         found.append((
             f"{largest:.0e}",
-            f"is the largest difference between {names} and torch.nn.LSTM in float64, over "
-            "outputs, states and every gradient.",
+            f"is the largest difference of {names} to torch.nn.LSTM in float64, over outputs, "
+            "states and every gradient.",
         ))  # fmt: skip
     options = results["options"]
     trained = [
@@ -125,7 +125,7 @@ def facts(results: dict[str, Any]) -> list[tuple[str, str]]:
         found.append((
             low if low == high else f"{low} – {high}",
             "as long as torch.nn.LSTM is what the others take, forward and backward, at the size "
-            f"trained here ({terminal.size_name(trained[0]['size'])}).",
+            "trained here ({batch} sequences of {seq} steps, {hidden} units).".format(**options),
         ))  # fmt: skip
     scored = [row for row in results["learning"] if row["bits_per_character"] is not None]
     if scored:

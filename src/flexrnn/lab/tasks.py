@@ -106,8 +106,9 @@ def split(source: str, text: str) -> Text:
 
     Example:
         >>> from flexrnn.lab.tasks import split
-        >>> split("example", "one\n\ntwo\n\none\n\nthree").train
-        'one\n\ntwo'
+        >>> text = split("example", "\n\n".join(["again", *"abcdefghijklmnopq", "again"]))
+        >>> text.held_back, text.repeated
+        ('p\n\nq', 1)
     """
     parts = re.split(r"\n(?:[ \t]*\n)+", text.strip("\n"))
     joint = "\n\n"

@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from flexrnn.lab.results import Results, summaries
+from flexrnn.lab.results import Learning, Results, summaries
 
 
 def progress(console: Console, unit: str) -> Progress:
@@ -55,8 +55,8 @@ def show_start(console: Console, results: Results) -> None:
     """Where this runs and on what text."""
     m, text = results.machine, results.text
     console.print(
-        f"FlexRNN {m['flexrnn']}, torch {m['torch']}, Python {m['python']}, {m['threads']} threads "
-        f"on {m['cores']} cores, {m['processor']}",
+        f"FlexRNN {m['flexrnn']}, torch {m['torch']}, Python {m['python']}, {m['threads']} of "
+        f"{m['cores']} cores, {m['processor']}",
         highlight=False,
         markup=False,
     )
@@ -150,6 +150,13 @@ def milliseconds(value: float | None) -> str:
         ('1.23', '123', '1234')
     """
     return number(value, ".2f" if value is None or value < 10 else ".1f" if value < 100 else ".0f")
+
+
+def show_learned(console: Console, row: Learning) -> None:
+    """One line when a cell is done, where no bar says so."""
+    if not console.is_terminal:
+        said = number(row.bits_per_character, ".3f")
+        console.print(f"{row.label}: {said} bits/char after {row.seconds:.1f} s", highlight=False)
 
 
 def show_learning(console: Console, results: Results) -> None:
