@@ -170,6 +170,7 @@ def write_json(path: Path, results: dict[str, Any]) -> None:
 
 def write(path: Path, text: str) -> None:
     """Write a file beside its place, then move it there: a reader never meets half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)  # gone meanwhile? The results are not
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
     try:
