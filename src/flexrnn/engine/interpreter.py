@@ -160,6 +160,8 @@ def compute(node: Node, args: list[Tensor], batch: tuple[int, ...], like: Tensor
             return torch.einsum("...gk,...gn->gkn", a, g)
         case "transpose":
             return args[0].transpose(-1, -2)
+        case "detach":
+            return args[0]
         case "slice":
             start, stop = node.attr("start"), node.attr("stop")
             return args[0].narrow(node.attr("axis"), start, stop - start)

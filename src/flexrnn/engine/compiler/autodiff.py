@@ -155,11 +155,20 @@ def _reduce(graph: Graph, g: int, shape: Shape) -> int:
         return g
     if BATCH not in shape:  # a parameter: over the batch, and over time when the loop is done
         return graph.add("batch_sum", g, shape=shape)
-    if len(have) == len(shape) and have[:-1] == shape[:-1] and shape[-1] == 1:
-        return graph.add("sum", g)
-    if len(have) < len(shape) or BATCH not in have:
-        return graph.add("expand", g, shape=shape)
-    raise ValueError(f"a cotangent of shape {have} cannot be summed to {shape}")
+    for axis in range(1 - len(shape), 0):
+        if have[axis] != shape[axis]:
+            g = graph.add("sum", g) if axis == -1 else _sum_of_heads(graph, g, axis)
+    return g
+
+
+def _sum_of_heads(graph: Graph, g: int, axis: int) -> int:
+    """The sum over an axis that is not the last, slice by slice: there are few."""
+    size = int(graph.nodes[g].shape[axis])
+    parts = [graph.add("slice", g, axis=axis, start=k, stop=k + 1) for k in range(size)]
+    total = parts[0]
+    for part in parts[1:]:
+        total = graph.add("add", total, part)
+    return total
 
 
 def _product(b: _Backward, index: int, node: Node, g: int) -> None:

@@ -8,6 +8,7 @@ Adding a node that exists returns the one that exists: common subexpressions are
 twice, and no pass has to look for them.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -129,6 +130,8 @@ def broadcast(op: str, shapes: tuple[Shape, ...]) -> Shape:
         if len(wide) > 1:
             raise ValueError(f"{op}: expected shapes that broadcast, got {shapes}")
         result.append(wide.pop() if wide else 1)
+    if BATCH in result[1:]:
+        raise ValueError(f"{op}: expected the batch to stay the first axis, got {shapes}")
     return tuple(result)
 
 
@@ -146,32 +149,86 @@ def _outer(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
     return (*a[1:-1], a[-1], g[-1])
 
 
+def _last_axis(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
+    (shape,) = shapes
+    if not shape or shape[-1] == BATCH:
+        raise ValueError(f"expected an axis that is not the batch, got {shape}")
+    return (*shape[:-1], 1)
+
+
+def _transpose(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
+    (shape,) = shapes
+    if len(shape) < 2 or BATCH in shape:
+        raise ValueError(f"transpose: expected two axes and no batch, got {shape}")
+    return (*shape[:-2], shape[-1], shape[-2])
+
+
 def _slice(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
-    (shape,), axis = shapes, attrs["axis"]
-    return (*shape[:axis], attrs["stop"] - attrs["start"], *shape[len(shape) + axis + 1 :])
+    (shape,), axis, start, stop = shapes, attrs["axis"], attrs["start"], attrs["stop"]
+    size = _size(shape, axis)
+    if not 0 <= start < stop <= size:
+        raise ValueError(f"slice: expected a part of {size}, got {start} to {stop}")
+    return (*shape[:axis], stop - start, *shape[len(shape) + axis + 1 :])
 
 
 def _concat(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
     axis = attrs["axis"]
+    size = sum(_size(shape, axis) for shape in shapes)
     rest = {(*s[:axis], *s[len(s) + axis + 1 :]) for s in shapes}
     if len(rest) != 1:
         raise ValueError(f"concat: expected shapes that differ along axis {axis}, got {shapes}")
-    (first, *_), size = shapes, sum(int(s[axis]) for s in shapes)
+    first = shapes[0]
     return (*first[:axis], size, *first[len(first) + axis + 1 :])
+
+
+def _size(shape: Shape, axis: int) -> int:
+    if not -len(shape) <= axis < 0 or shape[axis] == BATCH:
+        raise ValueError(f"expected an axis from the end and not the batch, got {axis} of {shape}")
+    return int(shape[axis])
+
+
+def _reshape(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
+    (old,), new = shapes, attrs["shape"]
+    if old[:1] == (BATCH,):
+        same = new[:1] == (BATCH,) and _count(old[1:]) == _count(new[1:])
+    else:
+        same = BATCH not in new and _count(old) == _count(new)
+    if not same:
+        raise ValueError(f"reshape: expected as many numbers as in {old}, got {new}")
+    return new
+
+
+def _count(shape: Shape) -> int:
+    return math.prod(map(int, shape))
+
+
+def _expand(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
+    (old,), new = shapes, attrs["shape"]
+    if len(old) > len(new) or broadcast("add", (old, new)) != new:
+        raise ValueError(f"expand: expected a shape that {old} stretches to, got {new}")
+    return new
+
+
+def _batch_sum(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
+    (old,), new = shapes, attrs["shape"]
+    if BATCH in new or len(old) < len(new) or broadcast("add", (old, new)) != old:
+        raise ValueError(f"batch_sum: expected a shape that stretches to {old}, got {new}")
+    return new
 
 
 SHAPES: dict[str, Callable[[tuple[Shape, ...], dict[str, Any]], Shape]] = {
     "constant": lambda shapes, attrs: (),
     "product": _product,
     "outer": _outer,
-    "transpose": lambda shapes, attrs: (*shapes[0][:-2], shapes[0][-1], shapes[0][-2]),
+    "transpose": _transpose,
     "slice": _slice,
     "concat": _concat,
-    "reshape": lambda shapes, attrs: attrs["shape"],
-    "expand": lambda shapes, attrs: attrs["shape"],
-    "sum": lambda shapes, attrs: (*shapes[0][:-1], 1),  # over the last axis
-    "amax": lambda shapes, attrs: (*shapes[0][:-1], 1),
-    "batch_sum": lambda shapes, attrs: attrs["shape"],  # over batch, time and what was stretched
+    "reshape": _reshape,
+    "expand": _expand,
+    "detach": lambda shapes, attrs: shapes[0],  # the value without its derivative
+    "sum": _last_axis,
+    "amax": _last_axis,
+    "batch_sum": _batch_sum,  # over batch, time and what was stretched
 }
 
 

@@ -107,7 +107,18 @@ def _d_logaddexp(g: Any, y: Any, a: Any, b: Any) -> Any:
 
 
 def _d_pow(g: Any, y: Any, a: Any, b: Any) -> Any:
-    return g * b * call("pow", a, b - 1.0), g * y * call("log", a)
+    # 0 ** 0 is 1 whatever moves a little, and so is 0 ** b 0.
+    flat, rests = call("eq", b, 0.0), call("and", call("eq", a, 0.0), call("ge", b, 0.0))
+    return (
+        _select(flat, 0.0, g * b * call("pow", a, b - 1.0)),
+        _select(rests, 0.0, g * y * call("log", a)),
+    )
+
+
+def _d_atan2(g: Any, y: Any, a: Any, b: Any) -> Any:
+    squares = a * a + b * b
+    scale = _select(call("eq", squares, 0.0), 0.0, g / squares)  # no direction at the origin
+    return scale * b, -(scale * a)
 
 
 def _d_extremum(better: str) -> Derivative:
@@ -141,8 +152,7 @@ _ROWS = [
     _binary("pow", torch.pow, _d_pow, POSITIVE, REAL, cheap=False),
     _binary("maximum", torch.maximum, _d_extremum("gt")),
     _binary("minimum", torch.minimum, _d_extremum("lt")),
-    _binary("atan2", torch.atan2, lambda g, y, a, b: (
-        g * b / (a * a + b * b), -(g * a) / (a * a + b * b)), POSITIVE, POSITIVE, cheap=False),
+    _binary("atan2", torch.atan2, _d_atan2, POSITIVE, POSITIVE, cheap=False),
     _binary("hypot", torch.hypot, lambda g, y, a, b: (g * a / y, g * b / y), POSITIVE, POSITIVE,
             cheap=False),
     _binary("logaddexp", torch.logaddexp, _d_logaddexp, cheap=False),
@@ -174,7 +184,8 @@ _ROWS = [
     _unary("log1p", torch.log1p, lambda g, y, x: g / (x + 1.0), UNIT, cheap=False),
     _unary("sigmoid", torch.sigmoid, lambda g, y, x: g * y * (-y + 1.0), cheap=False),
     _unary("log_sigmoid", F.logsigmoid, lambda g, y, x: g * call("sigmoid", -x), cheap=False),
-    _unary("softplus", F.softplus, lambda g, y, x: g * call("sigmoid", x), cheap=False),
+    _unary("softplus", F.softplus, lambda g, y, x: _select(  # torch's is x itself above 20
+        call("gt", x, 20.0), g, g * call("sigmoid", x)), cheap=False),
     _unary("tanh", torch.tanh, lambda g, y, x: g * (-(y * y) + 1.0), cheap=False),
     _unary("sinh", torch.sinh, lambda g, y, x: g * call("cosh", x), cheap=False),
     _unary("cosh", torch.cosh, lambda g, y, x: g * call("sinh", x), cheap=False),

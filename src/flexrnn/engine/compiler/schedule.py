@@ -16,7 +16,7 @@ from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.compiler.split import Dependence, dependences
 
-_VIEWS = ("slice", "concat", "reshape", "expand")
+_VIEWS = ("slice", "concat", "reshape", "expand", "detach")
 
 
 class Schedule(NamedTuple):
@@ -42,15 +42,17 @@ def schedule(graph: Graph) -> Schedule:
         )
 
     forward = graph.ancestors([i for name, i in graph.outputs.items() if name[:6] == "state."])
-    gradients = [i for name, i in graph.outputs.items() if name.startswith("grad.")]
     carried = [i for name, i in graph.outputs.items() if name.startswith("grad.state.")]
-    needed = graph.ancestors(gradients)
+    others = [i for name, i in graph.outputs.items()
+              if name.startswith("grad.") and not name.startswith("grad.state.")]  # fmt: skip
+    needed = graph.ancestors([*carried, *others])
 
     saved = _saved(graph, forward, needed - forward, depends)
     reverse = _until(graph, carried, saved, depends)
-    cotangents = {i for i in reverse if depends[i] == Dependence.COTANGENT}
-    after = _until(graph, gradients, saved | cotangents, depends)
-    kept = {a for i in after for a in graph.nodes[i].args} | set(gradients).difference(carried)
+    given = {i for name, i in graph.inputs.items() if name.startswith("cotangent.")}
+    cotangents = given | {i for i in reverse if depends[i] == Dependence.COTANGENT}
+    after = _until(graph, others, saved | cotangents, depends)
+    kept = {a for i in after for a in graph.nodes[i].args} | set(others)
     return Schedule(
         once=computed(forward, Dependence.PARAMETER),
         hoisted=computed(forward, Dependence.INPUT),
@@ -85,16 +87,15 @@ def _saved(
         for arg in graph.nodes[index].args
         if arg in forward and depends[arg] > Dependence.PARAMETER and graph.nodes[arg].op != "input"
     }
-    saved = {index for index in read if not _is_cheap(graph, index)}
-
-    def at_hand(index: int) -> bool:
+    saved, at_hand = set(), set()
+    for index in sorted(forward):
         node = graph.nodes[index]
-        given = node.op == "input" or depends[index] == Dependence.PARAMETER or index in saved
-        return given or (_is_cheap(graph, index) and all(map(at_hand, node.args)))
-
-    for index in sorted(read):
-        if not at_hand(index):
+        given = node.op == "input" or depends[index] == Dependence.PARAMETER
+        if given or (_is_cheap(graph, index) and at_hand.issuperset(node.args)):
+            at_hand.add(index)
+        elif index in read:
             saved.add(index)
+            at_hand.add(index)
     return saved
 
 

@@ -7,7 +7,7 @@ of `x W + b + h U` all but the last addition leaves the loop.
 
 from enum import IntEnum
 
-from flexrnn.engine.compiler.graph import Graph, Node, rewrite
+from flexrnn.engine.compiler.graph import BATCH, Graph, Node, rewrite
 
 
 class Dependence(IntEnum):
@@ -34,7 +34,10 @@ def dependences(graph: Graph) -> list[Dependence]:
             kind, _, _ = node.attr("name").partition(".")
             found.append(_KINDS.get(kind, Dependence.INPUT))
         else:
-            found.append(max((found[a] for a in node.args), default=Dependence.PARAMETER))
+            latest = max((found[a] for a in node.args), default=Dependence.PARAMETER)
+            # What has rows but reads none, such as a parameter stretched over the batch, counts as
+            # input: it has rows at every time step.
+            found.append(max(latest, Dependence.INPUT) if BATCH in node.shape else latest)
     return found
 
 

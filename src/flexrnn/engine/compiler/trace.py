@@ -1,18 +1,19 @@
+# pyright: reportPrivateUsage=false
+# Whether an operation of torch's writes stands in its schema, which has no public name.
 """Trace: from a step, as a person wrote it, to a graph.
 
 The step is run once on tensors without storage whose batch has no number, and what it does is
 written down. What cannot be written down is refused by operation, file and line.
 """
 
-import inspect
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
-from types import FrameType, TracebackType
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._decomp import get_decompositions
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
@@ -20,19 +21,23 @@ from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
-    ShapeEnv,
     StatelessSymbolicContext,
 )
-from torch.overrides import TorchFunctionMode
 
-from flexrnn.engine.compiler.aten import Builder, Value, lower
+from flexrnn.engine.compiler.aten import (
+    DECOMPOSED,
+    Builder,
+    Ref,
+    Unsupported,
+    Value,
+    lower,
+    settle,
+)
+from flexrnn.engine.compiler.batch import BatchSize
 from flexrnn.engine.compiler.graph import BATCH, Graph
-from flexrnn.engine.compiler.views import Ref, Unsupported, settle
+from flexrnn.engine.compiler.spelling import CannotCompileError, Spelling, place_of
 
-
-class CannotCompileError(RuntimeError):
-    """A step does something that no program can say; the message names operation, file and line."""
-
+_UNKNOWN = object()  # a number that depends on the batch size
 
 Step = Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Mapping[str, Tensor]], tuple[Tensor, ...]]
 
@@ -57,12 +62,13 @@ def trace(
     Raises:
         CannotCompileError: the step is not made of operations of the table, or not row by row.
     """
-    mode = FakeTensorMode(shape_env=ShapeEnv())
+    mode = FakeTensorMode(shape_env=BatchSize())
     batch = _fake(mode, torch.empty(7, 1), batched=True).shape[0]  # a number without a value
 
     def with_batch(tensor: Tensor) -> Tensor:
         with mode:
-            return torch.empty((batch, *tensor.shape[1:]), dtype=tensor.dtype)
+            size = (batch, *tensor.shape[1:])
+            return torch.empty(size, dtype=tensor.dtype, device=tensor.device)
 
     args = (
         tuple(map(with_batch, xs)),
@@ -70,33 +76,29 @@ def trace(
         {name: _fake(mode, param, batched=False) for name, param in params.items()},
     )
 
+    spelling = Spelling()
+
     def pure(xs: Any, state: Any, params: Any) -> Any:  # a plain function, as functionalize wants
+        spelling.given = (*xs, *state, *params.values())
         return step(xs, state, params)
 
     try:
-        with torch.no_grad(), traceback.preserve_node_meta(), _Spelling():
-            traced = make_fx(functionalize(pure))(*args)
+        with mode, torch.no_grad(), traceback.preserve_node_meta(), spelling:
+            traced = make_fx(functionalize(pure), _decompositions())(*args)
     except CannotCompileError:
         raise
     except Exception as error:  # whatever a step raises on tensors without values
-        where = _users_line(_frames_of(error))
-        raise CannotCompileError(f"{_reason(error)}, {where}") from error
-    guards = mode.shape_env.guards if mode.shape_env is not None else []
-    if guards:
-        raise CannotCompileError(
-            f"the step's course depends on the batch size ({guards[0].expr}), "
-            f"{guards[0].sloc.maybe_user_loc}"
-        )
+        raise CannotCompileError(f"{_reason(error)}, {place_of(error)}") from error
     fields = [f"state.{field}" for field in state]
     names = [*(f"x{k}" for k in range(len(xs))), *fields, *(f"param.{name}" for name in params)]
-    return _read(traced.graph, names, fields)
+    return _read(traced.graph, names, fields, next(iter(state.values())).dtype)
 
 
-def _read(traced: fx.Graph, names: list[str], outputs: list[str]) -> Graph:
-    """The graph of what torch wrote down."""
+def _read(traced: fx.Graph, names: list[str], outputs: list[str], dtype: torch.dtype) -> Graph:
+    """The graph of what torch wrote down, all of one dtype."""
     builder = Builder()
     values: dict[fx.Node, Value] = {}
-    unnamed = iter(names)
+    unnamed, needed = iter(names), _needed(traced)
     for node in traced.nodes:
         if node.op == "placeholder":
             meta = node.meta["val"]
@@ -107,61 +109,87 @@ def _read(traced: fx.Graph, names: list[str], outputs: list[str]) -> Graph:
         elif node.op == "output":
             results = [settle(builder.graph, values[arg]) for arg in node.args[0]]
             builder.graph.outputs = dict(zip(outputs, map(int, results), strict=True))
-        else:
+        elif node in needed:
             before = len(builder.graph.nodes)
-            values[node] = _lowered(builder, node, values)
+            values[node] = _lowered(builder, node, values, dtype)
             where = node.meta.get("stack_trace") or ""
             for added in range(before, len(builder.graph.nodes)):
                 builder.graph.sources[added] = where
     return builder.graph
 
 
-def _lowered(builder: Builder, node: fx.Node, values: dict[fx.Node, Value]) -> Value:
-    def value(arg: Any) -> Value:
-        return values[arg] if isinstance(arg, fx.Node) else arg
+def _needed(traced: fx.Graph) -> set[fx.Node]:
+    """What the result depends on, and what acts on the world: the rest need not be known."""
+    needed: set[fx.Node] = set()
+    for node in reversed(traced.nodes):
+        if node.op == "output" or node in needed or _acts(node):
+            needed.update((node, *node.all_input_nodes))
+    return needed
 
-    args: Any = fx.map_arg(node.args, value)
+
+def _acts(node: fx.Node) -> bool:
+    overload = node.target
+    return isinstance(overload, OpOverload) and (
+        overload._schema.is_mutable or torch.Tag.nondeterministic_seeded in overload.tags
+    )
+
+
+def _lowered(
+    builder: Builder, node: fx.Node, values: dict[fx.Node, Value], dtype: torch.dtype
+) -> Value:
+    def value(arg: Any) -> Value:
+        if values[arg] is _UNKNOWN:
+            raise Unsupported("it depends on the batch size")
+        return values[arg]
+
     if node.target is operator.getitem:
-        return args[0][args[1]] if args[1] < len(args[0]) else None
+        several, index = node.args
+        return values[several][index]  # pyright: ignore[reportArgumentType]  # a node, a number
     where = node.meta.get("stack_trace") or ""
     if node.op == "get_attr":
         raise CannotCompileError(f"a tensor from outside the step is used, {where}")
-    if not isinstance(node.target, OpOverload):
-        return _size(node.meta["val"]) if "val" in node.meta else None  # arithmetic on sizes
-    name = node.target.overloadpacket.__name__
-    if name in ("sym_size", "size"):
-        return _size(node.meta["val"])
-    kwargs = {k: fx.map_arg(v, value) for k, v in node.kwargs.items()}
     result = node.meta.get("val")
-    if name in ("view", "_unsafe_view", "reshape") and isinstance(result, Tensor):
-        args = (args[0], [_size(s) for s in result.shape])  # -1 has become a number
+    if not isinstance(node.target, OpOverload) or not isinstance(result, (Tensor, list, tuple)):
+        return _size(result)  # arithmetic on sizes
+    name = node.target.overloadpacket.__name__
     try:
-        if torch.Tag.nondeterministic_seeded in node.target.tags:
-            raise Unsupported("it draws random numbers")
-        if name == "copy_":
-            raise Unsupported("it writes into the input, the state or a parameter")
-        if isinstance(result, Tensor) and not _is_number_kind(result, node):
-            raise Unsupported(f"its result is of {result.dtype}")
-        return lower(builder, name, args, kwargs)
+        _check(node, dtype)
+        args: Any = fx.map_arg(node.args, value)
+        kwargs: Any = fx.map_arg(node.kwargs, value)
+        if name in ("view", "_unsafe_view", "reshape") and isinstance(result, Tensor):
+            args = (args[0], [_size(s) for s in result.shape])  # -1 has become a number
+        made = lower(builder, name, args, kwargs)
+        if isinstance(result, Tensor) and isinstance(made, Ref):
+            return builder.truth(made) if result.dtype == torch.bool else builder.real(made)
+        return made
     except (Unsupported, ValueError) as reason:
         raise CannotCompileError(f"{node.target} cannot be compiled: {reason}, {where}") from None
 
 
-def _is_number_kind(result: Tensor, node: fx.Node) -> bool:
-    """Whether a result is a truth value, or of the dtype of the operands: no conversion."""
-    floats = {
-        arg.meta["val"].dtype
-        for arg in node.all_input_nodes
-        if isinstance(arg.meta.get("val"), Tensor) and arg.meta["val"].is_floating_point()
-    }
-    return result.dtype == torch.bool or not floats or floats == {result.dtype}
+def _check(node: fx.Node, dtype: torch.dtype) -> None:
+    """Refuse what acts on the world, and every dtype but the program's and truth values."""
+    assert isinstance(node.target, OpOverload)
+    if torch.Tag.nondeterministic_seeded in node.target.tags:
+        raise Unsupported("it draws random numbers")
+    if node.target._schema.is_mutable:
+        raise Unsupported("it writes into the input, the state or a parameter")
+    operands = [arg.meta.get("val") for arg in node.all_input_nodes]
+    for what, values in (("result", [node.meta.get("val")]), ("operand", operands)):
+        for value in values:
+            if isinstance(value, Tensor) and value.dtype not in (dtype, torch.bool):
+                raise Unsupported(f"its {what} is of {value.dtype}, the state of {dtype}")
 
 
 def _size(size: Any) -> Any:
-    """A size as shapes of the graph have it: a number, or the batch."""
-    if isinstance(size, torch.SymInt):
-        return BATCH if size.node.expr.is_symbol else -1
+    """A size as shapes of the graph have it: a number, or the batch; nothing for 2 B."""
+    if isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return BATCH if size.node.expr.is_symbol else _UNKNOWN
     return size
+
+
+@cache
+def _decompositions() -> Any:
+    return get_decompositions([getattr(torch.ops.aten, name) for name in DECOMPOSED])
 
 
 def _fake(mode: FakeTensorMode, tensor: Tensor, *, batched: bool) -> Tensor:
@@ -170,61 +198,6 @@ def _fake(mode: FakeTensorMode, tensor: Tensor, *, batched: bool) -> Tensor:
         sizes[0] = DimDynamic.DYNAMIC
     context = StatelessSymbolicContext(dynamic_sizes=sizes, constraint_sizes=[None] * len(sizes))
     return mode.from_tensor(tensor.detach(), symbolic_context=context)
-
-
-class _Spelling(TorchFunctionMode):
-    """Note the line of the person's code, and respell what torch would obscure on the way."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        traceback.set_stack_trace([_users_line(_frames())])
-        if func in (torch.where, Tensor.where) and len(args) == 3:
-            like = next((a for a in args[1:] if isinstance(a, Tensor)), None)
-            if like is not None:  # a number would come as a tensor from nowhere
-                rest = (a if isinstance(a, Tensor) else torch.full_like(like, a) for a in args[1:])
-                args = (args[0], *rest)
-        if func in (torch.matmul, Tensor.matmul, Tensor.__matmul__) and not kwargs:
-            a, w = args
-            if a.dim() == 4 and a.shape[-2] == 1 and w.dim() == 3:  # would be copied for every row
-                heads = torch.bmm(a.squeeze(-2).transpose(0, 1), w)
-                return heads.transpose(0, 1).unsqueeze(-2)
-        return func(*args, **(kwargs or {}))
-
-
-_PACKAGE = Path(__file__).parents[2]
-_NOT_THE_USERS = (
-    str(Path(torch.__file__).parent),
-    str(_PACKAGE / "engine"),
-    *(str(_PACKAGE / f"{name}.py") for name in ("compose", "cell", "bind", "layer")),
-    "<",  # code that was made at run time
-)
-
-
-def _users_line(frames: Iterable[tuple[str, int | None]]) -> str:
-    """`at FILE:LINE` of the innermost frame that is neither torch's nor FlexRNN's own."""
-    for file, line in frames:
-        if not file.startswith(_NOT_THE_USERS):
-            return f"at {file}:{line}"
-    return "at a place that is not known"
-
-
-def _frames() -> Iterator[tuple[str, int]]:
-    """File and line of every caller, the innermost first."""
-    frame: FrameType | None = inspect.currentframe()
-    while frame is not None:
-        yield frame.f_code.co_filename, frame.f_lineno
-        frame = frame.f_back
-
-
-def _frames_of(error: Exception) -> Iterator[tuple[str, int | None]]:
-    """File and line where an exception passed, the innermost first."""
-    frames = [(t.tb_frame.f_code.co_filename, t.tb_lineno) for t in _chain(error.__traceback__)]
-    yield from reversed(frames)
-
-
-def _chain(last: TracebackType | None) -> Iterator[TracebackType]:
-    while last is not None:
-        yield last
-        last = last.tb_next
 
 
 def _reason(error: Exception) -> str:

@@ -6,15 +6,8 @@ back: followed as a view, nothing is moved at all, and what remains is one produ
 
 from typing import Any, NamedTuple
 
+from flexrnn.engine.compiler.aten.builder import Ref, Unsupported, reshape
 from flexrnn.engine.compiler.graph import BATCH, Graph, Shape
-
-
-class Ref(int):
-    """The index of a node, which is thereby told from a number."""
-
-
-class Unsupported(Exception):  # noqa: N818  # caught by the tracer, which adds the place
-    """This use of an operation has no form in the graph."""
 
 
 class View(NamedTuple):
@@ -56,14 +49,6 @@ def settle(graph: Graph, value: Any) -> Any:
         squeezed = tuple(size for size in graph.nodes[base].shape if size != 1)
         base = graph.add("transpose", reshape(graph, base, squeezed))
     return Ref(reshape(graph, base, shape_of(graph, value)))
-
-
-def reshape(graph: Graph, index: int, shape: Shape) -> int:
-    """A node in another shape; the batch stays the first axis."""
-    old = graph.nodes[index].shape
-    if (BATCH in old) != (BATCH in shape) or (BATCH in shape and shape[0] != BATCH):
-        raise Unsupported("it moves the batch")
-    return index if old == shape else graph.add("reshape", index, shape=tuple(shape))
 
 
 def permute(graph: Graph, value: Ref | View, dims: list[int]) -> View:

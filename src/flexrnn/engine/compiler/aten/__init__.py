@@ -1,0 +1,57 @@
+"""From aten's operations, as torch writes them down, to the graph's.
+
+Axes that are only moved about are followed (`views.py`); an elementwise operation has a row in
+`ops.OPS`, or is spelt by rows (`elementwise.py`); the rest is products, shapes and constants
+(`shapes.py`) and what works along the hidden axis (`reductions.py`).
+"""
+
+from typing import Any
+
+from flexrnn.engine.compiler.aten import elementwise, reductions, shapes, views
+from flexrnn.engine.compiler.aten.builder import Builder, Ref, Unsupported, Value, number
+from flexrnn.engine.compiler.aten.views import settle
+from flexrnn.engine.compiler.ops import OPS
+
+__all__ = ["DECOMPOSED", "Builder", "Ref", "Unsupported", "Value", "lower", "settle"]
+
+HANDLERS = shapes.HANDLERS | reductions.HANDLERS
+
+# What torch itself can say by simpler operations, as autograd differentiates it.
+DECOMPOSED = (
+    *("addcdiv", "addcmul", "celu", "glu", "hardshrink", "softshrink", "threshold"),
+    *("_log_softmax", "logical_xor", "logit", "masked_fill", "mv", "_prelu_kernel", "special_entr"),
+    *("new_full", "new_ones", "new_zeros"),
+)
+
+
+def lower(b: Builder, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Value:
+    """What the aten operation `name` becomes: a node, or a list of nodes.
+
+    Args:
+        b: where nodes are made.
+        name: without its overload.
+        args, kwargs: of the operation; a `Ref` stands for a node.
+
+    Raises:
+        Unsupported: it has no form in the graph.
+        ValueError: the operands' shapes do not fit.
+    """
+    if name in views.MOVES:
+        return views.MOVES[name](b.graph, *args, **kwargs)
+    if name in shapes.UNMOVED and isinstance(args[0], views.View):
+        return args[0]
+    args = tuple(_settled(b, arg) for arg in args)
+    if name in HANDLERS:
+        return HANDLERS[name](b, *args, **kwargs)
+    # Of an elementwise operation every operand may be a number.
+    row, spelling = OPS.get(name), elementwise.SPELT.get(name)
+    if spelling is None and (row is None or kwargs or len(args) != len(row.domain)):
+        raise Unsupported("it is not among the operations of the table")
+    args = tuple(a if a is None or isinstance(a, Ref) else number(a) for a in args)
+    return b.op(name, *args) if spelling is None else spelling(b, *args, **kwargs)
+
+
+def _settled(b: Builder, arg: Any) -> Any:
+    if isinstance(arg, list):
+        return [settle(b.graph, a) for a in arg]
+    return settle(b.graph, arg)

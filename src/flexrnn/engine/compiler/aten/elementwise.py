@@ -1,0 +1,98 @@
+"""Elementwise operations that aten spells otherwise than the table `ops.OPS`."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from flexrnn.engine.compiler.aten.builder import Builder, Handlers, Ref, Unsupported
+
+
+def _add(b: Builder, x: Any, y: Any, *, alpha: float = 1) -> Ref:
+    return b.op("add", x, y if alpha == 1 else b.op("mul", y, float(alpha)))
+
+
+def _sub(b: Builder, x: Any, y: Any, *, alpha: float = 1) -> Ref:
+    return b.op("sub", x, y if alpha == 1 else b.op("mul", y, float(alpha)))
+
+
+def _div(b: Builder, x: Any, y: Any, *, rounding_mode: str | None = None) -> Ref:
+    if rounding_mode == "floor":  # floor(x / y) would be 10 for 1 // 0.1, which is 9
+        return b.op("round", b.op("div", b.op("sub", x, b.op("remainder", x, y)), y))
+    quotient = b.op("div", x, y)
+    return quotient if rounding_mode is None else b.op(rounding_mode, quotient)
+
+
+def _pow(b: Builder, x: Any, y: Any) -> Ref:
+    easy: dict[Any, Callable[[], Ref]] = {
+        2.0: lambda: b.op("mul", x, x),
+        3.0: lambda: b.op("mul", b.op("mul", x, x), x),
+        0.5: lambda: b.op("sqrt", x),
+        -1.0: lambda: b.op("reciprocal", x),
+    }
+    return easy[y]() if not isinstance(y, Ref) and y in easy else b.op("pow", x, y)
+
+
+def _clamp(b: Builder, x: Ref, low: Any = None, high: Any = None, **bounds: Any) -> Ref:
+    low, high = bounds.get("min", low), bounds.get("max", high)
+    if isinstance(low, Ref) or isinstance(high, Ref):
+        # At a tie the derivative is x's, as autograd has it; `maximum` would share it.
+        x = x if low is None else b.op("where", b.op("lt", x, low), low, x)
+        return x if high is None else b.op("where", b.op("gt", x, high), high, x)
+    low, high = -math.inf if low is None else low, math.inf if high is None else high
+    return b.op("clamp", x, low=float(min(low, high)), high=float(high))
+
+
+def _softplus(b: Builder, x: Ref, beta: float = 1, threshold: float = 20) -> Ref:
+    if threshold != 20:
+        raise Unsupported("a softplus with a threshold")
+    if beta == 1:
+        return b.op("softplus", x)
+    return b.op("div", b.op("softplus", b.op("mul", x, float(beta))), float(beta))
+
+
+def _elu(b: Builder, x: Ref, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Ref:
+    if (alpha, scale, input_scale) == (1.6732632423543772, 1.0507009873554805, 1):
+        return b.op("selu", x)
+    y = b.op("elu", x, alpha=float(alpha))
+    if input_scale != 1:  # of the negative side alone
+        y = b.op("elu", b.op("mul", x, float(input_scale)), alpha=float(alpha))
+        y = b.op("where", b.op("gt", x, 0.0), x, y)
+    return y if scale == 1 else b.op("mul", y, float(scale))
+
+
+def _nan_to_num(b: Builder, x: Ref, nan: Any = None, high: Any = None, low: Any = None) -> Ref:
+    if high is None or low is None:
+        raise Unsupported("it puts the largest number of the dtype in the place of inf")
+    y = b.op("where", b.op("ne", x, x), 0.0 if nan is None else nan, x)
+    y = b.op("where", b.op("eq", x, math.inf), high, y)
+    return b.op("where", b.op("eq", x, -math.inf), low, y)
+
+
+SPELT: Handlers = {
+    "add": _add,
+    "sub": _sub,
+    "rsub": lambda b, x, y, *, alpha=1.0: _sub(b, y, x, alpha=alpha),
+    "div": _div,
+    "pow": _pow,
+    "clamp": _clamp,
+    "clamp_min": lambda b, x, low: _clamp(b, x, low),
+    "clamp_max": lambda b, x, high: _clamp(b, x, None, high),
+    "softplus": _softplus,
+    "elu": _elu,
+    "gelu": lambda b, x, *, approximate="none": b.op(
+        "gelu" if approximate == "none" else "gelu_tanh", x
+    ),
+    "log_sigmoid_forward": lambda b, x: [b.op("log_sigmoid", x)],
+    "leaky_relu": lambda b, x, slope=0.01: b.op("leaky_relu", x, negative_slope=float(slope)),
+    "hardtanh": lambda b, x, low=-1.0, high=1.0: b.op(
+        "hardtanh", x, min_val=float(low), max_val=float(high)
+    ),
+    "nan_to_num": _nan_to_num,
+    "isnan": lambda b, x: b.op("ne", x, x),
+    "logical_and": lambda b, x, y: b.op("and", x, y),
+    "logical_or": lambda b, x, y: b.op("or", x, y),
+    "logical_not": lambda b, x: b.op("not", x),
+}
+SPELT |= {  # on truth values; on integers the tracer never gets this far
+    f"bitwise_{name}": SPELT[f"logical_{name}"] for name in ("and", "or", "not")
+}

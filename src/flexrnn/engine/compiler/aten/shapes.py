@@ -1,0 +1,217 @@
+"""Products, shapes and constants."""
+
+from typing import Any
+
+from flexrnn.engine.compiler.aten.builder import (
+    Builder,
+    Handlers,
+    Ref,
+    Unsupported,
+    handles,
+    number,
+    without,
+)
+from flexrnn.engine.compiler.graph import BATCH, Shape
+
+HANDLERS: Handlers = {}
+
+# Products -----------------------------------------------------------------------------------------
+
+
+@handles(HANDLERS, "mm", "matmul")
+def _mm(b: Builder, a: Ref, w: Ref) -> Ref:
+    if BATCH in b.shape(w):
+        raise Unsupported("the right operand of a product depends on the input or the state")
+    return b.op("product", a, w)
+
+
+@handles(HANDLERS, "addmm")
+def _addmm(b: Builder, bias: Ref, a: Ref, w: Ref, *, beta: float = 1, alpha: float = 1) -> Ref:
+    product = _mm(b, a, w)
+    product = product if alpha == 1 else b.op("mul", product, float(alpha))
+    bias = bias if beta == 1 else b.op("mul", bias, float(beta))
+    return b.op("add", product, bias)
+
+
+@handles(HANDLERS, "t", "numpy_T")
+def _t(b: Builder, a: Ref) -> Ref:
+    if len(b.shape(a)) < 2:
+        return a
+    if BATCH in b.shape(a):
+        raise Unsupported("it moves the batch")
+    return b.op("transpose", a)
+
+
+# Shapes -------------------------------------------------------------------------------------------
+
+
+UNMOVED = ("clone", "alias", "contiguous", "lift_fresh_copy")
+
+
+@handles(HANDLERS, *UNMOVED)
+def _same(b: Builder, a: Ref, **kwargs: Any) -> Ref:
+    return a
+
+
+@handles(HANDLERS, "_to_copy")
+def _to_copy(b: Builder, a: Ref, **kwargs: Any) -> Ref:
+    return b.real(a)  # the tracer refuses every other conversion
+
+
+@handles(HANDLERS, "detach")
+def _detach(b: Builder, a: Ref) -> Ref:
+    return b.op("detach", a)
+
+
+@handles(HANDLERS, "split", "unsafe_split")
+def _split(b: Builder, a: Ref, size: int, dim: int = 0) -> list[Ref]:
+    axis = b.axis(a, dim)
+    total = int(b.shape(a)[axis])
+    return [b.slice(a, axis, k, min(k + size, total)) for k in range(0, total, size)]
+
+
+@handles(HANDLERS, "split_with_sizes", "unsafe_split_with_sizes")
+def _split_with_sizes(b: Builder, a: Ref, sizes: list[int], dim: int = 0) -> list[Ref]:
+    axis, parts, start = b.axis(a, dim), [], 0
+    for size in sizes:
+        parts.append(b.slice(a, axis, start, start + size))
+        start += size
+    return parts
+
+
+_TO_THE_END = 2**63 - 1  # torch's for a slice without a stop
+
+
+@handles(HANDLERS, "slice")
+def _slice(b: Builder, a: Ref, dim: int = 0, start=None, stop=None, step: int = 1) -> Ref:
+    shape = b.shape(a)
+    whole = stop is None or stop == BATCH or (isinstance(stop, int) and stop >= _TO_THE_END)
+    if shape[dim] == BATCH and start in (None, 0) and whole and step == 1:
+        return a
+    axis = b.axis(a, dim)
+    if step != 1:
+        raise Unsupported("a slice with a step")
+    first, last, _ = slice(start, stop).indices(int(shape[axis]))
+    return b.slice(a, axis, first, max(first, last))
+
+
+@handles(HANDLERS, "select")
+def _select(b: Builder, a: Ref, dim: int, index: Ref) -> Ref:
+    axis = b.axis(a, dim)
+    shape = b.shape(a)
+    k = index % int(shape[axis])
+    return b.reshape(b.slice(a, axis, k, k + 1), without(shape, axis))
+
+
+@handles(HANDLERS, "unbind")
+def _unbind(b: Builder, a: Ref, dim: int = 0) -> list[Ref]:
+    axis = b.axis(a, dim)
+    return [_select(b, a, dim, k) for k in range(int(b.shape(a)[axis]))]
+
+
+@handles(HANDLERS, "cat")
+def _cat(b: Builder, parts: list[Ref], dim: int = 0) -> Ref:
+    return parts[0] if len(parts) == 1 else b.op("concat", *parts, axis=b.axis(parts[0], dim))
+
+
+@handles(HANDLERS, "expand")
+def _expand(b: Builder, a: Ref, sizes: list[Any], **kwargs: Any) -> Ref:
+    old = b.shape(a)
+    padded = (1,) * (len(sizes) - len(old)) + old
+    shape = tuple(o if s == -1 else s for s, o in zip(sizes, padded, strict=True))
+    return a if shape == old else b.op("expand", a, shape=shape)
+
+
+@handles(HANDLERS, "copy", "fill")
+def _copy(b: Builder, a: Ref, value: Any, *args: Any) -> Ref:
+    """What is left of writing over all of a tensor of the step's own."""
+    source = value if isinstance(value, Ref) else Ref(b.graph.constant(number(value)))
+    source = source if b.graph.nodes[a].boolean else b.real(source)
+    return source if b.shape(source) == b.shape(a) else b.op("expand", source, shape=b.shape(a))
+
+
+@handles(HANDLERS, "stack")
+def _stack(b: Builder, parts: list[Ref], dim: int = 0) -> Ref:
+    shape = b.shape(parts[0])
+    axis = dim if dim < 0 else dim - len(shape) - 1
+    wide = (*shape[: len(shape) + axis + 1], 1, *shape[len(shape) + axis + 1 :])
+    parts = [b.reshape(part, wide) for part in parts]
+    return parts[0] if len(parts) == 1 else b.op("concat", *parts, axis=axis)
+
+
+@handles(HANDLERS, "slice_scatter")
+def _slice_scatter(
+    b: Builder, a: Ref, part: Ref, dim: int = 0, start=None, stop=None, step: int = 1
+) -> Ref:
+    """What is left of `a[..., start:stop] = part`, a write to a tensor of the step's own."""
+    if _slice(b, a, dim, start, stop, step) == a:
+        return part
+    axis = b.axis(a, dim)
+    size = int(b.shape(a)[axis])
+    first, last, _ = slice(start, stop).indices(size)
+    parts = [b.slice(a, axis, 0, first)] if first else []
+    parts += [part] if last > first else []
+    parts += [b.slice(a, axis, max(first, last), size)] if max(first, last) < size else []
+    return parts[0] if len(parts) == 1 else b.op("concat", *parts, axis=axis)
+
+
+@handles(HANDLERS, "select_scatter")
+def _select_scatter(b: Builder, a: Ref, part: Ref, dim: int, index: int) -> Ref:
+    axis = b.axis(a, dim)
+    k = index % int(b.shape(a)[axis])
+    shape = b.shape(a)
+    wide = (*shape[:axis], 1, *shape[len(shape) + axis + 1 :])
+    return _slice_scatter(b, a, b.reshape(part, wide), axis, k, k + 1)
+
+
+@handles(HANDLERS, "repeat")
+def _repeat(b: Builder, a: Ref, times: list[Any]) -> Ref:
+    shape = (1,) * (len(times) - len(b.shape(a))) + b.shape(a)
+    a = b.reshape(a, shape)
+    for k, count in enumerate(times):
+        if count != 1:
+            axis = b.axis(a, k)
+            a = b.op("concat", *[a] * count, axis=axis)
+    return a
+
+
+@handles(HANDLERS, "flip")
+def _flip(b: Builder, a: Ref, dims: list[int]) -> Ref:
+    for dim in dims:
+        axis = b.axis(a, dim)
+        size = int(b.shape(a)[axis])
+        parts = [b.slice(a, axis, k, k + 1) for k in reversed(range(size))]
+        a = parts[0] if size == 1 else b.op("concat", *parts, axis=axis)
+    return a
+
+
+@handles(HANDLERS, "roll")
+def _roll(b: Builder, a: Ref, shifts: list[int], dims: list[int] = []) -> Ref:  # noqa: B006
+    if not dims:
+        raise Unsupported("it works across the batch")
+    for shift, dim in zip(shifts, dims, strict=True):
+        axis = b.axis(a, dim)
+        size = int(b.shape(a)[axis])
+        cut = -shift % size
+        if cut:
+            a = b.op("concat", b.slice(a, axis, cut, size), b.slice(a, axis, 0, cut), axis=axis)
+    return a
+
+
+# Constants ----------------------------------------------------------------------------------------
+
+
+def _filled(b: Builder, shape: Shape, value: float) -> Ref:
+    constant = Ref(b.graph.constant(value))
+    return b.op("expand", constant, shape=tuple(shape)) if len(shape) else constant
+
+
+HANDLERS |= {
+    "full": lambda b, shape, value, **_: _filled(b, shape, number(value)),
+    "zeros": lambda b, shape, **_: _filled(b, shape, 0.0),
+    "ones": lambda b, shape, **_: _filled(b, shape, 1.0),
+    "scalar_tensor": lambda b, value, **_: _filled(b, (), number(value)),
+    "full_like": lambda b, a, value, **_: _filled(b, b.shape(a), number(value)),
+    "zeros_like": lambda b, a, **_: _filled(b, b.shape(a), 0.0),
+    "ones_like": lambda b, a, **_: _filled(b, b.shape(a), 1.0),
+}
