@@ -44,7 +44,7 @@ def compare(
             show_default=False,
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(help="Training steps for each cell.")] = 700,
+    steps: Annotated[int, typer.Option(help="Training steps for each cell.")] = 800,
     hidden: Annotated[int, typer.Option(help="Hidden units, in training and for speed.")] = 128,
     seq: Annotated[int, typer.Option(help="Time steps: characters in one window.")] = 64,
     batch: Annotated[int, typer.Option(help="Windows in one batch.")] = 32,
@@ -80,8 +80,9 @@ def compare(
 ) -> None:
     """Put hand-written LSTMs beside torch.nn.LSTM: same function? how fast? what do they learn?
 
-    Writes report.html, one page that opens offline, and results.json with every number. Ctrl-C ends
-    it early and writes what there is by then.
+    Writes report.html, one page that opens offline, and results.json with every number.
+
+    Ctrl-C ends it early and writes what there is by then.
     """
     console = Console()
     try:

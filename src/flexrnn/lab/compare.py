@@ -45,7 +45,7 @@ class Options:
 
     text: Path | None = None
     seed: int = 0
-    steps: int = 700
+    steps: int = 800
     hidden: int = 128
     seq: int = 64
     batch: int = 32
@@ -213,7 +213,7 @@ def _learning(
     shown = sentence(text.held_back, min(SENTENCE, options.seq))
     with terminal.progress(console, "steps") as bars:
         ahead = {
-            e.key: bars.add_task(e.label, total=options.steps, start=False, note="")
+            e.key: bars.add_task(e.label, total=options.steps, start=False, note="–")
             for e in entries
         }
         for entry in entries:
