@@ -42,7 +42,7 @@ def differentiate(graph: Graph, wanted: Collection[str]) -> Graph:
         total = backward.total(new.inputs[name])
         if total is not None:
             new.outputs[f"grad.{name}"] = total
-    return rewrite(new, _tidied)
+    return rewrite(rewrite(new, _tidied), lambda *_: None)  # the second drops what is replaced
 
 
 def _tidied(new: Graph, node: Node, args: tuple[int, ...], _: int) -> int | None:

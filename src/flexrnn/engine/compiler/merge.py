@@ -87,6 +87,10 @@ def _slice_of_concat(new: Graph, node: Node, axis: int, start: int, stop: int) -
 
 def _concat(new: Graph, parts: tuple[int, ...], axis: int) -> int:
     """Parts side by side; neighbours that were cut from one node grow together again."""
+    nodes = [new.nodes[part] for part in parts]
+    if axis in (-1, -2) and all(node.op == "transpose" for node in nodes):
+        inner = _concat(new, tuple(node.args[0] for node in nodes), -3 - axis)
+        return new.add("transpose", inner)
     grown: list[int] = []
     for part in parts:
         last, node = new.nodes[grown[-1]] if grown else None, new.nodes[part]

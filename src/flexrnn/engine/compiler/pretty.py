@@ -72,7 +72,8 @@ class _Printer:
 
     def _shorten(self, index: int) -> None:
         """Give the longest operands lines of their own until the formula fits one."""
-        while len(self._formula(index)[0]) > _LONGEST:
+        longest = _SHORT if self.graph.nodes[index].op == "concat" else _LONGEST
+        while len(self._formula(index)[0]) > longest:
             operands = [a for a in self.graph.nodes[index].args if a in self.inline]
             sized = [(len(self._formula(a)[0]), a) for a in operands]
             if not sized or max(sized)[0] <= _SHORT:

@@ -45,7 +45,8 @@ def settle(graph: Graph, value: Any) -> Any:
     if order != sorted(order):
         swapped = [*order[:-2], order[-1], order[-2]]
         if BATCH in graph.nodes[base].shape or swapped != sorted(order):
-            raise Unsupported("it leaves the axes in another order")
+            moved = "the batch" if BATCH in graph.nodes[base].shape else "axes of a parameter"
+            raise Unsupported(f"it moves {moved}")
         squeezed = tuple(size for size in graph.nodes[base].shape if size != 1)
         base = graph.add("transpose", reshape(graph, base, squeezed))
     return Ref(reshape(graph, base, shape_of(graph, value)))
