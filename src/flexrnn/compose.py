@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flexrnn.bind import fingerprint, tensors_of, with_tensors
 from flexrnn.cell import Cell, checked_step, field_names
+from flexrnn.engine.step import frozen
 
 
 class CellStep:
@@ -52,10 +53,31 @@ class CellStep:
         state: tuple[Tensor, ...],
         tensors: Mapping[str, Tensor],
     ) -> tuple[Tensor, ...]:
-        """The same call with other tensors in the place of the cell's own."""
-        step = CellStep(with_tensors(self.cell, tensors), ragged=self.ragged)
-        return tuple(step(inputs, self.cell.State(*state)))
+        """The same call with other tensors in the place of the cell's own.
+
+        Raises:
+            RuntimeError: the step changes attributes of the cell, by which it would tell the next
+                step what only the state may tell.
+        """
+        cell = with_tensors(self.cell, tensors)
+        before = _attributes(cell)
+        new = CellStep(cell, ragged=self.ragged)(inputs, self.cell.State(*state))
+        for name, value in _attributes(cell).items():
+            if before.get(name) != value:
+                raise RuntimeError(f"{type(cell).__name__}.step changes the attribute {name}")
+        return tuple(new)
 
     def key(self) -> Hashable:
         """Everything but tensors that the cell's computation can depend on."""
         return (self.ragged, fingerprint(self.cell))
+
+
+def _attributes(cell: Cell) -> dict[str, Hashable]:
+    """Everything that a cell holds, by its path; a tensor counts as the object that it is."""
+    found: dict[str, Hashable] = {name: id(tensor) for name, tensor in tensors_of(cell).items()}
+    for prefix, module in cell.named_modules():
+        for name, value in vars(module).items():
+            path = f"{prefix}.{name}" if prefix else name
+            if name not in ("_parameters", "_buffers", "_modules") and path not in found:
+                found[path] = frozen(value)
+    return found

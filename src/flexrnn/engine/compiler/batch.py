@@ -1,15 +1,16 @@
-"""The batch as a number without a value, and the note of every question about its value."""
+"""The batch as a number without a value, and the note of the first question about its value."""
 
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from flexrnn.engine.compiler.spelling import CannotCompileError, frames, is_users, users_line
+from flexrnn.engine.compiler.spelling import frames, is_users, users_line
 
-_ASKING = str(Path(torch.__file__))  # where `bool(size > 1)` is
-_ANSWERING = str(Path(torch.__file__).parent / "fx")
+_ASKED = str(Path(torch.__file__))  # where `bool(size > 1)` is
+_ANSWERED = (str(Path(torch.__file__).parent / "fx"), str(Path(__file__).parent))
 
 
 class BatchSize(ShapeEnv):
@@ -19,25 +20,19 @@ class BatchSize(ShapeEnv):
     whose answer it writes down as a guard. A question of the person's own counts always.
     """
 
+    question: str | None = None  # the first that counts, and its place
+
     def evaluate_expr(self, *args: Any, **kwargs: Any) -> Any:
         """Answer a question about sizes, such as whether one is above 1."""
-        expr, known = args[0], len(self.guards)
-        if getattr(expr, "free_symbols", ()) and _is_persons_question():
-            raise self._refusal(expr)
+        known = len(self.guards)
         answer = super().evaluate_expr(*args, **kwargs)
-        if len(self.guards) > known:
-            raise self._refusal(expr)
+        symbolic = bool(getattr(args[0], "free_symbols", ()))
+        if self.question is None and symbolic and (len(self.guards) > known or _is_persons()):
+            self.question = f"({args[0]}), {users_line(frames())}"
         return answer
 
-    def _refusal(self, expr: Any) -> CannotCompileError:
-        return CannotCompileError(
-            f"the step's course depends on the batch size ({expr}), {users_line(frames())}"
-        )
 
-
-def _is_persons_question() -> bool:
-    passed = iter(frames())
-    for file, _ in passed:
-        if file != __file__ and not file.startswith(_ANSWERING):
-            return file == _ASKING and is_users(next(passed, ("<", 0))[0])
-    return False
+def _is_persons() -> bool:
+    passed = dropwhile(lambda place: place[0].startswith(_ANSWERED), frames())
+    asked, asker = next(passed, ("", 0))[0], next(passed, ("<", 0))[0]
+    return asked == _ASKED and is_users(asker)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import traceback
+from torch.nn import functional as F  # noqa: N812
 from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
 
@@ -100,9 +101,9 @@ def _set_item(tensor: Tensor, index: Any, value: Any) -> None:
         tensor[index] = value
 
 
-def _dropout(x: Tensor, p: float = 0.5, train: bool = True) -> Tensor:
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Torch asks for the number of elements, which has no value here."""
-    return x * torch.empty_like(x).bernoulli_(1 - p) / (1 - p) if train and p else x
+    return x * torch.empty_like(x).bernoulli_(1 - p) / (1 - p) if training and p else x
 
 
 def _lstm_cell(x: Tensor, state: Any, w: Tensor, u: Tensor, b: Any = None, d: Any = None) -> Any:
@@ -144,10 +145,11 @@ RESPELT: dict[Any, Any] = {
     Tensor.__matmul__: _matmul,
     Tensor.__setitem__: _set_item,
     torch.rms_norm: _rms_norm,
-    torch.nn.functional.rms_norm: _rms_norm,
+    F.rms_norm: _rms_norm,
     torch.cosine_similarity: _cosine_similarity,
     torch.tensor: _tensor,
-    torch.dropout: _dropout,
+    torch.dropout: lambda x, p, train: _dropout(x, p, train),
+    F.dropout: _dropout,
     torch.lstm_cell: _lstm_cell,
     torch.gru_cell: _gru_cell,
     torch.rnn_tanh_cell: _rnn_cell(torch.tanh),

@@ -62,7 +62,8 @@ def trace(
     Raises:
         CannotCompileError: the step is not made of operations of the table, or not row by row.
     """
-    mode = FakeTensorMode(shape_env=BatchSize())
+    sizes = BatchSize()
+    mode = FakeTensorMode(shape_env=sizes)
     batch = _fake(mode, torch.empty(7, 1), batched=True).shape[0]  # a number without a value
 
     def with_batch(tensor: Tensor) -> Tensor:
@@ -82,13 +83,17 @@ def trace(
         spelling.given = (*xs, *state, *params.values())
         return step(xs, state, params)
 
+    course = "the step's course depends on the batch size"
     try:
         with mode, torch.no_grad(), traceback.preserve_node_meta(), spelling:
             traced = make_fx(functionalize(pure), _decompositions())(*args)
     except CannotCompileError:
         raise
     except Exception as error:  # whatever a step raises on tensors without values
-        raise CannotCompileError(f"{_reason(error)}, {place_of(error)}") from error
+        why = f"{_reason(error)}, {place_of(error)}"
+        raise CannotCompileError(f"{course} {sizes.question}" if sizes.question else why) from error
+    if sizes.question:
+        raise CannotCompileError(f"{course} {sizes.question}")
     fields = [f"state.{field}" for field in state]
     names = [*(f"x{k}" for k in range(len(xs))), *fields, *(f"param.{name}" for name in params)]
     return _read(traced.graph, names, fields, next(iter(state.values())).dtype)

@@ -80,6 +80,8 @@ def number(value: Any) -> float:
     """A number of Python's."""
     if isinstance(value, (bool, int, float)):
         return float(value)
+    if value == BATCH:
+        raise Unsupported("it depends on the batch size")
     raise Unsupported("it takes something that is neither a tensor nor a number")
 
 
