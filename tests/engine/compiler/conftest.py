@@ -84,7 +84,7 @@ def same_by_program() -> Callable[..., None]:
             for out in outs:
                 weights = torch.linspace(-1, 2, out.numel(), dtype=out.dtype).view_as(out)
                 loss = loss + (out * weights).sum()
-            grads: Any = ()
+            grads: Any = [None] * len(leaves)
             if leaves and loss.requires_grad:
                 grads = torch.autograd.grad(loss, leaves, allow_unused=True)
             # A tensor that has no influence has no gradient, or zero: both say the same.

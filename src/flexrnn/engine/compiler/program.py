@@ -73,7 +73,25 @@ def loads(text: str) -> Program:
         raise ValueError(f"program: line {number}: {row[:80]!r}: {error}") from None
     if not graph.outputs:
         raise ValueError("program: expected at least one output, got a text that ends too early")
+    _check_names(graph)
     return build(graph)
+
+
+def _check_names(graph: Graph) -> None:
+    """Refuse inputs and outputs that do not belong together."""
+    states = {name for name in graph.inputs if name.startswith("state.")}
+    if states != {name for name in graph.outputs if name.startswith("state.")}:
+        raise ValueError("program: expected a new state for each old one, and no other")
+    for name, index in graph.outputs.items():
+        target = name.removeprefix("grad.")
+        if target not in graph.inputs:
+            raise ValueError(f"program: expected an output of a known input, got {name!r}")
+        if graph.nodes[index].shape != graph.nodes[graph.inputs[target]].shape:
+            raise ValueError(f"program: expected {name!r} of the shape of {target!r}")
+    for name in graph.inputs:
+        field = name.removeprefix("cotangent.")
+        if field != name and f"state.{field}" not in states:
+            raise ValueError(f"program: expected the cotangent of a state, got {name!r}")
 
 
 def _read(graph: Graph, row: str) -> None:

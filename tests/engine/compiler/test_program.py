@@ -1,0 +1,121 @@
+"""Programs as data: text there and back, in another process, and damaged."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from flexrnn import cells
+from flexrnn.compose import CellStep
+from flexrnn.engine import interpreter
+from flexrnn.engine.compiler.passes import compile_step
+from flexrnn.engine.compiler.program import dumps, loads
+
+
+def lstm() -> Any:
+    cell = cells.LSTMCell(3, 4, dtype=torch.float64)
+    state = tuple(cell.initial_state((2,), torch.float64))
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+    wanted = ("x0", *(f"param.{name}" for name, _ in cell.named_parameters()))
+    return cell, x, state, compile_step(CellStep(cell), (x,), state, wanted)
+
+
+TEXT = dumps(lstm()[3])
+
+
+def test_text_there_and_back_is_the_same_program(cell_class: Any, program_of: Any) -> None:
+    program = program_of(cell_class(3, 4))
+    again = loads(dumps(program))
+    assert again.graph.nodes == program.graph.nodes
+    assert again.graph.outputs == program.graph.outputs
+    assert again.schedule == program.schedule
+    assert dumps(again) == dumps(program)
+
+
+def test_a_program_runs_in_a_fresh_process(tmp_path: Path) -> None:
+    cell, x, state, program = lstm()
+    tensors = {name: parameter.detach() for name, parameter in cell.named_parameters()}
+    ran = interpreter.forward(program, (x,), state, tensors, ("h",))
+    ones = torch.ones_like(ran.history["h"])
+    zeros = [torch.zeros_like(s) for s in state]
+    backward = interpreter.backward(program, (x,), state, tensors, ran.saved, {"h": ones}, zeros)
+    (tmp_path / "program.txt").write_text(dumps(program), encoding="utf-8")
+    torch.save((x, state, tensors), tmp_path / "operands.pt")
+    code = """
+import sys, torch
+from flexrnn.engine import interpreter
+from flexrnn.engine.compiler.program import loads
+folder = sys.argv[1]
+program = loads(open(folder + "/program.txt", encoding="utf-8").read())
+x, state, tensors = torch.load(folder + "/operands.pt")
+ran = interpreter.forward(program, (x,), state, tensors, ("h",))
+ones = torch.ones_like(ran.history["h"])
+zeros = [torch.zeros_like(s) for s in state]
+grads = interpreter.backward(program, (x,), state, tensors, ran.saved, {"h": ones}, zeros)
+torch.save((ran.history["h"], grads), folder + "/results.pt")
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    history, gradients = torch.load(tmp_path / "results.pt")
+    assert_close(history, ran.history["h"], rtol=0, atol=0)
+    assert_close(gradients, backward, rtol=0, atol=0)
+
+
+def test_the_text_is_stable() -> None:
+    assert TEXT.startswith(
+        "flexrnn program 1\n"
+        "%0 = input name=x0 : (B, 3)\n"
+        "%1 = input name=state.h : (B, 4)\n"
+        "%2 = input name=state.c : (B, 4)\n"
+        "%3 = input name=param.weight_ih : (16, 3)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("flexrnn program 1", "flexrnn program 2", "expected 'flexrnn program 1' in line 1"),
+        ("= sigmoid", "= sigmund", "expected a known operation"),
+        ("= tanh %", "= tanh %9999 %", "expected node"),
+        (": (B, 16)", ": (B, 17)", "expected shape"),
+        ("name=state.h", "name=x0", "expected an input with a new name"),
+        ("output state.c", "output state.h", "a new name"),
+        ("stop=4 ", "stop=99 ", "expected a part of"),
+        ("= product %0", "= product %5", "product"),
+    ],
+)
+def test_a_damaged_program_is_refused_by_line(old: str, new: str, reason: str) -> None:
+    assert old in TEXT
+    with pytest.raises(ValueError, match=r"^program: ") as caught:
+        loads(TEXT.replace(old, new, 1))
+    assert reason in str(caught.value)
+
+
+def test_a_program_that_ends_too_early_is_refused() -> None:
+    head = TEXT[: TEXT.index("output ")]
+    with pytest.raises(ValueError, match="ends too early"):
+        loads(head)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, len(TEXT) - 1),
+    st.integers(0, 12),
+    st.text(alphabet="%0123456789 =()B,xabstopinu.\n:", max_size=8),
+)
+def test_a_mutated_program_is_refused_or_is_another_whole_one(
+    at: int, length: int, replacement: str
+) -> None:
+    mutated = TEXT[:at] + replacement + TEXT[at + length :]
+    try:
+        program = loads(mutated)
+    except ValueError:
+        with pytest.raises(ValueError, match=r"^program: "):
+            loads(mutated)
+    else:
+        assert loads(dumps(program)).graph.nodes == program.graph.nodes
