@@ -16,6 +16,7 @@ class OptionsCell(flexrnn.Cell):
     """A cell whose result depends on everything that can change."""
 
     State = cells.HiddenState
+    shift: Tensor
 
     def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
         super().__init__(input_size, hidden_size)
