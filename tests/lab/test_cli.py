@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner, Result
 
-from flexrnn.lab import compare, results, table
+from flexrnn.lab import bench, compare, results, table
 from flexrnn.lab.cli import app
 from flexrnn.lab.table import Entry
 
@@ -169,7 +170,7 @@ def test_a_bad_text_is_one_line_and_exit_code_2(
     [
         (["--text", "missing.txt"], ["missing.txt", "No such file"]),
         (["--text", "."], ["directory"]),
-        (["--cells", "naive,nave"], ["--cells", "naive, vectorized, peephole, torch", "'nave'"]),
+        (["--cells", "naive,nave"], ["--cells", "naive, vectorized, peephole, lstm", "'nave'"]),
         (["--cells", ","], ["--cells", "nothing"]),
         (["--only", "sped"], ["--only", "same, speed, learning", "'sped'"]),
         (["--steps", 0], ["--steps", "at least 1", "0"]),
@@ -212,17 +213,44 @@ def test_a_new_line_in_the_table_appears_in_all_parts(
     tmp_path: Path, found: Found, monkeypatch: pytest.MonkeyPatch
 ):
     new = Entry(
-        "gru", "A GRU", "#777", lambda i, h: nn.GRU(i, h, batch_first=True), why_not="a GRU"
+        "new", "A GRU", "#777", lambda i, h: nn.GRU(i, h, batch_first=True), why_not="a GRU"
     )
     monkeypatch.setattr(table, "TABLE", [*table.TABLE, new])
-    r = found(tmp_path, "--cells", "gru")
+    r = found(tmp_path, "--cells", "new")
     assert [row["why_not"] for row in r["agreement"]] == ["a GRU", "a GRU"]
-    assert [row["key"] for row in r["speed"][:2]] == ["torch", "gru"]
-    assert [row["key"] for row in r["learning"]] == ["torch", "gru"]
+    assert [row["key"] for row in r["speed"][:2]] == ["torch", "new"]
+    assert [row["key"] for row in r["learning"]] == ["torch", "new"]
     assert r["gates"] is None
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "A GRU" in page
     assert "no pictures of its inside" in page
+
+
+def test_every_cell_of_the_table_runs_through_all_parts(
+    tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(compare, "SAMPLE", 20)
+    monkeypatch.setattr(bench, "measure", partial(bench.measure, rounds=1))
+    keys = [entry.key for entry in table.TABLE]
+    result = invoke("--cells", ",".join(keys), "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    r = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
+    for part, times in (("agreement", 2), ("speed", 4), ("learning", 1)):
+        others = [key for key in keys if part != "agreement" or key != "torch"]
+        assert sorted(row["key"] for row in r[part]) == sorted(others * times)
+    for row in r["agreement"]:
+        assert (row["output"] is None) == bool(row["why_not"])
+    assert all(row["sample"] for row in r["learning"])
+    table_lines = [line for line in result.stdout.splitlines() if line[:1] in "┃│"]
+    assert table_lines
+    assert not any("…" in line for line in table_lines)  # no column is cut
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert all(entry.label in page for entry in table.TABLE)
+
+
+def test_without_names_the_cells_of_the_article_take_part(found: Found, tmp_path: Path):
+    r = found(tmp_path, "--only", "same")
+    assert r["options"]["cells"] == ["naive", "vectorized", "peephole", "torch"]
 
 
 @pytest.mark.parametrize("part", ["_same", "_speed", "_learning"])

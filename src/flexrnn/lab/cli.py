@@ -15,6 +15,7 @@ from flexrnn.lab.table import BASELINE, TABLE
 INTERRUPTED = 130  # what a shell gives a process that Ctrl-C ended
 
 OTHERS = ", ".join(entry.key for entry in TABLE if entry.key != BASELINE)
+UNASKED = ", ".join(entry.key for entry in TABLE if entry.unasked and entry.key != BASELINE)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -61,7 +62,7 @@ def compare(
         typer.Option(
             metavar="NAME,...",
             help=f"Cells to set beside torch.nn.LSTM, which is always there: {OTHERS}. "
-            "Comma-separated or repeated; all by default.",
+            f"Comma-separated or repeated; {UNASKED} by default.",
             show_default=False,
         ),
     ] = None,

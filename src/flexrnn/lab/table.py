@@ -1,11 +1,14 @@
 """The open table of cells that `flexrnn compare` sets side by side: a cell joins by one line."""
 
+import copy
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+import flexrnn
 from flexrnn.fromscratch import CustomLSTM, NaiveCustomLSTM, from_torch, to_torch
 from flexrnn.lab.errors import UsageError
 from flexrnn.lab.gates import Recording
@@ -29,6 +32,7 @@ class Entry:
         back: an `nn.LSTM` with this competitor's weights; the inverse of `carry`.
         why_not: where `carry` is `None`, the reason, a sentence for the report.
         record: the gates over one sequence, for the heat maps; `None` draws none.
+        unasked: whether it takes part where `--cells` names nobody.
     """
 
     key: str
@@ -39,6 +43,7 @@ class Entry:
     back: Callable[[Any], nn.LSTM] | None = None
     why_not: str = ""
     record: Callable[[Any, Tensor], Recording] | None = None
+    unasked: bool = True
 
 
 def torch_lstm(input_size: int, hidden_size: int) -> nn.LSTM:
@@ -62,19 +67,67 @@ def naive_from_torch(lstm: nn.LSTM) -> NaiveCustomLSTM:
     return from_torch(lstm, NaiveCustomLSTM)
 
 
-OTHER = "another function by design: the gates read the cell state c instead of the output h"
+def lstm_from_torch(lstm: nn.LSTM) -> flexrnn.LSTM:
+    """A `flexrnn.LSTM` with the same weights."""
+    return flexrnn.replace(copy.deepcopy(lstm))  # pyright: ignore[reportReturnType]  # another class
+
+
+def lstm_to_torch(ours: flexrnn.LSTM) -> nn.LSTM:
+    """The inverse of `lstm_from_torch`."""
+    lstm = torch_lstm(ours.input_size, ours.hidden_size).to(next(ours.parameters()).dtype)
+    lstm.load_state_dict(ours.state_dict())
+    return lstm
+
+
+def cell_from_torch(lstm: nn.LSTM) -> flexrnn.NaiveLSTM:
+    """A `flexrnn.NaiveLSTM` that computes the function of `lstm`."""
+    weights = {f"{name}_l0": value for name, value in naive_from_torch(lstm).state_dict().items()}
+    ours = flexrnn.NaiveLSTM(lstm.input_size, lstm.hidden_size, batch_first=True)
+    ours.to(weights["U_i_l0"].dtype).load_state_dict(weights)
+    return ours
+
+
+def cell_to_torch(ours: flexrnn.NaiveLSTM) -> nn.LSTM:
+    """The inverse of `cell_from_torch`."""
+    weights = {name.removesuffix("_l0"): value for name, value in ours.state_dict().items()}
+    naive = NaiveCustomLSTM(ours.input_size, ours.hidden_size).to(weights["U_i"].dtype)
+    naive.load_state_dict(weights)
+    return to_torch(naive)
+
+
+def of_library(key: str, name: str, colour: str, why_not: str = "", **weights: Any) -> Entry:
+    """The entry of `flexrnn.{name}`, which takes part only where `--cells` names it."""
+
+    def build(input_size: int, hidden_size: int) -> nn.Module:
+        return getattr(flexrnn, name)(input_size, hidden_size, batch_first=True)
+
+    label = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)  # may break over lines
+    return Entry(key, label, colour, build, why_not=why_not, unasked=False, **weights)
+
+
+READS_C = "another function by design: the gates read the cell state c instead of the output h"
+SEES_C = "another function by design: the gates see the cell state c beside the output h"
+NORMS = "another function by design: products and cell state are normalised"
+NO_LSTM = "another function by design: no LSTM"
 
 # The order here is the order everywhere. The baseline is what all others are compared with.
 TABLE: list[Entry] = [
     Entry("naive", "Naive", "#d1495b", NaiveCustomLSTM, naive_from_torch, to_torch),
     Entry("vectorized", "Vectorised", "#e08e1b", CustomLSTM, from_torch, to_torch, "", recorded),
-    Entry("peephole", "Peephole", "#2a8f7b", peephole, None, None, OTHER, recorded),
+    Entry("peephole", "Peephole", "#2a8f7b", peephole, None, None, READS_C, recorded),
+    of_library("lstm", "LSTM", "#7a5195", carry=lstm_from_torch, back=lstm_to_torch),
+    of_library("naive-lstm", "NaiveLSTM", "#5f6b73", carry=cell_from_torch, back=cell_to_torch),
+    of_library("peephole-lstm", "PeepholeLSTM", "#4c9fc4", SEES_C),
+    of_library("article-peephole-lstm", "ArticlePeepholeLSTM", "#c45ab3", READS_C),
+    of_library("layer-norm-lstm", "LayerNormLSTM", "#b56576", NORMS),
+    of_library("gru", "GRU", "#8a9a3b", NO_LSTM),
+    of_library("rnn", "RNN", "#6b4f3a", NO_LSTM),
     Entry(BASELINE, "torch.nn.LSTM", "#3b5b92", torch_lstm, lambda lstm: lstm, lambda lstm: lstm),
 ]  # fmt: skip
 
 
 def choose(names: Iterable[str] = ()) -> list[Entry]:
-    """The entries of these names in the table's order, all where none is named.
+    """The entries of these names in the table's order; where none is named, the article's.
 
     The baseline is always among them: without it there is nothing to compare with.
 
@@ -90,7 +143,8 @@ def choose(names: Iterable[str] = ()) -> list[Entry]:
         ['vectorized', 'torch']
     """
     known = [entry.key for entry in TABLE]
-    wanted = split_names(names, known, "--cells") or known
+    unasked = [entry.key for entry in TABLE if entry.unasked]
+    wanted = split_names(names, known, "--cells") or unasked
     return [entry for entry in TABLE if entry.key in wanted or entry.key == BASELINE]
 
 

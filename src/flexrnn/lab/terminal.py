@@ -216,7 +216,7 @@ def show_end(console: Console, results: Results, out: Path) -> None:
 def _table(title: str, left: list[str], right: list[str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold")
     for name in left:
-        table.add_column(name, no_wrap=True)
+        table.add_column(name, no_wrap=name != "Cell")
     for name in right:
         table.add_column(name, justify="right")
     return table
