@@ -1,9 +1,10 @@
 """What engines know of a step: how to call it, which tensors it uses, when it is another one."""
 
 from collections.abc import Hashable, Mapping
+from types import ModuleType
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Generator, Tensor
 
 State = tuple[Tensor, ...]
 
@@ -44,14 +45,44 @@ def wanted_of(step: ComposedStep, state: State, xs: tuple[Tensor, ...]) -> tuple
     return tuple(name for name, tensor in named.items() if tensor.requires_grad)
 
 
-def frozen(value: Any) -> Hashable:
-    """A value that is equal where the given one is; a tensor counts by its place alone."""
-    if isinstance(value, Tensor):
-        return Tensor
+def frozen(value: Any, within: tuple[int, ...] = ()) -> Hashable:
+    """A value that is equal where the given one is; a tensor counts by its place alone.
+
+    An object of a class, or a function, is what it is and what it holds.
+
+    Args:
+        value: anything that a step can reach by an attribute.
+        within: ids of the objects that hold it, for one may hold itself.
+    """
+    if isinstance(value, Tensor) or id(value) in within:
+        return type(value)
+    if isinstance(value, (type, ModuleType, Generator)):
+        return value
+    if value is None or isinstance(value, (int, str)):
+        return (type(value), value)
+    if isinstance(value, float):
+        return repr(value)  # -0.0 is not 0.0, and nan is nan
+    within = (*within, id(value))
     if isinstance(value, Mapping):
-        return tuple((frozen(k), frozen(v)) for k, v in value.items())
+        return tuple((frozen(k, within), frozen(v, within)) for k, v in value.items())
     if isinstance(value, (list, tuple)):
-        return (type(value), *map(frozen, value))
+        return (type(value), *(frozen(v, within) for v in value))
     if isinstance(value, (set, frozenset)):
-        return frozenset(map(frozen, value))
-    return (type(value), value) if isinstance(value, Hashable) else (type(value), repr(value))
+        return frozenset(frozen(v, within) for v in value)
+    if hasattr(value, "tobytes") and hasattr(value, "dtype"):  # an array of NumPy's
+        return (type(value), value.shape, str(value.dtype), value.tobytes())
+    itself = value if isinstance(value, Hashable) else repr(value)
+    held = (_held(value, name) for name in _HOLDERS)
+    return (type(value), itself, *(frozen(h, within) for h in held if h is not None))
+
+
+# Where objects, functions, what `functools.partial` makes and bound methods keep what they hold.
+_HOLDERS = ("__dict__", "__closure__", "cell_contents", "__defaults__", "__kwdefaults__", "func",
+            "args", "keywords", "__func__", "__self__")  # fmt: skip
+
+
+def _held(value: Any, name: str) -> Any:
+    try:
+        return getattr(value, name, None)
+    except ValueError:  # a variable of a closure that has no value yet
+        return None

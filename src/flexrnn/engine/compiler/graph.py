@@ -54,13 +54,15 @@ class Graph:
         Raises:
             ValueError: the operands do not fit the operation.
         """
-        key = (op, args, tuple(sorted(attrs.items())))
+        attributes = tuple(sorted(attrs.items()))
+        key = _key(op, args, attributes)
         if key in self._index:
             return self._index[key]
         shapes = tuple(self.nodes[a].shape for a in args)
-        shape = SHAPES[op](shapes, attrs) if op in SHAPES else broadcast(op, shapes)
+        _check_signature(op, shapes, attrs)
+        shape = SHAPES[op].rule(shapes, attrs) if op in SHAPES else broadcast(op, shapes)
         boolean = OPS[op].boolean if op in OPS else any(self.nodes[a].boolean for a in args)
-        return self._append(op, args, key[2], shape, boolean)
+        return self._append(op, args, attributes, shape, boolean)
 
     def constant(self, value: float) -> int:
         """A number."""
@@ -70,7 +72,7 @@ class Graph:
         self, op: str, args: tuple[int, ...], attrs: tuple[Any, ...], shape: Shape, boolean: bool
     ) -> int:
         self.nodes.append(Node(op, args, attrs, shape, boolean))
-        self._index[(op, args, attrs)] = len(self.nodes) - 1
+        self._index[_key(op, args, attrs)] = len(self.nodes) - 1
         return len(self.nodes) - 1
 
     def users(self) -> list[list[int]]:
@@ -90,6 +92,11 @@ class Graph:
                 found.add(index)
                 pending.extend(self.nodes[index].args)
         return found
+
+
+def _key(op: str, args: tuple[int, ...], attrs: tuple[tuple[str, Any], ...]) -> tuple[Any, ...]:
+    """What makes two nodes one. Numbers count by what they are, for -0.0 == 0.0 and nan != nan."""
+    return op, args, tuple((k, v.hex() if isinstance(v, float) else v) for k, v in attrs)
 
 
 Rule = Callable[[Graph, Node, tuple[int, ...], int], int | None]
@@ -120,8 +127,6 @@ def rewrite(graph: Graph, rule: Rule) -> Graph:
 
 def broadcast(op: str, shapes: tuple[Shape, ...]) -> Shape:
     """The shape of an elementwise operation: axes are aligned at the end, 1 stretches."""
-    if op not in OPS:
-        raise ValueError(f"{op}: expected an operation of the table")
     rank = max(map(len, shapes))
     padded = [(1,) * (rank - len(shape)) + shape for shape in shapes]
     result = []
@@ -216,20 +221,45 @@ def _batch_sum(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
     return new
 
 
-SHAPES: dict[str, Callable[[tuple[Shape, ...], dict[str, Any]], Shape]] = {
-    "constant": lambda shapes, attrs: (),
-    "product": _product,
-    "outer": _outer,
-    "transpose": _transpose,
-    "slice": _slice,
-    "concat": _concat,
-    "reshape": _reshape,
-    "expand": _expand,
-    "detach": lambda shapes, attrs: shapes[0],  # the value without its derivative
-    "sum": _last_axis,
-    "amax": _last_axis,
-    "batch_sum": _batch_sum,  # over batch, time and what was stretched
+class Structure(NamedTuple):
+    """An operation that is not elementwise: the rule for its shape, and what it takes."""
+
+    rule: Callable[[tuple[Shape, ...], dict[str, Any]], Shape]
+    operands: int  # of `concat` any number above 0
+    attributes: tuple[str, ...] = ()
+
+
+SHAPES: dict[str, Structure] = {
+    "constant": Structure(lambda shapes, attrs: (), 0, ("value",)),
+    "product": Structure(_product, 2),
+    "outer": Structure(_outer, 2),
+    "transpose": Structure(_transpose, 1),
+    "slice": Structure(_slice, 1, ("axis", "start", "stop")),
+    "concat": Structure(_concat, 0, ("axis",)),
+    "reshape": Structure(_reshape, 1, ("shape",)),
+    "expand": Structure(_expand, 1, ("shape",)),
+    "detach": Structure(lambda shapes, attrs: shapes[0], 1),  # the value without its derivative
+    "sum": Structure(_last_axis, 1),
+    "amax": Structure(_last_axis, 1),
+    "batch_sum": Structure(_batch_sum, 1, ("shape",)),  # over batch, time, and what was stretched
 }
+_KINDS = {"axis": int, "start": int, "stop": int, "shape": tuple}  # the others are numbers
+
+
+def _check_signature(op: str, shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> None:
+    if op in SHAPES:
+        _, operands, names = SHAPES[op]
+        fits = len(shapes) == operands or (op == "concat" and shapes)
+    elif op in OPS:
+        names = tuple(name for name, _ in OPS[op].attributes)
+        fits = len(shapes) == len(OPS[op].domain)
+    else:
+        raise ValueError(f"expected a known operation, got {op!r}")
+    if not fits or set(attrs) != set(names):
+        raise ValueError(f"{op}: got {len(shapes)} operands and the attributes {sorted(attrs)}")
+    for name, value in attrs.items():
+        if type(value) is not _KINDS.get(name, float):
+            raise ValueError(f"{op}: expected another {name} than {value!r}")
 
 
 class Expr(Expression):

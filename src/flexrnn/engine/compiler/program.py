@@ -8,18 +8,19 @@ can be stored, compared and loaded in another process. A line is a node:
 The schedule is not part of it: it follows from the graph.
 """
 
-import ast
 import re
 from typing import Any, NamedTuple
+from urllib.parse import quote, unquote
 
-from flexrnn.engine.compiler.graph import BATCH, SHAPES, Graph, Node, Shape
-from flexrnn.engine.compiler.ops import OPS
+from flexrnn.engine.compiler.graph import BATCH, Graph, Node, Shape
 from flexrnn.engine.compiler.schedule import Schedule, schedule
+from flexrnn.engine.compiler.split import Dependence, dependences
 
 VERSION = 1
 _HEAD = f"flexrnn program {VERSION}"
 _LINE = re.compile(r"%(\d+) = (\w+)((?: %\d+)*)((?: \w+=\S+)*) : (bool )?\(([^)]*)\)")
 _OUTPUT = re.compile(r"output (\S+) = %(\d+)")
+_INTEGER = re.compile(r"-?\d+")
 
 
 class Program(NamedTuple):
@@ -43,7 +44,7 @@ def dumps(program: Program) -> str:
     """A program as text."""
     lines = [_HEAD]
     lines += [line(index, node) for index, node in enumerate(program.graph.nodes)]
-    lines += [f"output {name} = %{index}" for name, index in program.graph.outputs.items()]
+    lines += [f"output {_spelt(name)} = %{index}" for name, index in program.graph.outputs.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -69,34 +70,61 @@ def loads(text: str) -> Program:
     try:
         for number, row in enumerate(body.splitlines(), start=2):  # noqa: B007  # named in the error
             _read(graph, row)
-    except (ValueError, KeyError, IndexError, TypeError, SyntaxError) as error:
+    except (ValueError, IndexError, OverflowError) as error:
         raise ValueError(f"program: line {number}: {row[:80]!r}: {error}") from None
     if not graph.outputs:
         raise ValueError("program: expected at least one output, got a text that ends too early")
     _check_names(graph)
-    return build(graph)
+    program = build(graph)
+    _check_order(program)
+    if dumps(program) != text:
+        raise ValueError("program: expected the text as it was written, got it in another form")
+    return program
 
 
 def _check_names(graph: Graph) -> None:
     """Refuse inputs and outputs that do not belong together."""
     states = {name for name in graph.inputs if name.startswith("state.")}
+    for name, index in graph.inputs.items():
+        shape = graph.nodes[index].shape
+        rows = not name.startswith("param.")
+        if (shape[:1] == (BATCH,)) != rows or BATCH in shape[1:]:
+            raise ValueError(f"program: expected the batch first and only there, got {name!r}")
+    kinds = ("state.", "param.", "cotangent.")
+    xs = [name for name in graph.inputs if not name.startswith(kinds)]
+    if not states or not xs or xs != [f"x{k}" for k in range(len(xs))]:
+        raise ValueError("program: expected the inputs x0, x1, ... and a state")
     if states != {name for name in graph.outputs if name.startswith("state.")}:
         raise ValueError("program: expected a new state for each old one, and no other")
-    for name, index in graph.outputs.items():
-        target = name.removeprefix("grad.")
-        if target not in graph.inputs:
-            raise ValueError(f"program: expected an output of a known input, got {name!r}")
-        if graph.nodes[index].shape != graph.nodes[graph.inputs[target]].shape:
+    cotangents = [name for name in graph.inputs if name.startswith("cotangent.")]
+    pairs = [(name, name.removeprefix("grad.")) for name in graph.outputs]
+    pairs += [(name, f"state.{name[10:]}") for name in cotangents]
+    for name, target in pairs:
+        if target not in graph.inputs or target in cotangents:
+            raise ValueError(f"program: expected {name!r} to belong to an input")
+        index = graph.outputs.get(name, graph.inputs.get(name, 0))
+        if graph.nodes[index][3:] != graph.nodes[graph.inputs[target]][3:]:
             raise ValueError(f"program: expected {name!r} of the shape of {target!r}")
-    for name in graph.inputs:
-        field = name.removeprefix("cotangent.")
-        if field != name and f"state.{field}" not in states:
-            raise ValueError(f"program: expected the cotangent of a state, got {name!r}")
+    gradients = any(name.startswith("grad.") for name in graph.outputs)
+    if (gradients or cotangents) and {f"state.{name[10:]}" for name in cotangents} != states:
+        raise ValueError("program: expected a cotangent of each state, and no other")
+
+
+def _check_order(program: Program) -> None:
+    """Refuse what no stage could compute, and sums over the batch inside the loops."""
+    graph, plan = program
+    depends = dependences(graph)
+    for name, index in graph.outputs.items():
+        if name.startswith("state.") and depends[index] == Dependence.COTANGENT:
+            raise ValueError(f"program: expected {name!r} to come before the backward pass")
+    computed = (i for stage in plan[: Schedule._fields.index("after")] for i in stage)
+    if any(graph.nodes[i].op in ("outer", "batch_sum") for i in computed):
+        raise ValueError("program: expected sums over the batch after the loops")
 
 
 def _read(graph: Graph, row: str) -> None:
     if found := _OUTPUT.fullmatch(row):
-        name, index = found[1], int(found[2])
+        name, index = unquote(found[1]), int(found[2])
         if index >= len(graph.nodes) or name in graph.outputs:
             raise ValueError("expected a node that stands above, and a new name")
         graph.outputs[name] = index
@@ -114,10 +142,8 @@ def _read(graph: Graph, row: str) -> None:
         if set(attrs) != {"name"} or args or attrs["name"] in graph.inputs:
             raise ValueError("expected an input with a new name")
         made = graph.input(attrs["name"], shape, boolean)
-    elif op in SHAPES or (op in OPS and len(args) == len(OPS[op].domain)):
-        made = graph.add(op, *args, **attrs)
     else:
-        raise ValueError(f"expected a known operation, got {op!r} of {len(args)}")
+        made = graph.add(op, *args, **attrs)
     if made != index or graph.nodes[index].shape != shape or graph.nodes[index].boolean != boolean:
         raise ValueError(f"expected shape {graph.nodes[made].shape}")
 
@@ -125,6 +151,8 @@ def _read(graph: Graph, row: str) -> None:
 def _spelt(value: Any) -> str:
     if isinstance(value, tuple):
         return "x".join(map(str, value)) if value else "()"
+    if isinstance(value, str):  # a key of a ParameterDict can be any text
+        return quote(value, safe="[]")
     return str(value) if not isinstance(value, float) else value.hex()
 
 
@@ -134,5 +162,5 @@ def _attribute(pair: str) -> tuple[str, Any]:
         sizes = () if text == "()" else text.split("x")
         return name, tuple(BATCH if s == BATCH else int(s) for s in sizes)
     if name == "name":
-        return name, text
-    return name, float.fromhex(text) if "x" in text or "inf" in text else ast.literal_eval(text)
+        return name, unquote(text)
+    return name, int(text) if _INTEGER.fullmatch(text) else float.fromhex(text)

@@ -62,6 +62,9 @@ def trace(
     Raises:
         CannotCompileError: the step is not made of operations of the table, or not row by row.
     """
+    dtype = next(iter(state.values())).dtype
+    if not dtype.is_floating_point:
+        raise CannotCompileError(f"expected a state of real numbers, got {dtype}")
     sizes = BatchSize()
     mode = FakeTensorMode(shape_env=sizes)
     batch = _fake(mode, torch.empty(7, 1), batched=True).shape[0]  # a number without a value
@@ -96,7 +99,7 @@ def trace(
         raise CannotCompileError(f"{course} {sizes.question}")
     fields = [f"state.{field}" for field in state]
     names = [*(f"x{k}" for k in range(len(xs))), *fields, *(f"param.{name}" for name in params)]
-    return _read(traced.graph, names, fields, next(iter(state.values())).dtype)
+    return _read(traced.graph, names, fields, dtype)
 
 
 def _read(traced: fx.Graph, names: list[str], outputs: list[str], dtype: torch.dtype) -> Graph:
