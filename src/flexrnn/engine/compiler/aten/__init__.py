@@ -19,7 +19,7 @@ HANDLERS = shapes.HANDLERS | reductions.HANDLERS
 # What torch itself can say by simpler operations, as autograd differentiates it.
 DECOMPOSED = (
     *("addcdiv", "addcmul", "celu", "glu", "hardshrink", "softshrink", "threshold"),
-    *("_log_softmax", "logical_xor", "logit", "masked_fill", "mv", "_prelu_kernel", "special_entr"),
+    *("_log_softmax", "logit", "masked_fill", "mv", "_prelu_kernel", "special_entr"),
     *("new_full", "new_ones", "new_zeros"),
 )
 

@@ -24,7 +24,7 @@ def _div(b: Builder, x: Any, y: Any, *, rounding_mode: str | None = None) -> Ref
 
 def _pow(b: Builder, x: Any, y: Any) -> Ref:
     easy: dict[Any, Callable[[], Ref]] = {
-        2.0: lambda: b.op("mul", x, x),
+        2.0: lambda: b.op("square", x),
         3.0: lambda: b.op("mul", b.op("mul", x, x), x),
         0.5: lambda: b.op("sqrt", x),
         -1.0: lambda: b.op("reciprocal", x),
@@ -40,6 +40,12 @@ def _clamp(b: Builder, x: Ref, low: Any = None, high: Any = None, **bounds: Any)
         return x if high is None else b.op("where", b.op("gt", x, high), high, x)
     low, high = -math.inf if low is None else low, math.inf if high is None else high
     return b.op("clamp", x, low=float(min(low, high)), high=float(high))
+
+
+def _hardtanh(b: Builder, x: Ref, low: float = -1.0, high: float = 1.0) -> Ref:
+    if (low, high) == (0, 6):
+        return b.op("relu6", x)
+    return b.op("hardtanh", x, min_val=float(low), max_val=float(high))
 
 
 def _softplus(b: Builder, x: Ref, beta: float = 1, threshold: float = 20) -> Ref:
@@ -84,15 +90,14 @@ SPELT: Handlers = {
     ),
     "log_sigmoid_forward": lambda b, x: [b.op("log_sigmoid", x)],
     "leaky_relu": lambda b, x, slope=0.01: b.op("leaky_relu", x, negative_slope=float(slope)),
-    "hardtanh": lambda b, x, low=-1.0, high=1.0: b.op(
-        "hardtanh", x, min_val=float(low), max_val=float(high)
-    ),
+    "hardtanh": _hardtanh,
     "nan_to_num": _nan_to_num,
     "isnan": lambda b, x: b.op("ne", x, x),
     "logical_and": lambda b, x, y: b.op("and", x, y),
     "logical_or": lambda b, x, y: b.op("or", x, y),
+    "logical_xor": lambda b, x, y: b.op("ne", b.truth(x), b.truth(y)),
     "logical_not": lambda b, x: b.op("not", x),
 }
 SPELT |= {  # on truth values; on integers the tracer never gets this far
-    f"bitwise_{name}": SPELT[f"logical_{name}"] for name in ("and", "or", "not")
+    f"bitwise_{name}": SPELT[f"logical_{name}"] for name in ("and", "or", "xor", "not")
 }

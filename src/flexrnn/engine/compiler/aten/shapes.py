@@ -1,5 +1,6 @@
 """Products, shapes and constants."""
 
+import math
 from typing import Any
 
 from flexrnn.engine.compiler.aten.builder import (
@@ -211,7 +212,11 @@ HANDLERS |= {
     "zeros": lambda b, shape, **_: _filled(b, shape, 0.0),
     "ones": lambda b, shape, **_: _filled(b, shape, 1.0),
     "scalar_tensor": lambda b, value, **_: _filled(b, (), number(value)),
+    # What nobody has written is no number; who reads it shall notice.
+    "empty_like": lambda b, a, **_: _filled(b, b.shape(a), math.nan),
+    "new_empty": lambda b, a, shape, **_: _filled(b, shape, math.nan),
     "full_like": lambda b, a, value, **_: _filled(b, b.shape(a), number(value)),
+    "zero": lambda b, a: _filled(b, b.shape(a), 0.0),
     "zeros_like": lambda b, a, **_: _filled(b, b.shape(a), 0.0),
     "ones_like": lambda b, a, **_: _filled(b, b.shape(a), 1.0),
 }

@@ -1,0 +1,247 @@
+"""What a person may write in a step beside elementwise operations."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+import flexrnn
+from flexrnn import cells
+
+
+class Cell(flexrnn.Cell):
+    """`h ← function(cell, x, h)`, with weights of many shapes; I = 3, H = 4."""
+
+    State = cells.HiddenState
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None, function=None):
+        super().__init__(input_size, hidden_size)
+        self.function: Any = function
+
+        def drawn(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(shape, device=device, dtype=dtype) / 2)
+
+        self.W, self.U, self.V = drawn(3, 4), drawn(4, 4), drawn(4, 4)
+        self.b, self.one, self.row, self.wide = drawn(4), drawn(), drawn(1, 4), drawn(4, 8)
+        self.low, self.high, self.single = drawn(4, 2), drawn(2, 4), drawn(1)
+        self.heads = drawn(2)
+        self.register_buffer("mask", torch.tensor([True, False, True, True]))
+
+    def step(self, x: Tensor, state: cells.HiddenState) -> cells.HiddenState:
+        return cells.HiddenState(self.function(self, x, state.h) / 2)
+
+
+@pytest.fixture
+def judge(same_by_program: Callable[..., None]) -> Callable[..., None]:
+    """Assert that the engines agree on a step, at several T and B, with T = B = 1 among them."""
+
+    def check(function: Callable[..., Tensor], scale: float = 1.0) -> None:
+        layer = flexrnn.FlexRNN(Cell, 3, 4, dtype=torch.float64, function=function)
+        for steps, batch in ((3, 2), (1, 1), (2, 3)):
+            x = torch.randn(steps, batch, 3, dtype=torch.float64, requires_grad=True)
+            h = (scale * torch.randn(1, batch, 4, dtype=torch.float64)).requires_grad_()
+            same_by_program(layer, x, h)
+
+    return check
+
+
+def halves(h: Tensor) -> Tensor:
+    return h.view(-1, 2, 2)
+
+
+def written_slice(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    z = x @ c.W
+    z[:, 1:3] = h[:, :2]
+    z[:, 0] = 0.5
+    z[..., 3] *= 2
+    z[:, 1:2].sigmoid_()
+    return z
+
+
+def written_mask(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    z = x @ c.W + h
+    z[z > 0] = 0.25
+    return z.masked_fill_(h < 0, -0.5)
+
+
+def written_all(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    z, y = x @ c.W, torch.empty_like(h)
+    y.copy_(z)
+    y.zero_().add_(h)
+    z.fill_(0.5)
+    return y * z + x @ c.W
+
+
+WRITTEN: dict[str, Callable[..., Any]] = {
+    # products and weights
+    "weight normalised": lambda c, x, h: x @ c.W @ (c.V / c.V.norm(dim=0)) + h,
+    "weight normalised by rows": lambda c, x, h: x @ c.W @ F.normalize(c.V, dim=1) + h,
+    "weight normalised as a whole": lambda c, x, h: x @ c.W + h @ (c.V / c.V.norm()),
+    "sum of a weight": lambda c, x, h: x @ c.W * c.V.sum() + h * c.V.mean(),
+    "number as a parameter": lambda c, x, h: x @ c.W * c.one.exp() + h * c.one,
+    "row as a parameter": lambda c, x, h: x @ c.W * c.row + h,
+    "low rank": lambda c, x, h: x @ c.W + h @ (c.low @ c.high),
+    "low rank, the other way": lambda c, x, h: x @ c.W + (h @ c.low) @ c.high,
+    "weight of weights": lambda c, x, h: x @ c.W + h @ torch.tanh(c.U * c.V + c.row),
+    "product with a vector": lambda c, x, h: x @ c.W + h * (h @ c.b).unsqueeze(-1),
+    "linear without bias": lambda c, x, h: F.linear(h, c.U) + x @ c.W,
+    "addmm": lambda c, x, h: torch.addmm(c.b, h, c.U, beta=0.5, alpha=2) + x @ c.W,
+    "einsum": lambda c, x, h: torch.einsum("bi,ji->bj", h, c.U) + x @ c.W,
+    "transposed": lambda c, x, h: h @ c.U.T + h @ c.V.mT + x @ c.W,
+    "concatenation": lambda c, x, h: torch.cat([h, x @ c.W], -1) @ c.wide.T,
+    "inner product of rows": lambda c, x, h: x @ c.W * (h * h).sum(-1, keepdim=True),
+    # shapes
+    "slices": lambda c, x, h: torch.cat([h[:, 1:], h[:, :1]], -1) + x @ c.W,
+    "slices of slices": lambda c, x, h: (x @ c.W @ c.wide)[:, 1:7][..., 1:5] + h[:, :][:, 0:4],
+    "ellipsis and None": lambda c, x, h: h * h[..., 0:1] * h[:, 1, None] + x @ c.W,
+    "negative bounds": lambda c, x, h: torch.cat([h[:, -1:], h[:, -4:-1]], -1) + x @ c.W,
+    "unused chunk": lambda c, x, h: (x @ c.W @ c.wide).chunk(2, -1)[0] + h,
+    "overlapping slices": lambda c, x, h: (
+        (x @ c.W @ c.wide)[:, :4] * (x @ c.W @ c.wide)[:, 2:6] + h
+    ),
+    "unbind": lambda c, x, h: torch.stack(h.unbind(-1)[::-1], -1) + x @ c.W,
+    "rows of a weight": lambda c, x, h: sum((h * w for w in c.V), start=x @ c.W),
+    "roll and flip": lambda c, x, h: h.roll(1, -1) * h.flip(-1) + x @ c.W,
+    "repeat": lambda c, x, h: h[:, :1].repeat(1, 4) + x @ c.W,
+    "expand": lambda c, x, h: h * c.b.expand_as(h) + c.single.expand(x.shape[0], 4) + x @ c.W,
+    "tensor_split": lambda c, x, h: h.tensor_split(2, -1)[0].repeat(1, 2) + x @ c.W,
+    "heads": lambda c, x, h: (halves(h) * c.heads.view(2, 1)).flatten(1) + x @ c.W,
+    "sum over heads": lambda c, x, h: (
+        (halves(h).sum(1, keepdim=True) * halves(x @ c.W)).reshape(-1, 4)
+    ),
+    "mean over heads": lambda c, x, h: halves(h).mean(1).repeat(1, 2) + x @ c.W,
+    "softmax by heads": lambda c, x, h: halves(x @ c.W).softmax(-1).flatten(1) * h,
+    "joined with a parameter": lambda c, x, h: (
+        torch.cat([x, c.single.expand(x.shape[0], -1)], -1).tanh() * c.b + h
+    ),
+    "joined with a parameter, times W": lambda c, x, h: (
+        torch.cat([x, c.single.expand(x.shape[0], -1)], -1) @ c.U + h
+    ),
+    "joined with ones": lambda c, x, h: (
+        torch.cat([x, torch.ones_like(x[:, :1])], -1) @ c.U + h
+    ),
+    # constants
+    "new tensors": lambda c, x, h: x @ c.W * h.new_ones(4) + h.new_full((1,), 2.0) * h,
+    "zeros of the batch": lambda c, x, h: x @ c.W + h + h.new_zeros(x.shape[0], 4),
+    "a tensor of a number": lambda c, x, h: x @ c.W + h * torch.tensor(0.1, dtype=h.dtype),
+    "minus zero": lambda c, x, h: (
+        (1 / torch.full_like(h, -0.0)).clamp(min=-1) + (1 / h.new_zeros(4)).clamp(max=2) + x @ c.W
+    ),
+    # truth values
+    "a mask as a buffer": lambda c, x, h: torch.where(c.mask, x @ c.W, h) + h * c.mask,
+    "a mask as numbers": lambda c, x, h: h * (h > 0).to(h.dtype) + x @ c.W,
+    "truth values added": lambda c, x, h: h * ((h > 0) + (h < -1)) + x @ c.W,
+    "truth values multiplied": lambda c, x, h: h * ((h > 0) * (h < 1)) + x @ c.W,
+    "logic of numbers": lambda c, x, h: h * torch.logical_and(h.relu(), h > -1) + x @ c.W,
+    "exclusive or": lambda c, x, h: h * torch.logical_xor(h > 0, h > 0.5) + x @ c.W,
+    "where, as a method": lambda c, x, h: h.where(h > 0, 0.5) + x @ c.W,
+    "masked_fill": lambda c, x, h: h.masked_fill(h > 0, 0.3) + x @ c.W,
+    # norms
+    "rms_norm": lambda c, x, h: F.rms_norm(x @ c.W + h, (4,), c.b, 1e-3),
+    "group_norm": lambda c, x, h: F.group_norm(x @ c.W + h, 2, c.b, c.row[0]),
+    "layer_norm": lambda c, x, h: F.layer_norm(x @ c.W + h, (4,), c.b),
+    "var, biased": lambda c, x, h: h / (1 + h.var(-1, unbiased=False, keepdim=True)) + x @ c.W,
+    "norm of order 1": lambda c, x, h: h / (1 + h.norm(p=1, dim=-1, keepdim=True)) + x @ c.W,
+    "normalize": lambda c, x, h: F.normalize(h, dim=-1) + x @ c.W,
+    "cosine_similarity": lambda c, x, h: (
+        h * F.cosine_similarity(x @ c.W, h, dim=-1).unsqueeze(-1) + x @ c.W
+    ),
+    "amin": lambda c, x, h: h - h.amin(-1, keepdim=True) + x @ c.W,
+    "softmin": lambda c, x, h: F.softmin(h, -1) + x @ c.W,
+    # elementwise, spelt by others
+    "celu": lambda c, x, h: F.celu(h * 3, 2.0) + x @ c.W,
+    "prelu": lambda c, x, h: F.prelu(h, c.b) + x @ c.W,
+    "softplus with beta": lambda c, x, h: F.softplus(h, beta=2) + x @ c.W,
+    "softplus far out": lambda c, x, h: F.softplus((h + x @ c.W) * 30) / 30,
+    "threshold": lambda c, x, h: F.threshold(h, 0.1, 2.0) + x @ c.W,
+    "shrinks": lambda c, x, h: (
+        F.hardshrink(h) + F.softshrink(h, 0.2) + F.tanhshrink(h) + x @ c.W
+    ),
+    "addcdiv": lambda c, x, h: torch.addcdiv(x @ c.W, h, h * h + 1, value=0.5),
+    "logit": lambda c, x, h: torch.logit(h.sigmoid(), 1e-3) + x @ c.W,
+    "base 2": lambda c, x, h: 2**h + x @ c.W,
+    "power of zero": lambda c, x, h: h.relu() ** c.b.abs() + (h * 0) ** 0 + x @ c.W,
+    "even power": lambda c, x, h: h**4 + x @ c.W,
+    "division rounded": lambda c, x, h: (
+        h + torch.div(h, 0.1, rounding_mode="floor") + torch.div(h, 0.3, rounding_mode="trunc")
+    ),
+    "bounds that cross": lambda c, x, h: h.clamp(0.5, -0.5) + x @ c.W,
+    "nan_to_num": lambda c, x, h: torch.nan_to_num(h.log(), 0.5, 1.0, -1.0) + x @ c.W,
+    # gradients
+    "detach": lambda c, x, h: h.detach() * h + (x @ c.W).detach() * c.b,
+    "straight through": lambda c, x, h: (h.sign() - h).detach() + h + x @ c.W,
+    # writes to tensors of the step's own
+    "a written slice": written_slice,
+    "a written mask": written_mask,
+    "a tensor written over": written_all,
+    # values that nobody needs
+    "an argmax for nobody": lambda c, x, h: (h.argmax(-1), h.sort(0), h + x @ c.W)[2],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_a_person_writes_is_the_reference(name: str, judge: Callable[..., None]) -> None:
+    judge(WRITTEN[name])
+
+
+@pytest.mark.parametrize("name", ["normalize", "cosine_similarity", "norm of order 1"])
+def test_a_norm_has_no_direction_at_zero(name: str, judge: Callable[..., None]) -> None:
+    judge(WRITTEN[name], scale=0.0)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Linear(7, 4),
+        nn.Sequential(nn.Linear(7, 8), nn.SiLU(), nn.LayerNorm(8), nn.Linear(8, 4), nn.Dropout(0)),
+        nn.Sequential(nn.Linear(7, 4), nn.RMSNorm(4), nn.PReLU(), nn.Hardtanh()),
+        nn.Sequential(nn.Linear(7, 4), nn.GroupNorm(2, 4), nn.ReLU(inplace=True), nn.Softmax(-1)),
+        nn.Sequential(nn.Linear(7, 4), nn.Dropout(0.5).eval(), nn.CELU(0.5), nn.Identity()),
+    ],
+    ids=["linear", "sequential", "rms", "group", "eval"],
+)
+def test_a_module_inside_a_cell_is_the_reference(
+    module: nn.Module, same_by_program: Callable[..., None]
+) -> None:
+    class Inside(flexrnn.Cell):
+        State = cells.HiddenState
+
+        def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+            super().__init__(input_size, hidden_size)
+            self.inner = module.to(dtype)
+
+        def step(self, x: Tensor, state: cells.HiddenState) -> cells.HiddenState:
+            return cells.HiddenState(self.inner(torch.cat([x, state.h], -1)))
+
+    layer = flexrnn.FlexRNN(Inside, 3, 4, dtype=torch.float64)
+    same_by_program(layer, torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize("torchs", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
+def test_torchs_cells_inside_a_cell_are_two_products(
+    torchs: Any, same_by_program: Callable[..., None]
+) -> None:
+    lstm = torchs is nn.LSTMCell
+
+    class Inside(flexrnn.Cell):
+        State = cells.LSTMState if lstm else cells.HiddenState
+
+        def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+            super().__init__(input_size, hidden_size)
+            self.inner = torchs(input_size, hidden_size, bias, device=device, dtype=dtype)
+
+        def step(self, x: Tensor, state: Any) -> Any:
+            new = self.inner(x, tuple(state) if lstm else state.h)
+            return self.State(*new) if lstm else self.State(new)
+
+    layer = flexrnn.FlexRNN(Inside, 3, 4, dtype=torch.float64)
+    x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
+    program = flexrnn.explain(layer, x).steps[0].program
+    assert program is not None
+    graph, plan = program
+    assert [graph.nodes[i].op for i in plan.hoisted].count("product") == 1
+    assert [graph.nodes[i].op for i in plan.loop].count("product") == 1
+    same_by_program(layer, x)
