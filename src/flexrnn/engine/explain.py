@@ -105,9 +105,13 @@ def _summary(step: StepReport) -> str:
     loop = sum(graph.nodes[i].op == "product" for i in plan.loop)
     products = loop + sum(graph.nodes[i].op == "product" for i in plan.hoisted)
     return (
-        f"{step.name}: {products} products, {loop} in the loop; {saved_floats(graph, plan)} "
+        f"{step.name}: {_count(products)}, {loop} in the loop; {saved_floats(graph, plan)} "
         f"numbers saved a step and row, {_bytes(step.saved_bytes)} in all"
     )
+
+
+def _count(products: int) -> str:
+    return "1 product" if products == 1 else f"{products} products"
 
 
 def _bytes(count: float) -> str:
