@@ -1,6 +1,6 @@
 """The batch as a number without a value, and the note of the first question about its value."""
 
-from itertools import dropwhile
+from itertools import dropwhile, islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ class BatchSize(ShapeEnv):
 
 
 def _is_persons() -> bool:
-    passed = dropwhile(lambda place: place[0].startswith(_ANSWERED), frames())
-    asked, asker = next(passed, ("", 0))[0], next(passed, ("<", 0))[0]
-    return asked == _ASKED and is_users(asker)
+    asking = dropwhile(lambda place: place[0].startswith(_ANSWERED), frames())
+    passed = [place[0] for place in islice(asking, 4)]  # bool of a size asks for bool of != 0
+    asker = next((file for file in passed if file != _ASKED), "<")
+    return passed[:1] == [_ASKED] and is_users(asker)

@@ -1,5 +1,5 @@
 # pyright: reportPrivateUsage=false
-# torch has no public name for the switch of gradients as functions see it.
+# torch has no public name for the switch of gradients, nor for what functionalisation notes.
 """What is noted of a step while it is traced: whose line each operation is from, and its spelling.
 
 Some of what a person writes torch would turn into what no longer says what was meant; it is spelt
@@ -37,24 +37,14 @@ class Spelling(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         if func is torch._C._set_grad_enabled:
             raise CannotCompileError(f"gradients are switched off and on inside the step, {place}")
-        if _writes(name) and self._is_given(args[0]):
+        result = RESPELT.get(func, func)(*args, **(kwargs or {}))
+        if any(map(torch._functionalize_has_data_mutation, self.given)):
+            self.given = ()  # on its way out the error may come by here
             raise CannotCompileError(
                 f"{name} cannot be compiled: it writes into the input, the state or a parameter, "
                 f"{place}"
             )
-        return RESPELT.get(func, func)(*args, **(kwargs or {}))
-
-    def _is_given(self, tensor: Any) -> bool:
-        return any(tensor is other or tensor._base is other for other in self.given)
-
-
-def _writes(name: str) -> bool:
-    in_place = name.endswith("_") and not name.endswith("__")
-    return in_place or name == "__setitem__" or name in _IN_PLACE
-
-
-_OPERATORS = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
-_IN_PLACE = [f"__i{name}__" for name in _OPERATORS]
+        return result
 
 
 def _where(condition: Tensor, *values: Any) -> Any:

@@ -1,0 +1,223 @@
+"""What no program can say is refused by operation, file and line, and never compiled wrongly."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+import flexrnn
+from flexrnn import cells
+
+OUTSIDE = torch.randn(5, dtype=torch.float64)
+WRITES = "it writes into the input, the state or a parameter"
+COURSE = "the step's course depends on the batch size"
+ACROSS = "it works across the batch"
+UNKNOWN = "it is not among the operations of the table"
+
+
+def sized(condition: Callable[[Any], bool]) -> Callable[..., Tensor]:
+    def step(c: Any, z: Tensor, h: Tensor) -> Tensor:
+        return h + z if condition(h) else h
+
+    return step
+
+
+def added(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    h += 1
+    return h + z
+
+
+def set_item(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    h[:, 0] = 1
+    return h + z
+
+
+def written_part(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    h[:, :2].mul_(2)
+    return h + z
+
+
+def written_parameter(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    c.inner.weight.mul_(0.5)
+    return h + z
+
+
+def relu_in_place(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    return F.relu(h, inplace=True) + z
+
+
+def inference(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    with torch.set_grad_enabled(False):
+        z = z.tanh()
+    return h + z
+
+
+class Straight(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        return args[0].sign()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return grads
+
+
+def custom(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    signs: Any = Straight.apply(z)
+    return h + signs
+
+
+REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
+    "more than one row": (sized(lambda h: h.shape[0] > 1), COURSE),
+    "exactly one row": (sized(lambda h: h.size(0) == 1), COURSE),
+    "at least one row": (sized(lambda h: max(h.shape[0], 2) == h.shape[0]), COURSE),
+    "an even batch": (sized(lambda h: h.shape[0] % 2 == 0), COURSE),
+    "many numbers": (sized(lambda h: h.numel() > 10), COURSE),
+    "len": (lambda c, z, h: h + z * len(h), COURSE),
+    "a loop over rows": (lambda c, z, h: h + torch.stack([z[k] for k in range(len(z))]), COURSE),
+    "times the batch size": (lambda c, z, h: h + z * h.shape[0], "depends on the batch size"),
+    "times twice that": (lambda c, z, h: h + z * (2 * h.shape[0]), "depends on the batch size"),
+    "over the batch size": (lambda c, z, h: h + z / h.shape[0], "depends on the batch size"),
+    "+=": (added, WRITES),
+    "[...] =": (set_item, WRITES),
+    "a write to a part": (written_part, WRITES),
+    "a write to a parameter": (written_parameter, WRITES),
+    "a module in place": (relu_in_place, WRITES),
+    "set_grad_enabled": (inference, "gradients are switched off"),
+    "a derivative of one's own": (custom, "autograd.Function"),
+    "dropout": (lambda c, z, h: F.dropout(z) + h, "it draws random numbers"),
+    "noise for nobody": (lambda c, z, h: (torch.randn_like(z), z + h)[1], "it draws random"),
+    "the sum of all": (lambda c, z, h: h + z.sum(), ACROSS),
+    "the largest of a column": (lambda c, z, h: h - z.amax(0), ACROSS),
+    "one row": (lambda c, z, h: h + z[0], ACROSS),
+    "rows shifted": (lambda c, z, h: h + z.roll(1, 0), ACROSS),
+    "rows but one": (lambda c, z, h: h + F.pad(z[1:], (0, 0, 0, 1)), "the batch"),
+    "a running sum": (lambda c, z, h: h + z.cumsum(0), UNKNOWN),
+    "rows sorted": (lambda c, z, h: h + z.sort(0).values, UNKNOWN),
+    "rows chosen": (lambda c, z, h: h + z[torch.arange(5) % 2 == 0], "batch size"),
+    "pairs of rows": (lambda c, z, h: h + (z[:, None] * z[None]).sum(1), "the batch"),
+    "a Gram matrix": (lambda c, z, h: h + h @ (z.T @ z), "the batch"),
+    "a table of rows": (lambda c, z, h: h + (z.sum(-1) * z.sum(-1, keepdim=True))[:, :1], "batch"),
+    "sorting": (lambda c, z, h: h + z.sort(-1).values, "aten.sort"),
+    "the inverse of erf": (lambda c, z, h: h + torch.erfinv(z.tanh() / 2), "aten.erfinv"),
+    "whole numbers": (lambda c, z, h: h + (z > 0).sum(-1, keepdim=True), "torch.int64"),
+    "other floats": (lambda c, z, h: h + (z.half() * 2).double(), "torch.float16"),
+    "other floats made": (lambda c, z, h: h + z * torch.full((5,), 0.1), "torch.float32"),
+    "a branch on a value": (lambda c, z, h: h + z if z.sum() > 0 else h, "cannot be traced"),
+    "a tensor in a list": (lambda c, z, h: h + z * [OUTSIDE][0], "neither input, state nor"),
+    "a tensor made of data": (
+        lambda c, z, h: h + z * torch.tensor([1.0, 2, 3, 4, 5], dtype=z.dtype),
+        "a tensor",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_the_line_of_the_persons_code(name: str, function_layer: Any) -> None:
+    function, reason = REFUSED[name]
+    x = torch.randn(2, 3, 3, dtype=torch.float64)
+    with flexrnn.backend("interpreter"), pytest.raises(RuntimeError) as caught:
+        function_layer(function)(x)
+    message = str(caught.value)
+    assert reason in message
+    file, _, line = message.rpartition(" at ")[2].rpartition(":")
+    lines, first = inspect.getsourcelines(function)
+    assert file == __file__
+    if function.__name__ == "<lambda>" or "sized" not in function.__qualname__:
+        assert first <= int(line) < first + len(lines)
+
+
+@pytest.mark.parametrize("name", ["more than one row", "exactly one row"])
+def test_a_program_for_many_rows_does_not_serve_one(name: str, function_layer: Any) -> None:
+    layer = function_layer(REFUSED[name][0])
+    for batch in (3, 1):
+        with flexrnn.backend("interpreter"), pytest.raises(RuntimeError, match=COURSE):
+            layer(torch.randn(2, batch, 3, dtype=torch.float64))
+
+
+def test_checks_of_shapes_that_any_batch_passes_are_no_question(
+    function_layer: Any, same_by_program: Callable[..., None]
+) -> None:
+    def checked(c: Any, z: Tensor, h: Tensor) -> Tensor:
+        assert z.shape == h.shape
+        assert z.shape[0] == h.shape[0]
+        assert z.shape == (h.shape[0], 5)
+        return z if z.dim() == 1 else h + z
+
+    for batch in (1, 3):
+        same_by_program(function_layer(checked), torch.randn(2, batch, 3, dtype=torch.float64))
+
+
+class Remembers(flexrnn.Cell):
+    """Tells the next step by an attribute what only the state may tell."""
+
+    State = cells.HiddenState
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None, how="tensor"):
+        super().__init__(input_size, hidden_size)
+        self.how, self.count, self.seen = how, 0, {"count": 0}
+        self.inner = nn.Linear(input_size, hidden_size, bias, device, dtype)
+        self.register_buffer("last", torch.zeros((), device=device, dtype=dtype))
+
+    def step(self, x: Tensor, state: cells.HiddenState) -> cells.HiddenState:
+        z = self.inner(x)
+        if self.how == "tensor":
+            self.last, z = z, z + self.last
+        elif self.how == "number":
+            self.count += 1
+            z = z * self.count
+        elif self.how == "inside":
+            self.seen["count"] += 1
+            z = z * self.seen["count"]
+        else:
+            held = vars(self.inner)
+            held["gain"] = held.get("gain", 1) + 1
+            z = z * held["gain"]
+        return cells.HiddenState(state.h + z)
+
+
+@pytest.mark.parametrize(
+    ("how", "attribute"),
+    [("tensor", "last"), ("number", "count"), ("inside", "seen"), ("module", "inner.gain")],
+)
+def test_a_step_that_changes_an_attribute_is_refused(how: str, attribute: str) -> None:
+    layer = flexrnn.FlexRNN(Remembers, 3, 5, dtype=torch.float64, how=how)
+    with flexrnn.backend("interpreter"), pytest.raises(RuntimeError) as caught:
+        layer(torch.randn(2, 3, 3, dtype=torch.float64))
+    assert f"Remembers.step changes the attribute {attribute}" in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.complex128])
+def test_a_tensor_of_another_dtype_is_refused_where_it_is_used(
+    dtype: torch.dtype, function_layer: Any
+) -> None:
+    layer = function_layer(lambda c, z, h: (h + z * c.table).real)
+    layer.cells[0].register_buffer("table", torch.ones(5, dtype=dtype))
+    with flexrnn.backend("interpreter"), pytest.raises(RuntimeError, match=str(dtype)):
+        layer(torch.randn(2, 3, 3, dtype=torch.float64))
+    layer = function_layer(lambda c, z, h: h + z)
+    layer.cells[0].register_buffer("table", torch.ones(5, dtype=dtype))  # there, and not used
+    with flexrnn.backend("interpreter"):
+        assert layer(torch.randn(2, 3, 3, dtype=torch.float64))[0].shape == (2, 3, 5)
+
+
+def test_complex_numbers_are_refused() -> None:
+    layer = flexrnn.LSTM(3, 4, dtype=torch.complex128)
+    x = torch.randn(2, 3, 3, dtype=torch.complex128)
+    with flexrnn.backend("interpreter"), pytest.raises(RuntimeError, match="complex128"):
+        layer(x)
+
+
+def test_a_refusal_is_kept_until_the_step_is_another(function_layer: Any) -> None:
+    layer = function_layer(lambda c, z, h: h + z.mean(0))
+    x = torch.randn(2, 3, 3, dtype=torch.float64)
+    with flexrnn.backend("interpreter"):
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=ACROSS):
+                layer(x)
+        layer.cells[0].__dict__["function"] = lambda c, z, h: h + z
+        assert layer(x)[0].shape == (2, 3, 5)
