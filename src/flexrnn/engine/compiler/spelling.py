@@ -38,7 +38,8 @@ class Spelling(TorchFunctionMode):
         if func is torch._C._set_grad_enabled:
             raise CannotCompileError(f"gradients are switched off and on inside the step, {place}")
         result = RESPELT.get(func, func)(*args, **(kwargs or {}))
-        if any(map(torch._functionalize_has_data_mutation, self.given)):
+        written = torch._functionalize_has_data_mutation  # pyright: ignore[reportAttributeAccessIssue]
+        if any(map(written, self.given)):
             self.given = ()  # on its way out the error may come by here
             raise CannotCompileError(
                 f"{name} cannot be compiled: it writes into the input, the state or a parameter, "
