@@ -9,6 +9,10 @@ from torch import Generator, Tensor
 State = tuple[Tensor, ...]
 
 
+class CannotRunError(RuntimeError):
+    """An engine cannot run here; the message says what is missing and what would help."""
+
+
 class ComposedStep(Protocol):
     """A step with everything that a layer adds to it."""
 
