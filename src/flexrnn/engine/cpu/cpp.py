@@ -15,7 +15,7 @@ def expression(name: str, *operands: str, **attributes: float) -> str:
 
     Args:
         name: of the operation.
-        operands: C++ of type `vec`, or `mask` where a truth value is expected: names, or in brackets.
+        operands: C++ of type `vec`, or `mask` for truth values; names, or in brackets.
         attributes: the numbers that belong to it.
 
     Returns:

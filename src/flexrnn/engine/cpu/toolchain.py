@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Callable
 from functools import cache as once
 from importlib import metadata
 from pathlib import Path
@@ -70,14 +69,14 @@ library = Toolchain().library
 def _library(source: str, isa: Isa) -> ctypes.CDLL:
     found = compiler.find()
     key = cache_key(source, isa, found)
-    trouble: list[str] = []
-    places: tuple[Callable[[], Path], ...] = (cache.folder, cache.temporary)
-    for place in places:
-        try:
-            return _from(place(), key, source, isa, found)
-        except OSError as error:  # read-only, full, not to be loaded from, ...
-            trouble.append(str(error))
-    raise CannotRunError(f"no folder for compiled libraries: {'; '.join(trouble)}")
+    try:
+        return _from(cache.folder(), key, source, isa, found)
+    except OSError as error:  # read-only, full, not to be loaded from, ...
+        first = error
+    try:
+        return _from(cache.temporary(), key, source, isa, found)
+    except OSError as second:
+        raise CannotRunError(f"no folder for compiled libraries: {first}; {second}") from None
 
 
 def _from(where: Path, key: str, source: str, isa: Isa, found: compiler.Compiler) -> ctypes.CDLL:

@@ -6,8 +6,10 @@
 
 constexpr REAL HUGE = __builtin_inff();
 constexpr int MANTISSA = SINGLE ? 23 : 52;
-constexpr INT SIGN = INT(1) << (8 * sizeof(REAL) - 1);
-constexpr INT ONE = SINGLE ? 0x3f800000 : INT(0x3ff0000000000000);  // the bits of 1.0
+typedef unsigned INT word;  // the bits of a number; sums of them wrap around
+typedef word words __attribute__((vector_size(VL * sizeof(word))));
+constexpr word SIGN = word(1) << (8 * sizeof(REAL) - 1);
+constexpr word ONE = SINGLE ? 0x3f800000 : word(0x3ff0000000000000);  // the bits of 1.0
 // Added to a small number, it leaves the nearest integer in the lowest bits.
 constexpr REAL ROUNDER = SINGLE ? 0x1.8p23 : 0x1.8p52;
 constexpr REAL LOG2_E = 0x1.71547652b82fep+0;
@@ -16,7 +18,7 @@ constexpr REAL LN2 = 0x1.62e42fefa39efp-1;
 constexpr REAL LN2_HIGH = SINGLE ? 0x1.62e4p-1 : 0x1.62e42fefa38p-1;
 constexpr REAL LN2_LOW = SINGLE ? 0x1.7f7d1cp-20 : 0x1.ef35793c7673p-45;
 
-INLINE mask bits(vec x) { return (mask)x; }
+INLINE words bits(vec x) { return (words)x; }
 INLINE vec abs(vec x) { return (vec)(bits(x) & ~SIGN); }
 INLINE vec minus_abs(vec x) { return (vec)(bits(x) | SIGN); }
 INLINE vec copysign(vec size, vec sign) {
@@ -32,7 +34,7 @@ template <class... C> INLINE vec polynomial(vec x, REAL c0, C... higher) {
 
 struct Reduced {  // x = n ln 2 + r with |r| <= ln 2 / 2
     vec n, r;
-    mask k;  // n in the lowest bits
+    words k;  // n in the lowest bits
 };
 
 INLINE Reduced reduce(vec x) {
@@ -41,7 +43,7 @@ INLINE Reduced reduce(vec x) {
     return {n, (x - n * LN2_HIGH) - n * LN2_LOW, bits(shifted)};
 }
 
-INLINE vec power_of_two(mask k) { return (vec)((k << MANTISSA) + ONE); }
+INLINE vec power_of_two(words k) { return (vec)((k << MANTISSA) + ONE); }
 
 INLINE vec small_expm1(vec r) {  // |r| <= ln 2 / 2
     if constexpr (SINGLE)
@@ -87,7 +89,7 @@ static inline vec exp2(vec x) {
 
 static inline vec expm1(vec x) {
     Reduced at = reduce(at_most(at_least(x, broadcast(EXPM1_FLAT)), broadcast(EXP_HUGE)));
-    vec half = power_of_two(at.k - 1);  // of 2 ** n, which may be infinite where expm1 is not
+    vec half = power_of_two(at.k - word(1));  // of 2 ** n, which may be infinite where expm1 is not
     vec y = (small_expm1(at.r) * half + (half - REAL(0.5))) * REAL(2);
     return copysign(y, x);
 }
@@ -111,12 +113,11 @@ struct Split {  // x = 2 ** k (1 + f) with 1 + f between the roots of 1/2 and 2
 };
 
 INLINE Split split(vec x) {  // 0 < x < inf
-    constexpr INT ROOT = SINGLE ? 0x3f3504f3 : INT(0x3fe6a09e667f3bcd);  // the bits of sqrt(1/2)
+    constexpr word ROOT = SINGLE ? 0x3f3504f3 : word(0x3fe6a09e667f3bcd);  // the bits of sqrt(1/2)
     constexpr REAL TINIEST = SINGLE ? 0x1p-126 : 0x1p-1022, UP = SINGLE ? 0x1p25 : 0x1p54;
     mask tiny = x < TINIEST;
-    mask from_root = bits(tiny ? x * UP : x) - ROOT;
-    // The exponent, shifted up by ONE so that it is positive, for old machines shift no signed long.
-    mask k = ((from_root + ONE) >> MANTISSA) - (ONE >> MANTISSA);
+    words from_root = bits(tiny ? x * UP : x) - ROOT;
+    words k = ((from_root + ONE) >> MANTISSA) - (ONE >> MANTISSA);
     vec rounded = (vec)(k + bits(broadcast(ROUNDER))) - ROUNDER;
     vec mantissa = (vec)(from_root - (k << MANTISSA) + ROOT);
     return {tiny ? rounded - REAL(SINGLE ? 25 : 54) : rounded, mantissa - REAL(1)};
@@ -196,7 +197,7 @@ INLINE vec small_erf(vec x) {  // |x| < 0.65
 
 INLINE vec large_erfc(vec x) {  // x >= 0.65: exp(-x x) p(t) / (1 + 2 x), t = (x - c) / (x + c)
     constexpr REAL C = SINGLE ? 2 : 3;
-    constexpr INT UPPER = SINGLE ? ~0xfff : ~INT(0x7ffffff);  // so many bits have an exact square
+    constexpr word UPPER = ~word(SINGLE ? 0xfff : 0x7ffffff);  // so many bits have an exact square
     x = at_most(x, broadcast(SINGLE ? 11 : 28));  // where it has become 0
     vec t = (x - C) / (x + C), p;
     if constexpr (SINGLE)
@@ -235,7 +236,7 @@ INLINE vec clamp(vec x, REAL low, REAL high) {
 INLINE vec relu(vec x) { return at_least(x, vec{}); }
 INLINE vec relu6(vec x) { return clamp(x, 0, 6); }
 INLINE vec hardsigmoid(vec x) { return clamp(x + REAL(3), 0, 6) / REAL(6); }
-INLINE vec hardswish(vec x) { return x * clamp(x + REAL(3), 0, 6) / REAL(6); }
+INLINE vec hardswish(vec x) { return x * hardsigmoid(x); }
 INLINE vec leaky_relu(vec x, REAL slope) { return x > REAL(0) ? x : x * slope; }
 INLINE vec silu(vec x) { return x * sigmoid(x); }
 static inline vec elu(vec x, REAL alpha) { return x > REAL(0) ? x : expm1(x) * alpha; }
