@@ -16,6 +16,7 @@ from flexrnn.engine.explain import explain
 from flexrnn.engine.scan import backend, scan
 from flexrnn.layer import FlexRNN
 from flexrnn.swap import replace
+from flexrnn.tbptt import tbptt
 
 __version__ = "0.1.0.dev0"
 
@@ -38,4 +39,5 @@ __all__ = [
     "fromscratch",
     "replace",
     "scan",
+    "tbptt",
 ]
