@@ -15,6 +15,7 @@ from flexrnn.dropin import (
 from flexrnn.engine.explain import explain
 from flexrnn.engine.scan import backend, scan
 from flexrnn.layer import FlexRNN
+from flexrnn.record import record
 from flexrnn.swap import replace
 from flexrnn.tbptt import tbptt
 
@@ -37,6 +38,7 @@ __all__ = [
     "cells",
     "explain",
     "fromscratch",
+    "record",
     "replace",
     "scan",
     "tbptt",

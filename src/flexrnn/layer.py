@@ -15,6 +15,7 @@ from flexrnn.call.marks import Marks, check_alone, check_lengths, check_reset, m
 from flexrnn.cell import Cell, first_weight, loop_dtypes, unwrap
 from flexrnn.check import (
     check_cell_class,
+    check_features,
     check_hx,
     check_input,
     check_length,
@@ -23,7 +24,8 @@ from flexrnn.check import (
     check_widths,
 )
 from flexrnn.engine import scan
-from flexrnn.regularize import drop_weights, zoneout_of
+from flexrnn.record import is_recorded, publish
+from flexrnn.regularize import check_regularizers, drop_weights, zoneout_of
 
 
 class FlexRNN(nn.Module):
@@ -46,6 +48,17 @@ class FlexRNN(nn.Module):
         proj_size: width of a projected output, for cells that have one; 0 means none.
         device: of the parameters.
         dtype: of the parameters.
+        zoneout: probability with which a unit keeps its old value at a step, for every field of
+            the state or as `{field: p}`; in evaluation mode its expectation (Krueger et al. 2017).
+        recurrent_dropout: probability with which an element of what the cell passes through
+            `drop_recurrent` is zeroed while training, the same elements at every step of a
+            sequence (Gal & Ghahramani 2016).
+        weight_drop: probability with which an element of every `weight_hh*` is zeroed while
+            training, drawn once a call (Merity, Keskar & Socher 2017).
+        learn_initial_state: the state before the first step and behind resets is parameters
+            `initial_{field}_l{k}[_reverse]` `(width,)`, which begin as the cell's `initial_state`.
+        checkpoint_every: keep for the backward pass only the state at every so-many-th step, and
+            compute the steps between anew there (Chen et al. 2016).
         backend: the engine: `"auto"` or `"reference"`.
         **cell_options: passed to every cell.
 
@@ -87,6 +100,7 @@ class FlexRNN(nn.Module):
         recurrent_dropout: float = 0.0,
         weight_drop: float = 0.0,
         learn_initial_state: bool = False,
+        checkpoint_every: int | None = None,
         backend: str = "auto",
         **cell_options: Any,
     ):
@@ -102,6 +116,9 @@ class FlexRNN(nn.Module):
             proj_size,
         )
         check_cell_class(cell, hidden_size, proj_size)
+        check_features(
+            cell, zoneout, recurrent_dropout, weight_drop, learn_initial_state, checkpoint_every
+        )
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -114,6 +131,7 @@ class FlexRNN(nn.Module):
         self.recurrent_dropout = float(recurrent_dropout)
         self.weight_drop = float(weight_drop)
         self.learn_initial_state = learn_initial_state
+        self.checkpoint_every = checkpoint_every
         self.backend = scan.check_backend(backend)
 
         options = {"bias": bias, "device": device, "dtype": dtype, **cell_options}
@@ -129,9 +147,10 @@ class FlexRNN(nn.Module):
                 self.cells.append(built)
             width = self.num_directions * cast(Cell, self.cells[-1]).output_size
         check_widths([cast(Cell, cell) for cell in self.cells])
-        for built, suffix in zip(self._bound_cells(), self._suffixes, strict=True):
+        for index, built in enumerate(self._bound_cells()):
+            check_regularizers(built, self._slots[index], recurrent_dropout, weight_drop)
             if learn_initial_state:
-                add_learned(self, built, suffix, unbatched(built, dtype))
+                add_learned(self, built, self._suffixes[index], unbatched(built, dtype))
 
     @property
     def num_directions(self) -> int:
@@ -246,7 +265,14 @@ class FlexRNN(nn.Module):
         x = x if batched else x.unsqueeze(1)
         state = None if hx is None else self._given(cells, hx, x, batched)
         where = marks(lengths, reset, x.shape[0], x.device)
-        output, state, states = self._run(cells, x, state, where, every_state=return_states)
+        output, state, states = self._run(
+            cells,
+            x,
+            state,
+            where,
+            every_state=return_states,
+            arrange=lambda tap: tap if batched else tap.squeeze(1),
+        )
         if (valid := where.valid) is not None:
             output = torch.where(valid, output, 0)
             states = _map(lambda s: torch.where(valid, s, 0), states)
@@ -269,9 +295,12 @@ class FlexRNN(nn.Module):
         if state is not None and sorted_indices is not None:
             state = _map(lambda s: s.index_select(1, sorted_indices), state)
         where = marks(lengths, None, x.shape[0], x.device)
-        output, state, _ = self._run(cells, x, state, where, lengths)
-        if unsorted_indices is not None:
-            state = _map(lambda s: s.index_select(1, unsorted_indices), state)
+
+        def unsort(tensor: Tensor) -> Tensor:
+            return tensor if unsorted_indices is None else tensor.index_select(1, unsorted_indices)
+
+        output, state, _ = self._run(cells, x, state, where, lengths, arrange=unsort)
+        state = _map(unsort, state)
         output = pack_padded_sequence(output, lengths)
         return PackedSequence(output.data, batch_sizes, sorted_indices, unsorted_indices), unwrap(
             state
@@ -286,6 +315,7 @@ class FlexRNN(nn.Module):
         packed: Tensor | None = None,
         *,
         every_state: bool = False,
+        arrange: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Any, Any]:
         """All layers and directions over `x` `(T, B, I)`.
 
@@ -296,6 +326,7 @@ class FlexRNN(nn.Module):
             where: sequences end and begin anew.
             packed: lengths `(B,)`, decreasing, where the input was a packed sequence.
             every_state: return the states at every step, each field `(L·D, T, B, width)`.
+            arrange: from what is recorded, `(T, B, ...)`, to what a person sees of it.
         """
         dtype, out_dtype = loop_dtypes(cells[0], x)
         start = None
@@ -315,14 +346,21 @@ class FlexRNN(nn.Module):
             for cell, slots in zip(cells, self._slots, strict=True):
                 drop_weights(cell, slots, self.weight_drop)
         options = direction.Options(
-            zoneout_of(cells[0], self.zoneout), self.recurrent_dropout, self.training, self.backend
+            zoneout_of(cells[0], self.zoneout),
+            self.recurrent_dropout,
+            self.training,
+            self.checkpoint_every,
+            self.backend,
         )
         keep = range(len(state)) if every_state else (0,)
         finals, histories = [], []
+        recorded: dict[str, Tensor] = {}
+        records = is_recorded(self)
         for k in range(self.num_layers):
             outputs = []
             for d in range(self.num_directions):
                 index = k * self.num_directions + d
+                taps = dict[str, Tensor]() if records else None
                 history, final = direction.run(
                     cells[index],
                     x,
@@ -332,13 +370,17 @@ class FlexRNN(nn.Module):
                     options,
                     reverse=d == 1,
                     keep=keep,
+                    taps=taps,
                 )
+                place = self._suffixes[index].removeprefix("_")
+                recorded |= {f"{place}.{name}": tap for name, tap in (taps or {}).items()}
                 outputs.append(history[0].to(out_dtype))
                 finals.append(final)
                 histories.append(history)
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
             if self.dropout and self.training and k < self.num_layers - 1:
                 x = self._drop(x, packed)
+        publish(self, recorded, arrange)
         state, states = (
             cells[0].State(*(torch.stack(f).to(out_dtype) for f in zip(*rows, strict=True)))
             if rows
@@ -390,6 +432,11 @@ class FlexRNN(nn.Module):
             "batch_first": False,
             "dropout": 0,
             "bidirectional": False,
+            "zoneout": 0,
+            "recurrent_dropout": 0,
+            "weight_drop": 0,
+            "learn_initial_state": False,
+            "checkpoint_every": None,
             "backend": "auto",
         }
         for name, default in shown.items():

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import dropout
 
 from flexrnn.bind import Slot, tensors_of, with_tensors
-from flexrnn.cell import Cell, field_names
+from flexrnn.cell import Cell, field_names, first_state, first_weight
 
 
 class Drop:
@@ -116,6 +116,33 @@ def drop_weights(cell: Cell, slots: tuple[Slot, ...], p: float) -> None:
             if weight is not None:
                 drawn.setdefault(slot.flat, dropout(weight, p))
                 held[slot.name] = drawn[slot.flat]  # pyright: ignore[reportArgumentType]
+
+
+def check_regularizers(
+    cell: Cell, slots: tuple[Slot, ...], recurrent_dropout: float, weight_drop: float
+) -> None:
+    """Refuse what a cell has no place for.
+
+    Args:
+        cell: bound to its parameters.
+        slots: of those parameters.
+        recurrent_dropout: its step must call `drop_recurrent`.
+        weight_drop: it must have a parameter `weight_hh*`.
+    """
+    if weight_drop and not any(map(is_recurrent, slots)):
+        names = ", ".join(dict.fromkeys(slot.name for slot in slots))
+        raise ValueError(
+            f"weight_drop: expected a cell with parameters weight_hh*, got {type(cell).__name__} "
+            f"with {names or 'none'}"
+        )
+    if recurrent_dropout:
+        weight = first_weight(cell)
+        x = (
+            torch.zeros(1, cell.input_size)
+            if weight is None
+            else weight.new_zeros(1, cell.input_size)
+        )
+        dropped_widths(cell, x, first_state(cell, (1,), x.dtype, x.device))
 
 
 def is_recurrent(slot: Slot) -> bool:
