@@ -15,7 +15,9 @@ from flexrnn.dropin import (
 from flexrnn.engine.explain import explain
 from flexrnn.engine.scan import backend, scan
 from flexrnn.layer import FlexRNN
+from flexrnn.record import record
 from flexrnn.swap import replace
+from flexrnn.tbptt import tbptt
 
 __version__ = "0.1.0.dev0"
 
@@ -36,6 +38,8 @@ __all__ = [
     "cells",
     "explain",
     "fromscratch",
+    "record",
     "replace",
     "scan",
+    "tbptt",
 ]

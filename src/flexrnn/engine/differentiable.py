@@ -62,8 +62,9 @@ class _Scan(torch.autograd.Function):
         ctx: Any, *cotangents: Tensor
     ) -> tuple[Tensor | None, ...]:
         program, inputs, fields, wanted, names, indices = ctx.about
-        count = len(ctx.saved_tensors) - len(indices)
-        tensors, saved = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        kept = ctx.saved_tensors  # looked at once: under a checkpoint a look computes them anew
+        count = len(kept) - len(indices)
+        tensors, saved = kept[:count], kept[count:]
         xs, state, params = _parts(program, inputs, tensors)
         gradients = interpreter.backward(
             program,

@@ -64,8 +64,13 @@ def run(
     return ENGINES[_resolved(backend)](step, state, xs, reverse=reverse, keep=keep)
 
 
+def in_force(backend: str) -> str:
+    """The backend that a layer's own gives way to inside a `backend` block."""
+    return _chosen.get() or backend
+
+
 def _resolved(backend: str) -> str:
-    name = _chosen.get() or backend
+    name = in_force(backend)
     return AUTO[0] if name == "auto" else name
 
 
