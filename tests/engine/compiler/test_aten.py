@@ -75,6 +75,14 @@ def written_all(c: Any, x: Tensor, h: Tensor) -> Tensor:
     return y * z + x @ c.W
 
 
+def without_gradients(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    with torch.no_grad():
+        scale = 1 + (h * c.b).abs().amax(-1, keepdim=True)
+        with torch.enable_grad():
+            z = x @ c.W * h
+    return z / scale + h.tanh()
+
+
 WRITTEN: dict[str, Callable[..., Any]] = {
     # products and weights
     "weight normalised": lambda c, x, h: x @ c.W @ (c.V / c.V.norm(dim=0)) + h,
@@ -177,6 +185,22 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "a written slice": written_slice,
     "a written mask": written_mask,
     "a tensor written over": written_all,
+    # gradients switched off
+    "no_grad": without_gradients,
+    # written by others than the table
+    "a column": lambda c, x, h: (c.U @ h.unsqueeze(-1)).squeeze(-1) + x @ c.W,
+    "a linear layer by heads": lambda c, x, h: (
+        F.linear(halves(h), c.U[:2, :2], c.b[:2]).flatten(1) + x @ c.W
+    ),
+    "one weight for all heads": lambda c, x, h: (halves(h) @ c.U[:2, :2]).flatten(1) + x @ c.W,
+    "baddbmm": lambda c, x, h: (
+        torch.baddbmm(c.low[:2, None], halves(h).transpose(0, 1), c.U.view(4, 2, 2)[:2])
+        .transpose(0, 1).flatten(1) + x @ c.W
+    ),
+    "pad": lambda c, x, h: F.pad(h[:, 1:], (1, 0)) + F.pad(h, (-1, 1), value=0.5) + x @ c.W,
+    "pad before the last axis": lambda c, x, h: (
+        F.pad(halves(h), (0, 0, 1, -1)).flatten(1) + x @ c.W
+    ),
     # values that nobody needs
     "an argmax for nobody": lambda c, x, h: (h.argmax(-1), h.sort(0), h + x @ c.W)[2],
 }  # fmt: skip

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.ops import OPS
-from flexrnn.engine.compiler.split import Dependence, dependences
+from flexrnn.engine.compiler.split import Dependence, constant_states, dependences
 
 _VIEWS = ("slice", "concat", "reshape", "expand", "detach")
 
@@ -118,10 +118,14 @@ def _until(graph: Graph, roots: list[int], given: set[int], depends: list[Depend
 
 
 def _states_read(graph: Graph, backward: set[int]) -> set[int]:
-    """New states whose history is kept because the backward pass reads the state before a step."""
+    """New states whose history is kept because the backward pass reads the state before a step.
+
+    Of a state that stays what it is the first value says everything.
+    """
     read = {arg for index in backward for arg in graph.nodes[index].args}
+    constant = constant_states(graph)
     return {
         graph.outputs[name]
         for name, index in graph.inputs.items()
-        if name.startswith("state.") and index in read
+        if name.startswith("state.") and index in read and name not in constant
     }
