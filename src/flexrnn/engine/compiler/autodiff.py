@@ -9,7 +9,6 @@ from collections.abc import Callable, Collection
 
 from flexrnn.engine.compiler.graph import BATCH, Expr, Graph, Node, Shape, rewrite
 from flexrnn.engine.compiler.ops import OPS
-from flexrnn.engine.compiler.split import constant_states
 
 
 def differentiate(graph: Graph, wanted: Collection[str]) -> Graph:
@@ -27,7 +26,7 @@ def differentiate(graph: Graph, wanted: Collection[str]) -> Graph:
         has none.
     """
     new = rewrite(graph, lambda *_: None)
-    idle = constant_states(new) - set(wanted)
+    idle = new.constant_states() - set(wanted)
     states = [name for name in new.inputs if name.startswith("state.") and name not in idle]
     targets = {new.inputs[name] for name in (*wanted, *states)} if wanted else set()
     active = _descendants(new, targets)

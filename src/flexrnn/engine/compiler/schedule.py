@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.ops import OPS
-from flexrnn.engine.compiler.split import Dependence, constant_states, dependences
+from flexrnn.engine.compiler.split import Dependence, dependences
 
 _VIEWS = ("slice", "concat", "reshape", "expand", "detach")
 
@@ -123,7 +123,7 @@ def _states_read(graph: Graph, backward: set[int]) -> set[int]:
     Of a state that stays what it is the first value says everything.
     """
     read = {arg for index in backward for arg in graph.nodes[index].args}
-    constant = constant_states(graph)
+    constant = graph.constant_states()
     return {
         graph.outputs[name]
         for name, index in graph.inputs.items()

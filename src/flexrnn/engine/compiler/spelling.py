@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
+from torch._C._functorch import TransformType, peek_interpreter_stack
 from torch.fx import traceback
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
@@ -68,8 +68,8 @@ class Spelling(TorchFunctionMode):
             raise CannotCompileError(f"inference mode is switched inside the step, {place}")
         if name in ("requires_grad_", "backward"):
             raise CannotCompileError(f"{name} cannot be compiled: the step differentiates, {place}")
-        transform = torch._C._functorch.peek_interpreter_stack()
-        if transform is not None and transform.key() in _DERIVATIVES:
+        transform = peek_interpreter_stack()
+        if transform is not None and transform.key() in _DERIVATIVES:  # pyright: ignore[reportUnnecessaryComparison]  # None at the bottom
             raise CannotCompileError(f"{name} cannot be compiled: the step differentiates, {place}")
         if func in _OF_AUTOGRAD and _asked_by_the_person():
             raise CannotCompileError(

@@ -41,15 +41,6 @@ def dependences(graph: Graph) -> list[Dependence]:
     return found
 
 
-def constant_states(graph: Graph) -> set[str]:
-    """Names of the states that a step returns as it was given them: the same at every step."""
-    return {
-        name
-        for name, index in graph.inputs.items()
-        if name.startswith("state.") and graph.outputs.get(name) == index
-    }
-
-
 def regroup_sums(graph: Graph) -> Graph:
     """Add up parameters first, then input, then state: addition is regrouped, to rounding."""
     depends, users = dependences(graph), graph.users()

@@ -128,7 +128,8 @@ def _parts(graph: Graph, seen: View, sizes: list[Any]) -> dict[int, list[Any]] |
     for axis in seen.axes:
         if axis is None:
             continue
-        size, taken = graph.nodes[seen.base].shape[axis], []
+        size: Any = graph.nodes[seen.base].shape[axis]
+        taken: list[Any] = []
         while rest and (not taken or (size != BATCH and math.prod(taken) < size)):
             taken.append(rest.pop(0))
         if BATCH in taken and taken != [size]:
