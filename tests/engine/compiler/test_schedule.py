@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 import flexrnn
 from flexrnn import cells
+from flexrnn.compose import CellStep
+from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.compiler.schedule import saved_floats
 
@@ -109,10 +111,48 @@ def test_sums_are_regrouped_so_that_one_addition_stays() -> None:
     assert [graph.nodes[i].op for i in plan.hoisted].count("add") == 2
 
 
+def masked(c: Any, x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.tanh(x @ c.W + (a * b) @ c.U) * b.sigmoid(), b  # b: a mask, say
+
+
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("lengths", [None, (3, 1)])
+def test_a_state_that_never_changes_is_not_saved_and_its_gradient_is_the_sum_over_steps(
+    learns: bool, lengths: Any, same_by_program: Callable[..., None]
+) -> None:
+    layer = layer_of(masked)
+    x: Any = torch.randn(3, 2, H, dtype=torch.float64, requires_grad=True)
+    if lengths:
+        rows = [x[:n, k] for k, n in enumerate(lengths)]
+        x = nn.utils.rnn.pack_sequence([r.detach() for r in rows])
+    h, mask = (torch.randn(1, 2, H, dtype=torch.float64) for _ in range(2))
+    same_by_program(layer, x, (h.requires_grad_(), mask.requires_grad_(learns)))
+
+    cell = Cell(H, H, dtype=torch.float64, function=masked)
+    row = torch.randn(3, 2, H).double()
+    xs = (row, torch.ones(3, 2, 1, dtype=torch.bool)) if lengths else (row,)
+    names = ("x0", "state.a", "param.W", *(("state.b",) if learns else ()))
+    graph, plan = compile_step(CellStep(cell, ragged=bool(lengths)), xs, (h[0], mask[0]), names)
+    constant = graph.inputs["state.b"]
+    assert graph.outputs["state.b"] == constant
+    assert constant not in plan.saved
+    assert ("grad.state.b" in graph.outputs) == learns
+
+
+def test_the_gradient_by_a_state_that_never_changes_by_hand() -> None:
+    layer = layer_of(lambda c, x, a, b: (x * b, b))
+    x, b = torch.randn(3, 2, H).double(), torch.randn(1, 2, H).double().requires_grad_()
+    with flexrnn.backend("interpreter"):
+        output, (_, final) = layer(x, (torch.zeros_like(b), b))
+    assert torch.equal(final, b)
+    (gradient,) = torch.autograd.grad(output.sum() + 2 * final.sum(), b)
+    torch.testing.assert_close(gradient, x.sum(0, keepdim=True) + 2, rtol=1e-13, atol=1e-13)
+
+
 def test_what_is_cheap_is_computed_again_and_what_is_not_is_saved() -> None:
     graph, plan = program(lambda c, x, a, b: (torch.tanh(a * c.v + x) * (1 - b * x), b))
-    assert sorted(graph.nodes[i].op for i in plan.saved) == ["input", "mul", "tanh"]  # b, a, tanh
-    assert saved_floats(graph, plan) == 3 * H
+    assert sorted(graph.nodes[i].op for i in plan.saved) == ["mul", "tanh"]  # a, tanh
+    assert saved_floats(graph, plan) == 2 * H  # b stays what it is
 
 
 def test_a_value_that_is_read_many_times_over_costs_as_much_as_its_nodes() -> None:

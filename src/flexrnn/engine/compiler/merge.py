@@ -62,6 +62,8 @@ def _rule(new: Graph, node: Node, args: tuple[int, ...]) -> int | None:
         return _slice(new, args[0], node.attr("axis"), node.attr("start"), node.attr("stop"))
     if node.op == "concat":
         return _concat(new, args, node.attr("axis"))
+    if node.op == "where" and args[1] == args[2] and new.nodes[args[1]].shape == node.shape:
+        return args[1]  # so that of a sequence that has ended what never changes stays constant
     if node.op in ("reshape", "expand") and new.nodes[args[0]].shape == node.shape:
         return args[0]
     return None
