@@ -22,6 +22,17 @@ def test_the_widest_is_taken() -> None:
     assert runnable()[-1].name == "plain"
 
 
+@pytest.mark.parametrize("k", range(len(ISAS)))
+def test_a_set_with_a_missing_instruction_is_not_taken(
+    k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for missing in ISAS[k].needs:
+        has = frozenset(ISAS[0].needs) - {missing}
+        monkeypatch.setattr("flexrnn.engine.cpu.isa.features", lambda has=has: has)
+        assert all(missing not in isa.needs for isa in runnable())
+        assert runnable()[-1] == ISAS[-1]
+
+
 def test_the_compilers_own_question_has_the_same_answer() -> None:
     names = {isa.name for isa in runnable()}
     assert library(ASK).has() == 2 * ("avx512" in names) + ("avx2" in names)
