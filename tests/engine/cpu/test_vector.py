@@ -78,7 +78,8 @@ void full(REAL* end) {
 
 int main() {
     long page = sysconf(_SC_PAGESIZE);
-    char* pages = (char*)mmap(0, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int open = PROT_READ | PROT_WRITE, fresh = MAP_PRIVATE | MAP_ANONYMOUS;
+    char* pages = (char*)mmap(0, 2 * page, open, fresh, -1, 0);
     mprotect(pages + page, page, PROT_NONE);
     all_lengths((REAL*)(pages + page));
     full((REAL*)(pages + page));

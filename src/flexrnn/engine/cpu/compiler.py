@@ -54,7 +54,7 @@ def find() -> Compiler:
     named = shlex.split(os.environ.get("CXX", ""))
     for command in [named] if named else [[name] for name in NAMES]:
         if path := shutil.which(command[0]):
-            return _asked((path, *command[1:]))
+            return asked((path, *command[1:]))
     if named:
         raise UnusableError(f"CXX: expected a C++ compiler, got {named[0]!r}, which is not found")
     raise UnusableError(
@@ -64,7 +64,8 @@ def find() -> Compiler:
 
 
 @cache
-def _asked(command: tuple[str, ...]) -> Compiler:
+def asked(command: tuple[str, ...]) -> Compiler:
+    """A compiler, with what it says of itself; it is asked once."""
     try:
         return Compiler(command, _run((*command, "--version"), Path("/")).strip())
     except CannotRunError as error:

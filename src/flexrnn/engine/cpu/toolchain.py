@@ -104,14 +104,15 @@ def cache_key(source: str, isa: Isa, found: compiler.Compiler) -> str:
         compiler.options(found, isa),
         str(openmp.runtime()),
         sorted(features().intersection(isa.needs)),
-        _version(),
+        version(),
         torch.__version__,
     )
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 @once
-def _version() -> str:
+def version() -> str:
+    """FlexRNN's version."""
     try:
         return metadata.version("flexrnn")
     except metadata.PackageNotFoundError:  # a source tree on the path
