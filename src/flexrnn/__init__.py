@@ -1,6 +1,6 @@
 """FlexRNN: write the body of a recurrent layer's loop in plain PyTorch; get a complete layer."""
 
-from flexrnn import cells, fromscratch
+from flexrnn import cells, fromscratch, init
 from flexrnn.cell import Cell
 from flexrnn.cells import GRUCell, LSTMCell, RNNCell
 from flexrnn.dropin import (
@@ -38,6 +38,7 @@ __all__ = [
     "cells",
     "explain",
     "fromscratch",
+    "init",
     "record",
     "replace",
     "scan",
