@@ -65,9 +65,7 @@ def test_zoneout_lets_units_keep_their_old_value(engine: str) -> None:
     h_kept, c_kept = (torch.empty(T, B, H, dtype=torch.bool).bernoulli_(p) for p in (0.3, 0.8))
 
     def change(t: int, new: LSTMState, old: LSTMState) -> LSTMState:
-        return LSTMState(
-            torch.where(h_kept[t], old.h, new.h), torch.where(c_kept[t], old.c, new.c)
-        )
+        return LSTMState(torch.where(h_kept[t], old.h, new.h), torch.where(c_kept[t], old.c, new.c))
 
     assert_close(output, loop(layer, x, change), rtol=1e-12, atol=1e-13)
 
@@ -281,8 +279,6 @@ class Never(cells.GRUCell):
         return HiddenState(state.h + x.sum(-1, keepdim=True))
 
 
-
-
 def test_a_cell_that_has_no_place_for_it_is_refused(refused: Any) -> None:
     refused(
         lambda: FlexRNN(Never, I, H, recurrent_dropout=0.5),
@@ -291,15 +287,15 @@ def test_a_cell_that_has_no_place_for_it_is_refused(refused: Any) -> None:
     )
     late = FlexRNN(Never, I, H)
     late.recurrent_dropout = 0.5
-    refused(lambda: late(torch.randn(T, B, I)), ValueError, "recurrent_dropout: expected a cell ...")
+    refused(
+        lambda: late(torch.randn(T, B, I)), ValueError, "recurrent_dropout: expected a cell ..."
+    )
     refused(
         lambda: flexrnn.NaiveLSTM(I, H, weight_drop=0.5),
         ValueError,
         "weight_drop: expected a cell with parameters weight_hh*, got NaiveLSTMCell with U_i, ...",
     )
-    refused(
-        lambda: flexrnn.LSTM(I, H, drop="c"), ValueError, "drop: expected 'h' or 'g', got 'c'"
-    )
+    refused(lambda: flexrnn.LSTM(I, H, drop="c"), ValueError, "drop: expected 'h' or 'g', got 'c'")
 
 
 def test_a_step_that_drops_more_or_less_often_than_at_first_is_refused(refused: Any) -> None:
