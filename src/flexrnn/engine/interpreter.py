@@ -85,10 +85,12 @@ def backward(
     _compute(program, (*plan.once, *plan.prepare), fixed, (batch,), state[0])
     given = {graph.inputs[f"x{k}"]: x for k, x in enumerate(xs)} | saved
     for field, initial in zip(program.fields, state, strict=True):
-        new = graph.outputs[f"state.{field}"]
-        if new in saved:  # the state before each step: the initial one, then all but the last
+        old, new = graph.inputs[f"state.{field}"], graph.outputs[f"state.{field}"]
+        if old == new:  # it never changes
+            given[old] = initial.expand(steps, *initial.shape)
+        elif new in saved:  # the state before each step: the initial one, then all but the last
             before = torch.cat([initial[None], saved[new][:-1]])
-            given[graph.inputs[f"state.{field}"]] = before
+            given[old] = before
 
     cotangents = dict(zip(program.fields, final, strict=True))
     rows: dict[int, list[Tensor]] = {i: [] for i in plan.kept}
