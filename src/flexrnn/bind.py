@@ -79,7 +79,10 @@ def tensors_of(cell: Cell) -> dict[str, Tensor]:
 
 
 def with_tensors(cell: C, tensors: Mapping[str, Tensor]) -> C:
-    """A copy of a bound cell with other tensors in the places that `tensors_of` names."""
+    """A copy of a cell with other tensors in the places that `tensors_of` names.
+
+    The cell may be one that has given its parameters up: they are put back.
+    """
     copy = _copy(cell, {})
     for module in set(copy.modules()):
         module._buffers = dict(module._buffers)
@@ -87,9 +90,8 @@ def with_tensors(cell: C, tensors: Mapping[str, Tensor]) -> C:
         prefix, _, name = path.rpartition(".")
         module = copy.get_submodule(prefix)
         places: list[Any] = [module._parameters, module._buffers, vars(module)]
-        for held in places:
-            if name in held:
-                held[name] = tensor
+        for held in [held for held in places if name in held] or places[:1]:
+            held[name] = tensor
     return copy
 
 

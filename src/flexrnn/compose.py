@@ -23,10 +23,12 @@ class CellStep:
         ragged: sequences have lengths of their own; `inputs_t` is then `(x_t, valid_t)` with
             `valid_t` `(B, 1)`, false where row b's sequence has ended. There the state stays what
             it was, and nothing of `x_t`, not even its derivative, is touched.
+        origin: the layer's cell, of which `cell` is a copy made for this call.
     """
 
-    def __init__(self, cell: Cell, *, ragged: bool = False):
+    def __init__(self, cell: Cell, *, ragged: bool = False, origin: Cell | None = None):
         self.cell = cell
+        self.origin = origin
         self.ragged = ragged
 
     def __call__(self, inputs: tuple[Tensor, ...], state: Any) -> Any:
@@ -70,6 +72,14 @@ class CellStep:
     def key(self) -> Hashable:
         """Everything but tensors that the cell's computation can depend on."""
         return (self.ragged, fingerprint(self.cell))
+
+    def recipe(self) -> tuple[Any, ...]:
+        """How the step is made from the layer's cell, by which Dynamo recognises it."""
+        return (_from_origin, self.origin, self.ragged)
+
+
+def _from_origin(tensors: Mapping[str, Tensor], origin: Cell, ragged: bool) -> CellStep:
+    return CellStep(with_tensors(origin, tensors), ragged=ragged)
 
 
 def _attributes(cell: Cell) -> dict[str, Hashable]:

@@ -257,7 +257,7 @@ class FlexRNN(nn.Module):
                 index = k * self.num_directions + d
                 cell = cells[index]
                 (output,), final = scan.run(
-                    CellStep(cell, ragged=valid is not None),
+                    CellStep(cell, ragged=valid is not None, origin=self.cells[index]),
                     _map(lambda s, index=index: s[index], state),
                     (x,) if valid is None else (x, valid),
                     reverse=d == 1,

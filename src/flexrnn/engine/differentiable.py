@@ -1,89 +1,66 @@
-"""A program as one operation of autograd."""
+"""A program as one operation of autograd, for eager calls."""
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from flexrnn.engine import interpreter
-from flexrnn.engine.compiler.passes import compile_step
+from flexrnn.engine import recompute
 from flexrnn.engine.compiler.program import Program
-from flexrnn.engine.step import ComposedStep, wanted_of
+from flexrnn.engine.engines import Engine
+from flexrnn.engine.signature import Signature, signature
 
 
-def run(
-    step: ComposedStep,
-    state: Any,
-    xs: tuple[Tensor, ...],
-    *,
-    reverse: bool = False,
-    keep: Sequence[int] = (),
-) -> tuple[tuple[Tensor, ...], Any]:
-    """Compile a step and run its program by the interpreter; operands as in `reference.run`.
+class _Call(NamedTuple):
+    engine: Engine
+    program: Program
+    about: Signature
+    keep: tuple[str, ...]
+    reverse: bool
 
-    Raises:
-        CannotCompileError: the step is not a program.
+
+def apply(
+    engine: Engine, program: Program, row: tuple[Tensor, ...], keep: tuple[str, ...], reverse: bool
+) -> tuple[Tensor, ...]:
+    """Run a program.
+
+    Args:
+        engine: what runs it.
+        program: what to run.
+        row: its operands, as `signature` orders them.
+        keep: fields of the state that are wanted at every step.
+        reverse: from the last step to the first.
+
+    Returns:
+        The kept fields' histories, then the last state.
     """
-    tensors = dict(step.tensors)
-    xs = tuple(x.flip(0) for x in xs) if reverse else xs
-    wanted = wanted_of(step, tuple(state), xs) if torch.is_grad_enabled() else ()
-    program = compile_step(step, xs, tuple(state), wanted)
-    fields = tuple(step.fields[k] for k in keep)
-    results = _Scan.apply(
-        program, len(xs), fields, wanted, tuple(tensors), *xs, *state, *tensors.values()
-    )
-    history, final = results[: len(fields)], results[len(fields) :]
-    history = tuple(h.flip(0) for h in history) if reverse else history
-    return history, type(state)(*final) if hasattr(state, "_fields") else tuple(final)
+    about = signature(program)
+    if about.gradients and torch.is_grad_enabled():
+        return _Scan.apply(_Call(engine, program, about, keep, reverse), *row)
+    ran = engine.forward(program, *about.parts(row), keep, reverse=reverse)
+    return (*ran.history.values(), *ran.final)
 
 
 class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        program: Program,
-        inputs: int,
-        fields: tuple[str, ...],
-        wanted: tuple[str, ...],
-        names: tuple[str, ...],
-        *tensors: Tensor,
-    ) -> tuple[Tensor, ...]:
-        xs, state, params = _parts(program, inputs, tensors)
-        ran = interpreter.forward(program, xs, state, dict(zip(names, params, strict=True)), fields)
-        ctx.save_for_backward(*tensors, *ran.saved.values())
-        ctx.about = (program, inputs, fields, wanted, names, tuple(ran.saved))
+    def forward(ctx: Any, call: _Call, *row: Tensor) -> tuple[Tensor, ...]:
+        engine, program, about, keep, reverse = ctx.call = call
+        ran = engine.forward(program, *about.parts(row), keep, reverse=reverse)
+        ctx.save_for_backward(*row, *ran.saved)
         return (*ran.history.values(), *ran.final)
 
     @staticmethod
-    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # torch calls it so
         ctx: Any, *cotangents: Tensor
     ) -> tuple[Tensor | None, ...]:
-        program, inputs, fields, wanted, names, indices = ctx.about
-        count = len(ctx.saved_tensors) - len(indices)
-        tensors, saved = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
-        xs, state, params = _parts(program, inputs, tensors)
-        gradients = interpreter.backward(
-            program,
-            xs,
-            state,
-            dict(zip(names, params, strict=True)),
-            dict(zip(indices, saved, strict=True)),
-            dict(zip(fields, cotangents, strict=False)),
-            cotangents[len(fields) :],
-        )
-        order = [f"x{k}" for k in range(inputs)]
-        order += [f"state.{field}" for field in program.fields]
-        order += [f"param.{name}" for name in names]
-        wished = (gradients.get(name) if name in wanted else None for name in order)
-        return (None, None, None, None, None, *wished)
-
-
-def _parts(
-    program: Program, inputs: int, tensors: Sequence[Tensor]
-) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]]:
-    """Inputs, state and the other tensors, which travel as one row."""
-    end = inputs + len(program.fields)
-    return tensors[:inputs], tensors[inputs:end], tensors[end:]
+        engine, program, about, keep, reverse = ctx.call
+        tensors = ctx.saved_tensors
+        row, saved = tensors[: len(about.names)], tensors[len(about.names) :]
+        if torch.is_grad_enabled():  # create_graph=True
+            found = recompute.gradients(program, row, keep, cotangents, reverse=reverse)
+        else:
+            history = dict(zip(keep, cotangents, strict=False))
+            found = engine.backward(
+                program, *about.parts(row), saved, history, cotangents[len(keep) :], reverse=reverse
+            )
+        return None, *(found.get(name) for name in about.names)

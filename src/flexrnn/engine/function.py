@@ -44,6 +44,11 @@ class FunctionStep:
         """The function, what it has closed over, and the structure of its operands."""
         return (frozen(self.step), type(self.xs), type(self.state), self.fields)
 
+    def recipe(self) -> tuple[Any, ...]:
+        """The function, and the structures of its operands."""
+        kinds = (type(self.state), None if isinstance(self.state, Tensor) else len(self.state))
+        return (_from_parts, self.step, *kinds, type(self.xs))
+
 
 def tensors_in(argument: str, value: Any, *, empty: bool = False) -> tuple[Tensor, ...]:
     """The tensors of an argument that is one, or a tuple of some; TypeError for anything else."""

@@ -1,27 +1,34 @@
 """The one entry to the engines: which of them runs, and `scan`, the same loop without a layer."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from flexrnn.engine import differentiable, reference
+from flexrnn.engine import eager, engines, reference, traced
+from flexrnn.engine.compiler.trace import CannotCompileError
+from flexrnn.engine.engines import ENGINES
+from flexrnn.engine.fallback import CannotRunError, warn
 from flexrnn.engine.function import FunctionStep, rebuild, tensors_in
 from flexrnn.engine.step import ComposedStep
 
-ENGINES = {"reference": reference.run, "interpreter": differentiable.run}
-AUTO = ("reference",)  # what `auto` tries, the fastest first
 
-_chosen: ContextVar[str | None] = ContextVar("flexrnn_backend", default=None)
-_watch: ContextVar[Callable[..., Any] | None] = ContextVar("flexrnn_watch", default=None)
+class _Here(threading.local):  # of this kind, and no `ContextVar`, because Dynamo can guard it
+    def __init__(self) -> None:  # run in every thread
+        self.chosen: str | None = None
+        self.watch: Callable[..., Any] | None = None
+
+
+_here = _Here()
 
 
 def check_backend(name: Any) -> str:
     """Return `name`, the name of an engine or `auto`; refuse any other."""
-    if not isinstance(name, str) or name not in ("auto", *ENGINES):
-        known = ", ".join(repr(engine) for engine in ("auto", *ENGINES))
+    if not isinstance(name, str) or name not in ("auto", "reference", *ENGINES):
+        known = ", ".join(repr(engine) for engine in ("auto", "reference", *ENGINES))
         raise ValueError(f"backend: expected one of {known}, got {name!r}")
     return name
 
@@ -42,11 +49,11 @@ def backend(name: str) -> Iterator[None]:
         >>> with flexrnn.backend("reference"):
         ...     output, state = layer(torch.randn(7, 2, 3))
     """
-    token = _chosen.set(check_backend(name))
+    before, _here.chosen = _here.chosen, check_backend(name)
     try:
         yield
     finally:
-        _chosen.reset(token)
+        _here.chosen = before
 
 
 def run(
@@ -59,27 +66,38 @@ def run(
     backend: str = "auto",
 ) -> tuple[tuple[Tensor, ...], Any]:
     """Run a composed step over time by the engine in force; operands as in `reference.run`."""
-    if (watch := _watch.get()) is not None:
-        return watch(step, state, xs, keep)
-    return ENGINES[_resolved(backend)](step, state, xs, reverse=reverse, keep=keep)
-
-
-def _resolved(backend: str) -> str:
-    name = _chosen.get() or backend
-    return AUTO[0] if name == "auto" else name
+    if _here.watch is not None:
+        return _here.watch(step, state, xs, keep)
+    name = _here.chosen or backend
+    if torch.compiler.is_dynamo_compiling():
+        return traced.run(step, state, xs, reverse=reverse, keep=keep, backend=name)
+    causes: list[str] = []
+    for engine in engines.AUTO if name == "auto" else (name,):
+        if engine == "reference":
+            break
+        try:
+            return eager.run(step, state, xs, reverse=reverse, keep=keep, engine=engine)
+        except (CannotCompileError, CannotRunError) as cause:
+            if name != "auto":
+                raise
+            causes.append(str(cause))
+    result = reference.run(step, state, xs, reverse=reverse, keep=keep)
+    for cause in causes:  # only now: a mistake in the step would have come up
+        warn(cause)
+    return result
 
 
 @contextmanager
 def watched(watch: Callable[..., Any]) -> Iterator[Callable[[Any], str]]:
     """Let `watch(step, state, xs, keep)` stand in for every engine inside the block.
 
-    Yields a function that says which engine would have run a layer.
+    Yields a function that says which backend is in force for a layer.
     """
-    token = _watch.set(watch)
+    before, _here.watch = _here.watch, watch
     try:
-        yield lambda layer: _resolved(getattr(layer, "backend", "auto"))
+        yield lambda layer: _here.chosen or getattr(layer, "backend", "auto")
     finally:
-        _watch.reset(token)
+        _here.watch = before
 
 
 def scan(

@@ -36,6 +36,14 @@ class ComposedStep(Protocol):
         """Equal for steps that do the same with the same tensors."""
         ...
 
+    def recipe(self) -> tuple[Any, ...]:
+        """A function and arguments for it, with which `function(tensors, *arguments)` is this step.
+
+        Arguments are objects that were there before Dynamo began to follow the call, or constants;
+        the tensors, by name as in `tensors`, have only shape, dtype and device.
+        """
+        ...
+
 
 def wanted_of(step: ComposedStep, state: State, xs: tuple[Tensor, ...]) -> tuple[str, ...]:
     """Names of the tensors of a call that require a gradient, as programs name their inputs."""

@@ -11,7 +11,7 @@ from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.merge import merge
 from flexrnn.engine.compiler.program import Program, build
 from flexrnn.engine.compiler.split import regroup_sums
-from flexrnn.engine.compiler.trace import CannotCompileError, trace
+from flexrnn.engine.compiler.trace import CannotCompileError, alone, trace
 from flexrnn.engine.step import ComposedStep
 
 _programs: dict[Any, Program | str] = {}
@@ -36,9 +36,9 @@ def compile_step(
     Raises:
         CannotCompileError: the step is not a program; the message names operation, file and line.
     """
-    rows = {tuple(tensor.shape[lead : lead + 1]) for lead, group in ((1, xs), (0, state))
-            for tensor in group}  # fmt: skip
-    if len(rows) > 1 or () in rows:
+    rows = [tensor.shape[lead : lead + 1] for lead, group in ((1, xs), (0, state))
+            for tensor in group]  # fmt: skip
+    if not rows[0] or any(row != rows[0] for row in rows):
         raise CannotCompileError("inputs and states differ in their first axis, the batch")
     device = state[0].device.type
     key = (
@@ -71,7 +71,8 @@ def passes(
     wanted: tuple[str, ...] = (),
 ) -> list[tuple[str, Graph]]:
     """The graph after every pass, with the pass's name."""
-    rows = tuple(x[0] for x in xs)
+    with alone():  # of a row only the kind counts
+        rows = tuple(torch.empty((1, *x.shape[2:]), dtype=x.dtype, device=x.device) for x in xs)
     graph = trace(step.pure, rows, dict(zip(step.fields, state, strict=True)), step.tensors)
     stages = [("trace", graph)]
     rest: list[tuple[str, Callable[[Graph], Graph]]] = [

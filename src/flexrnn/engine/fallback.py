@@ -1,0 +1,34 @@
+"""What happens when an engine cannot run a step: an error, or the reference and one warning."""
+
+import warnings
+from itertools import takewhile
+
+from flexrnn.engine.compiler.spelling import frames, is_users
+
+_warned: set[str] = set()
+
+
+class CannotRunError(RuntimeError):
+    """An engine cannot run here what it is given: no compiler, another device, a tensor subclass."""
+
+
+class FallbackWarning(UserWarning):
+    """A layer runs by the reference, an eager loop, because no faster engine can run its step.
+
+    Given once for each cause. The message names the operation and the line of the step, or what is
+    missing on the machine. To have an error instead, name the engine: `backend="..."`; to accept
+    the reference without a word, `backend="reference"`.
+    """
+
+
+def warn(cause: str) -> None:
+    """Warn of a cause, the first time that it comes up."""
+    if cause not in _warned:
+        _warned.add(cause)
+        ours = sum(1 for _ in takewhile(lambda place: not is_users(place[0]), frames()))
+        warnings.warn(
+            f"{cause}. The reference, an eager loop, runs it instead, and is slow. Rewrite what is "
+            'named here, or accept it with backend="reference"; flexrnn.explain(layer, x) says more',
+            FallbackWarning,
+            stacklevel=ours + 1,
+        )
