@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# torch has no public name for making a NamedTuple class known to `torch.export.save`.
 """What engines know of a step: how to call it, which tensors it uses, when it is another one."""
 
 from collections.abc import Hashable, Mapping
@@ -5,6 +7,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from torch import Generator, Tensor
+from torch.utils import _pytree
 
 State = tuple[Tensor, ...]
 
@@ -43,6 +46,13 @@ class ComposedStep(Protocol):
         the tensors, by name as in `tensors`, have only shape, dtype and device.
         """
         ...
+
+
+def make_exportable(state: type) -> None:
+    """Let `torch.export.save` write down a NamedTuple class, by its name."""
+    if state not in _pytree.SUPPORTED_NODES:
+        name = f"{state.__module__}.{state.__qualname__}"
+        _pytree._register_namedtuple(state, serialized_type_name=name)
 
 
 def wanted_of(step: ComposedStep, state: State, xs: tuple[Tensor, ...]) -> tuple[str, ...]:

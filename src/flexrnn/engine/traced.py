@@ -8,6 +8,7 @@ here when it has changed. The program itself is made outside of Dynamo's sight.
 """
 
 from collections.abc import Callable, Sequence
+from operator import index
 from typing import Any
 
 import torch
@@ -35,16 +36,16 @@ def run(
     if backend == "reference" or forward_ad._current_level >= 0:
         return reference.run(step, state, xs, reverse=reverse, keep=keep)
     wanted = wanted_of(step, state, xs) if torch.is_grad_enabled() else ()
-    with torch.no_grad():
+    if not torch.compiler.is_exporting():  # what is written down once needs no guard
         step(tuple(x[0] for x in xs), state)
     tensors = step.tensors
     rebuild, *parts = step.recipe()
     engine, _, program = _program(
         backend,
         wanted,
-        tuple((x.dtype, x.device, tuple(x.shape[2:])) for x in xs),
-        tuple((s.dtype, s.device, tuple(s.shape[1:])) for s in state),
-        tuple((name, t.dtype, t.device, tuple(t.shape)) for name, t in tensors.items()),
+        tuple(_kind(x, 2) for x in xs),
+        tuple(_kind(s, 1) for s in state),
+        tuple((name, *_kind(tensor, 0)) for name, tensor in tensors.items()),
         rebuild,
         *parts,
     ).partition("\n")
@@ -58,6 +59,11 @@ def run(
     return tuple(results[: len(fields)]), type(state)(*final) if hasattr(
         state, "_fields"
     ) else tuple(final)
+
+
+def _kind(tensor: Tensor, lead: int) -> tuple[torch.dtype, torch.device, tuple[int, ...]]:
+    """What is constant of a tensor whose first axes are T and B: also its widths, if need be."""
+    return tensor.dtype, tensor.device, tuple(map(index, tensor.shape[lead:]))
 
 
 def _program(
