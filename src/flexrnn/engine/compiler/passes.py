@@ -48,7 +48,9 @@ def compile_step(
         tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in step.tensors.items()),
         wanted,
         torch.get_default_dtype(),
-        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+        torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+        and torch.get_autocast_dtype(device),
     )
     if key not in _programs:
         try:
