@@ -1,6 +1,6 @@
 """FlexRNN: write the body of a recurrent layer's loop in plain PyTorch; get a complete layer."""
 
-from flexrnn import cells, fromscratch
+from flexrnn import cells, fromscratch, init
 from flexrnn.cell import Cell
 from flexrnn.cells import GRUCell, LSTMCell, RNNCell
 from flexrnn.dropin import (
@@ -15,7 +15,9 @@ from flexrnn.dropin import (
 from flexrnn.engine.explain import explain
 from flexrnn.engine.scan import backend, scan
 from flexrnn.layer import FlexRNN
+from flexrnn.record import record
 from flexrnn.swap import replace
+from flexrnn.tbptt import tbptt
 
 __version__ = "0.1.0.dev0"
 
@@ -36,6 +38,9 @@ __all__ = [
     "cells",
     "explain",
     "fromscratch",
+    "init",
+    "record",
     "replace",
     "scan",
+    "tbptt",
 ]

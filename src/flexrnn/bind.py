@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from flexrnn.cell import Cell
-from flexrnn.engine.step import frozen
+from flexrnn.engine.step import frozen, members
 
 C = TypeVar("C", bound=Cell)
 
@@ -96,11 +96,14 @@ def with_tensors(cell: C, tensors: Mapping[str, Tensor]) -> C:
 
 
 def fingerprint(module: nn.Module) -> Hashable:
-    """Class, options and mode of a module and of all inside it: everything but tensors."""
+    """Class, options and mode of a module and of all inside it: everything but tensors.
+
+    A class counts by what it holds, for a method or a number there may be replaced.
+    """
     skipped = ("_parameters", "_buffers", "_modules")
     own = {name: value for name, value in vars(module).items() if name not in skipped}
     children = [(name, child and fingerprint(child)) for name, child in module._modules.items()]
-    return (type(module), frozen(own), tuple(children))
+    return (type(module), members(type(module)), frozen(own), tuple(children))
 
 
 M = TypeVar("M", bound=nn.Module)

@@ -5,6 +5,7 @@ Where torch has words for a mistake, they are torch's, so that a drop-in fails a
 
 import numbers
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -55,6 +56,42 @@ def check_options(
             f"expects num_layers greater than 1, but got dropout={dropout} and num_layers=1",
             stacklevel=4,
         )
+
+
+def check_features(
+    cell: type[Cell],
+    zoneout: Any,
+    recurrent_dropout: Any,
+    weight_drop: Any,
+    learn_initial_state: Any,
+    checkpoint_every: Any,
+) -> None:
+    """Refuse those arguments of `FlexRNN` that `torch.nn.LSTM` does not have."""
+    if isinstance(zoneout, Mapping):
+        for field, p in zoneout.items():
+            if field not in field_names(cell):
+                raise ValueError(
+                    f"zoneout: expected fields of {cell.__name__}'s state "
+                    f"{field_names(cell)}, got {field!r}"
+                )
+            _check_probability(f"zoneout[{field!r}]", p, "with which a unit keeps its old value")
+    else:
+        _check_probability("zoneout", zoneout, "with which a unit keeps its old value")
+    meaning = "representing the probability of an element being zeroed"
+    _check_probability("recurrent_dropout", recurrent_dropout, meaning)
+    _check_probability("weight_drop", weight_drop, meaning)
+    if not isinstance(learn_initial_state, bool):
+        raise TypeError(
+            f"learn_initial_state should be of type bool, got: {type(learn_initial_state).__name__}"
+        )
+    if checkpoint_every is None:
+        return
+    if not isinstance(checkpoint_every, int) or isinstance(checkpoint_every, bool):
+        raise TypeError(
+            f"checkpoint_every should be of type int, got: {type(checkpoint_every).__name__}"
+        )
+    if checkpoint_every <= 0:
+        raise ValueError(f"checkpoint_every must be greater than zero, got {checkpoint_every}")
 
 
 def _check_probability(name: str, value: Any, meaning: str) -> None:

@@ -1,7 +1,9 @@
 """From a step to a composed step: what a layer adds to the equations, by selection only.
 
 Engines see the composed step and nothing of what it is made of. Selection is `where`, never a
-product with a mask: 0 · inf is NaN.
+product with a mask: 0 · inf is NaN. What differs from step to step (the input, marks, masks) comes
+with the inputs; what is the same for a whole sequence (a mask, the state to which a reset returns)
+travels as further fields of the state, which the step hands on as they are.
 """
 
 from collections.abc import Hashable, Mapping
@@ -13,31 +15,86 @@ from torch import Tensor
 from flexrnn.bind import fingerprint, tensors_of, with_tensors
 from flexrnn.cell import Cell, checked_step, field_names
 from flexrnn.engine.step import frozen
+from flexrnn.regularize import Drop
 
 
 class CellStep:
     """The step that an engine runs for a layer: `(inputs_t, state) -> state`.
 
+    `inputs_t` is x_t, then, where asked for, `valid_t`, `reset_t` and the masks of zoneout. The
+    state is the cell's, then the initial state, then the masks of recurrent dropout.
+
     Args:
         cell: bound to its parameters.
-        ragged: sequences have lengths of their own; `inputs_t` is then `(x_t, valid_t)` with
-            `valid_t` `(B, 1)`, false where row b's sequence has ended. There the state stays what
-            it was, and nothing of `x_t`, not even its derivative, is touched.
+        ragged: sequences have lengths of their own: `valid_t` `(B, 1)` is false where row b's has
+            ended. There the state stays what it was, and nothing of `x_t`, not even its
+            derivative, is touched.
+        reset: `reset_t` `(B, 1)` is true where row b begins anew: from the initial state, which
+            stands in the state behind the cell's own fields.
+        zoned: of each field, whether a mask of zoneout `(B, width)` comes with the inputs, true
+            where a unit keeps its old value.
+        expected: of each field, the share of its old value in its new one; zoneout's expectation.
+        masks: number of masks of recurrent dropout, each `(B, width)`.
         origin: the layer's cell, of which `cell` is a copy made for this call.
     """
 
-    def __init__(self, cell: Cell, *, ragged: bool = False, origin: Cell | None = None):
+    def __init__(
+        self,
+        cell: Cell,
+        *,
+        ragged: bool = False,
+        reset: bool = False,
+        zoned: tuple[bool, ...] = (),
+        expected: tuple[float, ...] = (),
+        masks: int = 0,
+        origin: Cell | None = None,
+    ):
         self.cell = cell
         self.origin = origin
-        self.ragged = ragged
+        self.options = {"ragged": ragged, "reset": reset, "zoned": zoned, "expected": expected,
+                        "masks": masks}  # fmt: skip
+        self.ragged, self.reset, self.masks = ragged, reset, masks
+        self.zoned, self.expected = zoned, expected
+        self._running = with_tensors(cell, {}) if masks else cell  # whose drop_recurrent is ours
 
     def __call__(self, inputs: tuple[Tensor, ...], state: Any) -> Any:
-        """The new state, a `State` of the cell's."""
-        if not self.ragged:
-            return checked_step(self.cell, inputs[0], state)
-        x, valid = inputs
-        new = checked_step(self.cell, torch.where(valid, x, 0), state)
-        return self.cell.State(*(torch.where(valid, n, o) for n, o in zip(new, state, strict=True)))
+        """The new state: a `State` of the cell's, or a tuple where more fields travel with it."""
+        (x, *rest), fields = inputs, len(field_names(self.cell))
+        held, rest_of_state = state[:fields], state[fields:]
+        valid = rest.pop(0) if self.ragged else None
+        old = held
+        if self.reset:
+            reset = rest.pop(0)
+            old = tuple(map(torch.where, [reset] * fields, rest_of_state, held))
+        if valid is not None:
+            x = torch.where(valid, x, 0)
+        new = self._stepped(x, self.cell.State(*old), rest_of_state[fields * self.reset :])
+        new = self._zoned_out(new, old, rest)
+        if valid is not None:
+            new = tuple(map(torch.where, [valid] * fields, new, held))
+        return (*new, *rest_of_state) if rest_of_state else self.cell.State(*new)
+
+    def _stepped(self, x: Tensor, old: Any, masks: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if not self.masks:
+            return checked_step(self.cell, x, old)
+        drop = self._running.__dict__["drop_recurrent"] = Drop(type(self.cell).__name__, masks)
+        new = checked_step(self._running, x, old)
+        drop.finish()
+        return new
+
+    def _zoned_out(self, new: Any, old: Any, masks: list[Tensor]) -> tuple[Tensor, ...]:
+        if any(self.zoned):
+            left = iter(masks)
+            return tuple(
+                torch.where(next(left), o, n) if zoned else n
+                for zoned, n, o in zip(self.zoned, new, old, strict=True)
+            )
+        if any(self.expected):
+            return tuple(
+                {0: n, 1: o}[p] if p in (0, 1) else p * o + (1 - p) * n
+                for p, n, o in zip(self.expected, new, old, strict=True)
+            )
+        return new
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -46,8 +103,10 @@ class CellStep:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """Names of the state's fields."""
-        return field_names(self.cell)
+        """Names of the state's fields, those that the step only hands on included."""
+        own = field_names(self.cell)
+        initial = tuple(f"initial.{field}" for field in own) if self.reset else ()
+        return (*own, *initial, *(f"mask.{k}" for k in range(self.masks)))
 
     def pure(
         self,
@@ -61,25 +120,33 @@ class CellStep:
             RuntimeError: the step changes attributes of the cell, by which it would tell the next
                 step what only the state may tell.
         """
-        cell = with_tensors(self.cell, tensors)
-        before = _attributes(cell)
-        new = CellStep(cell, ragged=self.ragged)(inputs, self.cell.State(*state))
-        for name, value in _attributes(cell).items():
+        step = CellStep(with_tensors(self.cell, tensors), **self.options)
+        before = _attributes(step._running)
+        new = step(inputs, state)
+        for name, value in _attributes(step._running).items():
             if before.get(name) != value:
-                raise RuntimeError(f"{type(cell).__name__}.step changes the attribute {name}")
+                raise RuntimeError(f"{type(self.cell).__name__}.step changes the attribute {name}")
         return tuple(new)
 
     def key(self) -> Hashable:
-        """Everything but tensors that the cell's computation can depend on."""
-        return (self.ragged, fingerprint(self.cell))
+        """Everything but tensors that the composed step can depend on."""
+        return (*self.options.values(), fingerprint(self.cell))
 
     def recipe(self) -> tuple[Any, ...]:
         """How the step is made from the layer's cell, by which Dynamo recognises it."""
-        return (_from_origin, self.origin, self.ragged)
+        return (_from_origin, self.origin, *self.options.values())
 
 
-def _from_origin(tensors: Mapping[str, Tensor], origin: Cell, ragged: bool) -> CellStep:
-    return CellStep(with_tensors(origin, tensors), ragged=ragged)
+def _from_origin(tensors: Mapping[str, Tensor], origin: Cell, *options: Any) -> CellStep:
+    ragged, reset, zoned, expected, masks = options
+    return CellStep(
+        with_tensors(origin, tensors),
+        ragged=ragged,
+        reset=reset,
+        zoned=zoned,
+        expected=expected,
+        masks=masks,
+    )
 
 
 def _attributes(cell: Cell) -> dict[str, Hashable]:
@@ -88,6 +155,7 @@ def _attributes(cell: Cell) -> dict[str, Hashable]:
     for prefix, module in cell.named_modules():
         for name, value in vars(module).items():
             path = f"{prefix}.{name}" if prefix else name
-            if name not in ("_parameters", "_buffers", "_modules") and path not in found:
+            ours = name in ("_parameters", "_buffers", "_modules") or path == "drop_recurrent"
+            if not ours and path not in found:
                 found[path] = frozen(value)
     return found

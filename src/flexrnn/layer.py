@@ -1,6 +1,6 @@
 """`FlexRNN`: a complete recurrent layer from any cell."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -9,9 +9,13 @@ from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from flexrnn.bind import Slot, bind, move_parameters
-from flexrnn.cell import Cell, first_state, first_weight, loop_dtypes, unwrap
+from flexrnn.call import direction, stream
+from flexrnn.call.initial import add_learned, initial_state, reset_learned, unbatched
+from flexrnn.call.marks import Marks, check_alone, check_lengths, check_reset, marks
+from flexrnn.cell import Cell, first_weight, loop_dtypes, unwrap
 from flexrnn.check import (
     check_cell_class,
+    check_features,
     check_hx,
     check_input,
     check_length,
@@ -19,8 +23,9 @@ from flexrnn.check import (
     check_packed,
     check_widths,
 )
-from flexrnn.compose import CellStep
 from flexrnn.engine import scan
+from flexrnn.record import is_recorded, publish
+from flexrnn.regularize import check_regularizers, drop_weights, zoneout_of
 
 
 class FlexRNN(nn.Module):
@@ -43,6 +48,17 @@ class FlexRNN(nn.Module):
         proj_size: width of a projected output, for cells that have one; 0 means none.
         device: of the parameters.
         dtype: of the parameters.
+        zoneout: probability with which a unit keeps its old value at a step, for every field of
+            the state or as `{field: p}`; in evaluation mode its expectation (Krueger et al. 2017).
+        recurrent_dropout: probability with which an element of what the cell passes through
+            `drop_recurrent` is zeroed while training, the same elements at every step of a
+            sequence (Gal & Ghahramani 2016).
+        weight_drop: probability with which an element of every `weight_hh*` is zeroed while
+            training, drawn once a call (Merity, Keskar & Socher 2017).
+        learn_initial_state: the state before the first step and behind resets is parameters
+            `initial_{field}_l{k}[_reverse]` `(width,)`, which begin as the cell's `initial_state`.
+        checkpoint_every: keep for the backward pass only the state at every so-many-th step, and
+            compute the steps between anew there (Chen et al. 2016).
         backend: the engine: `"auto"` or `"reference"`.
         **cell_options: passed to every cell.
 
@@ -80,6 +96,11 @@ class FlexRNN(nn.Module):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
+        zoneout: float | Mapping[str, float] = 0.0,
+        recurrent_dropout: float = 0.0,
+        weight_drop: float = 0.0,
+        learn_initial_state: bool = False,
+        checkpoint_every: int | None = None,
         backend: str = "auto",
         **cell_options: Any,
     ):
@@ -95,6 +116,9 @@ class FlexRNN(nn.Module):
             proj_size,
         )
         check_cell_class(cell, hidden_size, proj_size)
+        check_features(
+            cell, zoneout, recurrent_dropout, weight_drop, learn_initial_state, checkpoint_every
+        )
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
@@ -103,6 +127,11 @@ class FlexRNN(nn.Module):
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
         self.proj_size = proj_size
+        self.zoneout = dict(zoneout) if isinstance(zoneout, Mapping) else float(zoneout)
+        self.recurrent_dropout = float(recurrent_dropout)
+        self.weight_drop = float(weight_drop)
+        self.learn_initial_state = learn_initial_state
+        self.checkpoint_every = checkpoint_every
         self.backend = scan.check_backend(backend)
 
         options = {"bias": bias, "device": device, "dtype": dtype, **cell_options}
@@ -112,12 +141,16 @@ class FlexRNN(nn.Module):
         self._slots: list[tuple[Slot, ...]] = []  # of each cell, where its parameters belong
         width = input_size
         for k in range(num_layers):
-            for direction in ("", "_reverse")[: self.num_directions]:
+            for way in ("", "_reverse")[: self.num_directions]:
                 built = cell(width, hidden_size, **options)
-                self._slots.append(move_parameters(built, self, f"_l{k}{direction}"))
+                self._slots.append(move_parameters(built, self, f"_l{k}{way}"))
                 self.cells.append(built)
             width = self.num_directions * cast(Cell, self.cells[-1]).output_size
         check_widths([cast(Cell, cell) for cell in self.cells])
+        for index, built in enumerate(self._bound_cells()):
+            check_regularizers(built, self._slots[index], recurrent_dropout, weight_drop)
+            if learn_initial_state:
+                add_learned(self, built, self._suffixes[index], unbatched(built, dtype))
 
     @property
     def num_directions(self) -> int:
@@ -137,8 +170,10 @@ class FlexRNN(nn.Module):
 
     def reset_parameters(self) -> None:
         """Let every cell draw its parameters anew."""
-        for cell in self._bound_cells():
+        for cell, suffix in zip(self._bound_cells(), self._suffixes, strict=True):
             cell.reset_parameters()
+            if self.learn_initial_state:
+                reset_learned(self, cell, suffix)
 
     def apply(self, fn: Any) -> "FlexRNN":
         """Apply `fn` to every module inside, with its parameters in place, then to the layer.
@@ -151,18 +186,23 @@ class FlexRNN(nn.Module):
         fn(self)
         return self
 
-    def step(self, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    def step(self, x: Tensor, state: Any = None, *, reset: Any = None) -> tuple[Tensor, Any]:
         """Run one time step, for streaming: the numbers of the sequence call, step by step.
+
+        It is a call of the layer with a sequence of one step, so hooks run.
 
         Args:
             x: `(B, I)`, or `(I,)` without a batch.
             state: what the last call returned; like `hx`.
+            reset: `(B,)`, or `()` without a batch: true where a row begins anew.
 
         Returns:
             `(output, state)`, the output `(B, width)` or `(width,)`.
 
         Raises:
-            RuntimeError: the layer is bidirectional: its second direction begins at the end.
+            RuntimeError: the layer is bidirectional: its second direction begins at the end; or it
+                is training with recurrent dropout or weight drop, whose masks are for a sequence.
+            TypeError: a subclass overrides `forward` and takes no state, or does not return it.
 
         Example:
             >>> import torch, flexrnn
@@ -172,55 +212,77 @@ class FlexRNN(nn.Module):
             >>> output.shape
             torch.Size([2, 5])
         """
-        return self(x, state, _one_step=True)
+        return stream.step(self, x, state, reset, FlexRNN.forward)
 
-    def forward(self, input: Any, hx: Any = None, *, _one_step: bool = False) -> tuple[Any, Any]:
+    def forward(
+        self,
+        input: Any,
+        hx: Any = None,
+        *,
+        lengths: Any = None,
+        reset: Any = None,
+        return_states: bool = False,
+    ) -> Any:
         """Run the layer over sequences.
 
         Args:
             input: `(T, B, I)`, `(B, T, I)` with `batch_first`, `(T, I)`, or a `PackedSequence`.
             hx: the initial state; see the class.
+            lengths: `(B,)` integers from 0 to T on any device, in any order (`()` without a
+                batch): row b's sequence ends after so many steps. Behind its end outputs are zero;
+                its final state is that at its end, where the reverse direction starts; what the
+                input holds there touches nothing. A sequence of length 0 keeps its initial state.
+            reset: `(T, B)` truth values, `(B, T)` with `batch_first` (`(T,)` without a batch): true
+                where row b is cut between steps t − 1 and t, for both directions. Behind a cut the
+                state is the initial one, never `hx`, and no gradient crosses it.
+            return_states: return the state of every layer and direction at every step, too.
 
         Returns:
             `(output, state)`: the last layer's output at every step, of the input's kind, and the
-            final state of every layer and direction.
+            final state of every layer and direction. With `return_states` also `states`, like
+            `state` with each field `(L·D, T, B, width)`, or `(L·D, B, T, width)` with
+            `batch_first`.
 
         Raises:
-            TypeError, ValueError, RuntimeError: the input or the state does not fit, or `step`
-                returned another structure, shape or dtype; the message says which and what came.
+            TypeError, ValueError, RuntimeError: an argument does not fit, or `step` returned
+                another structure, shape or dtype; the message says which and what came.
         """
         cells = list(self._bound_cells())
-        if _one_step:
-            return self._streamed(cells, input, hx)
+        if not isinstance(return_states, bool):
+            raise TypeError(
+                f"return_states should be of type bool, got: {type(return_states).__name__}"
+            )
         if isinstance(input, PackedSequence):
+            check_alone(lengths=lengths, reset=reset, return_states=return_states)
             return self._packed(cells, input, hx)
         self._check_input(cells, input)
-        batch_first = self.batch_first and input.dim() == 3
-        output, state = self._sequence(cells, input.transpose(0, 1) if batch_first else input, hx)
-        return output.transpose(0, 1) if batch_first else output, state
-
-    def _sequence(self, cells: list[Cell], x: Tensor, hx: Any) -> tuple[Tensor, Any]:
-        """Run over `x` `(T, B, I)` or `(T, I)`; the state comes out as a person sees it."""
+        batched = input.dim() == 3
+        batch_first = self.batch_first and batched
+        x = input.transpose(0, 1) if batch_first else input
         check_length(x)
-        batched = x.dim() == 3
+        lengths = check_lengths(lengths, x)
+        reset = check_reset(reset, x, batch_first=batch_first)
         x = x if batched else x.unsqueeze(1)
-        output, state = self._run(cells, x, self._initial(cells, hx, x, batched))
-        if batched:
-            return output, unwrap(state)
-        return output.squeeze(1), unwrap(_map(lambda s: s.squeeze(1), state))
-
-    def _streamed(self, cells: list[Cell], x: Any, hx: Any) -> tuple[Tensor, Any]:
-        """Run over one row `x` `(B, I)` or `(I,)`."""
-        if self.bidirectional:
-            raise RuntimeError("step: expected one direction; the second begins at the end")
-        if not isinstance(x, Tensor):
-            raise TypeError(f"x: expected a tensor (batch, input_size), got {type(x).__name__}")
-        if x.dim() not in (1, 2):
-            raise ValueError(f"x: expected shape (batch, input_size), got {tuple(x.shape)}")
-        x = x.unsqueeze(0)
-        self._check_input(cells, x)
-        output, state = self._sequence(cells, x, hx)
-        return output[0], state
+        state = None if hx is None else self._given(cells, hx, x, batched)
+        where = marks(lengths, reset, x.shape[0], x.device)
+        output, state, states = self._run(
+            cells,
+            x,
+            state,
+            where,
+            every_state=return_states,
+            arrange=lambda tap: tap if batched else tap.squeeze(1),
+        )
+        if (valid := where.valid) is not None:
+            output = torch.where(valid, output, 0)
+            states = _map(lambda s: torch.where(valid, s, 0), states)
+        if not batched:
+            output, state = output.squeeze(1), _map(lambda s: s.squeeze(1), state)
+            states = _map(lambda s: s.squeeze(2), states)
+        elif batch_first:
+            output, states = output.transpose(0, 1), _map(lambda s: s.transpose(1, 2), states)
+        result = (output, unwrap(state))
+        return (*result, unwrap(states)) if return_states else result
 
     def _packed(self, cells: list[Cell], packed: PackedSequence, hx: Any) -> tuple[Any, Any]:
         """Run over sequences of unlike lengths: pad, hold each state at its end, pack."""
@@ -229,48 +291,104 @@ class FlexRNN(nn.Module):
         check_packed(packed)
         sorted_only = PackedSequence(data, batch_sizes)
         x, lengths = pad_packed_sequence(sorted_only)  # (T, B, I), longest sequence first
-        state = self._initial(cells, hx, x, True)
-        if hx is not None and sorted_indices is not None:
+        state = None if hx is None else self._given(cells, hx, x, True)
+        if state is not None and sorted_indices is not None:
             state = _map(lambda s: s.index_select(1, sorted_indices), state)
-        output, state = self._run(cells, x, state, lengths)
-        if unsorted_indices is not None:
-            state = _map(lambda s: s.index_select(1, unsorted_indices), state)
+        where = marks(lengths, None, x.shape[0], x.device)
+
+        def unsort(tensor: Tensor) -> Tensor:
+            return tensor if unsorted_indices is None else tensor.index_select(1, unsorted_indices)
+
+        output, state, _ = self._run(cells, x, state, where, lengths, arrange=unsort)
+        state = _map(unsort, state)
         output = pack_padded_sequence(output, lengths)
         return PackedSequence(output.data, batch_sizes, sorted_indices, unsorted_indices), unwrap(
             state
         )
 
     def _run(
-        self, cells: list[Cell], x: Tensor, state: Any, lengths: Tensor | None = None
-    ) -> tuple[Tensor, Any]:
-        """All layers and directions over `x` `(T, B, I)`, whose `lengths` `(B,)` decrease."""
+        self,
+        cells: list[Cell],
+        x: Tensor,
+        state: Any,
+        where: Marks,
+        packed: Tensor | None = None,
+        *,
+        every_state: bool = False,
+        arrange: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Any, Any]:
+        """All layers and directions over `x` `(T, B, I)`.
+
+        Args:
+            cells: bound to their parameters.
+            x: the input.
+            state: the initial state, each field `(L·D, B, width)`, or None for the layer's own.
+            where: sequences end and begin anew.
+            packed: lengths `(B,)`, decreasing, where the input was a packed sequence.
+            every_state: return the states at every step, each field `(L·D, T, B, width)`.
+            arrange: from what is recorded, `(T, B, ...)`, to what a person sees of it.
+        """
         dtype, out_dtype = loop_dtypes(cells[0], x)
-        state = _map(lambda s: s.to(dtype), state)
-        valid = None
-        if lengths is not None:
-            steps = torch.arange(x.shape[0], device=x.device)[:, None, None]
-            valid = steps < lengths.to(x.device)[:, None]  # (T, B, 1)
-        finals = []
+        start = None
+        if state is None or where.reset is not None:
+            start = initial_state(
+                self,
+                cells,
+                self._suffixes,
+                learned=self.learn_initial_state,
+                batch=x.shape[1],
+                dtype=dtype,
+                device=x.device,
+            )
+        state = start if state is None else tuple(s.to(dtype) for s in state)
+        assert state is not None
+        if self.weight_drop and self.training:
+            for cell, slots in zip(cells, self._slots, strict=True):
+                drop_weights(cell, slots, self.weight_drop)
+        options = direction.Options(
+            zoneout_of(cells[0], self.zoneout),
+            self.recurrent_dropout,
+            self.training,
+            self.checkpoint_every,
+            self.backend,
+        )
+        keep = range(len(state)) if every_state else (0,)
+        finals, histories = [], []
+        recorded: dict[str, Tensor] = {}
+        records = is_recorded(self)
         for k in range(self.num_layers):
             outputs = []
             for d in range(self.num_directions):
                 index = k * self.num_directions + d
-                cell = cells[index]
-                (output,), final = scan.run(
-                    CellStep(cell, ragged=valid is not None, origin=self.cells[index]),
-                    _map(lambda s, index=index: s[index], state),
-                    (x,) if valid is None else (x, valid),
+                taps = dict[str, Tensor]() if records else None
+                history, final = direction.run(
+                    cells[index],
+                    cast(Cell, self.cells[index]),
+                    x,
+                    tuple(s[index] for s in state),
+                    () if start is None else tuple(s[index] for s in start),
+                    where,
+                    options,
                     reverse=d == 1,
-                    keep=(0,),
-                    backend=self.backend,
+                    keep=keep,
+                    taps=taps,
                 )
-                outputs.append(output.to(out_dtype))
+                place = self._suffixes[index].removeprefix("_")
+                recorded |= {f"{place}.{name}": tap for name, tap in (taps or {}).items()}
+                outputs.append(history[0].to(out_dtype))
                 finals.append(final)
+                histories.append(history)
             x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
             if self.dropout and self.training and k < self.num_layers - 1:
-                x = self._drop(x, lengths)
-        state = cells[0].State(*(torch.stack(f).to(out_dtype) for f in zip(*finals, strict=True)))
-        return x, state
+                x = self._drop(x, packed)
+        publish(self, recorded, arrange)
+        state, states = (
+            cells[0].State(*(torch.stack(f).to(out_dtype) for f in zip(*rows, strict=True)))
+            if rows
+            else None
+            for rows in (finals, histories if every_state else [])
+        )
+        return x, state, states
 
     def _drop(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         if lengths is None:
@@ -284,17 +402,15 @@ class FlexRNN(nn.Module):
         weight = first_weight(cells[0])
         check_input(x, self.input_size, type(self).__name__, weight, packed=packed)
 
-    def _initial(self, cells: list[Cell], hx: Any, x: Tensor, batched: bool) -> Any:
-        """The state before the first step, a `State` of `(L·D, B, width)`."""
-        State = cells[0].State
-        batch = x.shape[1]
-        if hx is not None:
-            return State(
-                *check_hx(cells[0], hx, x, layers=len(cells), batch=batch, batched=batched)
-            )
-        dtype, _ = loop_dtypes(cells[0], x)
-        each = [first_state(cell, (batch,), dtype, x.device) for cell in cells]
-        return State(*(torch.stack(fields) for fields in zip(*each, strict=True)))
+    def _given(self, cells: list[Cell], hx: Any, x: Tensor, batched: bool) -> tuple[Tensor, ...]:
+        """The fields of a person's `hx`, each `(L·D, B, width)`."""
+        return check_hx(cells[0], hx, x, layers=len(cells), batch=x.shape[1], batched=batched)
+
+    @property
+    def _suffixes(self) -> list[str]:
+        """What follows a parameter's name, of every layer and direction."""
+        ways = ("", "_reverse")[: self.num_directions]
+        return [f"_l{k}{way}" for k in range(self.num_layers) for way in ways]
 
     def _bound_cells(self) -> Iterator[Cell]:
         for cell, slots in zip(self.cells, self._slots, strict=True):
@@ -317,6 +433,11 @@ class FlexRNN(nn.Module):
             "batch_first": False,
             "dropout": 0,
             "bidirectional": False,
+            "zoneout": 0,
+            "recurrent_dropout": 0,
+            "weight_drop": 0,
+            "learn_initial_state": False,
+            "checkpoint_every": None,
             "backend": "auto",
         }
         for name, default in shown.items():
@@ -326,5 +447,7 @@ class FlexRNN(nn.Module):
 
 
 def _map(fn: Callable[[Tensor], Tensor], state: Any) -> Any:
-    """A state of the same class with `fn` applied to every field."""
-    return type(state)(*map(fn, state))
+    """A state of the same class with `fn` applied to every field; None stays None."""
+    if hasattr(state, "_fields"):
+        return type(state)(*map(fn, state))
+    return None if state is None else tuple(map(fn, state))

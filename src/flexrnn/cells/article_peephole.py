@@ -45,7 +45,7 @@ class ArticlePeepholeLSTMCell(Cell):
     def step(self, x: Tensor, state: LSTMState) -> LSTMState:
         c = state.c
         u = linear(x, self.weight_ih, self.bias_ih)
-        z_i, z_f, _, z_o = (u + linear(c, self.weight_ch)).chunk(4, -1)
+        z_i, z_f, _, z_o = (u + linear(self.drop_recurrent(c), self.weight_ch)).chunk(4, -1)
         i, f, g, o = z_i.sigmoid(), z_f.sigmoid(), u.chunk(4, -1)[2].sigmoid(), z_o.sigmoid()
         self.tap(i=i, f=f, g=g, o=o)
         c = f * c + i * g

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from flexrnn.cell import Cell
-from flexrnn.cells.state import LSTMState
+from flexrnn.cells.state import LSTMState, check_drop
 
 
 class LayerNormLSTMCell(Cell):
@@ -17,6 +17,7 @@ class LayerNormLSTMCell(Cell):
 
     Source: Ba, Kiros & Hinton 2016, appendix; b stands for the shifts of LN_ih and LN_hh too. The
     raw c travels on, as there and in Haste; `carry_raw=False`: LN_c(c), as in TensorFlow Addons.
+    Recurrent dropout acts on h, in its product, or with `drop="g"` on tanh(g) (Semeniuta 2016).
 
     Parameters: `weight_ih (4H, I)`, `weight_hh (4H, H)`, `bias (4H,)`, `norm_ih.weight (4H,)`,
     `norm_hh.weight (4H,)`, `norm_c.weight (H,)`, `norm_c.bias (H,)`.
@@ -31,10 +32,12 @@ class LayerNormLSTMCell(Cell):
     gates = ("i", "f", "g", "o")
 
     def __init__(
-        self, input_size, hidden_size, bias=True, device=None, dtype=None, eps=1e-5, carry_raw=True
-    ):
+        self, input_size, hidden_size, bias=True, device=None, dtype=None, eps=1e-5,
+        carry_raw=True, drop="h",
+    ):  # fmt: skip
         super().__init__(input_size, hidden_size)
-        self.carry_raw, H, kwargs = carry_raw, hidden_size, {"device": device, "dtype": dtype}
+        self.carry_raw, self.drop = carry_raw, check_drop(drop, "hg")
+        H, kwargs = hidden_size, {"device": device, "dtype": dtype}
         self.weight_ih = nn.Parameter(torch.empty(4 * H, input_size, **kwargs))
         self.weight_hh = nn.Parameter(torch.empty(4 * H, H, **kwargs))
         self.bias = nn.Parameter(torch.empty(4 * H, **kwargs)) if bias else None
@@ -50,10 +53,12 @@ class LayerNormLSTMCell(Cell):
 
     def step(self, x: Tensor, state: LSTMState) -> LSTMState:
         h, c = state
+        h = self.drop_recurrent(h) if self.drop == "h" else h
         z = self.norm_ih(linear(x, self.weight_ih)) + self.norm_hh(linear(h, self.weight_hh))
         i, f, g, o = (z if self.bias is None else z + self.bias).chunk(4, -1)
         i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
         self.tap(i=i, f=f, g=g, o=o)
+        g = self.drop_recurrent(g) if self.drop == "g" else g
         c = f * c + i * g
         normalized = self.norm_c(c)
         return LSTMState(h=o * normalized.tanh(), c=c if self.carry_raw else normalized)

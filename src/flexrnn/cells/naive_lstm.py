@@ -46,7 +46,7 @@ class NaiveLSTMCell(Cell):
         self.reset_parameters()
 
     def step(self, x: Tensor, state: LSTMState) -> LSTMState:
-        h, c = state
+        h, c = self.drop_recurrent(state.h), state.c
         i = sigmoid(x @ self.U_i + h @ self.V_i + self.b_i)
         f = sigmoid(x @ self.U_f + h @ self.V_f + self.b_f)
         g = tanh(x @ self.U_c + h @ self.V_c + self.b_c)

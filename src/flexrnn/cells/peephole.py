@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from flexrnn.cell import Cell
-from flexrnn.cells.state import LSTMState
+from flexrnn.cells.state import LSTMState, check_drop
 
 
 class PeepholeLSTMCell(Cell):
@@ -19,6 +19,7 @@ class PeepholeLSTMCell(Cell):
 
     Source: Gers & Schmidhuber 2000; Gers, Schraudolph & Schmidhuber 2002. Convention: torch's
     order i, f, g, o and two biases; the rows of `weight_ch` are p_i, p_f, p_o.
+    Recurrent dropout acts on h, in its product, or with `drop="g"` on tanh(g) (Semeniuta 2016).
 
     Parameters: `weight_ih (4H, I)`, `weight_hh (4H, H)`, `bias_ih (4H,)`, `bias_hh (4H,)`,
     `weight_ch (3, H)`.
@@ -33,9 +34,9 @@ class PeepholeLSTMCell(Cell):
     State = LSTMState
     gates = ("i", "f", "g", "o")
 
-    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None, drop="h"):
         super().__init__(input_size, hidden_size)
-        self.bias = bias
+        self.bias, self.drop = bias, check_drop(drop, "hg")
         H, kwargs = hidden_size, {"device": device, "dtype": dtype}
         self.weight_ih = nn.Parameter(torch.empty(4 * H, input_size, **kwargs))
         self.weight_hh = nn.Parameter(torch.empty(4 * H, H, **kwargs))
@@ -46,11 +47,13 @@ class PeepholeLSTMCell(Cell):
 
     def step(self, x: Tensor, state: LSTMState) -> LSTMState:
         h, c = state
+        h = self.drop_recurrent(h) if self.drop == "h" else h
         z = linear(x, self.weight_ih, self.bias_ih) + linear(h, self.weight_hh, self.bias_hh)
         i, f, g, o = z.chunk(4, -1)
         p_i, p_f, p_o = self.weight_ch
         i, f, g = (i + p_i * c).sigmoid(), (f + p_f * c).sigmoid(), g.tanh()
-        c = f * c + i * g
+        kept = self.drop_recurrent(g) if self.drop == "g" else g
+        c = f * c + i * kept
         o = (o + p_o * c).sigmoid()
         self.tap(i=i, f=f, g=g, o=o)
         return LSTMState(h=o * c.tanh(), c=c)

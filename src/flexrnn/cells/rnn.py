@@ -46,8 +46,11 @@ class RNNCell(Cell):
         self.reset_parameters()
 
     def step(self, x: Tensor, state: HiddenState) -> HiddenState:
-        z = linear(x, self.weight_ih, self.bias_ih) + linear(state.h, self.weight_hh, self.bias_hh)
-        return HiddenState(h=z.tanh() if self.nonlinearity == "tanh" else z.relu())
+        h = self.drop_recurrent(state.h)
+        z = linear(x, self.weight_ih, self.bias_ih) + linear(h, self.weight_hh, self.bias_hh)
+        h = z.tanh() if self.nonlinearity == "tanh" else z.relu()
+        self.tap(h=h)
+        return HiddenState(h=h)
 
     def extra_repr(self) -> str:
         phi = "" if self.nonlinearity == "tanh" else f", nonlinearity={self.nonlinearity}"

@@ -54,7 +54,7 @@ class _Scan(torch.autograd.Function):
         ctx: Any, *cotangents: Tensor
     ) -> tuple[Tensor | None, ...]:
         engine, program, about, keep, reverse = ctx.call
-        tensors = ctx.saved_tensors
+        tensors = ctx.saved_tensors  # looked at once: under a checkpoint a look computes them anew
         row, saved = tensors[: len(about.names)], tensors[len(about.names) :]
         if torch.is_grad_enabled():  # create_graph=True
             found = recompute.gradients(program, row, keep, cotangents, reverse=reverse)

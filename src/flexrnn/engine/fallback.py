@@ -8,10 +8,6 @@ from flexrnn.engine.compiler.spelling import frames, is_users
 _warned: set[str] = set()
 
 
-class CannotRunError(RuntimeError):
-    """An engine cannot run here what it is given: no compiler, another device, a tensor subclass."""
-
-
 class FallbackWarning(UserWarning):
     """A layer runs by the reference, an eager loop, because no faster engine can run its step.
 

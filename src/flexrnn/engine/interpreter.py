@@ -122,11 +122,13 @@ def backward(
     values_saved = dict(zip(plan.saved, saved, strict=True))
     given = {graph.inputs[f"x{k}"]: x for k, x in enumerate(xs)} | values_saved
     for field, initial in zip(program.fields, state, strict=True):
-        new = graph.outputs[f"state.{field}"]
-        if new in values_saved:  # the state before each step: the initial one, then all but one
+        old, new = graph.inputs[f"state.{field}"], graph.outputs[f"state.{field}"]
+        if old == new:  # it never changes
+            given[old] = initial.expand(steps, *initial.shape)
+        elif new in values_saved:  # the state before each step: the initial one, then all but one
             after = values_saved[new]
             pieces = (after[1:], initial[None]) if reverse else (initial[None], after[:-1])
-            given[graph.inputs[f"state.{field}"]] = torch.cat(pieces)
+            given[old] = torch.cat(pieces)
 
     cotangents = dict(zip(program.fields, final, strict=True))
     rows: dict[int, list[Tensor]] = {i: [] for i in plan.kept}

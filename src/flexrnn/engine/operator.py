@@ -21,8 +21,9 @@ from torch import Tensor
 from flexrnn.engine import interpreter, recompute
 from flexrnn.engine.compiler.program import Program, loads
 from flexrnn.engine.engines import ENGINES, Engine
-from flexrnn.engine.fallback import CannotRunError, warn
+from flexrnn.engine.fallback import warn
 from flexrnn.engine.signature import signature
+from flexrnn.engine.step import CannotRunError
 
 _SHARED = "str program, str engine, bool reverse, str[] keep, Tensor[] operands"
 

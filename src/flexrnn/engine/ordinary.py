@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
-from flexrnn.engine.fallback import CannotRunError
+from flexrnn.engine.step import CannotRunError
 
 _PLAIN = (Tensor, nn.Parameter)
 _TRACED = (FakeTensor, FunctionalTensor)

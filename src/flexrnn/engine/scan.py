@@ -11,9 +11,9 @@ from torch import Tensor
 from flexrnn.engine import eager, engines, reference, traced
 from flexrnn.engine.compiler.trace import CannotCompileError
 from flexrnn.engine.engines import ENGINES
-from flexrnn.engine.fallback import CannotRunError, warn
+from flexrnn.engine.fallback import warn
 from flexrnn.engine.function import FunctionStep, rebuild, tensors_in
-from flexrnn.engine.step import ComposedStep
+from flexrnn.engine.step import CannotRunError, ComposedStep
 
 
 class _Here(threading.local):  # of this kind, and no `ContextVar`, because Dynamo can guard it
@@ -68,7 +68,7 @@ def run(
     """Run a composed step over time by the engine in force; operands as in `reference.run`."""
     if _here.watch is not None:
         return _here.watch(step, state, xs, keep)
-    name = _here.chosen or backend
+    name = in_force(backend)
     if torch.compiler.is_dynamo_compiling():
         return traced.run(step, state, xs, reverse=reverse, keep=keep, backend=name)
     causes: list[str] = []
@@ -85,6 +85,11 @@ def run(
     for cause in causes:  # only now: a mistake in the step would have come up
         warn(cause)
     return result
+
+
+def in_force(backend: str) -> str:
+    """The backend that a layer's own gives way to inside a `backend` block."""
+    return _here.chosen or backend
 
 
 @contextmanager

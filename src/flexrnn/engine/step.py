@@ -2,14 +2,22 @@
 # torch has no public name for making a NamedTuple class known to `torch.export.save`.
 """What engines know of a step: how to call it, which tensors it uses, when it is another one."""
 
-from collections.abc import Hashable, Mapping
-from types import ModuleType
+import sys
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Mapping
+from random import Random
+from types import FunctionType, ModuleType
 from typing import Any, Protocol
+from weakref import ReferenceType
 
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.utils import _pytree
 
 State = tuple[Tensor, ...]
+
+
+class CannotRunError(RuntimeError):
+    """An engine cannot run here; the message says what is missing and what would help."""
 
 
 class ComposedStep(Protocol):
@@ -66,21 +74,30 @@ def wanted_of(step: ComposedStep, state: State, xs: tuple[Tensor, ...]) -> tuple
 def frozen(value: Any, within: tuple[int, ...] = ()) -> Hashable:
     """A value that is equal where the given one is; a tensor counts by its place alone.
 
-    An object of a class, or a function, is what it is and what it holds.
+    An object is what it is, what it holds and what its class holds; so is a function. An iterator
+    is like nothing, itself included, for a step that asks it has moved it on.
 
     Args:
         value: anything that a step can reach by an attribute.
         within: ids of the objects that hold it, for one may hold itself.
     """
+    kind = type(value)
+    if kind in _PLAIN:
+        return (kind, value)
+    if kind in _CONTAINERS and not value:  # as the tables of hooks of a module are
+        return kind
     if isinstance(value, Tensor) or id(value) in within:
-        return type(value)
-    if isinstance(value, (type, ModuleType, Generator)):
+        return kind
+    within = (*within, id(value))
+    if kind is FunctionType:
+        held = (value.__closure__, value.__defaults__, value.__kwdefaults__, value.__dict__)
+        return (value, *(frozen(h, within) for h in held)) if any(held) else value
+    if isinstance(value, (type, ModuleType)):
         return value
-    if value is None or isinstance(value, (int, str)):
-        return (type(value), value)
+    if isinstance(value, (int, str)):
+        return (kind, value)
     if isinstance(value, float):
         return repr(value)  # -0.0 is not 0.0, and nan is nan
-    within = (*within, id(value))
     if isinstance(value, Mapping):
         return tuple((frozen(k, within), frozen(v, within)) for k, v in value.items())
     if isinstance(value, (list, tuple)):
@@ -89,14 +106,57 @@ def frozen(value: Any, within: tuple[int, ...] = ()) -> Hashable:
         return frozenset(frozen(v, within) for v in value)
     if hasattr(value, "tobytes") and hasattr(value, "dtype"):  # an array of NumPy's
         return (type(value), value.shape, str(value.dtype), value.tobytes())
-    itself = value if isinstance(value, Hashable) else repr(value)
-    held = (_held(value, name) for name in _HOLDERS)
-    return (type(value), itself, *(frozen(h, within) for h in held if h is not None))
+    if isinstance(value, Iterator):
+        return object()
+    if isinstance(value, Random):
+        return (kind, value.getstate())
+    if hasattr(value, "bit_generator"):  # a generator of NumPy's
+        return (kind, repr(value.bit_generator.state))
+    if isinstance(value, ReferenceType):
+        return (type(value), frozen(value(), within))
+    held = ((name, _held(value, name)) for name in (*_HOLDERS, *_slots(type(value))))
+    parts = ((name, frozen(part, within)) for name, part in held if part is not None)
+    return (type(value), _itself(value), members(type(value), within), *parts)
 
 
-# Where objects, functions, what `functools.partial` makes and bound methods keep what they hold.
-_HOLDERS = ("__dict__", "__closure__", "cell_contents", "__defaults__", "__kwdefaults__", "func",
-            "args", "keywords", "__func__", "__self__")  # fmt: skip
+def members(cls: type, within: tuple[int, ...] = ()) -> Hashable:
+    """What a class and its bases hold, as `frozen`; those of torch and of Python do not change."""
+    if id(cls) in within:
+        return cls
+    own = [c for c in cls.__mro__ if c.__module__.partition(".")[0] not in _SETTLED]
+    if not own:
+        return ()
+    within = (*within, id(cls))
+    return tuple(
+        (name, frozen(value, within))
+        for c in own
+        for name, value in vars(c).items()
+        if name not in _OF_NO_EFFECT
+    )
+
+
+_PLAIN = {type(None), bool, int, str}
+_CONTAINERS = {dict, OrderedDict, list, tuple, set}
+_SETTLED = sys.stdlib_module_names | {"torch", "numpy"}
+_OF_NO_EFFECT = {"__dict__", "__doc__", "__weakref__", "__annotations__", "__module__",
+                 "__qualname__", "__slots__", "_abc_impl"}  # fmt: skip
+
+# Where objects, closures, what `functools.partial` makes, methods and properties keep what they
+# hold.
+_HOLDERS = ("__dict__", "cell_contents", "func", "args", "keywords", "__func__", "__self__", "fget")
+
+
+def _slots(cls: type) -> list[str]:
+    found = [vars(c).get("__slots__", ()) for c in cls.__mro__]
+    return [n for names in found for n in ((names,) if isinstance(names, str) else names)]
+
+
+def _itself(value: Any) -> Hashable:
+    try:
+        hash(value)
+    except TypeError:  # also of what says that it is hashable and holds what is not
+        return repr(value)
+    return value
 
 
 def _held(value: Any, name: str) -> Any:

@@ -19,8 +19,8 @@ from flexrnn.engine import engines, operator, reference
 from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import dumps
 from flexrnn.engine.compiler.trace import CannotCompileError, alone
-from flexrnn.engine.fallback import CannotRunError, warn
-from flexrnn.engine.step import ComposedStep, wanted_of
+from flexrnn.engine.fallback import warn
+from flexrnn.engine.step import CannotRunError, ComposedStep, wanted_of
 
 
 def run(

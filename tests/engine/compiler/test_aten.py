@@ -75,6 +75,19 @@ def written_all(c: Any, x: Tensor, h: Tensor) -> Tensor:
     return y * z + x @ c.W
 
 
+def without_gradients(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    with torch.no_grad():
+        scale = 1 + (h * c.b).abs().amax(-1, keepdim=True)
+        with torch.enable_grad():
+            z = x @ c.W * h
+    return z / scale + h.tanh()
+
+
+def gated(gates: Any, x: Tensor) -> Tensor:
+    i, g = gates
+    return i.sigmoid() * g.tanh() + x.sum(-1, keepdim=True)
+
+
 WRITTEN: dict[str, Callable[..., Any]] = {
     # products and weights
     "weight normalised": lambda c, x, h: x @ c.W @ (c.V / c.V.norm(dim=0)) + h,
@@ -177,6 +190,40 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "a written slice": written_slice,
     "a written mask": written_mask,
     "a tensor written over": written_all,
+    # products of rows, and axes that move
+    "attention by bmm": lambda c, x, h: torch.bmm(
+        torch.bmm(halves(x @ c.W), halves(h).transpose(1, 2)).softmax(-1), halves(h)
+    ).flatten(1),
+    "attention by einsum": lambda c, x, h: torch.einsum(
+        "bqk,bkd->bqd", torch.einsum("bqd,bkd->bqk", halves(x @ c.W), halves(h)), halves(h)
+    ).flatten(1),
+    "inner product by einsum": lambda c, x, h: (
+        torch.einsum("bh,bh->b", h, x @ c.W)[:, None] * h
+    ),
+    "outer product by einsum": lambda c, x, h: (
+        torch.einsum("bi,bj->bij", h[:, :2], (x @ c.W)[:, 2:]).flatten(1)
+    ),
+    "gates first": lambda c, x, h: gated(torch.einsum("ghi,bi->gbh", c.wide.view(2, 4, 4), h), x),
+    "gates second": lambda c, x, h: gated(
+        torch.einsum("bi,ghi->bgh", h, c.wide.view(2, 4, 4)).unbind(1), x
+    ),
+    "columns": lambda c, x, h: (c.U @ h.mT).mT + (c.V.T @ h.T * 2).T + x @ c.W,
+    # gradients switched off
+    "no_grad": without_gradients,
+    # written by others than the table
+    "a column": lambda c, x, h: (c.U @ h.unsqueeze(-1)).squeeze(-1) + x @ c.W,
+    "a linear layer by heads": lambda c, x, h: (
+        F.linear(halves(h), c.U[:2, :2], c.b[:2]).flatten(1) + x @ c.W
+    ),
+    "one weight for all heads": lambda c, x, h: (halves(h) @ c.U[:2, :2]).flatten(1) + x @ c.W,
+    "baddbmm": lambda c, x, h: (
+        torch.baddbmm(c.low[:2, None], halves(h).transpose(0, 1), c.U.view(4, 2, 2)[:2])
+        .transpose(0, 1).flatten(1) + x @ c.W
+    ),
+    "pad": lambda c, x, h: F.pad(h[:, 1:], (1, 0)) + F.pad(h, (-1, 1), value=0.5) + x @ c.W,
+    "pad before the last axis": lambda c, x, h: (
+        F.pad(halves(h), (0, 0, 1, -1)).flatten(1) + x @ c.W
+    ),
     # values that nobody needs
     "an argmax for nobody": lambda c, x, h: (h.argmax(-1), h.sort(0), h + x @ c.W)[2],
 }  # fmt: skip

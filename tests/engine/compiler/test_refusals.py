@@ -1,9 +1,11 @@
 """What no program can say is refused by operation, file and line, and never compiled wrongly."""
 
 import inspect
+import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -51,9 +53,32 @@ def relu_in_place(c: Any, z: Tensor, h: Tensor) -> Tensor:
 
 
 def inference(c: Any, z: Tensor, h: Tensor) -> Tensor:
-    with torch.set_grad_enabled(False):
+    with torch.inference_mode():
         z = z.tanh()
     return h + z
+
+
+def written_without_gradients(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    with torch.no_grad():
+        z.mul_(2)
+    return h + z
+
+
+def slope(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    return z + torch.func.grad(lambda v: v.tanh().sum())(h)
+
+
+def slope_by_autograd(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    v = h.detach().requires_grad_()
+    return z + torch.autograd.grad(v.tanh().sum(), v)[0]
+
+
+def drawn_by_python(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    return z * random.random() + h
+
+
+def drawn_by_numpy(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    return z * numpy.random.rand() + h
 
 
 class Straight(torch.autograd.Function):
@@ -86,10 +111,22 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "[...] =": (set_item, WRITES),
     "a write to a part": (written_part, WRITES),
     "a write to a parameter": (written_parameter, WRITES),
-    "a module in place": (relu_in_place, WRITES),
-    "set_grad_enabled": (inference, "gradients are switched off"),
+    "F.relu in place": (relu_in_place, WRITES),
+    "inference_mode": (inference, "inference mode is switched"),
+    "a write in no_grad": (written_without_gradients, "writes while gradients are switched off"),
+    "torch.func.grad": (slope, "the step differentiates"),
+    "torch.autograd.grad": (slope_by_autograd, "the step differentiates"),
+    "whether z is differentiated": (
+        lambda c, z, h: h + z if z.requires_grad else h, "requires_grad cannot be compiled"),
+    "whether h is a leaf": (lambda c, z, h: h + z if h.is_leaf else h, "is_leaf cannot be"),
+    "a number of a tensor": (lambda c, z, h: h * z[0, 0].item() + z, "across the batch"),
+    "a number of a parameter": (
+        lambda c, z, h: h * c.inner.bias[0].item() + z, "it takes a number out of a tensor"),
+    "alpha dropout": (lambda c, z, h: F.alpha_dropout(z, 0.1, True) + h, "dropout cannot be"),
+    "Python's random": (drawn_by_python, "it draws random numbers, by Python or NumPy"),
+    "NumPy's random": (drawn_by_numpy, "it draws random numbers, by Python or NumPy"),
     "a derivative of one's own": (custom, "autograd.Function"),
-    "dropout": (lambda c, z, h: F.dropout(z) + h, "it draws random numbers"),
+    "dropout": (lambda c, z, h: F.dropout(z) + h, "dropout cannot be compiled: it draws random"),
     "noise for nobody": (lambda c, z, h: (torch.randn_like(z), z + h)[1], "it draws random"),
     "the sum of all": (lambda c, z, h: h + z.sum(), ACROSS),
     "the largest of a column": (lambda c, z, h: h - z.amax(0), ACROSS),
@@ -107,7 +144,7 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "whole numbers": (lambda c, z, h: h + (z > 0).sum(-1, keepdim=True), "torch.int64"),
     "other floats": (lambda c, z, h: h + (z.half() * 2).double(), "torch.float16"),
     "other floats made": (lambda c, z, h: h + z * torch.full((5,), 0.1), "torch.float32"),
-    "a branch on a value": (lambda c, z, h: h + z if z.sum() > 0 else h, "cannot be traced"),
+    "a branch on a value": (lambda c, z, h: h + z if z.sum() > 0 else h, "it takes a number out"),
     "a tensor in a list": (lambda c, z, h: h + z * [OUTSIDE][0], "neither input, state nor"),
     "a tensor made of data": (
         lambda c, z, h: h + z * torch.tensor([1.0, 2, 3, 4, 5], dtype=z.dtype),

@@ -1,12 +1,18 @@
 """What changes between two calls: the next one sees it, as the reference does."""
 
+import itertools
+import random
+import weakref
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.testing import assert_close
 
 import flexrnn
 from flexrnn import cells
@@ -35,6 +41,143 @@ class OptionsCell(flexrnn.Cell):
         if self.training:
             new = new * 0.5
         return cells.HiddenState(self.leak * state.h + (1 - self.leak) * new)
+
+
+class Slotted:
+    """An object that has no `__dict__`."""
+
+    __slots__ = ("__weakref__", "gain")
+    unit = 1.0
+
+    def __init__(self, gain: float) -> None:
+        self.gain = gain
+
+
+class HeldCell(flexrnn.Cell):
+    """A cell that finds its numbers in all the places where Python may keep them."""
+
+    State = cells.HiddenState
+    scale: Any = 1.5
+    table: ClassVar[list[float]] = [0.5]
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+        super().__init__(input_size, hidden_size)
+        self.inner = nn.Linear(input_size, hidden_size, bias, device, dtype)
+        self.squash = Squash()
+        self.slotted = Slotted(1.25)
+        self.weak = weakref.ref(self.slotted)
+
+    def helped(self, z: Tensor) -> Tensor:
+        return z * self.table[0]
+
+    @property
+    def shift(self) -> float:
+        return 0.25
+
+    def step(self, x: Tensor, state: cells.HiddenState) -> cells.HiddenState:
+        z = self.squash(self.helped(self.inner(x)) + self.scale * state.h)
+        held: Any = self.weak()
+        return cells.HiddenState(z * self.slotted.gain * held.unit + self.shift)
+
+
+class Squash(nn.Module):
+    gain = 0.75
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.gain * z.tanh()
+
+
+CLASSES: dict[str, tuple[Any, str, Any]] = {
+    "a number of the class": (HeldCell, "scale", 0.1),
+    "a list of the class": (HeldCell, "table", [2.0]),
+    "a method of the class": (HeldCell, "helped", lambda self, z: z.sin()),
+    "a property": (HeldCell, "shift", property(lambda self: -1.0)),
+    "the step itself": (HeldCell, "step", lambda self, x, s: cells.HiddenState(s.h * 0.5)),
+    "a number of a class inside": (Squash, "gain", 3.0),
+    "a method of a class inside": (Squash, "forward", lambda self, z: z * 0.5),
+    "a number of an object's class": (Slotted, "unit", 2.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", CLASSES)
+def test_a_change_of_a_class_is_seen(
+    what: str, monkeypatch: pytest.MonkeyPatch, same_by_program: Callable[..., None]
+) -> None:
+    layer = flexrnn.FlexRNN(HeldCell, 3, 5, dtype=torch.float64)
+    x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    same_by_program(layer, x)
+    before = layer(x)[0].detach()
+    monkeypatch.setattr(*CLASSES[what])
+    assert not torch.equal(layer(x)[0].detach(), before)
+    same_by_program(layer, x)
+    monkeypatch.undo()
+    same_by_program(layer, x)
+
+
+def test_a_change_inside_what_has_no_dict_is_seen(same_by_program: Callable[..., None]) -> None:
+    layer = flexrnn.FlexRNN(HeldCell, 3, 5, dtype=torch.float64)
+    x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    same_by_program(layer, x)
+    cell_of(layer).slotted.gain = 4.0
+    same_by_program(layer, x)
+
+
+def test_a_list_of_a_class_that_is_written_is_seen(same_by_program: Callable[..., None]) -> None:
+    layer = flexrnn.FlexRNN(HeldCell, 3, 5, dtype=torch.float64)
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+    same_by_program(layer, x)
+    HeldCell.table[0], before = 3.0, HeldCell.table[0]
+    try:
+        same_by_program(layer, x)
+    finally:
+        HeldCell.table[0] = before
+
+
+def test_the_mode_of_gradients_is_seen(function_layer: Any) -> None:
+    layer = function_layer(lambda c, z, h: h + z * (2 if torch.is_grad_enabled() else 3))
+    x = torch.randn(2, 3, 3, dtype=torch.float64)
+    layer.requires_grad_(False)
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode, torch.enable_grad):
+        with mode():
+            right = layer(x)[0]
+            with flexrnn.backend("interpreter"):
+                assert_close(layer(x)[0], right, rtol=1e-12, atol=1e-12)
+
+
+@dataclass(frozen=True)
+class Unhashable:
+    """It says that it can be hashed, and cannot."""
+
+    numbers: list[float]
+
+
+def test_an_object_that_only_seems_hashable_is_no_obstacle(
+    function_layer: Any, same_by_program: Callable[..., None]
+) -> None:
+    layer = function_layer(lambda c, z, h: h + z * c.held.numbers[0])
+    cell_of(layer).held = Unhashable([2.0])
+    x = torch.randn(2, 3, 3, dtype=torch.float64)
+    same_by_program(layer, x)
+    cell_of(layer).held.numbers[0] = 5.0
+    same_by_program(layer, x)
+
+
+MOVED: dict[str, tuple[Any, Callable[[Any], float]]] = {
+    "a count": (itertools.count(1), next),
+    "a generator": ((float(k) for k in range(99)), next),
+    "Python's random": (random.Random(0), lambda held: held.random()),
+    "NumPy's random": (numpy.random.default_rng(0), lambda held: held.random()),
+}
+
+
+@pytest.mark.parametrize("what", MOVED)
+def test_what_a_step_moves_on_is_refused(what: str, function_layer: Any) -> None:
+    held, asked = MOVED[what]
+    layer = function_layer(lambda c, z, h: h + z * asked(c.held))
+    cell_of(layer).held = held
+    x = torch.randn(2, 3, 3, dtype=torch.float64)
+    with flexrnn.backend("interpreter"), pytest.raises(RuntimeError, match="the attribute held"):
+        layer(x)
 
 
 class Doubled(nn.Module):

@@ -17,7 +17,8 @@ def differentiate(graph: Graph, wanted: Collection[str]) -> Graph:
     Args:
         graph: outputs `state.FIELD`, the new state.
         wanted: names of inputs whose gradient is wanted. The old state's is computed wherever
-            anything is wanted, because the step before needs it.
+            anything is wanted, because the step before needs it; but that of a state which no step
+            changes only where it is wanted itself, for no other gradient passes through it.
 
     Returns:
         A graph with further inputs `cotangent.FIELD`, the derivative of the loss by the new state,
@@ -25,7 +26,8 @@ def differentiate(graph: Graph, wanted: Collection[str]) -> Graph:
         has none.
     """
     new = rewrite(graph, lambda *_: None)
-    states = [name for name in new.inputs if name.startswith("state.")]
+    idle = new.constant_states() - set(wanted)
+    states = [name for name in new.inputs if name.startswith("state.") and name not in idle]
     targets = {new.inputs[name] for name in (*wanted, *states)} if wanted else set()
     active = _descendants(new, targets)
     backward = _Backward(new, active)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from flexrnn.engine.compiler.spelling import frames, is_users, users_line
+from flexrnn.engine.compiler.refusal import frames, is_users, users_line
 
 _ASKED = str(Path(torch.__file__))  # where `bool(size > 1)` is
 _ANSWERED = (str(Path(torch.__file__).parent / "fx"), str(Path(__file__).parent))

@@ -83,6 +83,14 @@ class Graph:
                 users[arg].append(index)
         return users
 
+    def constant_states(self) -> set[str]:
+        """Names of the states that a step returns as it was given them: the same at every step."""
+        return {
+            name
+            for name, index in self.inputs.items()
+            if name.startswith("state.") and self.outputs.get(name) == index
+        }
+
     def ancestors(self, roots: "set[int] | list[int]") -> set[int]:
         """The given nodes and everything that they are computed from."""
         found, pending = set(), list(roots)

@@ -16,20 +16,54 @@ def merge(graph: Graph) -> Graph:
 
 def normalize(graph: Graph) -> Graph:
     """Apply the rules below until none applies."""
+    graph = rewrite(graph, lambda *_: None)
     while True:
-        new = rewrite(graph, _rule)
+        new = rewrite(rewrite(graph, _Rules(graph)), lambda *_: None)
         if new.nodes == graph.nodes:
             return new
         graph = new
 
 
-def _rule(new: Graph, node: Node, args: tuple[int, ...], _: int) -> int | None:
+class _Rules:
+    """What becomes of each node of a graph."""
+
+    def __init__(self, graph: Graph):
+        users = graph.users()
+        whole = set(graph.outputs.values())
+        self.cut = {  # elementwise results of which nobody needs more than parts
+            index
+            for index, node in enumerate(graph.nodes)
+            if node.op in OPS
+            and index not in whole
+            and all(graph.nodes[user].op == "slice" for user in users[index])
+        }
+
+    def __call__(self, new: Graph, node: Node, args: tuple[int, ...], index: int) -> int | None:
+        if node.op == "slice" and node.args[0] in self.cut:
+            return _slice_of_elementwise(new, args[0], *(v for _, v in node.attrs))
+        return _rule(new, node, args)
+
+
+def _slice_of_elementwise(new: Graph, a: int, axis: int, start: int, stop: int) -> int:
+    """The operation on parts of its operands; all of an operand where it is stretched."""
+    node = new.nodes[a]
+    parts = []
+    for arg in node.args:
+        shape = new.nodes[arg].shape
+        stretched = len(shape) < -axis or shape[axis] != node.shape[axis]
+        parts.append(arg if stretched else _slice(new, arg, axis, start, stop))
+    return new.add(node.op, *parts, **dict(node.attrs))
+
+
+def _rule(new: Graph, node: Node, args: tuple[int, ...]) -> int | None:
     if node.op == "product":
         return _product_of_concat(new, *args)
     if node.op == "slice":
         return _slice(new, args[0], node.attr("axis"), node.attr("start"), node.attr("stop"))
     if node.op == "concat":
         return _concat(new, args, node.attr("axis"))
+    if node.op == "where" and args[1] == args[2] and new.nodes[args[1]].shape == node.shape:
+        return args[1]  # so that of a sequence that has ended what never changes stays constant
     if node.op in ("reshape", "expand") and new.nodes[args[0]].shape == node.shape:
         return args[0]
     return None
@@ -61,17 +95,7 @@ def _slice(new: Graph, a: int, axis: int, start: int, stop: int) -> int:
         return new.add("transpose", _slice(new, node.args[0], -3 - axis, start, stop))
     if node.op == "concat" and node.attr("axis") == axis:
         return _slice_of_concat(new, node, axis, start, stop)
-    if node.op in OPS:
-        return new.add(node.op, *(_part(new, arg, node, axis, start, stop) for arg in node.args),
-                       **dict(node.attrs))  # fmt: skip
     return new.add("slice", a, axis=axis, start=start, stop=stop)
-
-
-def _part(new: Graph, arg: int, node: Node, axis: int, start: int, stop: int) -> int:
-    """The operand of a part of an elementwise operation: its part, or all where it is stretched."""
-    shape = new.nodes[arg].shape
-    stretched = len(shape) < -axis or shape[axis] != node.shape[axis]
-    return arg if stretched else _slice(new, arg, axis, start, stop)
 
 
 def _slice_of_concat(new: Graph, node: Node, axis: int, start: int, stop: int) -> int:

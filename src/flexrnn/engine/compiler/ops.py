@@ -27,7 +27,7 @@ class Op(NamedTuple):
     cheap: bool = True  # a handful of additions and multiplications, no transcendental function
     boolean: bool = False  # the result is a truth value
     attributes: tuple[tuple[str, float], ...] = ()  # numbers that are part of it, with defaults
-    cpp: str = ""  # filled by the CPU engine
+    cpp: str = ""  # of operands {a}, {b}, {c} and attributes by name; empty: a call of its name
     triton: str = ""  # filled by the GPU engine
 
 
@@ -134,8 +134,8 @@ def _d_extremum(better: str) -> Derivative:
     return vjp
 
 
-def _compare(name: str, function: Callable[..., Tensor]) -> Op:
-    return Op(name, function, None, (REAL, REAL), boolean=True)
+def _compare(name: str, function: Callable[..., Tensor], cpp: str) -> Op:
+    return Op(name, function, None, (REAL, REAL), boolean=True, cpp=cpp)
 
 
 def _d_clamp(g: Any, y: Any, x: Any, low: float, high: float) -> Any:
@@ -145,10 +145,11 @@ def _d_clamp(g: Any, y: Any, x: Any, low: float, high: float) -> Any:
 
 _ROWS = [
     # arithmetic
-    _binary("add", torch.add, lambda g, y, a, b: (g, g)),
-    _binary("sub", torch.sub, lambda g, y, a, b: (g, -g)),
-    _binary("mul", torch.mul, lambda g, y, a, b: (g * b, g * a)),
-    _binary("div", torch.div, lambda g, y, a, b: (g / b, -(g * y) / b), REAL, POSITIVE),
+    _binary("add", torch.add, lambda g, y, a, b: (g, g), cpp="{a} + {b}"),
+    _binary("sub", torch.sub, lambda g, y, a, b: (g, -g), cpp="{a} - {b}"),
+    _binary("mul", torch.mul, lambda g, y, a, b: (g * b, g * a), cpp="{a} * {b}"),
+    _binary("div", torch.div, lambda g, y, a, b: (g / b, -(g * y) / b), REAL, POSITIVE,
+            cpp="{a} / {b}"),
     _binary("pow", torch.pow, _d_pow, POSITIVE, REAL, cheap=False),
     _binary("maximum", torch.maximum, _d_extremum("gt")),
     _binary("minimum", torch.minimum, _d_extremum("lt")),
@@ -162,18 +163,20 @@ _ROWS = [
             REAL, POSITIVE),
     Op("lerp", torch.lerp, lambda g, y, a, b, w: (g * (-w + 1.0), g * w, g * (b - a)),
        (REAL, REAL, (0.0, 1.0))),
-    _unary("neg", torch.neg, lambda g, y, x: -g),
+    _unary("neg", torch.neg, lambda g, y, x: -g, cpp="-{a}"),
     _unary("abs", torch.abs, lambda g, y, x: g * call("sign", x)),
     _unary("sign", torch.sign, 0),
-    _unary("reciprocal", torch.reciprocal, lambda g, y, x: -(g * y * y), POSITIVE),
-    _unary("square", torch.square, lambda g, y, x: g * x * 2.0),
+    _unary("reciprocal", torch.reciprocal, lambda g, y, x: -(g * y * y), POSITIVE,
+            cpp="REAL(1) / {a}"),
+    _unary("square", torch.square, lambda g, y, x: g * x * 2.0, cpp="{a} * {a}"),
     _unary("sqrt", torch.sqrt, lambda g, y, x: g * 0.5 / y, POSITIVE),
-    _unary("rsqrt", torch.rsqrt, lambda g, y, x: g * y * y * y * -0.5, POSITIVE),
+    _unary("rsqrt", torch.rsqrt, lambda g, y, x: g * y * y * y * -0.5, POSITIVE,
+            cpp="REAL(1) / sqrt({a})"),
     _unary("floor", torch.floor, 0),
     _unary("ceil", torch.ceil, 0),
-    _unary("round", torch.round, 0),
+    _unary("round", torch.round, 0, cpp="rint({a})"),
     _unary("trunc", torch.trunc, 0),
-    _unary("frac", torch.frac, lambda g, y, x: g),
+    _unary("frac", torch.frac, lambda g, y, x: g, cpp="{a} - trunc({a})"),
     # exponentials and their inverses
     _unary("exp", torch.exp, lambda g, y, x: g * y, cheap=False),
     _unary("exp2", torch.exp2, lambda g, y, x: g * y * math.log(2), cheap=False),
@@ -220,7 +223,8 @@ _ROWS = [
     _unary("silu", F.silu, _d_silu, cheap=False),
     _unary("mish", F.mish, _d_mish, cheap=False),
     _unary("hardtanh", F.hardtanh, lambda g, y, x, min_val, max_val: _select(
-        _inside(x, min_val, max_val), g, 0.0), attributes=(("min_val", -1.0), ("max_val", 1.0))),
+        _inside(x, min_val, max_val), g, 0.0), attributes=(("min_val", -1.0), ("max_val", 1.0)),
+        cpp="clamp({a}, {min_val}, {max_val})"),
     _unary("hardsigmoid", F.hardsigmoid, lambda g, y, x: _select(
         _inside(x, -3.0, 3.0), g * (1 / 6), 0.0), (-4.0, 4.0)),
     _unary("hardswish", F.hardswish, lambda g, y, x: _select(
@@ -229,17 +233,18 @@ _ROWS = [
     _unary("clamp", lambda x, low, high: torch.clamp(x, low, high), _d_clamp,
            attributes=(("low", -math.inf), ("high", math.inf))),
     # comparison and choice
-    _compare("gt", torch.gt),
-    _compare("ge", torch.ge),
-    _compare("lt", torch.lt),
-    _compare("le", torch.le),
-    _compare("eq", torch.eq),
-    _compare("ne", torch.ne),
-    Op("and", torch.logical_and, None, (REAL, REAL), boolean=True),
-    Op("or", torch.logical_or, None, (REAL, REAL), boolean=True),
-    Op("not", torch.logical_not, None, (REAL,), boolean=True),
+    _compare("gt", torch.gt, "{a} > {b}"),
+    _compare("ge", torch.ge, "{a} >= {b}"),
+    _compare("lt", torch.lt, "{a} < {b}"),
+    _compare("le", torch.le, "{a} <= {b}"),
+    _compare("eq", torch.eq, "{a} == {b}"),
+    _compare("ne", torch.ne, "{a} != {b}"),
+    Op("and", torch.logical_and, None, (REAL, REAL), boolean=True, cpp="{a} & {b}"),
+    Op("or", torch.logical_or, None, (REAL, REAL), boolean=True, cpp="{a} | {b}"),
+    Op("not", torch.logical_not, None, (REAL,), boolean=True, cpp="~{a}"),
     Op("where", torch.where,
-       lambda g, y, c, a, b: (None, _select(c, g, 0.0), _select(c, 0.0, g)), (REAL, REAL, REAL)),
+       lambda g, y, c, a, b: (None, _select(c, g, 0.0), _select(c, 0.0, g)), (REAL, REAL, REAL),
+       cpp="select({a}, {b}, {c})"),
 ]  # fmt: skip
 
 OPS: dict[str, Op] = {row.name: row for row in _ROWS}

@@ -47,6 +47,9 @@ def compile_step(
         tuple((s.dtype, tuple(s.shape[1:])) for s in state),
         tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in step.tensors.items()),
         wanted,
+        state[0].device,
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
         torch.get_default_dtype(),
         torch.amp.is_autocast_available(device)
         and torch.is_autocast_enabled(device)

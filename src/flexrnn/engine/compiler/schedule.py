@@ -118,10 +118,14 @@ def _until(graph: Graph, roots: list[int], given: set[int], depends: list[Depend
 
 
 def _states_read(graph: Graph, backward: set[int]) -> set[int]:
-    """New states whose history is kept because the backward pass reads the state before a step."""
+    """New states whose history is kept because the backward pass reads the state before a step.
+
+    Of a state that stays what it is the first value says everything.
+    """
     read = {arg for index in backward for arg in graph.nodes[index].args}
+    constant = graph.constant_states()
     return {
         graph.outputs[name]
         for name, index in graph.inputs.items()
-        if name.startswith("state.") and index in read
+        if name.startswith("state.") and index in read and name not in constant
     }

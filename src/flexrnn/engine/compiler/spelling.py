@@ -1,5 +1,6 @@
 # pyright: reportPrivateUsage=false
-# torch has no public name for the switch of gradients, nor for what functionalisation notes.
+# torch has no public name for the switch of gradients, for what functionalisation notes, nor for
+# the stack of its function transforms.
 """What is noted of a step while it is traced: whose line each operation is from, and its spelling.
 
 Some of what a person writes torch would turn into what no longer says what was meant; it is spelt
@@ -7,21 +8,18 @@ otherwise first. What changes the world, or leaves the derivative out, is refuse
 """
 
 import inspect
-from collections.abc import Iterable, Iterator
-from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, peek_interpreter_stack
 from torch.fx import traceback
-from torch.nn import functional as F  # noqa: N812
-from torch.nn.functional import linear
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
-
-class CannotCompileError(RuntimeError):
-    """A step does something that no program can say; the message names operation, file and line."""
+from flexrnn.engine.compiler.chance import Chance
+from flexrnn.engine.compiler.refusal import CannotCompileError, frames, is_users, users_line
+from flexrnn.engine.compiler.respell import RESPELT
 
 
 class Spelling(TorchFunctionMode):
@@ -30,14 +28,25 @@ class Spelling(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.given: tuple[Tensor, ...] = ()  # what the step may read and not write
+        self.learns = torch.is_grad_enabled()
+        self.infers = torch.is_inference_mode_enabled()
+        self.stopped = False  # gradients are switched off where the step is now
+        self.chance = Chance()
+        self.failed = ""  # the operation that an exception came from
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         place = users_line(frames())
         traceback.set_stack_trace([place])
-        name = getattr(func, "__name__", str(func))
+        name, kwargs = getattr(func, "__name__", str(func)), kwargs or {}
         if func is torch._C._set_grad_enabled:
-            raise CannotCompileError(f"gradients are switched off and on inside the step, {place}")
-        result = RESPELT.get(func, func)(*args, **(kwargs or {}))
+            self._switch(bool(args[0]), place)
+            return func(*args)
+        self._check(func, name, place)
+        try:
+            result = RESPELT.get(func, func)(*args, **kwargs)
+        except Exception:
+            self.failed = self.failed or name
+            raise
         written = torch._functionalize_has_data_mutation  # pyright: ignore[reportAttributeAccessIssue]
         if any(map(written, self.given)):
             self.given = ()  # on its way out the error may come by here
@@ -45,146 +54,60 @@ class Spelling(TorchFunctionMode):
                 f"{name} cannot be compiled: it writes into the input, the state or a parameter, "
                 f"{place}"
             )
-        return result
+        return self._without_derivative(func, name, args, kwargs, result, place)
+
+    def _switch(self, on: bool, place: str) -> None:
+        if on and not self.learns:
+            raise CannotCompileError(f"gradients are switched on inside the step, {place}")
+        self.stopped = self.learns and not on
+
+    def _check(self, func: Any, name: str, place: str) -> None:
+        """Refuse what acts on, or asks for, what a program knows nothing of."""
+        self.check_chance(place)
+        if torch.is_inference_mode_enabled() != self.infers:
+            raise CannotCompileError(f"inference mode is switched inside the step, {place}")
+        if name in ("requires_grad_", "backward"):
+            raise CannotCompileError(f"{name} cannot be compiled: the step differentiates, {place}")
+        transform = peek_interpreter_stack()
+        if transform is not None and transform.key() in _DERIVATIVES:  # pyright: ignore[reportUnnecessaryComparison]  # None at the bottom
+            raise CannotCompileError(f"{name} cannot be compiled: the step differentiates, {place}")
+        if func in _OF_AUTOGRAD and _asked_by_the_person():
+            raise CannotCompileError(
+                f"{_OF_AUTOGRAD[func]} cannot be compiled: whether something is differentiated is "
+                f"no part of a program, {place}"
+            )
+
+    def check_chance(self, place: str) -> None:
+        """Refuse random numbers that torch does not draw: they would be the same at every step."""
+        if self.chance.drawn():
+            raise CannotCompileError(
+                f"random cannot be compiled: it draws random numbers, by Python or NumPy, {place}"
+            )
+
+    def _without_derivative(
+        self, func: Any, name: str, args: Any, kwargs: Any, result: Any, place: str
+    ) -> Any:
+        """The result as it is outside of `no_grad`, or inside."""
+        if not self.stopped:
+            return result
+        given = (*args, *kwargs.values())
+        if func is Tensor.__setitem__ or any(result is a for a in given if isinstance(a, Tensor)):
+            raise CannotCompileError(
+                f"{name} cannot be compiled: it writes while gradients are switched off, {place}"
+            )
+        return tree_map_only(Tensor, Tensor.detach, result)
 
 
-def _where(condition: Tensor, *values: Any) -> Any:
-    """A number would come as a tensor from nowhere."""
-    if len(values) != 2:
-        return torch.where(condition, *values)
-    dtype = torch.result_type(*values)
-    return torch.where(
-        condition,
-        *(v if isinstance(v, Tensor) else torch.full((), v, dtype=dtype) for v in values),
-    )
-
-
-def _matmul(a: Tensor, w: Tensor) -> Tensor:
-    """A product head by head, of `(B, G, 1, K)` and `(G, K, N)`: w would be copied for each row."""
-    if a.dim() == 4 and a.shape[-2] == 1 and w.dim() == 3:
-        return torch.bmm(a.squeeze(-2).transpose(0, 1), w).transpose(0, 1).unsqueeze(-2)
-    return torch.matmul(a, w)
-
-
-def _rms_norm(
-    x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None
-) -> Tensor:
-    """Torch's writes in place where nobody rewrites it."""
-    axes = tuple(range(-len(shape), 0))
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
-    y = x * (x.square().mean(axes, keepdim=True) + eps).rsqrt()
-    return y if weight is None else y * weight
-
-
-def _cosine_similarity(a: Tensor, b: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
-    """Torch's writes in place where nobody rewrites it."""
-    norms = [x.norm(dim=dim, keepdim=True).clamp(min=eps) for x in (a, b)]
-    return (a / norms[0] * (b / norms[1])).sum(dim)
-
-
-def _set_item(tensor: Tensor, index: Any, value: Any) -> None:
-    """A number would come as a tensor from nowhere, and a mask as places without a number."""
-    if not isinstance(value, Tensor):
-        value = torch.full((), value, dtype=tensor.dtype)
-    if isinstance(index, Tensor) and index.dtype == torch.bool and index.shape == tensor.shape:
-        tensor.copy_(torch.where(index, value, tensor))
-    else:
-        tensor[index] = value
-
-
-def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-    """Torch asks for the number of elements, which has no value here."""
-    return x * torch.empty_like(x).bernoulli_(1 - p) / (1 - p) if training and p else x
-
-
-def _lstm_cell(x: Tensor, state: Any, w: Tensor, u: Tensor, b: Any = None, d: Any = None) -> Any:
-    """Torch's cells ask for the batch size, which has no value here."""
-    h, c = state
-    i, f, g, o = (linear(x, w, b) + linear(h, u, d)).chunk(4, -1)
-    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-    return o.sigmoid() * c.tanh(), c
-
-
-def _gru_cell(x: Tensor, h: Tensor, w: Tensor, u: Tensor, b: Any = None, d: Any = None) -> Tensor:
-    x_r, x_z, x_n = linear(x, w, b).chunk(3, -1)
-    h_r, h_z, h_n = linear(h, u, d).chunk(3, -1)
-    z, n = (x_z + h_z).sigmoid(), (x_n + (x_r + h_r).sigmoid() * h_n).tanh()
-    return n + z * (h - n)
-
-
-def _rnn_cell(activation: Any) -> Any:
-    def cell(x: Tensor, h: Tensor, w: Tensor, u: Tensor, b: Any = None, d: Any = None) -> Tensor:
-        return activation(linear(x, w, b) + linear(h, u, d))
-
-    return cell
-
-
-def _tensor(data: Any, **options: Any) -> Tensor:
-    """A number that is made a tensor inside the step; any other would be a tensor from nowhere."""
-    if isinstance(data, (bool, int, float)):
-        dtype = options.pop("dtype", None)
-        kind = torch.result_type(data, data) if dtype is None else dtype
-        return torch.full((), data, dtype=kind, **options)
-    return torch.tensor(data, **options)
-
-
-RESPELT: dict[Any, Any] = {
-    torch.where: _where,
-    Tensor.where: lambda x, condition, other: _where(condition, x, other),
-    torch.matmul: _matmul,
-    Tensor.matmul: _matmul,
-    Tensor.__matmul__: _matmul,
-    Tensor.__setitem__: _set_item,
-    torch.rms_norm: _rms_norm,
-    F.rms_norm: _rms_norm,
-    torch.cosine_similarity: _cosine_similarity,
-    torch.tensor: _tensor,
-    torch.dropout: lambda x, p, train: _dropout(x, p, train),
-    F.dropout: _dropout,
-    torch.lstm_cell: _lstm_cell,
-    torch.gru_cell: _gru_cell,
-    torch.rnn_tanh_cell: _rnn_cell(torch.tanh),
-    torch.rnn_relu_cell: _rnn_cell(torch.relu),
-}
-
-
-_PACKAGE = Path(__file__).parents[2]
-_NOT_THE_USERS = (
-    str(Path(torch.__file__).parent),
-    str(_PACKAGE / "engine"),
-    *(str(_PACKAGE / f"{name}.py") for name in ("compose", "cell", "bind", "layer")),
-    "<",  # code that was made at run time
-)
-
-
-def is_users(file: str) -> bool:
-    """Whether a file is neither torch's nor one of FlexRNN's that run every step."""
-    return not file.startswith(_NOT_THE_USERS)
-
-
-def users_line(places: Iterable[tuple[str, int | None]]) -> str:
-    """`at FILE:LINE` of the innermost frame that is neither torch's nor FlexRNN's own."""
-    for file, line in places:
-        if is_users(file):
-            return f"at {file}:{line}"
-    return "at a place that is not known"
-
-
-def frames() -> Iterator[tuple[str, int]]:
-    """File and line of every caller, the innermost first."""
-    frame: FrameType | None = inspect.currentframe()
-    while frame is not None:
-        yield frame.f_code.co_filename, frame.f_lineno
+def _asked_by_the_person() -> bool:
+    """Whether the attribute that is asked for now is asked for by no code of torch's."""
+    frame = inspect.currentframe()
+    while frame and (frame.f_code.co_filename == __file__ or frame.f_code.co_name == _MODE):
         frame = frame.f_back
+    return frame is not None and is_users(frame.f_code.co_filename)
 
 
-def place_of(error: Exception) -> str:
-    """`at FILE:LINE` of the person's code that an exception came from."""
-    passed = [(t.tb_frame.f_code.co_filename, t.tb_lineno) for t in _chain(error.__traceback__)]
-    return users_line(reversed(passed))
-
-
-def _chain(last: TracebackType | None) -> Iterator[TracebackType]:
-    while last is not None:
-        yield last
-        last = last.tb_next
+_MODE = "__torch_function__"  # torch has modes of its own around this one
+_DERIVATIVES = (TransformType.Grad, TransformType.Jvp)
+_OF_AUTOGRAD = {
+    getattr(Tensor, name).__get__: name for name in ("requires_grad", "is_leaf", "grad_fn", "grad")
+}

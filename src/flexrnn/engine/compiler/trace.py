@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._decomp import get_decompositions
 from torch._C import _len_torch_function_stack
+from torch._decomp import get_decompositions
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
@@ -24,6 +24,7 @@ from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
+    GuardOnDataDependentSymNode,
     StatelessSymbolicContext,
 )
 from torch.utils._python_dispatch import _disable_current_modes
@@ -39,7 +40,8 @@ from flexrnn.engine.compiler.aten import (
 )
 from flexrnn.engine.compiler.batch import BatchSize
 from flexrnn.engine.compiler.graph import BATCH, Graph
-from flexrnn.engine.compiler.spelling import CannotCompileError, Spelling, place_of
+from flexrnn.engine.compiler.refusal import CannotCompileError, place_of
+from flexrnn.engine.compiler.spelling import Spelling
 
 _UNKNOWN = object()  # a number that depends on the batch size
 
@@ -106,12 +108,13 @@ def _traced(
 
     course = "the step's course depends on the batch size"
     try:
-        with mode, torch.no_grad(), traceback.preserve_node_meta(), spelling:
+        with mode, traceback.preserve_node_meta(), spelling:
             traced = make_fx(functionalize(pure), _decompositions())(*args)
+            spelling.check_chance("at the end of the step")
     except CannotCompileError:
         raise
     except Exception as error:  # whatever a step raises on tensors without values
-        why = f"{_reason(error)}, {place_of(error)}"
+        why = f"{_reason(error, spelling.failed)}, {place_of(error)}"
         raise CannotCompileError(f"{course} {sizes.question}" if sizes.question else why) from error
     if sizes.question:
         raise CannotCompileError(f"{course} {sizes.question}")
@@ -174,6 +177,8 @@ def _lowered(
     where = node.meta.get("stack_trace") or ""
     if node.op == "get_attr":
         raise CannotCompileError(f"a tensor from outside the step is used, {where}")
+    if node.target is torch.ops.aten._local_scalar_dense.default:
+        raise CannotCompileError(f"item cannot be compiled: {_TAKEN}, {where}")
     result = node.meta.get("val")
     if not isinstance(node.target, OpOverload) or not isinstance(result, (Tensor, list, tuple)):
         return _size(result)  # arithmetic on sizes
@@ -237,8 +242,17 @@ def alone() -> Iterator[None]:
             torch._C._push_on_torch_function_stack(mode)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, operation: str) -> str:
     if "convert all Tensors to FakeTensors" in str(error):
         return "a tensor is used that is neither input, state nor an attribute of the cell"
+    if "autograd.Function" in str(error) or "custom_function_call" in str(error):
+        return "a torch.autograd.Function cannot be compiled: its derivative is its own"
+    what = f"{operation} cannot be compiled" if operation else "the step cannot be traced"
+    if operation in _TAKES_OUT or isinstance(error, GuardOnDataDependentSymNode):
+        return f"{what}: {_TAKEN}"
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"the step cannot be traced: {first}"
+    return f"{what}: {first}"
+
+
+_TAKEN = "it takes a number out of a tensor"
+_TAKES_OUT = ("__bool__", "__float__", "__int__", "__index__", "item", "tolist", "numpy")

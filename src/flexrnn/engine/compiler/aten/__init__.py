@@ -38,17 +38,25 @@ def lower(b: Builder, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     """
     if name in views.MOVES:
         return views.MOVES[name](b.graph, *args, **kwargs)
+    if name in views.OF_VIEWS and isinstance(args[0], views.View):
+        return views.OF_VIEWS[name](b.graph, *args, **kwargs)
     if name in shapes.UNMOVED and isinstance(args[0], views.View):
         return args[0]
-    args = tuple(_settled(b, arg) for arg in args)
     if name in HANDLERS:
-        return HANDLERS[name](b, *args, **kwargs)
+        return HANDLERS[name](b, *(_settled(b, arg) for arg in args), **kwargs)
     # Of an elementwise operation every operand may be a number.
     row, spelling = OPS.get(name), elementwise.SPELT.get(name)
     if spelling is None and (row is None or kwargs or len(args) != len(row.domain)):
         raise Unsupported("it is not among the operations of the table")
+    order = views.order_of(b.graph, args)
+    if order is not None:
+        args = tuple(views.reordered(b.graph, arg, order) for arg in args)
+    args = tuple(_settled(b, arg) for arg in args)
     args = tuple(a if a is None or isinstance(a, Ref) else number(a) for a in args)
-    return b.op(name, *args) if spelling is None else spelling(b, *args, **kwargs)
+    made = b.op(name, *args) if spelling is None else spelling(b, *args, **kwargs)
+    if order is None or isinstance(made, list):
+        return made
+    return views.permute(b.graph, made, [order.index(k) for k in range(len(order))])
 
 
 def _settled(b: Builder, arg: Any) -> Any:

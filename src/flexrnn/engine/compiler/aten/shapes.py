@@ -19,7 +19,6 @@ HANDLERS: Handlers = {}
 # Products -----------------------------------------------------------------------------------------
 
 
-@handles(HANDLERS, "mm", "matmul")
 def _mm(b: Builder, a: Ref, w: Ref) -> Ref:
     if BATCH in b.shape(w):
         raise Unsupported("the right operand of a product depends on the input or the state")

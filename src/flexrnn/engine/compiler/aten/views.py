@@ -4,6 +4,7 @@ A program keeps the batch first. `einsum` and `bmm` move it, multiply head by he
 back: followed as a view, nothing is moved at all, and what remains is one product by heads.
 """
 
+import math
 from typing import Any, NamedTuple
 
 from flexrnn.engine.compiler.aten.builder import Ref, Unsupported, reshape
@@ -84,26 +85,182 @@ def squeeze(graph: Graph, value: Ref | View, dim: Any = None) -> View:
 
 
 def view(graph: Graph, value: Ref | View, sizes: list[Any]) -> Ref | View:
-    """Another shape: followed where only axes of size one come and go, else a reshape."""
-    seen = as_view(graph, value)
-    order = [axis for axis in seen.axes if axis is not None]
-    if [s for s in shape_of(graph, seen) if s != 1] == [s for s in sizes if s != 1]:
-        following = iter(order)
-        return View(seen.base, tuple(None if s == 1 else next(following) for s in sizes))
-    return Ref(reshape(graph, settle(graph, seen), tuple(sizes)))
+    """Another shape: followed where axes are split, joined in order, or of size one."""
+    seen = _joined(graph, as_view(graph, value), [s for s in sizes if s != 1])
+    if (parts := _parts(graph, seen, [s for s in sizes if s != 1])) is None:
+        return Ref(reshape(graph, settle(graph, seen), tuple(sizes)))
+    numbers, count = {}, 0  # of the new base's axes, by those of the old
+    for axis in sorted(parts):
+        numbers[axis] = range(count, count + len(parts[axis]))
+        count += len(parts[axis])
+    shape = tuple(size for axis in sorted(parts) for size in parts[axis])
+    following = iter([k for axis in seen.axes if axis is not None for k in numbers[axis]])
+    base = Ref(reshape(graph, seen.base, shape))
+    return View(base, tuple(None if s == 1 else next(following) for s in sizes))
+
+
+def _joined(graph: Graph, seen: View, sizes: list[Any]) -> View:
+    """Axes of a parameter that become one, where they stand side by side in the base."""
+    old = graph.nodes[seen.base].shape
+    axes = [axis for axis in seen.axes if axis is not None]
+    if BATCH in old or axes == sorted(axes):
+        return seen
+    groups: list[list[int]] = []
+    for size in sizes:
+        group = [axes.pop(0)] if axes else []
+        while axes and math.prod(int(old[k]) for k in group) < size:
+            group.append(axes.pop(0))
+        groups.append(group)
+    full = [k for k, size in enumerate(old) if size != 1]
+    for group in groups:
+        first = full.index(group[0]) if group else 0
+        if not group or full[first : first + len(group)] != group:
+            return seen
+    rising = sorted(groups)
+    shape = tuple(math.prod(int(old[k]) for k in group) for group in rising)
+    return View(Ref(reshape(graph, seen.base, shape)), tuple(map(rising.index, groups)))
+
+
+def _parts(graph: Graph, seen: View, sizes: list[Any]) -> dict[int, list[Any]] | None:
+    """Which of the sizes, none of them 1, each axis of the base becomes; None if any is joined."""
+    parts: dict[int, list[Any]] = {}
+    rest = list(sizes)
+    for axis in seen.axes:
+        if axis is None:
+            continue
+        size: Any = graph.nodes[seen.base].shape[axis]
+        taken: list[Any] = []
+        while rest and (not taken or (size != BATCH and math.prod(taken) < size)):
+            taken.append(rest.pop(0))
+        if BATCH in taken and taken != [size]:
+            return None
+        if taken != [size] and (size == BATCH or math.prod(taken) != size):
+            return None
+        parts[axis] = taken
+    return None if rest else parts
+
+
+def select(graph: Graph, value: View, dim: int, index: int) -> View:
+    """One place along an axis."""
+    size = shape_of(graph, value)[dim]
+    first = index if index >= 0 or size == BATCH else index + int(size)
+    return squeeze(graph, cut(graph, value, dim, first, first + 1), dim)
+
+
+def cut(
+    graph: Graph, value: View, dim: int = 0, start: Any = None, stop: Any = None, step: int = 1
+) -> View:
+    """A part of an axis.
+
+    Raises:
+        Unsupported: the axis is the batch, and the part is not all of it.
+    """
+    axis, size = value.axes[dim], shape_of(graph, value)[dim]
+    if size == BATCH:
+        if start in (None, 0) and (stop in (None, BATCH) or stop >= _TO_THE_END) and step == 1:
+            return value
+        raise Unsupported("it works across the batch")
+    start, stop, step = slice(start, stop, step).indices(int(size))
+    if (start, stop, step) == (0, size, 1):
+        return value
+    if axis is None or step != 1 or not start < stop:
+        raise Unsupported("a slice of nothing, or with a step")
+    base = graph.nodes[value.base].shape
+    node = graph.add("slice", value.base, axis=axis - len(base), start=start, stop=stop)
+    axes = (None if k == axis and stop - start == 1 else k for k in value.axes)
+    return View(Ref(node), tuple(axes))
+
+
+_TO_THE_END = 2**63 - 1  # torch's for a slice without a stop
+
+
+def unbind(graph: Graph, value: View, dim: int = 0) -> list[View]:
+    """Every place along an axis."""
+    size = shape_of(graph, value)[dim]
+    if size == BATCH:
+        raise Unsupported("it works across the batch")
+    return [select(graph, value, dim, k) for k in range(int(size))]
+
+
+def order_of(graph: Graph, values: tuple[Any, ...]) -> list[int] | None:
+    """The order of axes in which the batch of all operands is first; None where it is already."""
+    for value in values:
+        if isinstance(value, View) and BATCH in shape_of(graph, value)[1:]:
+            last = len(graph.nodes[value.base].shape)
+            key = [last if axis is None else axis for axis in value.axes]
+            return sorted(range(len(key)), key=lambda k: key[k])
+    return None
+
+
+def reordered(graph: Graph, value: Any, order: list[int]) -> Any:
+    """An operand with its axes in another order, of as many axes as that has."""
+    if not isinstance(value, (Ref, View)):
+        return value
+    axes = as_view(graph, value).axes
+    if len(axes) > len(order):
+        raise Unsupported("it moves the batch")
+    wide = View(as_view(graph, value).base, (None,) * (len(order) - len(axes)) + axes)
+    return permute(graph, wide, order)
+
+
+def mm(graph: Graph, a: Ref | View, w: Ref | View) -> Ref | View:
+    """`(B, K) · (K, N)`; `W hᵀ` is `(h Wᵀ)ᵀ`."""
+    if BATCH in shape_of(graph, w) and BATCH not in shape_of(graph, a):
+        return transpose(
+            graph, mm(graph, transpose(graph, w, 0, 1), transpose(graph, a, 0, 1)), 0, 1
+        )
+    weight = settle(graph, w)
+    if BATCH in graph.nodes[weight].shape:
+        raise Unsupported("it works across the batch")
+    return Ref(graph.add("product", settle(graph, a), weight))
 
 
 def bmm(graph: Graph, a: Ref | View, w: Ref | View) -> View:
     """`(G, B, K) · (G, K, N)`, head by head: the product of `(B, G, K)`, seen as `(G, B, N)`."""
-    (heads, batch, k), weight = shape_of(graph, a), settle(graph, w)
-    left = settle(graph, transpose(graph, a, 0, 1))  # (B, G, K)
-    n = graph.nodes[weight].shape[-1]
-    if batch != BATCH or BATCH in graph.nodes[weight].shape:
+    left, right = shape_of(graph, a), shape_of(graph, w)
+    if left[0] == right[0] == BATCH:
+        return _product_of_rows(graph, as_view(graph, a), as_view(graph, w))
+    if BATCH in right and BATCH not in left:
+        swapped = bmm(graph, transpose(graph, w, 1, 2), transpose(graph, a, 1, 2))
+        return transpose(graph, swapped, 1, 2)
+    (heads, batch, k), weight = left, settle(graph, w)
+    if batch != BATCH or BATCH in right:
         raise Unsupported("a product of two tensors that both depend on the input or the state")
+    operand = settle(graph, transpose(graph, a, 0, 1))  # (B, G, K)
+    n = graph.nodes[weight].shape[-1]
     if heads == 1:
-        left, weight = reshape(graph, left, (batch, k)), reshape(graph, weight, (k, n))
-    product = reshape(graph, graph.add("product", left, weight), (batch, heads, n))
+        operand, weight = reshape(graph, operand, (batch, k)), reshape(graph, weight, (k, n))
+    elif graph.nodes[weight].op == "expand":  # one weight for all heads
+        weight = reshape(graph, graph.nodes[weight].args[0], (k, n))
+    product = reshape(graph, graph.add("product", operand, weight), (batch, heads, n))
     return transpose(graph, Ref(product), 0, 1)
+
+
+def _product_of_rows(graph: Graph, a: View, w: View) -> View:
+    """`(B, M, K) · (B, K, N)`, row by row: products of numbers, and their sum over K.
+
+    The three axes stand in an order in which nothing of either operand has to move.
+    """
+    m_k = None in a.axes or a.axes[1] < a.axes[2]  # pyright: ignore[reportOperatorIssue]
+    n_k = None in w.axes or w.axes[2] < w.axes[1]  # pyright: ignore[reportOperatorIssue]
+    order = {(True, True): "mnk", (True, False): "mkn", (False, True): "nkm"}.get((m_k, n_k), "kmn")
+    axes = [dict(zip("bmk", a.axes, strict=True)), dict(zip("bkn", w.axes, strict=True))]
+    operands = [
+        settle(graph, View(view.base, tuple(names.get(name) for name in "b" + order)))
+        for view, names in zip((a, w), axes, strict=True)
+    ]
+    total = graph.add("mul", *operands)
+    k = order.index("k") - 3
+    if k == -1:
+        total = graph.add("sum", total)
+    else:
+        size = int(graph.nodes[total].shape[k])
+        terms = [graph.add("slice", total, axis=k, start=i, stop=i + 1) for i in range(size)]
+        total = terms[0] if size > 1 else total
+        for term in terms[1:]:
+            total = graph.add("add", total, term)
+    found = squeeze(graph, Ref(total), k)
+    return found if order.index("m") < order.index("n") else transpose(graph, found, 1, 2)
 
 
 MOVES = {
@@ -114,5 +271,7 @@ MOVES = {
     "view": view,
     "_unsafe_view": view,
     "reshape": view,
+    "mm": mm,
     "bmm": bmm,
 }
+OF_VIEWS = {"select": select, "slice": cut, "unbind": unbind}  # what nodes have their own of

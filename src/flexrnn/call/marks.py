@@ -1,0 +1,119 @@
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false, reportAttributeAccessIssue=false
+# Torch has no public name for an assertion on the device, or for whether vmap is at work.
+"""`lengths` and `reset`: where sequences end, and where they begin anew."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+
+
+class Marks(NamedTuple):
+    """Truth values `(T, B, 1)`, or None where nothing is marked."""
+
+    valid: Tensor | None = None  # step t belongs to row b's sequence
+    reset: Tensor | None = None  # row b is cut between steps t - 1 and t
+
+    def of(self, *, reverse: bool) -> "Marks":
+        """The marks as one direction meets them.
+
+        Who comes from the end crosses the cut between t − 1 and t on the way to t − 1.
+        """
+        if self.reset is None or not reverse:
+            return self
+        return self._replace(reset=torch.cat([self.reset[1:], torch.zeros_like(self.reset[:1])]))
+
+
+def marks(lengths: Tensor | None, reset: Tensor | None, steps: int, device: Any) -> Marks:
+    """Marks of `lengths` `(B,)` and `reset` `(T, B)`; behind a sequence's end nothing is reset."""
+    valid = None
+    if lengths is not None:
+        t = torch.arange(steps, device=device)
+        valid = (t[:, None] < lengths.to(device)).unsqueeze(-1)
+    if reset is not None:
+        reset = reset.unsqueeze(-1) if valid is None else reset.unsqueeze(-1) & valid
+    return Marks(valid, reset)
+
+
+def check_lengths(lengths: Any, x: Tensor) -> Tensor | None:
+    """`lengths` as a tensor `(B,)`, checked against `x` `(T, B, I)` or `(T, I)`.
+
+    Raises:
+        TypeError, ValueError: it is not one integer from 0 to T for each sequence. On a device
+            other than the CPU a value out of range fails there, as an assertion: a look at it
+            would stop the queue.
+    """
+    if lengths is None:
+        return None
+    if isinstance(lengths, (list, tuple)):
+        if not all(isinstance(n, int) and not isinstance(n, bool) for n in lengths):
+            raise TypeError(f"lengths: expected integers, got {lengths!r}")
+        lengths = torch.tensor(lengths, dtype=torch.int64)
+    if isinstance(lengths, int) and not isinstance(lengths, bool):
+        lengths = torch.tensor(lengths)
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"lengths: expected a tensor of integers, got {type(lengths).__name__}")
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise TypeError(f"lengths: expected integers, got {lengths.dtype}")
+    shape = tuple(x.shape[1:-1])
+    if lengths.shape != shape:
+        raise ValueError(
+            f"lengths: expected shape {shape}, one for each sequence, got {tuple(lengths.shape)}"
+        )
+    _check_values(lengths, x.shape[0])
+    return lengths.reshape(-1).long()
+
+
+def _check_values(lengths: Tensor, steps: int) -> None:
+    fitting = ((lengths >= 0) & (lengths <= steps)).all()
+    message = f"lengths: expected numbers from 0 to {steps}, the number of time steps"
+    if lengths.device.type != "cpu" or torch.compiler.is_compiling() or type(lengths) is not Tensor:
+        if lengths.device.type != "meta":
+            torch._assert_async(fitting, message)
+    elif not _functorch.is_functorch_wrapped_tensor(lengths) and not bool(fitting):
+        raise ValueError(f"{message}, got {lengths.tolist()}")
+
+
+def check_reset(reset: Any, x: Tensor, *, batch_first: bool) -> Tensor | None:
+    """`reset` as `(T, B)`, checked against `x` `(T, B, I)` or `(T, I)`.
+
+    Args:
+        reset: `(T, B)`, or `(B, T)` with `batch_first`; `(T,)` without a batch.
+        x: the input, time first.
+        batch_first: the person's tensors have the batch first.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: it is no tensor of truth values of that shape on the
+            input's device.
+    """
+    if reset is None:
+        return None
+    if not isinstance(reset, Tensor):
+        raise TypeError(f"reset: expected a tensor of torch.bool, got {type(reset).__name__}")
+    if reset.dtype != torch.bool:
+        raise TypeError(f"reset: expected torch.bool, got {reset.dtype}")
+    shape, name = tuple(x.shape[:-1]), "(T, B)"
+    if x.dim() == 2:
+        name = "(T,)"
+    elif batch_first:
+        shape, name = (shape[1], shape[0]), "(B, T)"
+    if reset.shape != shape:
+        raise ValueError(f"reset: expected shape {name} = {shape}, got {tuple(reset.shape)}")
+    if reset.device != x.device:
+        raise RuntimeError(
+            f"reset: expected it on the input's device {x.device}, got {reset.device}"
+        )
+    if x.dim() == 2:
+        return reset.unsqueeze(1)
+    return reset.transpose(0, 1) if batch_first else reset
+
+
+def check_alone(**given: Any) -> None:
+    """Refuse arguments that a `PackedSequence` does not take."""
+    for name, value in given.items():
+        if value is not None and value is not False:
+            raise ValueError(
+                f"{name}: expected none with a PackedSequence, which has lengths of its own; give "
+                "a padded tensor and its lengths"
+            )

@@ -1,0 +1,67 @@
+# pyright: reportAttributeAccessIssue=false
+# Torch has no public name for whether a transform of torch.func is at work.
+"""`checkpoint_every`: time in segments, whose inside is computed anew in the backward pass."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch.utils.checkpoint import checkpoint
+
+from flexrnn.compose import CellStep
+from flexrnn.engine import scan
+
+Result = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]
+
+
+def run(
+    step: CellStep,
+    state: tuple[Tensor, ...],
+    xs: tuple[Tensor, ...],
+    *,
+    reverse: bool,
+    keep: Sequence[int],
+    backend: str,
+    every: int | None,
+) -> Result:
+    """Run a composed step over time; operands as in `engine.scan.run`.
+
+    Source: Chen, Xu, Zhang & Guestrin 2016. Between forward and backward pass there are the state
+    at every segment's beginning and what the segments return; in the backward pass one segment
+    after another is there in full.
+
+    Args:
+        step, state, xs, reverse, keep, backend: as in `engine.scan.run`.
+        every: length of a segment, or None for everything at once. So it is, too, where nothing
+            is kept for a backward pass anyway, under the transforms of `torch.func` and under
+            `torch.compile`, which decide themselves what is kept.
+    """
+    if every is None or not torch.is_grad_enabled() or _others_decide():
+        return scan.run(step, state, xs, reverse=reverse, keep=keep, backend=backend)
+    engine = scan.in_force(backend)
+    rebuild = type(state)._make if hasattr(state, "_fields") else tuple
+
+    def segment(*tensors: Tensor) -> tuple[Tensor, ...]:
+        begin, rows = tensors[: len(state)], tensors[len(state) :]
+        with scan.backend(engine):  # in the backward pass as well
+            history, final = scan.run(step, rebuild(begin), rows, reverse=reverse, keep=keep)
+        return (*history, *final)
+
+    pieces = list(zip(*(x.split(every) for x in xs), strict=True))
+    histories: list[tuple[Tensor, ...]] = []
+    for piece in reversed(pieces) if reverse else pieces:
+        # Masks are drawn before: nothing inside draws anything.
+        done: Any = checkpoint(
+            segment, *state, *piece, use_reentrant=False, preserve_rng_state=False
+        )
+        histories.append(done[: len(keep)])
+        state = done[len(keep) :]
+    if reverse:
+        histories.reverse()
+    return tuple(map(torch.cat, zip(*histories, strict=True))), state
+
+
+def _others_decide() -> bool:
+    return torch.compiler.is_compiling() or _functorch.peek_interpreter_stack() is not None

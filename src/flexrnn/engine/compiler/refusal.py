@@ -1,0 +1,54 @@
+"""What is no program, and the line of the person's code that it stands in."""
+
+import inspect
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import FrameType, TracebackType
+
+import torch
+
+
+class CannotCompileError(RuntimeError):
+    """A step does something that no program can say; the message names operation, file and line."""
+
+
+_PACKAGE = Path(__file__).parents[2]
+_NOT_THE_USERS = (
+    str(Path(torch.__file__).parent),
+    str(_PACKAGE / "engine"),
+    *(str(_PACKAGE / f"{name}.py") for name in ("compose", "cell", "bind", "layer")),
+    "<",  # code that was made at run time
+)
+
+
+def is_users(file: str) -> bool:
+    """Whether a file is neither torch's nor one of FlexRNN's that run every step."""
+    return not file.startswith(_NOT_THE_USERS)
+
+
+def users_line(places: Iterable[tuple[str, int | None]]) -> str:
+    """`at FILE:LINE` of the innermost frame that is neither torch's nor FlexRNN's own."""
+    for file, line in places:
+        if is_users(file):
+            return f"at {file}:{line}"
+    return "at a place that is not known"
+
+
+def frames() -> Iterator[tuple[str, int]]:
+    """File and line of every caller, the innermost first."""
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None:
+        yield frame.f_code.co_filename, frame.f_lineno
+        frame = frame.f_back
+
+
+def place_of(error: Exception) -> str:
+    """`at FILE:LINE` of the person's code that an exception came from."""
+    passed = [(t.tb_frame.f_code.co_filename, t.tb_lineno) for t in _chain(error.__traceback__)]
+    return users_line(reversed(passed))
+
+
+def _chain(last: TracebackType | None) -> Iterator[TracebackType]:
+    while last is not None:
+        yield last
+        last = last.tb_next

@@ -1,0 +1,157 @@
+"""Spellings: what a person writes that torch would turn into what no longer says what was meant."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.functional import linear
+
+from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
+
+
+def _where(condition: Tensor, *values: Any) -> Any:
+    """A number would come as a tensor from nowhere."""
+    if len(values) != 2:
+        return torch.where(condition, *values)
+    dtype = torch.result_type(*values)
+    return torch.where(
+        condition,
+        *(v if isinstance(v, Tensor) else torch.full((), v, dtype=dtype) for v in values),
+    )
+
+
+def _matmul(a: Tensor, w: Tensor) -> Tensor:
+    """Products that torch spells by copies of w, for each row or by rows and heads as one axis.
+
+    `(K, N)ᵀ` on the left of a column, `(B, G, K)` times one w for all heads, and head by head
+    `(B, G, 1, K)` times `(G, K, N)`.
+    """
+    if a.dim() == 2 and w.dim() == 3 and w.shape[-1] == 1:
+        return torch.matmul(w.squeeze(-1), a.T).unsqueeze(-1)
+    if a.dim() == 3 and w.dim() == 2:
+        return torch.bmm(a.transpose(0, 1), w.expand(a.shape[1], -1, -1)).transpose(0, 1)
+    if a.dim() == 4 and a.shape[-2] == 1 and w.dim() == 3:
+        return torch.bmm(a.squeeze(-2).transpose(0, 1), w).transpose(0, 1).unsqueeze(-2)
+    return torch.matmul(a, w)
+
+
+def _linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Of `(B, G, I)` torch makes rows and heads one axis."""
+    if x.dim() != 3:
+        return linear(x, w, bias)
+    y = _matmul(x, w.T)
+    return y if bias is None else y + bias
+
+
+def _baddbmm(y: Tensor, a: Tensor, w: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """Torch's cannot stretch y where the batch has no number."""
+    return beta * y + alpha * torch.bmm(a, w)
+
+
+def _pad(x: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Tensor:
+    """Torch asks for the batch size, whatever axis is padded."""
+    if mode != "constant" or any(pad[2 * x.dim() - 2 :]):
+        return F.pad(x, pad, mode, value)
+    for k, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        axis = x.dim() - 1 - k
+        x = x.narrow(axis, max(0, -before), x.shape[axis] + min(0, before) + min(0, after))
+        sizes = [[n if i == axis else size for i, size in enumerate(x.shape)]
+                 for n in (before, after)]  # fmt: skip
+        ends = [[x.new_full(size, value or 0.0)] if size[axis] > 0 else [] for size in sizes]
+        x = torch.cat([*ends[0], x, *ends[1]], axis)
+    return x
+
+
+def _rms_norm(
+    x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """Torch's writes in place where nobody rewrites it."""
+    axes = tuple(range(-len(shape), 0))
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    y = x * (x.square().mean(axes, keepdim=True) + eps).rsqrt()
+    return y if weight is None else y * weight
+
+
+def _cosine_similarity(a: Tensor, b: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """Torch's writes in place where nobody rewrites it."""
+    norms = [x.norm(dim=dim, keepdim=True).clamp(min=eps) for x in (a, b)]
+    return (a / norms[0] * (b / norms[1])).sum(dim)
+
+
+def _set_item(tensor: Tensor, index: Any, value: Any) -> None:
+    """A number would come as a tensor from nowhere, and a mask as places without a number."""
+    if not isinstance(value, Tensor):
+        value = torch.full((), value, dtype=tensor.dtype)
+    if isinstance(index, Tensor) and index.dtype == torch.bool and index.shape == tensor.shape:
+        tensor.copy_(torch.where(index, value, tensor))
+    else:
+        tensor[index] = value
+
+
+def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    """Torch asks for the number of elements, which has no value here."""
+    if training and p:
+        where = users_line(frames())
+        raise CannotCompileError(f"dropout cannot be compiled: it draws random numbers, {where}")
+    return x
+
+
+def _other_dropout(x: Tensor, p: float = 0.5, training: bool = False, *rest: Any) -> Tensor:
+    return _dropout(x, p, training)
+
+
+def _lstm_cell(x: Tensor, state: Any, w: Tensor, u: Tensor, b: Any = None, d: Any = None) -> Any:
+    """Torch's cells ask for the batch size, which has no value here."""
+    h, c = state
+    i, f, g, o = (linear(x, w, b) + linear(h, u, d)).chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def _gru_cell(x: Tensor, h: Tensor, w: Tensor, u: Tensor, b: Any = None, d: Any = None) -> Tensor:
+    x_r, x_z, x_n = linear(x, w, b).chunk(3, -1)
+    h_r, h_z, h_n = linear(h, u, d).chunk(3, -1)
+    z, n = (x_z + h_z).sigmoid(), (x_n + (x_r + h_r).sigmoid() * h_n).tanh()
+    return n + z * (h - n)
+
+
+def _rnn_cell(activation: Any) -> Any:
+    def cell(x: Tensor, h: Tensor, w: Tensor, u: Tensor, b: Any = None, d: Any = None) -> Tensor:
+        return activation(linear(x, w, b) + linear(h, u, d))
+
+    return cell
+
+
+def _tensor(data: Any, **options: Any) -> Tensor:
+    """A number that is made a tensor inside the step; any other would be a tensor from nowhere."""
+    if isinstance(data, (bool, int, float)):
+        dtype = options.pop("dtype", None)
+        kind = torch.result_type(data, data) if dtype is None else dtype
+        return torch.full((), data, dtype=kind, **options)
+    return torch.tensor(data, **options)
+
+
+RESPELT: dict[Any, Any] = {
+    torch.where: _where,
+    Tensor.where: lambda x, condition, other: _where(condition, x, other),
+    torch.matmul: _matmul,
+    Tensor.matmul: _matmul,
+    Tensor.__matmul__: _matmul,
+    Tensor.__setitem__: _set_item,
+    torch.rms_norm: _rms_norm,
+    F.rms_norm: _rms_norm,
+    torch.cosine_similarity: _cosine_similarity,
+    torch.tensor: _tensor,
+    torch.dropout: lambda x, p, train: _dropout(x, p, train),
+    F.dropout: _dropout,
+    F.alpha_dropout: _other_dropout,
+    F.feature_alpha_dropout: _other_dropout,
+    torch.baddbmm: _baddbmm,
+    F.linear: _linear,
+    F.pad: _pad,
+    torch.lstm_cell: _lstm_cell,
+    torch.gru_cell: _gru_cell,
+    torch.rnn_tanh_cell: _rnn_cell(torch.tanh),
+    torch.rnn_relu_cell: _rnn_cell(torch.relu),
+}

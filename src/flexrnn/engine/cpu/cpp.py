@@ -1,0 +1,53 @@
+"""C++ for one operation, and the text in front of every generated source."""
+
+import math
+from functools import cache
+from importlib import resources
+
+from flexrnn.engine.compiler.ops import OPS
+from flexrnn.engine.cpu.isa import Isa
+
+RUNTIME = ("vector.h", "math.h")
+
+
+def expression(name: str, *operands: str, **attributes: float) -> str:
+    """The row `name` of the table as a C++ expression.
+
+    Args:
+        name: of the operation.
+        operands: C++ of type `vec`, or `mask` for truth values; names, or in brackets.
+        attributes: the numbers that belong to it.
+
+    Returns:
+        C++ of type `mask` where the row is boolean, else `vec`; put it in brackets to nest it.
+    """
+    op = OPS[name]
+    numbers = {key: literal(attributes.get(key, default)) for key, default in op.attributes}
+    if op.cpp:
+        return op.cpp.format(**dict(zip("abc", operands, strict=False)), **numbers)
+    return f"{name}({', '.join((*operands, *numbers.values()))})"
+
+
+def literal(value: float) -> str:
+    """A number of type `REAL` in C++, to the last bit."""
+    if math.isnan(value):
+        return 'REAL(__builtin_nan(""))'
+    if math.isinf(value):
+        return f"REAL({'-' if value < 0 else ''}__builtin_inf())"
+    return f"REAL({value.hex()})"
+
+
+@cache
+def prologue(real: str, isa: Isa) -> str:
+    """What stands in front of generated source: vectors, and functions on them.
+
+    Args:
+        real: `float` or `double`.
+        isa: whose registers a vector fills.
+    """
+    size, integer = {"float": (4, "int"), "double": (8, "long")}[real]
+    lanes = isa.vector_bytes // size
+    defined = f"#define REAL {real}\n#define INT {integer}\n#define VL {lanes}\n"
+    folder = resources.files("flexrnn.engine.cpu") / "runtime"
+    texts = ((folder / name).read_text(encoding="utf-8") for name in RUNTIME)
+    return "\n".join((defined, *texts))

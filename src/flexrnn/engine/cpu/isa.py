@@ -1,0 +1,65 @@
+"""Which vector instructions this machine has, and so how wide a vector of generated code is."""
+
+import os
+import platform
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from flexrnn.engine.step import CannotRunError
+
+
+class Isa(NamedTuple):
+    """A set of instructions for which code is compiled."""
+
+    name: str
+    vector_bytes: int  # the widest register
+    needs: tuple[str, ...]  # as Linux names a CPU's features
+    options: tuple[str, ...]  # of the compiler
+
+
+_AVX2 = ("avx2", "fma", "bmi2")
+_AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
+
+# The widest first. What a machine runs is chosen here and not by -march=native, for then a library
+# is known by what it needs, and a home that unlike machines share keeps one for each.
+ISAS: tuple[Isa, ...] = (
+    Isa("avx512", 64, _AVX512, (*(f"-m{n}" for n in _AVX512), "-mprefer-vector-width=512")),
+    Isa("avx2", 32, _AVX2, tuple(f"-m{n}" for n in _AVX2)),
+    Isa("plain", 16, (), ()),
+)
+
+
+@cache
+def features() -> frozenset[str]:
+    """What the CPU can do, as far as it matters here and the operating system lets it."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return frozenset()
+    known = {name for isa in ISAS for name in isa.needs}
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    found = (line.partition(":")[2].split() for line in lines if line.startswith("flags"))
+    return frozenset(known.intersection(next(found, ())))
+
+
+def runnable() -> tuple[Isa, ...]:
+    """The sets that this machine has, the widest first."""
+    return tuple(isa for isa in ISAS if features().issuperset(isa.needs))
+
+
+def machine() -> Isa:
+    """The set to compile for: the widest that the machine has, or the one that FLEXRNN_ISA names.
+
+    Raises:
+        CannotRunError: FLEXRNN_ISA names none, or one that this machine lacks.
+    """
+    name, has = os.environ.get("FLEXRNN_ISA"), runnable()
+    if not name:
+        return has[0]
+    for isa in has:
+        if isa.name == name:
+            return isa
+    expected = ", ".join(isa.name for isa in has)
+    raise CannotRunError(f"FLEXRNN_ISA: expected one of {expected} on this machine, got {name!r}")

@@ -1,0 +1,119 @@
+"""From C++ text to a loaded library: compiled once on a machine, then read from disk."""
+
+import ctypes
+import hashlib
+import json
+import os
+import sys
+import threading
+from functools import cache as once
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from flexrnn.engine.cpu import cache, compiler, openmp
+from flexrnn.engine.cpu.isa import Isa, features, machine
+from flexrnn.engine.step import CannotRunError
+
+
+class Toolchain:
+    """The libraries that this process has loaded, and what it has failed to compile."""
+
+    def __init__(self) -> None:
+        self._libraries: dict[tuple[str, str], ctypes.CDLL] = {}
+        self._failures: dict[tuple[str, str], str] = {}
+        self._unusable = ""  # why no compilation can succeed
+        self._unlock()
+        os.register_at_fork(after_in_child=self._unlock)  # a thread that is not copied may hold it
+
+    def _unlock(self) -> None:
+        self._lock = threading.Lock()
+
+    def library(self, source: str, isa: Isa | None = None) -> ctypes.CDLL:
+        """The shared library of C++ text; compiled where no process has done so before.
+
+        Several threads may call it at once. What has failed is not tried again.
+
+        Args:
+            source: the whole text; it contains the graph and the dtype.
+            isa: the instructions to compile for; those of this machine by default.
+
+        Raises:
+            CannotRunError: this is not Linux, there is no compiler, it fails or hangs, the folder
+                of libraries is open to others, or there is no room for a library.
+        """
+        if sys.platform != "linux":
+            raise CannotRunError(f"generated code: expected Linux, got {sys.platform}")
+        isa = isa or machine()
+        key = (source, isa.name)
+        with self._lock:
+            if key in self._libraries:
+                return self._libraries[key]
+            if failure := self._unusable or self._failures.get(key):
+                raise CannotRunError(failure)
+            try:
+                self._libraries[key] = _library(source, isa)
+            except compiler.UnusableError as error:
+                self._unusable = str(error)
+                raise
+            except CannotRunError as error:
+                self._failures[key] = str(error)
+                raise
+            return self._libraries[key]
+
+
+library = Toolchain().library
+
+
+def _library(source: str, isa: Isa) -> ctypes.CDLL:
+    found = compiler.find()
+    key = cache_key(source, isa, found)
+    try:
+        return _from(cache.folder(), key, source, isa, found)
+    except OSError as error:  # read-only, full, not to be loaded from, ...
+        first = error
+    try:
+        return _from(cache.temporary(), key, source, isa, found)
+    except OSError as second:
+        raise CannotRunError(f"no folder for compiled libraries: {first}; {second}") from None
+
+
+def _from(where: Path, key: str, source: str, isa: Isa, found: compiler.Compiler) -> ctypes.CDLL:
+    if entry := cache.get(where, key):
+        try:
+            return ctypes.CDLL(str(entry))
+        except OSError:
+            if entry.exists():
+                raise
+    with cache.building(where) as folder:
+        try:
+            made = compiler.compile_library(found, isa, source, folder)
+        except CannotRunError:
+            cache.check_room(folder)  # the compiler's own words about a full disk differ
+            raise
+        entry = cache.put(where, key, made)
+    return ctypes.CDLL(str(entry))
+
+
+def cache_key(source: str, isa: Isa, found: compiler.Compiler) -> str:
+    """Everything that the bytes of a library and its fitness for this machine depend on."""
+    parts = (
+        source,
+        found,
+        compiler.options(found, isa),
+        str(openmp.runtime()),
+        sorted(features().intersection(isa.needs)),
+        version(),
+        torch.__version__,
+    )
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+@once
+def version() -> str:
+    """FlexRNN's version."""
+    try:
+        return metadata.version("flexrnn")
+    except metadata.PackageNotFoundError:  # a source tree on the path
+        return ""

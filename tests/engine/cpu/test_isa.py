@@ -1,0 +1,62 @@
+"""What is compiled for is what the machine has, or less where somebody says so."""
+
+import re
+
+import pytest
+
+from flexrnn.engine.cpu.cpp import prologue
+from flexrnn.engine.cpu.isa import ISAS, Isa, machine, runnable
+from flexrnn.engine.cpu.toolchain import library
+from flexrnn.engine.step import CannotRunError
+
+ASK = """
+extern "C" __attribute__((visibility("default"))) int has() {
+    return (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl")) * 2
+        + (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"));
+}
+"""
+
+
+def test_the_widest_is_taken() -> None:
+    assert machine() == runnable()[0]
+    assert runnable()[-1].name == "plain"
+
+
+@pytest.mark.parametrize("k", range(len(ISAS)))
+def test_a_set_with_a_missing_instruction_is_not_taken(
+    k: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for missing in ISAS[k].needs:
+        has = frozenset(ISAS[0].needs) - {missing}
+        monkeypatch.setattr("flexrnn.engine.cpu.isa.features", lambda has=has: has)
+        assert all(missing not in isa.needs for isa in runnable())
+        assert runnable()[-1] == ISAS[-1]
+
+
+def test_the_compilers_own_question_has_the_same_answer() -> None:
+    names = {isa.name for isa in runnable()}
+    assert library(ASK).has() == 2 * ("avx512" in names) + ("avx2" in names)
+
+
+def test_it_can_be_asked_for_less_but_not_for_more(
+    isa: Isa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEXRNN_ISA", isa.name)
+    assert machine() == isa
+    monkeypatch.setattr("flexrnn.engine.cpu.isa.runnable", lambda: ISAS[-1:])
+    if isa.name != "plain":
+        message = f"FLEXRNN_ISA: expected one of plain on this machine, got '{isa.name}'"
+        with pytest.raises(CannotRunError, match=f"^{re.escape(message)}$"):
+            machine()
+
+
+@pytest.mark.parametrize(("real", "size"), [("float", 4), ("double", 8)])
+def test_a_vector_fills_a_register_and_no_more(real: str, size: int, isa: Isa) -> None:
+    ask = 'extern "C" __attribute__((visibility("default"))) int bytes() { return sizeof(vec); }'
+    text = prologue(real, isa)
+    assert library(text + ask, isa).bytes() == isa.vector_bytes
+    assert f"#define VL {isa.vector_bytes // size}\n" in text
+    largest = {"avx512": "64", "avx2": "32", "plain": "16"}[isa.name]
+    macro = "__AVX512F__" if largest == "64" else "__AVX2__" if largest == "32" else "REAL"
+    check = f"#ifndef {macro}\n#error the flags do not give what the vectors need\n#endif\n"
+    library(text + check + ask, isa)
