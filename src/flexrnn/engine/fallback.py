@@ -23,8 +23,8 @@ def warn(cause: str) -> None:
         _warned.add(cause)
         ours = sum(1 for _ in takewhile(lambda place: not is_users(place[0]), frames()))
         warnings.warn(
-            f"{cause}. The reference, an eager loop, runs it instead, and is slow. Rewrite what is "
-            'named here, or accept it with backend="reference"; flexrnn.explain(layer, x) says more',
+            f"{cause}. The reference, an eager loop, runs it instead, and is slow. Change what is "
+            'named here, or accept it: backend="reference". flexrnn.explain(layer, x) says more',
             FallbackWarning,
             stacklevel=ours + 1,
         )

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flexrnn.engine.step import frozen
@@ -46,8 +47,20 @@ class FunctionStep:
 
     def recipe(self) -> tuple[Any, ...]:
         """The function, and the structures of its operands."""
-        kinds = (type(self.state), None if isinstance(self.state, Tensor) else len(self.state))
-        return (_from_parts, self.step, *kinds, type(self.xs))
+        return (_from_parts, self.step, type(self.state), len(self.fields), type(self.xs))
+
+
+def _from_parts(
+    tensors: Mapping[str, Tensor], step: Callable[..., Any], state: type, fields: int, xs: type
+) -> FunctionStep:
+    return FunctionStep(step, _sample(state, fields), _sample(xs, 1), tuple(tensors.values()))
+
+
+def _sample(kind: type, fields: int) -> Any:
+    """Something of which `rebuild` sees the structure."""
+    if issubclass(kind, Tensor):
+        return torch.empty(())
+    return kind(*[None] * fields) if hasattr(kind, "_fields") else (None,) * fields
 
 
 def tensors_in(argument: str, value: Any, *, empty: bool = False) -> tuple[Tensor, ...]:

@@ -72,7 +72,7 @@ def run(
     if torch.compiler.is_dynamo_compiling():
         return traced.run(step, state, xs, reverse=reverse, keep=keep, backend=name)
     causes: list[str] = []
-    for engine in engines.AUTO if name == "auto" else (name,):
+    for engine in chain(name):
         if engine == "reference":
             break
         try:
@@ -92,15 +92,17 @@ def in_force(backend: str) -> str:
     return _here.chosen or backend
 
 
-@contextmanager
-def watched(watch: Callable[..., Any]) -> Iterator[Callable[[Any], str]]:
-    """Let `watch(step, state, xs, keep)` stand in for every engine inside the block.
+def chain(backend: str) -> tuple[str, ...]:
+    """The engines that a backend tries, one after another."""
+    return engines.AUTO if backend == "auto" else (backend,)
 
-    Yields a function that says which backend is in force for a layer.
-    """
+
+@contextmanager
+def watched(watch: Callable[..., Any]) -> Iterator[None]:
+    """Let `watch(step, state, xs, keep)` stand in for every engine inside the block."""
     before, _here.watch = _here.watch, watch
     try:
-        yield lambda layer: _here.chosen or getattr(layer, "backend", "auto")
+        yield
     finally:
         _here.watch = before
 
