@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# What a storage is known by has no public name.
 """`checkpoint_every`: the same numbers and gradients, to the bit, for less memory."""
 
 import weakref
