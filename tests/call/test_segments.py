@@ -36,14 +36,15 @@ class Peak(TorchDispatchMode):
         return result
 
     def _note(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata not in self.seen:
-            self.seen.add(storage._cdata)
-            self.alive += storage.nbytes()
+        place, size = storage.data_ptr(), storage.nbytes()
+        if size and place not in self.seen:
+            self.seen.add(place)
+            self.alive += size
             self.most = max(self.most, self.alive)
-            weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+            weakref.finalize(storage, self._free, place, size)
 
-    def _free(self, key: int, size: int) -> None:
-        self.seen.discard(key)
+    def _free(self, place: int, size: int) -> None:
+        self.seen.discard(place)
         self.alive -= size
 
 
