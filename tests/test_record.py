@@ -12,6 +12,7 @@ from torch.testing import assert_close
 import flexrnn
 from flexrnn import FlexRNN, cells, record
 from flexrnn.cells import HiddenState
+from flexrnn.record import Taps
 
 T, B, I, H = 6, 4, 3, 5
 ALL = [getattr(cells, name) for name in cells.__all__ if name.endswith("Cell")]
@@ -171,3 +172,11 @@ def test_what_is_no_layer_is_refused(refused: Any) -> None:
 
     refused(lambda: enter(None), TypeError, "layer: expected a FlexRNN, got NoneType")
     refused(lambda: enter(torch.nn.LSTM(I, H)), TypeError, "layer: expected a FlexRNN, got LSTM")
+
+
+def test_who_has_heard_enough_keeps_no_more() -> None:
+    taps = Taps()
+    taps(i=torch.ones(2, 3))
+    assert list(taps.close("Cell", 1, None, reverse=False)) == ["i"]
+    taps(i=torch.ones(2, 3))  # a segment that runs again in the backward pass
+    assert len(taps.rows["i"]) == 1

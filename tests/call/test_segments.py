@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 import flexrnn
 from flexrnn import FlexRNN
+from flexrnn.engine import scan
 
 Make = Callable[..., FlexRNN]
 T, B, I, H = 7, 3, 3, 5
@@ -89,6 +90,23 @@ def test_weights_dropped_for_a_call_are_the_same_in_its_backward_pass() -> None:
     expected = outcome(layer, "reference")
     layer.checkpoint_every = 3
     assert_close(outcome(layer, "reference"), expected, rtol=0, atol=0)
+
+
+def test_the_engine_of_the_forward_pass_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        seen.append(scan.in_force("auto"))
+        return run(*args, **kwargs)
+
+    run = scan.run
+    monkeypatch.setattr(scan, "run", noted)
+    layer = flexrnn.LSTM(I, H, checkpoint_every=4)
+    with flexrnn.backend("interpreter"):
+        output, _ = layer(torch.randn(T, B, I))
+    with flexrnn.backend("reference"):
+        output.sum().backward()
+    assert seen == ["interpreter"] * 4  # two segments, twice
 
 
 def test_packed_and_under_autocast() -> None:
