@@ -65,9 +65,7 @@ def test_zoneout_lets_units_keep_their_old_value(engine: str) -> None:
     h_kept, c_kept = (torch.empty(T, B, H, dtype=torch.bool).bernoulli_(p) for p in (0.3, 0.8))
 
     def change(t: int, new: LSTMState, old: LSTMState) -> LSTMState:
-        return LSTMState(
-            torch.where(h_kept[t], old.h, new.h), torch.where(c_kept[t], old.c, new.c)
-        )
+        return LSTMState(torch.where(h_kept[t], old.h, new.h), torch.where(c_kept[t], old.c, new.c))
 
     assert_close(output, loop(layer, x, change), rtol=1e-12, atol=1e-13)
 
@@ -110,10 +108,10 @@ def test_recurrent_dropout_drops_the_same_at_every_step(engine: str, drop: str) 
     mask = dropout(torch.ones(B, H, dtype=torch.float64), 0.4)
     assert mask.unique().tolist() == [0, 1 / 0.6]
     h, c, outputs = torch.zeros(B, H).double(), torch.zeros(B, H).double(), []
-    W, U = layer.weight_ih_l0, layer.weight_hh_l0
+    W, U, b, a = layer.parameters()
     for x_t in x:
-        inner = linear(h * mask if drop == "h" else h, U, layer.bias_hh_l0)
-        i, f, g, o = (linear(x_t, W, layer.bias_ih_l0) + inner).chunk(4, -1)
+        inner = linear(h * mask if drop == "h" else h, U, a)
+        i, f, g, o = (linear(x_t, W, b) + inner).chunk(4, -1)
         g = g.tanh() * mask if drop == "g" else g.tanh()
         c = f.sigmoid() * c + i.sigmoid() * g
         h = o.sigmoid() * c.tanh()
@@ -126,7 +124,7 @@ def test_of_a_gru_it_drops_no_memory(engine: str, drop: str) -> None:
     """The old state comes into the new one undropped."""
     layer = FlexRNN(cells.GRUCell, I, H, dtype=torch.float64, recurrent_dropout=1.0, drop=drop)
     x, h = randn(T, B, I), torch.zeros(B, H).double()
-    W, U, b, a = layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0
+    W, U, b, a = layer.parameters()
     h = randn(B, H)
     expected = [h]
     for x_t in x:
@@ -281,8 +279,6 @@ class Never(cells.GRUCell):
         return HiddenState(state.h + x.sum(-1, keepdim=True))
 
 
-
-
 def test_a_cell_that_has_no_place_for_it_is_refused(refused: Any) -> None:
     refused(
         lambda: FlexRNN(Never, I, H, recurrent_dropout=0.5),
@@ -291,15 +287,15 @@ def test_a_cell_that_has_no_place_for_it_is_refused(refused: Any) -> None:
     )
     late = FlexRNN(Never, I, H)
     late.recurrent_dropout = 0.5
-    refused(lambda: late(torch.randn(T, B, I)), ValueError, "recurrent_dropout: expected a cell ...")
+    refused(
+        lambda: late(torch.randn(T, B, I)), ValueError, "recurrent_dropout: expected a cell ..."
+    )
     refused(
         lambda: flexrnn.NaiveLSTM(I, H, weight_drop=0.5),
         ValueError,
         "weight_drop: expected a cell with parameters weight_hh*, got NaiveLSTMCell with U_i, ...",
     )
-    refused(
-        lambda: flexrnn.LSTM(I, H, drop="c"), ValueError, "drop: expected 'h' or 'g', got 'c'"
-    )
+    refused(lambda: flexrnn.LSTM(I, H, drop="c"), ValueError, "drop: expected 'h' or 'g', got 'c'")
 
 
 def test_a_step_that_drops_more_or_less_often_than_at_first_is_refused(refused: Any) -> None:

@@ -3,15 +3,21 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from flexrnn.engine import differentiable, reference
+from flexrnn.engine import differentiable, interpreter, reference
+from flexrnn.engine.cpu import engine as cpu
 from flexrnn.engine.function import FunctionStep, rebuild, tensors_in
 from flexrnn.engine.step import ComposedStep
 
-ENGINES = {"reference": reference.run, "interpreter": differentiable.run}
+ENGINES: dict[str, Callable[..., Any]] = {
+    "reference": reference.run,
+    "interpreter": partial(differentiable.run, interpreter),
+    "cpu": partial(differentiable.run, cpu),
+}
 AUTO = ("reference",)  # what `auto` tries, the fastest first
 
 _chosen: ContextVar[str | None] = ContextVar("flexrnn_backend", default=None)
