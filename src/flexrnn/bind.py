@@ -10,9 +10,11 @@ So every mechanism of torch that acts on a module's parameters (parametrizations
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from flexrnn.cell import Cell
+from flexrnn.engine import traced
 from flexrnn.engine.step import frozen, members
 
 C = TypeVar("C", bound=Cell)
@@ -61,7 +63,12 @@ def bind(cell: C, slots: tuple[Slot, ...], layer: nn.Module) -> C:
     updates is updated for good. The cell itself is not touched, so that calls on several threads
     do not meet.
     """
-    copy = _copy(cell, {})
+    if torch.compiler.is_dynamo_compiling():  # a copy looks at every option
+        traced.specialize(True)
+        copy = _copy(cell, {})
+        traced.specialize(False)
+    else:
+        copy = _copy(cell, {})
     for slot in slots:
         copy.get_submodule(slot.module)._parameters[slot.name] = getattr(layer, slot.flat)
     return copy

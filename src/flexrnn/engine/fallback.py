@@ -1,9 +1,9 @@
 """What happens when an engine cannot run a step: an error, or the reference and one warning."""
 
+import sys
 import warnings
-from itertools import takewhile
 
-from flexrnn.engine.compiler.spelling import frames, is_users
+from flexrnn.engine.compiler.spelling import is_users
 
 _warned: set[str] = set()
 
@@ -21,10 +21,12 @@ def warn(cause: str) -> None:
     """Warn of a cause, the first time that it comes up."""
     if cause not in _warned:
         _warned.add(cause)
-        ours = sum(1 for _ in takewhile(lambda place: not is_users(place[0]), frames()))
+        level, frame = 1, sys._getframe()
+        while frame.f_back is not None and not is_users(frame.f_code.co_filename):
+            level, frame = level + 1, frame.f_back
         warnings.warn(
             f"{cause}. The reference, an eager loop, runs it instead, and is slow. Change what is "
             'named here, or accept it: backend="reference". flexrnn.explain(layer, x) says more',
             FallbackWarning,
-            stacklevel=ours + 1,
+            stacklevel=level,
         )

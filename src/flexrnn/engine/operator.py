@@ -20,6 +20,7 @@ from torch import Tensor
 
 from flexrnn.engine import interpreter, recompute
 from flexrnn.engine.compiler.program import Program, loads
+from flexrnn.engine.compiler.trace import alone
 from flexrnn.engine.engines import ENGINES, Engine
 from flexrnn.engine.fallback import warn
 from flexrnn.engine.signature import signature
@@ -134,7 +135,8 @@ def _backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Any, ...]:
         results = cast("list[Tensor]", torch.ops.flexrnn.scan_backward(
             text, engine, reverse, keep, row, saved, given))  # fmt: skip
         found = dict(zip(about.gradients, results, strict=True))
-    return None, None, None, None, [found.get(name) for name in about.names]
+    # Torch takes a list that is empty for one of tensors.
+    return None, None, None, None if keep else [], [found.get(name) for name in about.names]
 
 
 def _kernel(engine: str, program: Program, like: Tensor) -> Engine:
@@ -151,8 +153,9 @@ def _kernel(engine: str, program: Program, like: Tensor) -> Engine:
 def _whose(kernel: Engine, program: Program, keep: tuple[str, ...]) -> tuple[str | None, ...]:
     """Of each saved tensor, the field whose history it is, or None."""
     state = program.graph.nodes[program.graph.inputs[f"state.{program.fields[0]}"]]
-    like = torch.empty(interpreter.shape_of(state, (1,)), device="meta")
-    entries = kernel.saved_like(program, 1, like, keep)
+    with alone():  # nobody need see this
+        like = torch.empty(interpreter.shape_of(state, (1,)), device="meta")
+        entries = kernel.saved_like(program, 1, like, keep)
     return tuple(entry if isinstance(entry, str) else None for entry in entries)
 
 

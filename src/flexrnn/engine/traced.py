@@ -35,11 +35,13 @@ def run(
     """Run a composed step under Dynamo; operands as in `reference.run`."""
     if backend == "reference" or forward_ad._current_level >= 0:
         return reference.run(step, state, xs, reverse=reverse, keep=keep)
+    specialize(True)
     wanted = wanted_of(step, state, xs) if torch.is_grad_enabled() else ()
     if not torch.compiler.is_exporting():  # what is written down once needs no guard
         step(tuple(x[0] for x in xs), state)
     tensors = step.tensors
     rebuild, *parts = step.recipe()
+    specialize(False)
     engine, _, program = _program(
         backend,
         wanted,
@@ -59,6 +61,25 @@ def run(
     return tuple(results[: len(fields)]), type(state)(*final) if hasattr(
         state, "_fields"
     ) else tuple(final)
+
+
+_usual: dict[str, bool] = {}  # Dynamo's settings while `specialize` has changed them
+
+
+def specialize(on: bool) -> str:
+    """Let Dynamo guard every number by its value: it does not see that the program depends on it.
+
+    Should the step raise in between, the next call switches it off; until then it costs no more
+    than compilations.
+    """
+    config = torch._dynamo.config
+    for name in ("specialize_float", "specialize_int"):
+        if on:
+            _usual.setdefault(name, getattr(config, name))
+            setattr(config, name, True)
+        else:
+            setattr(config, name, _usual.pop(name))
+    return ""
 
 
 def _kind(tensor: Tensor, lead: int) -> tuple[torch.dtype, torch.device, tuple[int, ...]]:
@@ -105,4 +126,5 @@ def _program(
 
 
 # What `torch.compiler.assume_constant_result` does, without importing Dynamo for every user.
-_program._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+for _function in (_program, specialize):
+    _function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]

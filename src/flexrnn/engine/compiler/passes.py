@@ -1,5 +1,6 @@
 """From a composed step to a program: all passes in their order, and the cache of what came out."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ from flexrnn.engine.compiler.trace import CannotCompileError, alone, trace
 from flexrnn.engine.step import ComposedStep
 
 _programs: dict[Any, Program | str] = {}
+_one_at_a_time = threading.RLock()  # torch's tracer is one for all threads
 _KEPT = 512  # programs; the oldest goes first
 
 
@@ -55,18 +57,26 @@ def compile_step(
         and torch.is_autocast_enabled(device)
         and torch.get_autocast_dtype(device),
     )
-    if key not in _programs:
-        try:
-            *_, (_, graph) = passes(step, xs, state, wanted)
-            _programs[key] = build(graph)
-        except CannotCompileError as error:
-            _programs[key] = str(error)  # the text alone: the exception holds on to tensors
-        while len(_programs) > _KEPT:
-            _programs.pop(next(iter(_programs)), None)
-    program = _programs[key]
+    program = _programs.get(key)
+    if program is None:
+        with _one_at_a_time:
+            program = _programs.get(key) or _compiled(step, xs, state, wanted)
+            _programs[key] = program
+            while len(_programs) > _KEPT:
+                _programs.pop(next(iter(_programs)), None)
     if isinstance(program, str):
         raise CannotCompileError(program)
     return program
+
+
+def _compiled(
+    step: ComposedStep, xs: tuple[Tensor, ...], state: tuple[Tensor, ...], wanted: tuple[str, ...]
+) -> Program | str:
+    try:
+        *_, (_, graph) = passes(step, xs, state, wanted)
+        return build(graph)
+    except CannotCompileError as error:
+        return str(error)  # the text alone: the exception holds on to tensors
 
 
 def passes(
