@@ -8,7 +8,9 @@ So every mechanism of torch that acts on a module's parameters (parametrizations
 """
 
 from collections.abc import Hashable, Mapping
+from itertools import count
 from typing import Any, NamedTuple, TypeVar
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from flexrnn.cell import Cell
 from flexrnn.engine import traced
 from flexrnn.engine.step import frozen, members
+from flexrnn.engine.witness import CannotWatchError, Witness
 
 C = TypeVar("C", bound=Cell)
 
@@ -77,11 +80,14 @@ def bind(cell: C, slots: tuple[Slot, ...], layer: nn.Module) -> C:
 def tensors_of(cell: Cell) -> dict[str, Tensor]:
     """Parameters, buffers and plain tensor attributes of a bound cell, by their paths."""
     found: dict[str, Tensor] = {}
-    for prefix, module in cell.named_modules(remove_duplicate=False):
-        held = {**module._parameters, **module._buffers, **vars(module)}
-        for name, value in held.items():
-            if isinstance(value, Tensor):
-                found[f"{prefix}.{name}" if prefix else name] = value
+    for prefix, module in (
+        cell.named_modules(remove_duplicate=False) if cell._modules else [("", cell)]
+    ):
+        prefix = f"{prefix}." if prefix else ""
+        for held in (module._parameters, module._buffers, vars(module)):
+            for name, value in held.items():
+                if isinstance(value, Tensor):
+                    found[prefix + name] = value
     return found
 
 
@@ -100,6 +106,30 @@ def with_tensors(cell: C, tensors: Mapping[str, Tensor]) -> C:
         for held in [held for held in places if name in held] or places[:1]:
             held[name] = tensor
     return copy
+
+
+def identity(module: nn.Module) -> Hashable:
+    """Equal where `fingerprint` is, and cheap while nothing has changed since the last call."""
+    entry = _known.get(id(module))
+    if entry is not None and entry[0]() is module and entry[1].still_holds():
+        return entry[2]
+    value = fingerprint(module)
+    try:
+        witness = Witness(module)
+    except CannotWatchError:
+        return value
+    number = _numbers.setdefault(value, next(_count))
+    _known[id(module)] = (ref(module), witness, number)
+    for table in (_known, _numbers):
+        while len(table) > _KEPT:
+            table.pop(next(iter(table)), None)
+    return number
+
+
+_known: dict[int, tuple[ref[nn.Module], Witness, int]] = {}
+_numbers: dict[Hashable, int] = {}  # of every fingerprint
+_count = count()
+_KEPT = 512  # the oldest goes first
 
 
 def fingerprint(module: nn.Module) -> Hashable:

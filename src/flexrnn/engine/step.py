@@ -10,6 +10,7 @@ from types import FunctionType, ModuleType
 from typing import Any, Protocol
 from weakref import ReferenceType
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree
 
@@ -64,11 +65,16 @@ def make_exportable(state: type) -> None:
 
 
 def wanted_of(step: ComposedStep, state: State, xs: tuple[Tensor, ...]) -> tuple[str, ...]:
-    """Names of the tensors of a call that require a gradient, as programs name their inputs."""
+    """Names of the tensors of a call that require a gradient, as programs name their inputs.
+
+    What is exported may get other tensors later: there every one counts.
+    """
+    exported = torch.compiler.is_exporting()
     named = {f"x{k}": x for k, x in enumerate(xs)}
     named |= {f"state.{field}": value for field, value in zip(step.fields, state, strict=True)}
     named |= {f"param.{name}": tensor for name, tensor in step.tensors.items()}
-    return tuple(name for name, tensor in named.items() if tensor.requires_grad)
+    return tuple(name for name, tensor in named.items()
+                 if tensor.requires_grad or (exported and tensor.is_floating_point()))  # fmt: skip
 
 
 def frozen(value: Any, within: tuple[int, ...] = ()) -> Hashable:
@@ -119,11 +125,16 @@ def frozen(value: Any, within: tuple[int, ...] = ()) -> Hashable:
     return (type(value), _itself(value), members(type(value), within), *parts)
 
 
+def is_settled(cls: type) -> bool:
+    """Whether a class is one of torch's or of Python's, which do not change."""
+    return cls.__module__.partition(".")[0] in _SETTLED
+
+
 def members(cls: type, within: tuple[int, ...] = ()) -> Hashable:
     """What a class and its bases hold, as `frozen`; those of torch and of Python do not change."""
     if id(cls) in within:
         return cls
-    own = [c for c in cls.__mro__ if c.__module__.partition(".")[0] not in _SETTLED]
+    own = [c for c in cls.__mro__ if not is_settled(c)]
     if not own:
         return ()
     within = (*within, id(cls))
@@ -131,14 +142,14 @@ def members(cls: type, within: tuple[int, ...] = ()) -> Hashable:
         (name, frozen(value, within))
         for c in own
         for name, value in vars(c).items()
-        if name not in _OF_NO_EFFECT
+        if name not in OF_NO_EFFECT
     )
 
 
 _PLAIN = {type(None), bool, int, str}
 _CONTAINERS = {dict, OrderedDict, list, tuple, set}
 _SETTLED = sys.stdlib_module_names | {"torch", "numpy"}
-_OF_NO_EFFECT = {"__dict__", "__doc__", "__weakref__", "__annotations__", "__module__",
+OF_NO_EFFECT = {"__dict__", "__doc__", "__weakref__", "__annotations__", "__module__",
                  "__qualname__", "__slots__", "_abc_impl"}  # fmt: skip
 
 # Where objects, closures, what `functools.partial` makes, methods and properties keep what they
