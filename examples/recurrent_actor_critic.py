@@ -231,6 +231,7 @@ class Options:
     hidden: int = 64
     seed: int = 0
     threads: int = 1
+    backend: str = "auto"
 
     @property
     def together(self) -> int:
