@@ -7,7 +7,7 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet --con
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format docs bench clean
+.PHONY: help demo test lint format docs bench rl clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/'
@@ -35,6 +35,9 @@ docs: $(VENV)/.dev  ## build the site into site/; a broken link fails
 bench: $(VENV)/.lab  ## measure speed on this machine
 	$(BIN)/flexrnn compare --only speed $(ARGS)
 
+rl: $(VENV)/.rl  ## train a recurrent actor-critic; writes runs/actor-critic/report.html
+	$(BIN)/python examples/recurrent_actor_critic.py $(ARGS)
+
 clean:  ## remove everything that make made
 	rm -rf $(VENV) site runs docs/figures
 
@@ -46,7 +49,12 @@ $(VENV)/.lab: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) --editable '.[lab]'
 	@touch $@
 
+$(VENV)/.rl: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing flexrnn[lab,rl] into $(VENV) (torch is large; once only) ..."
+	$(PIP) --editable '.[lab,rl]'
+	@touch $@ $(VENV)/.lab
+
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing flexrnn[dev] into $(VENV) (torch is large; once only) ..."
 	$(PIP) --editable '.[dev]'
-	@touch $@ $(VENV)/.lab
+	@touch $@ $(VENV)/.lab $(VENV)/.rl

@@ -107,18 +107,19 @@ def test_a_cell_without_an_input_gate_gets_the_forget_bias_alone() -> None:
             return cells.HiddenState(f.sigmoid() * state.h + (1 - f.sigmoid()) * g.tanh())
 
     layer = FlexRNN(Janet, I, H)
-    before = layer.inner_bias_l0.detach().clone()
+    before = layer.get_parameter("inner_bias_l0").detach().clone()
     init.chrono_(layer, 10)
-    f, g = layer.inner_bias_l0.detach().chunk(2)
+    f, g = layer.get_parameter("inner_bias_l0").detach().chunk(2)
     assert bool((f >= 0).all())
     assert torch.equal(g, before.chunk(2)[1])
 
 
 def test_a_parametrized_weight_is_changed_through_its_parametrization() -> None:
-    layer = parametrizations.weight_norm(flexrnn.RNN(I, H), "weight_hh_l0")
+    layer = flexrnn.RNN(I, H)
+    parametrizations.weight_norm(layer, "weight_hh_l0")
     init.orthogonal_(layer)
-    W = layer.weight_hh_l0.detach()
-    assert_close(W @ W.T, torch.eye(H))
+    W: Any = layer.weight_hh_l0
+    assert_close(W.detach() @ W.detach().T, torch.eye(H))
 
 
 def test_a_seed_repeats_them() -> None:

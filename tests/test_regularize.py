@@ -108,10 +108,10 @@ def test_recurrent_dropout_drops_the_same_at_every_step(engine: str, drop: str) 
     mask = dropout(torch.ones(B, H, dtype=torch.float64), 0.4)
     assert mask.unique().tolist() == [0, 1 / 0.6]
     h, c, outputs = torch.zeros(B, H).double(), torch.zeros(B, H).double(), []
-    W, U = layer.weight_ih_l0, layer.weight_hh_l0
+    W, U, b, a = layer.parameters()
     for x_t in x:
-        inner = linear(h * mask if drop == "h" else h, U, layer.bias_hh_l0)
-        i, f, g, o = (linear(x_t, W, layer.bias_ih_l0) + inner).chunk(4, -1)
+        inner = linear(h * mask if drop == "h" else h, U, a)
+        i, f, g, o = (linear(x_t, W, b) + inner).chunk(4, -1)
         g = g.tanh() * mask if drop == "g" else g.tanh()
         c = f.sigmoid() * c + i.sigmoid() * g
         h = o.sigmoid() * c.tanh()
@@ -124,7 +124,7 @@ def test_of_a_gru_it_drops_no_memory(engine: str, drop: str) -> None:
     """The old state comes into the new one undropped."""
     layer = FlexRNN(cells.GRUCell, I, H, dtype=torch.float64, recurrent_dropout=1.0, drop=drop)
     x, h = randn(T, B, I), torch.zeros(B, H).double()
-    W, U, b, a = layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0
+    W, U, b, a = layer.parameters()
     h = randn(B, H)
     expected = [h]
     for x_t in x:

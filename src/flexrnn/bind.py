@@ -120,10 +120,14 @@ def identity(module: nn.Module) -> Hashable:
         return value
     number = _numbers.setdefault(value, next(_count))
     _known[id(module)] = (ref(module), witness, number)
-    for table in (_known, _numbers):
-        while len(table) > _KEPT:
-            table.pop(next(iter(table)), None)
+    _trim(_known)
+    _trim(_numbers)
     return number
+
+
+def _trim(table: dict[Any, Any]) -> None:
+    while len(table) > _KEPT:
+        table.pop(next(iter(table)), None)
 
 
 _known: dict[int, tuple[ref[nn.Module], Witness, int]] = {}

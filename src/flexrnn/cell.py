@@ -226,7 +226,10 @@ def loop_dtypes(cell: Cell, x: Tensor) -> tuple[torch.dtype, torch.dtype]:
 
 def first_weight(cell: Cell) -> Tensor | None:
     """A parameter whose dtype and device the cell computes with; None where it has none."""
-    for parameters in (cell._parameters.values(), cell.parameters()):  # the first is the faster
+    for parameters in (
+        vars(cell)["_parameters"].values(),
+        cell.parameters(),
+    ):  # the first is faster
         for p in parameters:
             if p is not None and (p.is_floating_point() or p.is_complex()):
                 return p

@@ -47,7 +47,9 @@ def orthogonal_(layer: L, gain: float = 1.0) -> L:
         if not names or any(getattr(layer, name).shape[0] % H for name in names):
             raise _refusal("orthogonal_", place, "parameters weight_hh* of blocks of H rows")
         for name in dict.fromkeys(names):
-            _change(layer, name, lambda weight: [_orthogonal(w, gain) for w in weight.split(H)])
+            _change(
+                layer, name, lambda weight, H=H: [_orthogonal(w, gain) for w in weight.split(H)]
+            )
     return layer
 
 

@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# Caches and settings of Dynamo have no public names.
 """Layers by programs, and what their numbers have to be."""
 
 from collections.abc import Callable, Iterator

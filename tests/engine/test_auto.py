@@ -2,7 +2,6 @@
 
 import threading
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,11 +33,12 @@ class SortingCell(flexrnn.Cell):
         return cells.HiddenState(state.h.cumsum(-1).tanh() + x.sum(-1, True))  # the line
 
 
-LINE = next(k for k, line in enumerate(Path(__file__).read_text().splitlines(), 1) if "# the line" in line)  # fmt: skip
+LINES = Path(__file__).read_text().splitlines()
+LINE = next(k for k, line in enumerate(LINES, 1) if "# the line" in line)
 
 
 @pytest.fixture
-def missing(by_program: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def missing(by_program: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine `broken`, first in the order, which finds no compiler."""
 
     def refuse(*args: Any, **kwargs: Any) -> Any:
@@ -47,7 +47,6 @@ def missing(by_program: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[
     broken = SimpleNamespace(**{**vars(interpreter), "forward": refuse, "prepare": refuse})
     monkeypatch.setitem(engines.ENGINES, "broken", broken)
     monkeypatch.setattr(engines, "AUTO", ("broken", "reference"))
-    return
 
 
 def test_a_step_that_is_a_program_runs_by_the_first_engine(by_program: list[str]) -> None:
@@ -61,7 +60,7 @@ def test_a_step_that_is_a_program_runs_by_the_first_engine(by_program: list[str]
 
 def test_one_warning_for_one_cause_that_names_operation_and_line() -> None:
     layer, x = flexrnn.FlexRNN(SortingCell, I, H), torch.randn(T, B, I)
-    with pytest.warns(FallbackWarning) as caught:
+    with pytest.warns(FallbackWarning) as caught:  # noqa: PT031
         output, _ = layer(x)
         layer(x)
         flexrnn.FlexRNN(SortingCell, I, H)(x)
@@ -103,7 +102,7 @@ def test_a_mistake_in_a_step_is_told_as_the_reference_tells_it() -> None:
 @pytest.mark.usefixtures("missing")
 def test_an_engine_that_cannot_run_here() -> None:
     layer, x = flexrnn.GRU(I, H), torch.randn(T, B, I)
-    with pytest.warns(FallbackWarning, match="no C\\+\\+ compiler was found") as caught:
+    with pytest.warns(FallbackWarning, match="no C\\+\\+ compiler was found") as caught:  # noqa: PT031
         layer(x)
         layer(x)
     assert len(caught) == 1

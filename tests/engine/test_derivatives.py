@@ -116,7 +116,7 @@ def test_transforms_take_the_reference_without_a_warning(
 
 def test_an_ensemble_over_stacked_parameters(by_program: list[str]) -> None:
     members = [flexrnn.LSTM(I, H, dtype=torch.float64) for _ in range(3)]
-    stacked, x = stack_module_state(members)[0], sequence()  # pyright: ignore[reportArgumentType]
+    stacked, x = stack_module_state(members)[0], sequence()
     call = vmap(lambda params: functional_call(members[0], params, (x,))[0])
     got = call(stacked)
     assert by_program == []
@@ -126,7 +126,8 @@ def test_an_ensemble_over_stacked_parameters(by_program: list[str]) -> None:
 @forward_mode
 def test_dual_tensors_keep_their_tangents(layer: Any, by_program: list[str]) -> None:
     x, tangent = sequence(), sequence()
-    _, expected = jvp(lambda x: layer(x)[0], (x,), (tangent,))
+    both: Any = jvp(lambda x: layer(x)[0], (x,), (tangent,))
+    expected = both[1]
     with forward_ad.dual_level():
         output, _ = layer(forward_ad.make_dual(x, tangent))
         got = forward_ad.unpack_dual(output).tangent

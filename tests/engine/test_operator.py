@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# Caches and settings of Dynamo have no public names.
 """`flexrnn::scan`: an operator by torch's own rules, for whoever sees operators and not Python."""
 
 from collections.abc import Iterator
@@ -67,7 +69,7 @@ def test_torchs_own_checks_of_the_backward_operator(cell_class: Any) -> None:
     about, ends = signature(loads(text)), 1 + len(loads(text).fields)
     assert len(outputs) > ends
     own = iter(outputs[ends:])
-    whose = operator._whose(operator.ENGINES[engine], operator.loaded(text), ("h",))  # pyright: ignore[reportPrivateUsage]
+    whose = operator._whose(operator.ENGINES[engine], operator.loaded(text), ("h",))
     saved = [next(own) if field is None else outputs[0] for field in whose]
     cotangents = [torch.randn_like(o) for o in outputs[:ends]]
     call = (text, engine, reverse, keep, row, saved, cotangents)

@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# Caches and settings of Dynamo have no public names.
 """`torch.compile(fullgraph=True)`: one node a direction, right numbers, and guards that notice."""
 
 from collections.abc import Callable
@@ -12,13 +14,14 @@ from torch.testing import assert_close
 
 import flexrnn
 from flexrnn import cells
+from flexrnn.engine import scan
 
 T, B, I, H = 5, 3, 2, 4
 pytestmark = pytest.mark.usefixtures("by_program")
 
 
 class Graphs:
-    """A compiler that notes what Dynamo hands it, and leaves the rest to AOTAutograd's eager one."""
+    """A compiler that notes what Dynamo hands it, and leaves the rest to AOTAutograd."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -70,7 +73,7 @@ def test_numbers_and_gradients(name: str, same_as_reference: Callable[..., None]
 
 def graphs_wanted() -> bool:
     """Whether the call is not the reference's, which needs no compiler."""
-    return flexrnn.engine.scan.in_force("auto") != "reference"
+    return scan.in_force("auto") != "reference"
 
 
 EXTRAS: dict[str, Callable[[], dict[str, Any]]] = {

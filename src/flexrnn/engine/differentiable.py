@@ -50,9 +50,7 @@ class _Scan(torch.autograd.Function):
         return (*ran.history.values(), *ran.final)
 
     @staticmethod
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  # torch calls it so
-        ctx: Any, *cotangents: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         engine, program, about, keep, reverse = ctx.call
         tensors = ctx.saved_tensors  # looked at once: under a checkpoint a look computes them anew
         row, saved = tensors[: len(about.names)], tensors[len(about.names) :]

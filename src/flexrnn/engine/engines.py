@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.cpu import engine as cpu
 from flexrnn.engine.interpreter import Run
 
 
@@ -56,5 +57,5 @@ class Engine(Protocol):
         ...
 
 
-ENGINES: dict[str, Engine] = {"interpreter": interpreter}
+ENGINES: dict[str, Engine] = {"interpreter": interpreter, "cpu": cpu}
 AUTO: tuple[str, ...] = ("reference",)  # the fastest first; the last can run everything

@@ -68,7 +68,8 @@ def explain(layer: nn.Module, x: Any, stages: bool = False) -> Explanation:
     seen: list[tuple[ComposedStep, tuple[Tensor, ...], tuple[Tensor, ...]]] = []
 
     def watch(step: ComposedStep, state: Any, xs: tuple[Tensor, ...], keep: Any) -> Any:
-        seen.append((step, tuple(state), xs))
+        if not seen or seen[-1][0] is not step:  # else one more segment of the same run
+            seen.append((step, tuple(state), xs))
         learns = any(t.requires_grad for t in (*step.tensors.values(), *xs))
         size = xs[0].shape[:1]
         like = [state[k] for k in keep]

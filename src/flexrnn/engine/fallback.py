@@ -1,6 +1,6 @@
 """What happens when an engine cannot run a step: an error, or the reference and one warning."""
 
-import sys
+import inspect
 import warnings
 
 from flexrnn.engine.compiler.spelling import is_users
@@ -21,8 +21,8 @@ def warn(cause: str) -> None:
     """Warn of a cause, the first time that it comes up."""
     if cause not in _warned:
         _warned.add(cause)
-        level, frame = 1, sys._getframe()
-        while frame.f_back is not None and not is_users(frame.f_code.co_filename):
+        level, frame = 1, inspect.currentframe()
+        while frame is not None and not is_users(frame.f_code.co_filename):
             level, frame = level + 1, frame.f_back
         warnings.warn(
             f"{cause}. The reference, an eager loop, runs it instead, and is slow. Change what is "

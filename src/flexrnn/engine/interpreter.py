@@ -46,9 +46,9 @@ def forward(
     """
     graph, plan = program
     fixed = _fixed(program, tensors)
-    _compute(program, plan.once, fixed, state[0].shape[:1], state[0])
+    compute_nodes(program, plan.once, fixed, state[0].shape[:1], state[0])
     whole = {graph.inputs[f"x{k}"]: x for k, x in enumerate(xs)} | fixed
-    _compute(program, plan.hoisted, whole, xs[0].shape[:2], state[0])
+    compute_nodes(program, plan.hoisted, whole, xs[0].shape[:2], state[0])
     timed = [i for i in whole if i not in fixed]
 
     news = [graph.outputs[f"state.{field}"] for field in program.fields]
@@ -57,7 +57,7 @@ def forward(
     rows: dict[int, list[Tensor]] = {i: [] for i in wanted}
     for t in _times(xs[0].shape[0], reverse):
         values = fixed | {i: whole[i][t] for i in timed} | dict(zip(olds, state, strict=True))
-        _compute(program, plan.loop, values, state[0].shape[:1], state[0])
+        compute_nodes(program, plan.loop, values, state[0].shape[:1], state[0])
         state = [values[i] for i in news]
         for i, kept in rows.items():
             kept.append(values[i])
@@ -118,7 +118,7 @@ def backward(
     graph, plan = program
     steps, batch = xs[0].shape[:2]
     fixed = _fixed(program, tensors)
-    _compute(program, (*plan.once, *plan.prepare), fixed, (batch,), state[0])
+    compute_nodes(program, (*plan.once, *plan.prepare), fixed, (batch,), state[0])
     values_saved = dict(zip(plan.saved, saved, strict=True))
     given = {graph.inputs[f"x{k}"]: x for k, x in enumerate(xs)} | values_saved
     for field, initial in zip(program.fields, state, strict=True):
@@ -137,7 +137,7 @@ def backward(
         for field, cotangent in cotangents.items():
             total = cotangent + history[field][t] if field in history else cotangent
             values[graph.inputs[f"cotangent.{field}"]] = total
-        _compute(program, plan.reverse, values, (batch,), state[0])
+        compute_nodes(program, plan.reverse, values, (batch,), state[0])
         for i, kept in rows.items():
             kept.append(values[i])
         for field, cotangent in cotangents.items():
@@ -146,7 +146,7 @@ def backward(
     kept = {i: torch.stack(row if reverse else row[::-1]) for i, row in rows.items()}
 
     whole = fixed | given | kept
-    _compute(program, plan.after, whole, (steps, batch), state[0])
+    compute_nodes(program, plan.after, whole, (steps, batch), state[0])
     gradients = {f"state.{field}": value for field, value in cotangents.items()}
     for name, index in graph.outputs.items():
         kind, _, target = name.partition(".")
@@ -164,13 +164,14 @@ def _fixed(program: Program, tensors: Mapping[str, Tensor]) -> Values:
     return {names[f"param.{name}"]: tensor for name, tensor in tensors.items()}
 
 
-def _compute(
+def compute_nodes(
     program: Program,
     indices: Sequence[int],
     values: Values,
     batch: tuple[int, ...],
     like: Tensor,
 ) -> None:
+    """Compute nodes, in an order in which they can be, into `values`; see `compute`."""
     nodes = program.graph.nodes
     for index in indices:
         if index not in values:

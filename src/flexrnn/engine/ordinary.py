@@ -34,7 +34,7 @@ def kind(tensors: Iterable[Tensor]) -> Call:
     if (
         torch._C._are_functorch_transforms_active()  # vmap, grad, jvp
         or forward_ad._current_level >= 0  # an operator would silently drop tangents
-        or torch._C._get_tracing_state() is not None  # torch.jit, which does not see an operator
+        or torch._C._is_tracing()  # torch.jit, which does not see an operator
     ):
         return Call.REFERENCE
     call = Call.TRACED if torch._C._len_torch_dispatch_stack() else Call.EAGER

@@ -41,7 +41,7 @@ class Witness:
     def __init__(self, module: nn.Module):
         self._tables: list[tuple[Mapping[Any, Any], tuple[Any, ...], tuple[Any, ...]]] = []
         self._lists: list[tuple[list[Any], tuple[Any, ...]]] = []
-        self._sets: list[tuple[set[Any], frozenset[Any]]] = []
+        self._sets: list[tuple[set[Any], set[Any]]] = []
         self._empty: list[Any] = []
         self._cells: list[tuple[CellType, Any]] = []
         self._functions: list[tuple[Any, Any, Any]] = []
@@ -85,7 +85,7 @@ class Witness:
         elif kind is set:
             if not all(type(item) is str for item in value):
                 raise CannotWatchError
-            self._sets.append((value, frozenset(value)))
+            self._sets.append((value, set(value)))
         elif kind is FunctionType:
             self._functions.append((value, value.__defaults__, value.__kwdefaults__))
             self._all((value.__closure__, value.__defaults__, value.__kwdefaults__, value.__dict__))

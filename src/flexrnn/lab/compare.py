@@ -175,7 +175,7 @@ def _about(text: Text, seq: int) -> dict[str, Any]:
 def _same(results: Results, entries: list[Entry], options: Options, console: Console) -> None:
     size = {"batch": options.batch, "seq": options.seq, "hidden": options.hidden}
     others = [entry for entry in entries if entry.key != BASELINE]
-    with terminal.progress(console, "rounds") as bars:
+    with terminal.progress(console) as bars:
         bar = bars.add_task("Same function", total=len(others) * len(agreement.DTYPES), note="")
         for entry in others:
             for dtype in agreement.DTYPES:
@@ -186,7 +186,7 @@ def _same(results: Results, entries: list[Entry], options: Options, console: Con
 
 
 def _speed(results: Results, entries: list[Entry], options: Options, console: Console) -> None:
-    with terminal.progress(console, "rounds") as bars:
+    with terminal.progress(console) as bars:
         for size in bench.sizes(options.batch, options.seq, options.hidden):
             name = f"Speed, {terminal.size_name(size)}"
             bar = bars.add_task(name, total=bench.ROUNDS, note="")
@@ -211,7 +211,7 @@ def _learning(
     data, held_back = encode(text.train, alphabet), encode(text.held_back, alphabet)
     prompt = held_back[: max(1, options.seq // 2)]
     shown = sentence(text.held_back, min(SENTENCE, options.seq))
-    with terminal.progress(console, "steps") as bars:
+    with terminal.progress(console, "bits/char") as bars:
         ahead = {
             e.key: bars.add_task(e.label, total=options.steps, start=False, note="–")
             for e in entries

@@ -60,7 +60,7 @@ def curves(results: dict[str, Any], against: str) -> str:
     figure.update_yaxes(
         title="bits per character", range=[floor - 0.12 * span, floor + 1.25 * span], zeroline=False
     )
-    return _html(figure, f"curve-{against}", 400, legend=True)
+    return html(figure, f"curve-{against}", 400, legend=True)
 
 
 def bars(results: dict[str, Any], kind: str) -> str:
@@ -92,7 +92,7 @@ def bars(results: dict[str, Any], kind: str) -> str:
         tickangle=0,
     )
     figure.update_yaxes(autorange="reversed", showgrid=False)
-    return _html(
+    return html(
         figure, f"bars-{kind}", 440, legend=True, margin={"l": 56, "r": 40, "t": 16, "b": 50}
     )
 
@@ -152,7 +152,7 @@ def heat_map(gates: dict[str, Any], name: str) -> str:
         zeroline=False,
     )
     figure.update_annotations(font_size=13, x=0, xanchor="left")
-    return _html(figure, f"gate-{name}", height, margin={"l": 36, "r": 76, "t": 30, "b": 30})
+    return html(figure, f"gate-{name}", height, margin={"l": 36, "r": 76, "t": 30, "b": 30})
 
 
 def visible(character: str) -> str:
@@ -187,13 +187,14 @@ def _colour(results: dict[str, Any], row: dict[str, Any]) -> str:
     return results["options"]["colours"][row["key"]]
 
 
-def _html(
+def html(
     figure: go.Figure,
     name: str,
     height: int,
     legend: bool = False,
     margin: dict[str, int] | None = None,
 ) -> str:
+    """A figure in the report's look, as a piece of a page that has Plotly's script already."""
     figure.update_layout(
         template="plotly_white",
         height=height,
@@ -210,10 +211,10 @@ def _html(
         figure.update_yaxes(automargin=True)
         figure.update_xaxes(gridcolor=GRID)
         figure.update_yaxes(gridcolor=GRID)
-    html: str = figure.to_html(
+    piece: str = figure.to_html(
         full_html=False,
         include_plotlyjs=False,
         div_id=name,
         config={"displayModeBar": False, "responsive": True, "scrollZoom": False},
     )
-    return html
+    return piece

@@ -11,12 +11,16 @@ from rich.text import Text
 from flexrnn.lab.results import Learning, Results, summaries
 
 
-def progress(console: Console, unit: str) -> Progress:
-    """Bars with what is done, a note (bits per character) and the time that is still to come.
+def progress(console: Console, noted: str = "") -> Progress:
+    """Bars with what is done, a note and the time that is still to come.
 
     Where nobody watches (a pipe, a file) there are none.
+
+    Args:
+        console: where they go.
+        noted: the unit of the tasks' field `note`, where it shall be shown.
     """
-    note = "[cyan]{task.fields[note]}[/] bits/char" if unit == "steps" else ""
+    note = f"[cyan]{{task.fields[note]}}[/] {noted}" if noted else ""
     return Progress(
         TextColumn("{task.description:<24}"),
         BarColumn(bar_width=14),

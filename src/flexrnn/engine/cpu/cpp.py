@@ -7,7 +7,7 @@ from importlib import resources
 from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.cpu.isa import Isa
 
-RUNTIME = ("vector.h", "math.h")
+RUNTIME = ("vector.h", "math.h", "loop.h")
 
 
 def expression(name: str, *operands: str, **attributes: float) -> str:

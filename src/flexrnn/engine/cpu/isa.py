@@ -16,6 +16,7 @@ class Isa(NamedTuple):
     vector_bytes: int  # the widest register
     needs: tuple[str, ...]  # as Linux names a CPU's features
     options: tuple[str, ...]  # of the compiler
+    sums: int  # registers that can hold sums of products, beside their operands
 
 
 _AVX2 = ("avx2", "fma", "bmi2")
@@ -24,9 +25,9 @@ _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
 # The widest first. What a machine runs is chosen here and not by -march=native, for then a library
 # is known by what it needs, and a home that unlike machines share keeps one for each.
 ISAS: tuple[Isa, ...] = (
-    Isa("avx512", 64, _AVX512, (*(f"-m{n}" for n in _AVX512), "-mprefer-vector-width=512")),
-    Isa("avx2", 32, _AVX2, tuple(f"-m{n}" for n in _AVX2)),
-    Isa("plain", 16, (), ()),
+    Isa("avx512", 64, _AVX512, (*(f"-m{n}" for n in _AVX512), "-mprefer-vector-width=512"), 24),
+    Isa("avx2", 32, _AVX2, tuple(f"-m{n}" for n in _AVX2), 12),
+    Isa("plain", 16, (), (), 12),
 )
 
 

@@ -1,0 +1,70 @@
+"""Which sums of products a tile holds: products that are added up anyway share a register."""
+
+from flexrnn.engine.cpu.stages import Loop
+
+
+class Accumulators:
+    """The sums of products of one stage.
+
+    Attributes:
+        of: block of a product -> number of its sum.
+        sums: `add` node -> the sum that holds its products, and the operands that are no products.
+        count: how many sums there are.
+    """
+
+    def __init__(self, loop: Loop, number: int):
+        self.loop, self.number = loop, number
+        self.graph, self.low = loop.graph, loop.lowering
+        self.stage = loop.stages[number]
+        self.blocks = [b for product in self.stage.products for b in product.blocks.values()]
+        self.sums: dict[int, tuple[int, list[int]]] = {}
+        self.of: dict[int, int] = {}
+        for index in reversed(self.stage.values):
+            self._join(index)
+        for block in self.blocks:
+            if block not in self.of:
+                self.of[block] = self._new()
+
+    @property
+    def count(self) -> int:
+        """How many sums there are."""
+        return len(set(self.of.values()))
+
+    def _new(self) -> int:
+        return self.count
+
+    def _join(self, index: int) -> None:
+        """Let the products under a tree of additions share a sum."""
+        if self.graph.nodes[index].op != "add" or self._interior(index):
+            return
+        leaves = self._leaves(index)
+        products = [leaf for leaf in leaves if leaf in self.blocks and self._alone(leaf)]
+        if len(products) < 2:
+            return
+        shared = self._new()
+        for leaf in products:
+            self.of[leaf] = shared
+        self.sums[index] = (shared, [leaf for leaf in leaves if leaf not in products])
+
+    def _leaves(self, index: int) -> list[int]:
+        found = []
+        for arg in self.graph.nodes[index].args:
+            found += self._leaves(arg) if self._interior(arg) else [arg]
+        return found
+
+    def _interior(self, index: int) -> bool:
+        """Whether an addition of this stage is read by another addition of it, and nowhere else."""
+        if self.graph.nodes[index].op != "add" or index not in self.stage.values:
+            return False
+        return self._alone(index)
+
+    def _alone(self, index: int) -> bool:
+        readers = [u for u in self.low.users[index] if u in self.low.alive]
+        return (
+            len(readers) == 1
+            and self.graph.nodes[readers[0]].op == "add"
+            and self.graph.nodes[readers[0]].args.count(index) == 1
+            and readers[0] in self.stage.values
+            and index not in self.low.memory
+            and index not in self.graph.outputs.values()
+        )

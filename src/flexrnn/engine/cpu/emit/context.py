@@ -1,0 +1,109 @@
+"""What the parts of the emitter share: names, sizes and addresses in the source of one loop."""
+
+import math
+import re
+from dataclasses import dataclass
+
+from flexrnn.engine.cpu.stages import Loop, Place, dims
+
+_PLAIN = (0.0, 1.0, 2.0, 0.5, -1.0, -0.5, -2.0)  # constants that no size can be
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A piece of memory that the loop is given; `kind` says how a step finds its rows.
+
+    `fixed`: they are the same at every step. `timed`: at every step its own. `before` and `after`:
+    of the state, of the last step or the first state, and of this one. `sum`: every thread has one.
+    """
+
+    name: str
+    kind: str
+
+
+class Context:
+    """Collects what the source of a loop wants to be told at run time.
+
+    The text itself holds no size that depends on I or H, so that cells which differ in these alone
+    are one library.
+
+    Args:
+        loop: the stages.
+        backward: whether the loop runs from the last step to the first.
+    """
+
+    def __init__(self, loop: Loop, *, backward: bool):
+        self.loop, self.graph, self.low = loop, loop.graph, loop.lowering
+        self.backward = backward
+        self.sizes: dict[str, int] = {}
+        self.buffers: dict[str, Buffer] = {}
+        self.constants: list[float] = []
+        self._names: dict[str, str] = {}
+
+    def size(self, name: str, value: int) -> str:
+        """A number that is told at run time."""
+        self.sizes[name] = value
+        return f"f.{name}"
+
+    def offset(self, value: int, stage: int) -> str:
+        """A distance in a row, as a multiple of the stage's units where it is one."""
+        units = self.loop.stages[stage].domain.units
+        if value % units == 0 and value // units <= 64:
+            return f"f.W{stage}" if value == units else f"{value // units} * f.W{stage}"
+        return self.size(f"o{len(self.sizes)}", value)
+
+    def buffer(self, name: str) -> str:
+        """The name in C++ of a piece of memory."""
+        if name not in self.buffers:
+            self.buffers[name] = Buffer(self._plain(name), self._kind(name))
+        return self.buffers[name].name
+
+    def _plain(self, name: str) -> str:
+        plain = re.sub(r"\W", "_", name)
+        while plain in {b.name for b in self.buffers.values()}:
+            plain += "_"
+        return plain
+
+    def _kind(self, name: str) -> str:
+        word = name.partition(".")[0]
+        if word in ("const", "param", "once", "temporary", "partial"):
+            return "fixed"
+        if word in ("carry", "passed"):
+            return {"carry": "before", "passed": "after"}[word]
+        if word in ("before", "sum") or (word == "after" and not self.backward):
+            return word
+        return "timed"
+
+    def literal(self, value: float) -> str:
+        """A constant, told at run time where it may depend on a size."""
+        if value in _PLAIN and (value or math.copysign(1, value) > 0):
+            return f"broadcast({value:g})"
+        self.constants.append(value)
+        return f"broadcast(f.constants[{len(self.constants) - 1}])"
+
+    def load(self, index: int, stage: int) -> str:
+        """The expression that reads a node from memory, at row r and this head and unit."""
+        node = self.graph.nodes[index]
+        place = self.low.place(index)
+        sizes = dims(node.shape)
+        address = self.address(place, sizes, stage, rowed=self.low.rowed(index))
+        wide = sizes[1] > 1 and place.unit
+        text = f"load<TAIL>({address}, n)" if wide else f"broadcast(*({address}))"
+        return f"truth({text})" if node.boolean else text
+
+    def address(
+        self, place: Place, sizes: tuple[int, int], stage: int, *, rowed: bool = True
+    ) -> str:
+        """Where a place's unit lies, at row r and this head and unit."""
+        heads, units = sizes
+        name = self.buffer(place.buffer)
+        terms = [f"f.{name}"]
+        if rowed:
+            terms.append(f"r * f.{name}_row")
+        if place.offset:
+            terms.append(self.offset(place.offset, stage))
+        if heads > 1 and place.head:
+            terms.append(f"head * {self.offset(place.head, stage)}")
+        if units > 1 and place.unit:
+            terms.append("unit")
+        return " + ".join(terms)

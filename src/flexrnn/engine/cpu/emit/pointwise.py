@@ -1,0 +1,131 @@
+"""The values of a stage: a function that computes them for some rows of one vector of units."""
+
+from flexrnn.engine.compiler.ops import OPS
+from flexrnn.engine.cpu.cpp import expression
+from flexrnn.engine.cpu.emit.accumulate import Accumulators
+from flexrnn.engine.cpu.emit.context import Context
+from flexrnn.engine.cpu.stages import REDUCTIONS, Stage, Store, dims
+
+
+class Pointwise:
+    """Writes `pointK`, for stage K."""
+
+    def __init__(self, context: Context, number: int, accumulators: Accumulators, width: int):
+        self.context, self.number = context, number
+        self.graph, self.low = context.graph, context.low
+        self.stage: Stage = context.loop.stages[number]
+        self.accumulators, self.width = accumulators, width
+        self.names: dict[int, str] = {}
+        self.once: list[str] = []  # before the rows
+        self.lines: list[str] = []  # for every row
+
+    def text(self) -> str:
+        """The function."""
+        for store in self.stage.stores:
+            self._store(store)
+        for index in self.stage.reduced:
+            self._gather(index)
+        sums = [self._sum(k, store) for k, store in enumerate(self.stage.sums)]
+        k = self.number
+        return "\n".join([
+            "template <bool TAIL>",
+            f"static void point{k}(const Frame& f, const REAL* tile, long first, long rows, "
+            "long head, long unit, int n) {",
+            *(f"    {line}" for line in self.once),
+            *(f"    vec sum{k} = {{}};" for k in range(len(sums))),
+            "    for (long i = 0; i < rows; i++) {",
+            "        const long r = first + i;",
+            *(f"        {line}" for line in self.lines),
+            "    }",
+            *(f"    {line}" for line in sums),
+            "}",
+        ])  # fmt: skip
+
+    def use(self, index: int) -> str:
+        """The variable or expression that holds a node's value, computed where it is not yet."""
+        if index not in self.names:
+            constant = self.low.constant_of(index)
+            if constant is not None and not self.graph.nodes[index].boolean:
+                return self.context.literal(constant)
+            self.names[index] = f"v{len(self.names)}"
+            self._define(index)
+        return self.names[index]
+
+    def _define(self, index: int) -> None:
+        node, low = self.graph.nodes[index], self.low
+        name = self.names[index]
+        here = low.in_register(index, self.number, self.stage.domain)
+        inline = not low.rowed(index) and node.op in OPS  # of parameters alone
+        if here and index in low.blocks:
+            text = self._tile(self.accumulators.of[index])
+        elif here and node.op in REDUCTIONS:
+            text = self._total(index)
+        elif node.op == "detach" and not low.in_memory(index):
+            self.names[index] = self.use(node.args[0])
+            return
+        elif (here or inline) and node.op in OPS:
+            terms = self.accumulators.sums.get(index)
+            text = self._operation(index) if terms is None else self._joined(terms)
+        else:
+            text = self.context.load(index, self.number)
+        kind = "mask" if node.boolean else "vec"
+        lines = self.lines if low.rowed(index) else self.once
+        lines.append(f"const {kind} {name} = {text};")
+
+    def _operation(self, index: int) -> str:
+        node = self.graph.nodes[index]
+        return expression(node.op, *map(self.use, node.args), **dict(node.attrs))
+
+    def _joined(self, terms: tuple[int, list[int]]) -> str:
+        accumulator, others = terms
+        return " + ".join([self._tile(accumulator), *map(self.use, others)])
+
+    def _tile(self, accumulator: int) -> str:
+        count = self.accumulators.count * self.width
+        return f"*(const vec*)(tile + (i * {count} + {accumulator * self.width}) * VL)"
+
+    def _partial(self, index: int) -> str:
+        name = self.context.buffer(f"partial.{sorted(self.low.partial).index(index)}")
+        over = self.low.partial[index]
+        heads = self.context.size(f"{name}_heads", over.heads)
+        return f"f.{name} + ((PART * f.B + r) * {heads} + head) * VL"
+
+    def _gather(self, index: int) -> None:
+        """Add this vector's lanes to what the thread has found so far in the row."""
+        node = self.graph.nodes[index]
+        value = self.use(node.args[0])
+        into = f"*(vec*)({self._partial(index).replace('PART', 'f.part')})"
+        if node.op == "sum":
+            self.lines.append(
+                f"{into} += TAIL ? select(lanes_below(n), {value}, vec{{}}) : {value};"
+            )
+        else:
+            inside = f"select(lanes_below(n), {value}, broadcast(-INFINITY_))"
+            self.lines.append(f"{into} = maximum({into}, TAIL ? {inside} : {value});")
+
+    def _total(self, index: int) -> str:
+        """What all threads have found together."""
+        name = f"total{index}"
+        operation = self.graph.nodes[index].op
+        first = self._partial(index).replace("PART", "0")
+        other = self._partial(index).replace("PART", "part")
+        self.lines.append(f"vec {name} = *(const vec*)({first});")
+        joined = (f"{name} += *(const vec*)({other});" if operation == "sum"
+                  else f"{name} = maximum({name}, *(const vec*)({other}));")  # fmt: skip
+        self.lines.append(f"for (long part = 1; part < f.parts; part++) {joined}")
+        return f"broadcast({'sum' if operation == 'sum' else 'max'}({name}))"
+
+    def _store(self, store: Store) -> None:
+        value = self.use(store.node)
+        node = self.graph.nodes[store.node]
+        value = f"real({value})" if node.boolean else value
+        address = self.context.address(store.place, dims(node.shape), self.number)
+        self.lines.append(f"store<TAIL>({address}, {value}, n);")
+
+    def _sum(self, k: int, store: Store) -> str:
+        """Sum a value over the rows in a register; the line that adds it to the memory."""
+        value = self.use(store.node)
+        self.lines.append(f"sum{k} += {value};")
+        sizes = dims(self.graph.nodes[store.node].shape)
+        address = self.context.address(store.place, sizes, self.number, rowed=False)
+        return f"store<TAIL>({address}, load<TAIL>({address}, n) + sum{k}, n);"

@@ -1,0 +1,131 @@
+"""The products of a stage: tiles of a few rows and vectors of columns, summed in registers."""
+
+from typing import NamedTuple
+
+from flexrnn.engine.cpu.emit.accumulate import Accumulators
+from flexrnn.engine.cpu.emit.context import Context
+from flexrnn.engine.cpu.stages import Product, dims
+
+_WIDE = 4  # vectors of columns in a tile, where one row of blocks has fewer
+_MOST_ROWS = 8
+_CHAINS = 4  # sums that are under way at once, for an addition takes four cycles to come out
+
+
+class Packed(NamedTuple):
+    """A weight that is laid out anew before the loop, so that tiles read it in order."""
+
+    pointer: str  # of the frame
+    weight: str  # the input of the loop's graph
+    stage: int
+    starts: tuple[str, ...]  # sizes: the first column of every block
+    inner: str  # size: K
+    per_head: bool  # whether every head has a weight of its own
+    width: int  # vectors of every block in a tile
+
+
+class Tile(NamedTuple):
+    """The shape of a stage's tiles."""
+
+    rows: int  # at most
+    width: int  # vectors of every sum
+    chains: int  # sums of alternate k that are kept apart until the end
+
+
+def tile_of(sums: int, registers: int, *, single: bool) -> Tile:
+    """The shape of tiles of so many sums.
+
+    Args:
+        sums: how many sums of products a unit has.
+        registers: how many vectors of sums the machine holds.
+        single: the batch is one row. Then memory is what limits, and a narrow tile divides better.
+    """
+    if single:
+        return Tile(1, 1, max(1, _CHAINS // sums))
+    width = max(1, _WIDE // sums)
+    return Tile(min(_MOST_ROWS, max(1, registers // (sums * width))), width, 1)
+
+
+class Products:
+    """Writes `productsK`, for stage K."""
+
+    def __init__(self, context: Context, number: int, accumulators: Accumulators, tile: Tile):
+        self.context, self.number, self.tile = context, number, tile
+        self.stage = context.loop.stages[number]
+        self.accumulators = accumulators
+        self.packed: list[Packed] = []
+
+    def text(self) -> str:
+        """The function."""
+        count, chains = self.accumulators.count * self.tile.width, self.tile.chains
+        total = " + ".join(f"acc[{chain}][i][j]" for chain in range(chains))
+        lines = [
+            "template <int R>",
+            f"INLINE void products{self.number}(const Frame& f, long r, long head, long tile, "
+            "REAL* out) {",
+            f"    vec acc[{chains}][R][{count}] = {{}};",
+        ]
+        for k, product in enumerate(self.stage.products):
+            lines += [f"    {line}" for line in self._term(k, product)]
+        lines += [
+            "#pragma GCC unroll 8",
+            "    for (int i = 0; i < R; i++)",
+            "#pragma GCC unroll 32",
+            f"        for (int j = 0; j < {count}; j++) "
+            f"*(vec*)(out + (i * {count} + j) * VL) = {total};",
+            "}",
+        ]
+        return "\n".join(lines)
+
+    def _term(self, k: int, product: Product) -> list[str]:
+        """Add one product to its sums."""
+        context, number, tile = self.context, self.number, self.tile
+        units = self.stage.domain.units
+        blocks = sorted(product.blocks)
+        name = f"{number}_{k}"
+        weight = context.graph.nodes[product.weight]
+        packed = Packed(
+            pointer=f"packed{name}",
+            weight=weight.attr("name"),
+            stage=number,
+            starts=tuple(context.size(f"c{name}_{b}", b * units) for b in blocks),
+            inner=context.size(f"K{name}", int(weight.shape[-2])),
+            per_head=len(weight.shape) == 3,
+            width=tile.width,
+        )
+        self.packed.append(packed)
+        panel = len(blocks) * tile.width
+        tiles = f"ceil_div(f.W{number}, {tile.width} * VL)"
+        which = f"(head * {tiles} + tile)" if packed.per_head else "tile"
+        left, sizes = context.low.place(product.left), dims(context.graph.nodes[product.left].shape)
+        address = context.address(left._replace(unit=0), sizes, number)
+        pairs = [
+            (self.accumulators.of[product.blocks[block]] * tile.width + v, b * tile.width + v)
+            for b, block in enumerate(blocks)
+            for v in range(tile.width)
+        ]
+        lines = [
+            "{",
+            f"    const REAL* a = {address};",
+            f"    const long row = f.{context.buffer(left.buffer)}_row;",
+            f"    const REAL* w = f.{packed.pointer} + {which} * {packed.inner} * {panel} * VL;",
+            "    long k = 0;",
+        ]
+        if tile.chains > 1:
+            lines += self._loop(pairs, panel, packed.inner, tile.chains)
+        return [*lines, *self._loop(pairs, panel, packed.inner, 1), "}"]
+
+    def _loop(self, pairs: list[tuple[int, int]], panel: int, inner: str, steps: int) -> list[str]:
+        """`steps` values of k at once, each into a chain of its own."""
+        lines = [f"    for (; k + {steps} <= {inner}; k += {steps}, w += {steps * panel} * VL) {{"]
+        for step in range(steps):
+            sums = " ".join(f"acc[{step}][i][{acc}] += x * w{step}_{j};" for acc, j in pairs)
+            lines += [
+                *(f"        const vec w{step}_{j} = *(const vec*)(w + {step * panel + j} * VL);"
+                  for _, j in pairs),
+                "#pragma GCC unroll 8",
+                "        for (int i = 0; i < R; i++) {",
+                f"            const vec x = broadcast(a[i * row + k + {step}]);",
+                f"            {sums}",
+                "        }",
+            ]  # fmt: skip
+        return [*lines, "    }"]

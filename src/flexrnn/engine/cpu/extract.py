@@ -1,0 +1,241 @@
+"""What of a program runs inside the C++ loops, as graphs of their own, and what torch does around.
+
+Two graphs come out, one a direction in time. Their inputs are what lies in memory:
+
+    x0            a row of the layer's input          hoisted.I    a product, done for all steps
+    before.F      the state before the step           const.F      a state that never changes
+    param.N       a parameter                         once.I       made of parameters
+    saved.I       what the forward pass has saved     after.F      the state after the step
+    carry.F       the loss's derivative by the state  grad.F       its part that comes from outside
+
+and their outputs `after.F`, `saved.I`, `passed.F` (to the step before), `kept.I` (at every step,
+for what torch does after the loop) and `sum.I` (summed over batch and time). `I` is a node of the
+program.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from flexrnn.engine.compiler.graph import BATCH, Graph
+from flexrnn.engine.compiler.ops import OPS
+from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.compiler.split import Dependence, dependences
+
+_ALIASES = ("slice", "reshape", "expand", "detach", "constant")
+
+
+class Part(NamedTuple):
+    """One loop, and the nodes of the program that torch computes before and after it."""
+
+    graph: Graph
+    before: tuple[int, ...]  # of parameters alone, and hoisted products with what they need
+    after: tuple[int, ...]  # products over the batch and what follows from them
+
+
+class Extract(NamedTuple):
+    """A program, divided."""
+
+    forward: Part
+    backward: Part | None
+    constant: frozenset[str]  # fields whose new value is the old one
+    recorded: frozenset[str]  # fields whose every value the backward pass reads
+
+
+def extract(program: Program, *, hoist: bool, keep: Iterable[str]) -> Extract:
+    """Divide a program.
+
+    Args:
+        program: what to run.
+        hoist: products of the input are done for all steps at once, by torch; otherwise they are
+            done step by step in the loop, beside those of the state.
+        keep: fields whose derivative comes from outside at every step.
+    """
+    graph, plan = program
+    constant = frozenset(
+        f for f in program.fields if graph.outputs[f"state.{f}"] == graph.inputs[f"state.{f}"]
+    )
+    news = {graph.outputs[f"state.{f}"]: f for f in program.fields if f not in constant}
+    recorded = frozenset(f for i, f in news.items() if i in plan.saved)
+    forward = _Forward(program, constant, hoist)
+    for field in program.fields:
+        if field not in constant:
+            forward.output(f"after.{field}", graph.outputs[f"state.{field}"])
+    for index in plan.saved:
+        if index not in news and not forward.is_hoisted(index):
+            forward.output(f"saved.{index}", index)
+    backward = None
+    if any(name.startswith("grad.") for name in graph.outputs):
+        backward = _backward(program, constant, news, keep)
+    return Extract(forward.part(), backward, constant, recorded)
+
+
+class _Loop:
+    """Copies nodes of a program into the graph of a loop, down to what lies in memory."""
+
+    def __init__(self, program: Program, constant: frozenset[str]):
+        self.source, self.plan = program
+        self.constant = constant
+        self.depends = dependences(self.source)
+        self.graph = Graph()
+        self.where: dict[int, int] = {}
+        self.before: set[int] = set()
+
+    def output(self, name: str, index: int) -> None:
+        self.graph.outputs[name] = self.copy(index)
+
+    def copy(self, index: int) -> int:
+        """The node of the loop's graph that stands for a node of the program."""
+        if index not in self.where:
+            self.where[index] = self._copied(index)
+        return self.where[index]
+
+    def _copied(self, index: int) -> int:
+        node = self.source.nodes[index]
+        if node.op == "input":
+            return self.operand(node.attr("name"), index)
+        if self.depends[index] == Dependence.PARAMETER and not self._inline(index):
+            return self.given(f"once.{index}", index)
+        args = [self.copy(a) for a in node.args]
+        return self.graph.add(node.op, *args, **dict(node.attrs))
+
+    def operand(self, name: str, index: int) -> int:
+        """An input of the program."""
+        if name.startswith("state."):
+            field = name[6:]
+            return self.input(("const." if field in self.constant else "before.") + field, index)
+        return self.input(name, index)
+
+    def given(self, name: str, index: int) -> int:
+        """A value that torch computes before the loop."""
+        pending = [index]
+        while pending:
+            node = pending.pop()
+            if node not in self.before and self.source.nodes[node].op != "input":
+                self.before.add(node)
+                pending.extend(self.source.nodes[node].args)
+        return self.input(name, index)
+
+    def input(self, name: str, index: int) -> int:
+        node = self.source.nodes[index]
+        if name in self.graph.inputs:
+            return self.graph.inputs[name]
+        return self.graph.input(name, node.shape, node.boolean)
+
+    def _inline(self, index: int) -> bool:
+        """Whether a value made of parameters is as well computed where it is used."""
+        node = self.source.nodes[index]
+        if node.op in _ALIASES:
+            return all(self._lies(a) for a in node.args)
+        cheap = node.op in OPS and OPS[node.op].cheap and BATCH not in node.shape
+        return cheap and all(self._lies(a) or self._inline(a) for a in node.args)
+
+    def _lies(self, index: int) -> bool:
+        """Whether a value is a parameter, a constant, or a part of one."""
+        node = self.source.nodes[index]
+        return node.op in ("input", "constant") or (
+            node.op in _ALIASES and all(self._lies(a) for a in node.args)
+        )
+
+
+class _Forward(_Loop):
+    def __init__(self, program: Program, constant: frozenset[str], hoist: bool):
+        super().__init__(program, constant)
+        self.hoist = hoist
+
+    def is_hoisted(self, index: int) -> bool:
+        """Whether torch computes a node for all steps before the loop."""
+        product = self.source.nodes[index].op == "product"
+        return self.hoist and product and self.depends[index] == Dependence.INPUT
+
+    def _copied(self, index: int) -> int:
+        if self.is_hoisted(index):
+            return self.given(f"hoisted.{index}", index)
+        if self.source.nodes[index].op == "product":
+            left, weight = self.source.nodes[index].args
+            args = (self.copy(left), self._weight(weight))
+            return self.graph.add("product", *args)
+        return super()._copied(index)
+
+    def _weight(self, index: int) -> int:
+        if self.source.nodes[index].op == "input":
+            return self.copy(index)
+        return self.given(f"once.{index}", index)
+
+    def part(self) -> Part:
+        return Part(self.graph, tuple(sorted(self.before)), ())
+
+
+class _Backward(_Loop):
+    def __init__(
+        self,
+        program: Program,
+        constant: frozenset[str],
+        news: dict[int, str],
+        keep: Iterable[str],
+    ):
+        super().__init__(program, constant)
+        self.news, self.keep = news, set(keep)
+        self.saved = set(self.plan.saved)
+
+    def _copied(self, index: int) -> int:
+        node = self.source.nodes[index]
+        if index in self.saved:
+            name = f"after.{self.news[index]}" if index in self.news else f"saved.{index}"
+            return self.input(name, index)
+        if node.op == "product":
+            left, weight = node.args
+            weight = self.copy(weight) if self.source.nodes[weight].op == "input" else self.given(
+                f"once.{weight}", weight)  # fmt: skip
+            return self.graph.add("product", self.copy(left), weight)
+        return super()._copied(index)
+
+    def operand(self, name: str, index: int) -> int:
+        if not name.startswith("cotangent."):
+            return super().operand(name, index)
+        field = name.removeprefix("cotangent.")
+        carry = self.input(f"carry.{field}", index)
+        if field not in self.keep:
+            return carry
+        return self.graph.add("add", carry, self.input(f"grad.{field}", index))
+
+
+def _backward(
+    program: Program, constant: frozenset[str], news: dict[int, str], keep: Iterable[str]
+) -> Part:
+    graph, plan = program
+    loop = _Backward(program, constant, news, keep)
+    for field in program.fields:
+        name = f"grad.state.{field}"
+        if name in graph.outputs:
+            loop.output(f"passed.{field}", graph.outputs[name])
+        else:
+            zero = loop.graph.constant(0.0)
+            shape = graph.nodes[graph.inputs[f"state.{field}"]].shape
+            loop.graph.outputs[f"passed.{field}"] = loop.graph.add("expand", zero, shape=shape)
+    after: set[int] = set()  # what torch computes once the loop is done
+    for index in plan.after:
+        node = graph.nodes[index]
+        if node.op in ("outer", "product", "batch_sum") or after.intersection(node.args):
+            after.add(index)
+    roots = [i for name, i in graph.outputs.items()
+             if name.startswith("grad.") and not name.startswith("grad.state.")]  # fmt: skip
+    needed = graph.ancestors(roots)
+    for index in sorted(after & needed):
+        node = graph.nodes[index]
+        if node.op == "batch_sum" and node.args[0] not in after:
+            loop.output(f"sum.{index}", node.args[0])
+            continue
+        for arg in node.args:
+            if arg not in after and not _at_hand(loop, arg):
+                loop.output(f"kept.{arg}", arg)
+    for index in roots:
+        if index not in after and not _at_hand(loop, index):
+            loop.output(f"kept.{index}", index)
+    return Part(loop.graph, tuple(sorted(loop.before)), tuple(sorted(after & needed)))
+
+
+def _at_hand(loop: _Backward, index: int) -> bool:
+    """Whether torch has a value for all steps without the loop's help."""
+    node = loop.source.nodes[index]
+    given = node.op == "input" and not node.attr("name").startswith("cotangent.")
+    return given or index in loop.saved or loop.depends[index] == Dependence.PARAMETER

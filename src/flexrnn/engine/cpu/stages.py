@@ -1,0 +1,407 @@
+"""From the graph of one loop to the stages that a thread goes through at every step.
+
+A stage is one pass over a domain: G heads of W units, for every row of the batch. Products of a
+stage come first, tile by tile, and what is computed from their tile follows while it lies in the
+first-level cache. A node belongs into the earliest stage in which its operands can be had; a value
+that a later stage reads, or that is read elsewhere than where it was computed, goes to memory.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from flexrnn.engine.compiler.graph import BATCH, Graph, Shape
+from flexrnn.engine.compiler.ops import OPS
+from flexrnn.engine.step import CannotRunError
+
+REDUCTIONS = ("sum", "amax")
+_ALIASES = ("slice", "reshape", "expand", "detach")
+
+
+class Domain(NamedTuple):
+    """What a stage goes over, for every row."""
+
+    heads: int
+    units: int
+
+
+class Place(NamedTuple):
+    """Where a node lies in memory: numbers from the beginning of a row."""
+
+    buffer: str
+    offset: int = 0
+    head: int = 0  # numbers from one head to the next, 0 where all share one
+    unit: int = 1  # likewise from unit to unit
+
+
+class Store(NamedTuple):
+    """A value of a stage and where it goes."""
+
+    node: int
+    place: Place
+
+
+@dataclass
+class Product:
+    """A product of a stage. Its blocks are columns `j·W ... (j+1)·W`, for units 0 ... W of each."""
+
+    node: int
+    left: int
+    weight: int
+    blocks: dict[int, int] = field(default_factory=dict)  # column block -> node
+
+
+@dataclass
+class Stage:
+    """One pass over a domain."""
+
+    domain: Domain
+    products: list[Product] = field(default_factory=list)
+    values: list[int] = field(default_factory=list)  # elementwise nodes, in an order to compute
+    stores: list[Store] = field(default_factory=list)
+    reduced: list[int] = field(default_factory=list)  # `sum` and `amax` nodes gathered here
+    sums: list[Store] = field(default_factory=list)  # over the batch and time
+
+
+class Loop(NamedTuple):
+    """Stages in their order, and where everything lies."""
+
+    graph: Graph
+    stages: list[Stage]
+    temporaries: dict[str, int]  # name -> numbers a row
+    partial: dict[int, Domain]  # reduction -> the domain it gathers over
+    sums: dict[str, int]  # name of an output `sum.I` -> how many numbers
+    lowering: "Lowering"
+
+
+def dims(shape: Shape) -> tuple[int, int]:
+    """Heads and units of a shape; the batch is no part of either."""
+    sizes = [int(s) for s in shape if s != BATCH]
+    while len(sizes) > 2 and sizes[0] == 1:
+        sizes = sizes[1:]
+    if len(sizes) > 2:
+        raise CannotRunError(f"the cpu engine knows at most two axes beside the batch, got {shape}")
+    heads, units = [1] * (2 - len(sizes)) + sizes
+    return heads, units
+
+
+def lower(graph: Graph) -> Loop:
+    """Divide the graph of a loop into stages."""
+    lowering = Lowering(_with_copies(graph))
+    for index in sorted(lowering.alive):
+        lowering.assign(index)
+    lowering.settle()
+    low = lowering
+    return Loop(low.graph, low.stages, low.temporaries, low.partial, low.sums, low)
+
+
+def _with_copies(graph: Graph) -> Graph:
+    """Give every output a node of its own that can be stored where it belongs."""
+    seen: set[int] = set()
+    for name, index in list(graph.outputs.items()):
+        op = graph.nodes[index].op
+        storable = op in ("product", "concat", *OPS)
+        if name.startswith("sum."):
+            continue
+        if not storable or BATCH not in graph.nodes[index].shape:
+            graph.outputs[name] = _copy(graph, index)
+        seen.add(graph.outputs[name])
+    for index, node in enumerate(list(graph.nodes)):
+        if node.op == "concat" and BATCH in node.shape:
+            args = tuple(_stored(graph, a) for a in node.args)
+            if args != node.args:
+                graph.nodes[index] = node._replace(args=args)
+    return _sorted(graph)
+
+
+def _stored(graph: Graph, index: int) -> int:
+    """A part of a concatenation as a value that some stage computes."""
+    node = graph.nodes[index]
+    computed = node.op in OPS and BATCH in node.shape
+    return index if computed else _copy(graph, index)
+
+
+def _copy(graph: Graph, index: int) -> int:
+    node = graph.nodes[index]
+    if node.boolean:
+        return graph.add("or", index, index)
+    copied = graph.add("mul", index, graph.constant(1.0))
+    if BATCH in node.shape:
+        return copied
+    raise CannotRunError("a value without a batch in the place of one with a batch")
+
+
+def _sorted(graph: Graph) -> Graph:
+    """The same nodes, each behind its operands, and none that no output needs."""
+    new, where = Graph(), {}
+
+    def visit(root: int) -> None:
+        pending = [root]
+        while pending:
+            index = pending[-1]
+            node = graph.nodes[index]
+            missing = [a for a in node.args if a not in where]
+            if index in where or not missing:
+                pending.pop()
+            if index not in where and not missing:
+                if node.op == "input":
+                    where[index] = new.input(node.attr("name"), node.shape, node.boolean)
+                else:
+                    args = tuple(where[a] for a in node.args)
+                    where[index] = new.add(node.op, *args, **dict(node.attrs))
+            pending.extend(missing)
+
+    alive = graph.ancestors(list(graph.outputs.values()))
+    for index in sorted(alive):
+        visit(index)
+    new.outputs = {name: where[index] for name, index in graph.outputs.items()}
+    return new
+
+
+class Lowering:
+    """Decides for each node in which stage it is computed and where it lies."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.nodes = graph.nodes
+        self.users = graph.users()
+        self.alive = graph.ancestors(list(graph.outputs.values()))
+        self.stages: list[Stage] = []
+        self.stage: dict[int, int] = {}  # value or product -> its stage
+        self.blocks: dict[int, tuple[int, int]] = {}  # node -> (product, column block)
+        self.memory: dict[int, Place] = {}
+        self.temporaries: dict[str, int] = {}
+        self.partial: dict[int, Domain] = {}
+        self.sums: dict[str, int] = {}
+
+    # Which stage ------------------------------------------------------------------------------
+
+    def assign(self, index: int) -> None:
+        """Put a node into the earliest stage that can compute it."""
+        node = self.nodes[index]
+        if node.op == "input":
+            self.memory[index] = self._contiguous(node.attr("name"), index)
+        elif node.op in ("constant", *_ALIASES) or not self.rowed(index):
+            pass
+        elif node.op == "concat":
+            self.stage[index] = max(self.stage[a] for a in node.args)
+        elif node.op == "product":
+            self._assign_product(index)
+        elif node.op in REDUCTIONS:
+            domain = self.domain(node.args[0])
+            gather = self._place_in(domain, self._ready(node.args[0], domain))
+            self.stages[gather].reduced.append(index)
+            self.partial[index] = domain
+            final = self._place_in(self.domain(index), gather + 1)
+            self.stage[index] = final
+            self.stages[final].values.append(index)
+        elif node.op in OPS:
+            domain = self.domain(index)
+            ready = max((self._ready(a, domain) for a in node.args), default=0)
+            self.stage[index] = self._place_in(domain, ready)
+            self.stages[self.stage[index]].values.append(index)
+        else:
+            raise CannotRunError(f"the cpu engine has no form of {node.op} inside a loop")
+
+    def _assign_product(self, index: int) -> None:
+        left, weight = self.nodes[index].args
+        heads, columns = dims(self.nodes[index].shape)
+        width = self._block_width(index, columns)
+        product = Product(index, left, weight)
+        domain = Domain(heads, width)
+        ready = self._ready(left, None)
+        self.stage[index] = self._place_in(domain, ready)
+        self.stages[self.stage[index]].products.append(product)
+        if width == columns:
+            product.blocks[0] = index
+            self.blocks[index] = (index, 0)
+            return
+        for user in self.users[index]:
+            if user in self.alive:
+                block = self.nodes[user].attr("start") // width
+                product.blocks[block] = user
+                self.blocks[user] = (index, block)
+                self.stage[user] = self.stage[index]
+
+    def _block_width(self, index: int, columns: int) -> int:
+        """W where every reader of a product takes columns `j·W ... (j+1)·W` of it."""
+        users = [self.nodes[u] for u in self.users[index] if u in self.alive]
+        if index in self.graph.outputs.values():
+            return columns
+        if not all(u.op == "slice" and u.attr("axis") == -1 for u in users):
+            return columns
+        widths = {u.attr("stop") - u.attr("start") for u in users}
+        width = widths.pop()
+        aligned = not widths and all(u.attr("start") % width == 0 for u in users)
+        return width if aligned and columns % width == 0 else columns
+
+    def _place_in(self, domain: Domain, earliest: int) -> int:
+        for k in range(earliest, len(self.stages)):
+            if self.stages[k].domain == domain:
+                return k
+        self.stages.append(Stage(domain))
+        return len(self.stages) - 1
+
+    def _ready(self, index: int, domain: Domain | None) -> int:
+        """The first stage that can read a node: where it is computed, if over the same domain.
+
+        Args:
+            index: a node.
+            domain: of the reader; None where it reads more than its own unit.
+        """
+        node = self.nodes[index]
+        if index in self.blocks:
+            stage = self.stage[index]
+            return stage if self.stages[stage].domain == domain else stage + 1
+        if node.op == "detach":
+            return self._ready(node.args[0], domain)
+        if node.op in _ALIASES:
+            return self._ready(node.args[0], None)
+        if index not in self.stage:
+            return 0
+        same = node.op != "concat" and self.stages[self.stage[index]].domain == domain
+        return self.stage[index] + (0 if same else 1)
+
+    def domain(self, index: int) -> Domain:
+        """What a stage that computes a node goes over."""
+        return Domain(*dims(self.nodes[index].shape))
+
+    def rowed(self, index: int) -> bool:
+        """Whether a node has a value for every row of the batch."""
+        return BATCH in self.nodes[index].shape
+
+    def constant_of(self, index: int) -> float | None:
+        """The number that a node is everywhere, if it is one."""
+        node = self.nodes[index]
+        while node.op in _ALIASES:
+            node = self.nodes[node.args[0]]
+        return node.attr("value") if node.op == "constant" else None
+
+    def in_memory(self, index: int) -> bool:
+        """Whether a node has got a place in memory."""
+        return index in self.memory
+
+    # Where it lies ----------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Give memory to outputs, to concatenations, and to what is read out of its stage."""
+        outputs: dict[int, list[str]] = {}
+        for name, index in self.graph.outputs.items():
+            if name.startswith("sum."):
+                self._sum(name, index)
+            else:
+                outputs.setdefault(index, []).append(name)
+        for index in sorted(self.alive):  # first of all, so that temporaries need not be
+            for name in outputs.get(index, ()):
+                self._write(index, self._contiguous(name, index))
+        for index in sorted(self.alive):
+            if self.nodes[index].op == "concat" and index not in self.memory:
+                self._write(index, self._temporary(index))
+        for number, stage in enumerate(self.stages):
+            for product in stage.products:
+                self.place(product.left)
+            for index in list(stage.values):
+                if self.nodes[index].op not in REDUCTIONS:
+                    for arg in self.nodes[index].args:
+                        self._make_readable(arg, number, self.domain(index))
+            for index in list(stage.reduced):
+                arg = self.nodes[index].args[0]
+                self._make_readable(arg, number, self.domain(arg))
+
+    def in_register(self, index: int, stage: int, domain: Domain) -> bool:
+        """Whether a stage over a domain has a node at hand without reading memory."""
+        if index not in self.stage or self.nodes[index].op == "concat":
+            return False
+        return self.stage.get(index) == stage and self.stages[stage].domain == domain
+
+    def _make_readable(self, index: int, stage: int, domain: Domain) -> None:
+        node = self.nodes[index]
+        if self.in_register(index, stage, domain) or self.constant_of(index) is not None:
+            return
+        if node.op == "detach":
+            self._make_readable(node.args[0], stage, domain)
+        elif not self.rowed(index) and node.op in OPS:
+            for arg in node.args:
+                self._make_readable(arg, stage, domain)
+        else:
+            self.place(index)
+
+    def place(self, index: int) -> Place:
+        """Where a node lies in memory; a value that lies nowhere gets a place."""
+        if index in self.memory:
+            return self.memory[index]
+        node = self.nodes[index]
+        if node.op == "constant":
+            raise CannotRunError("the cpu engine reads a number where it wants a tensor")
+        if node.op in _ALIASES and index not in self.blocks:
+            self.memory[index] = self._alias(index)
+        else:
+            self._write(index, self._temporary(index))
+        return self.memory[index]
+
+    def _alias(self, index: int) -> Place:
+        node = self.nodes[index]
+        base = self.place(node.args[0])
+        heads, units = dims(self.nodes[node.args[0]].shape)
+        if node.op == "slice":
+            step = base.unit if node.attr("axis") == -1 else base.head
+            if node.attr("axis") < -2:
+                raise CannotRunError("the cpu engine slices the last two axes only")
+            return base._replace(offset=base.offset + node.attr("start") * step)
+        if node.op == "expand":
+            inner = (base.head if heads > 1 else 0, base.unit if units > 1 else 0)
+            return base._replace(head=inner[0], unit=inner[1])
+        if node.op == "reshape":
+            dense = (units == 1 or base.unit == 1) and (heads == 1 or base.head == units)
+            if not dense:
+                raise CannotRunError("the cpu engine reshapes what lies in one piece only")
+            _, units = dims(node.shape)
+            return base._replace(head=units, unit=1)
+        return base
+
+    def _contiguous(self, buffer: str, index: int) -> Place:
+        _, units = dims(self.nodes[index].shape)
+        return Place(buffer, 0, units, 1)
+
+    def _temporary(self, index: int) -> Place:
+        heads, units = dims(self.nodes[index].shape)
+        name = f"temporary.{len(self.temporaries)}"
+        self.temporaries[name] = heads * units
+        return self._contiguous(name, index)
+
+    def _write(self, index: int, place: Place) -> None:
+        """Let the stage that computes a node store it; the first place is where it is read."""
+        self.memory.setdefault(index, place)
+        node = self.nodes[index]
+        if node.op != "concat":
+            self.stages[self.stage[index]].stores.append(Store(index, place))
+            return
+        for arg, offset in self._parts(index):
+            inner = place._replace(offset=place.offset + offset)
+            self._write_part(arg, inner)
+
+    def _write_part(self, index: int, place: Place) -> None:
+        self.stages[self.stage[index]].stores.append(Store(index, place))
+
+    def _parts(self, index: int) -> Iterator[tuple[int, int]]:
+        """The parts of a concatenation, and where in a row each begins."""
+        node = self.nodes[index]
+        axis, offset = node.attr("axis"), 0
+        _, units = dims(node.shape)
+        for arg in node.args:
+            yield arg, offset
+            heads, width = dims(self.nodes[arg].shape)
+            if axis not in (-1, -2):
+                raise CannotRunError("the cpu engine joins along the last two axes only")
+            offset += width if axis == -1 else heads * units
+
+    def _sum(self, name: str, index: int) -> None:
+        """Sum a value over batch and time, where it is computed."""
+        heads, units = dims(self.nodes[index].shape)
+        self.sums[name] = heads * units
+        place = Place(name, 0, units, 1)
+        if self.nodes[index].op != "concat":
+            self.stages[self.stage[index]].sums.append(Store(index, place))
+            return
+        for arg, offset in self._parts(index):
+            self.stages[self.stage[arg]].sums.append(Store(arg, place._replace(offset=offset)))
