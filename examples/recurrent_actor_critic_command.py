@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
+import flexrnn
 from flexrnn.lab import figures, terminal
 from flexrnn.lab.errors import UsageError
 from flexrnn.lab.results import machine, to_plain, write, write_json
@@ -142,6 +143,9 @@ def command(
         int, typer.Option(help="CPU threads. At these sizes more gain nothing.")
     ] = Options.threads,
     seed: Annotated[int, typer.Option(help="Of weights, actions and environments.")] = Options.seed,
+    backend: Annotated[
+        str, typer.Option(metavar="NAME", help="Engine of FlexRNN's layers, as in flexrnn.backend.")
+    ] = Options.backend,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -163,7 +167,7 @@ def command(
 
     Ctrl-C ends it early and writes what was learned by then.
     """
-    options = Options(steps, envs, rollout, hidden, seed, threads)
+    options = Options(steps, envs, rollout, hidden, seed, threads, backend)
     try:
         parts = split_names(only or (), PARTS, "--only") or PARTS
         check(options, out)
@@ -176,10 +180,16 @@ def command(
 
 def check(options: Options, out: Path) -> None:
     """Refuse what cannot be done before anything is computed."""
-    for name, number in vars(options).items():
+    numbers = {name: n for name, n in vars(options).items() if isinstance(n, int)}
+    for name, number in numbers.items():
         least = {"seed": 0, "rollout": 2}.get(name, 1)  # one advantage alone has no spread
         if number < least:
             raise UsageError(f"--{name}: expected at least {least}, got {number}")
+    try:
+        with flexrnn.backend(options.backend):
+            pass
+    except ValueError as error:
+        raise UsageError(f"--{error}") from None
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
@@ -194,10 +204,11 @@ def carry_out(options: Options, parts: list[str], out: Path, console: Console) -
     torch.set_num_threads(options.threads)
     speeds, runs, state = list[Speed](), list[Run](), "failed"
     try:
-        if "speed" in parts:
-            _speed(options, speeds, console)
-        if "learning" in parts:
-            _learn(options, runs, console)
+        with flexrnn.backend(options.backend):
+            if "speed" in parts:
+                _speed(options, speeds, console)
+            if "learning" in parts:
+                _learn(options, runs, console)
         state = "finished"
     except KeyboardInterrupt:
         state = "interrupted"
