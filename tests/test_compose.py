@@ -122,3 +122,26 @@ def test_its_key_tells_whatever_but_a_tensor_changes_the_computation(cell: LSTMC
         CellStep(Other(I, H, dtype=torch.float64)).key(),
     }
     assert len(keys) == 6
+
+
+def test_a_reset_behind_the_end_changes_nothing(cell: LSTMCell) -> None:
+    """The state that is held is the one before the reset."""
+    step = CellStep(cell, ragged=True, reset=True)
+    own, initial = state(), (randn(B, H), randn(B, H))
+    valid = torch.tensor([True, False, True, False])[:, None]
+    reset = torch.tensor([True, True, False, False])[:, None]
+    h, c, *handed_on = step((randn(B, I), valid, reset), (*own, *initial))
+    assert torch.equal(h[~valid[:, 0]], own.h[~valid[:, 0]])
+    assert torch.equal(c[~valid[:, 0]], own.c[~valid[:, 0]])
+    assert all(a is b for a, b in zip(handed_on, initial, strict=True))
+
+
+def test_fields_and_key_tell_the_features_apart(cell: LSTMCell) -> None:
+    full = CellStep(cell, reset=True, masks=2)
+    assert full.fields == ("h", "c", "initial.h", "initial.c", "mask.0", "mask.1")
+    variants: list[dict[str, Any]] = [
+        {}, {"ragged": True}, {"reset": True}, {"masks": 1}, {"masks": 2},
+        {"zoned": (True, False)}, {"zoned": (True, True)}, {"expected": (0.1, 0.0)},
+        {"expected": (0.2, 0.0)},
+    ]  # fmt: skip
+    assert len({CellStep(cell, **options).key() for options in variants}) == len(variants)

@@ -115,7 +115,8 @@ def test_a_cell_without_an_input_gate_gets_the_forget_bias_alone() -> None:
 
 
 def test_a_parametrized_weight_is_changed_through_its_parametrization() -> None:
-    layer = parametrizations.weight_norm(flexrnn.RNN(I, H), "weight_hh_l0")
+    layer = flexrnn.RNN(I, H)
+    parametrizations.weight_norm(layer, "weight_hh_l0")
     init.orthogonal_(layer)
     W: Any = layer.weight_hh_l0
     assert_close(W.detach() @ W.detach().T, torch.eye(H))

@@ -5,11 +5,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from flexrnn.bind import Slot, bind, move_parameters
-from flexrnn.call import direction, stream
+from flexrnn.call import direction, stack, stream
 from flexrnn.call.initial import add_learned, initial_state, reset_learned, unbatched
 from flexrnn.call.marks import Marks, check_alone, check_lengths, check_reset, marks
 from flexrnn.cell import Cell, first_weight, loop_dtypes, unwrap
@@ -310,25 +309,19 @@ class FlexRNN(nn.Module):
         self,
         cells: list[Cell],
         x: Tensor,
-        state: Any,
+        state: tuple[Tensor, ...] | None,
         where: Marks,
         packed: Tensor | None = None,
         *,
         every_state: bool = False,
         arrange: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Any, Any]:
-        """All layers and directions over `x` `(T, B, I)`.
+        """All layers and directions over `x` `(T, B, I)`; arguments as in `stack.run`.
 
-        Args:
-            cells: bound to their parameters.
-            x: the input.
-            state: the initial state, each field `(L·D, B, width)`, or None for the layer's own.
-            where: sequences end and begin anew.
-            packed: lengths `(B,)`, decreasing, where the input was a packed sequence.
-            every_state: return the states at every step, each field `(L·D, T, B, width)`.
-            arrange: from what is recorded, `(T, B, ...)`, to what a person sees of it.
+        A state that is None is the layer's own; `arrange` makes of what is recorded, `(T, B, ...)`,
+        what a person sees.
         """
-        dtype, out_dtype = loop_dtypes(cells[0], x)
+        dtype, _ = loop_dtypes(cells[0], x)
         start = None
         if state is None or where.reset is not None:
             start = initial_state(
@@ -352,50 +345,22 @@ class FlexRNN(nn.Module):
             self.checkpoint_every,
             self.backend,
         )
-        keep = range(len(state)) if every_state else (0,)
-        finals, histories = [], []
-        recorded: dict[str, Tensor] = {}
-        records = is_recorded(self)
-        for k in range(self.num_layers):
-            outputs = []
-            for d in range(self.num_directions):
-                index = k * self.num_directions + d
-                taps = dict[str, Tensor]() if records else None
-                history, final = direction.run(
-                    cells[index],
-                    x,
-                    tuple(s[index] for s in state),
-                    () if start is None else tuple(s[index] for s in start),
-                    where,
-                    options,
-                    reverse=d == 1,
-                    keep=keep,
-                    taps=taps,
-                )
-                place = self._suffixes[index].removeprefix("_")
-                recorded |= {f"{place}.{name}": tap for name, tap in (taps or {}).items()}
-                outputs.append(history[0].to(out_dtype))
-                finals.append(final)
-                histories.append(history)
-            x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
-            if self.dropout and self.training and k < self.num_layers - 1:
-                x = self._drop(x, packed)
-        publish(self, recorded, arrange)
-        state, states = (
-            cells[0].State(*(torch.stack(f).to(out_dtype) for f in zip(*rows, strict=True)))
-            if rows
-            else None
-            for rows in (finals, histories if every_state else [])
+        taps = dict[str, Tensor]() if is_recorded(self) else None
+        result = stack.run(
+            cells,
+            x,
+            state,
+            start,
+            where,
+            options,
+            bidirectional=self.bidirectional,
+            dropout=self.dropout,
+            packed=packed,
+            every_state=every_state,
+            taps=taps,
         )
-        return x, state, states
-
-    def _drop(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        if lengths is None:
-            return dropout(x, self.dropout, self.training)
-        # Drawn for the rows that exist and for no padding: the numbers that torch draws.
-        packed = pack_padded_sequence(x, lengths)
-        data = dropout(packed.data, self.dropout, self.training)
-        return pad_packed_sequence(PackedSequence(data, packed.batch_sizes))[0]
+        publish(self, taps or {}, arrange)
+        return result
 
     def _check_input(self, cells: list[Cell], x: Any, packed: bool = False) -> None:
         weight = first_weight(cells[0])

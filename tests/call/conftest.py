@@ -32,7 +32,7 @@ class Result(NamedTuple):
     states: tuple[Tensor, ...]
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(scope="module", params=KINDS)
 def make(request: pytest.FixtureRequest) -> Callable[..., FlexRNN]:
     """A layer of each cell in turn in float64, I = 3, H = 5."""
     cell, own = KINDS[request.param]
@@ -160,7 +160,7 @@ def assert_alike(
     assert_close(found[0], found[1], rtol=rtol, atol=1e-12)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def hand() -> Any:
     """The functions of this file, for tests."""
 

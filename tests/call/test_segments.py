@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import flexrnn
 from flexrnn import FlexRNN
+from flexrnn.engine import scan
 
 Make = Callable[..., FlexRNN]
 T, B, I, H = 7, 3, 3, 5
@@ -38,14 +39,15 @@ class Peak(TorchDispatchMode):
         return result
 
     def _note(self, storage: torch.UntypedStorage) -> None:
-        if storage._cdata not in self.seen:
-            self.seen.add(storage._cdata)
-            self.alive += storage.nbytes()
+        place, size = storage.data_ptr(), storage.nbytes()
+        if size and place not in self.seen:
+            self.seen.add(place)
+            self.alive += size
             self.most = max(self.most, self.alive)
-            weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+            weakref.finalize(storage, self._free, place, size)
 
-    def _free(self, key: int, size: int) -> None:
-        self.seen.discard(key)
+    def _free(self, place: int, size: int) -> None:
+        self.seen.discard(place)
         self.alive -= size
 
 
@@ -90,6 +92,23 @@ def test_weights_dropped_for_a_call_are_the_same_in_its_backward_pass() -> None:
     expected = outcome(layer, "reference")
     layer.checkpoint_every = 3
     assert_close(outcome(layer, "reference"), expected, rtol=0, atol=0)
+
+
+def test_the_engine_of_the_forward_pass_runs_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        seen.append(scan.in_force("auto"))
+        return run(*args, **kwargs)
+
+    run = scan.run
+    monkeypatch.setattr(scan, "run", noted)
+    layer = flexrnn.LSTM(I, H, checkpoint_every=4)
+    with flexrnn.backend("interpreter"):
+        output, _ = layer(torch.randn(T, B, I))
+    with flexrnn.backend("reference"):
+        output.sum().backward()
+    assert seen == ["interpreter"] * 4  # two segments, twice
 
 
 def test_packed_and_under_autocast() -> None:

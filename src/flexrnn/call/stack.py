@@ -1,0 +1,90 @@
+"""Layers on top of one another, in one direction or two."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout as drop
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from flexrnn.call import direction
+from flexrnn.call.marks import Marks
+from flexrnn.cell import Cell, loop_dtypes
+
+
+def run(
+    cells: Sequence[Cell],
+    x: Tensor,
+    state: tuple[Tensor, ...],
+    start: tuple[Tensor, ...] | None,
+    where: Marks,
+    options: direction.Options,
+    *,
+    bidirectional: bool,
+    dropout: float,
+    packed: Tensor | None,
+    every_state: bool,
+    taps: dict[str, Tensor] | None,
+) -> tuple[Tensor, Any, Any]:
+    """Run all layers and directions over `x` `(T, B, I)`.
+
+    Args:
+        cells: of every layer and direction, bound to their parameters.
+        x: the input.
+        state: the initial state, each field `(L·D, B, width)`.
+        start: the state to which a reset returns, likewise; None where there are no resets.
+        where: sequences end and begin anew.
+        options: of every direction.
+        bidirectional: two cells a layer, the second from the end.
+        dropout: between the layers, while training.
+        packed: lengths `(B,)`, decreasing, where the input was a packed sequence.
+        every_state: return the states at every step, too.
+        taps: filled with what the cells tap, if somebody records it: `l0.i`, `l1_reverse.f`.
+
+    Returns:
+        The last layer's output `(T, B, D·width)`, the final state, a `State` of `(L·D, B, width)`,
+        and a `State` of `(L·D, T, B, width)` or None.
+    """
+    _, out_dtype = loop_dtypes(cells[0], x)
+    ways = ("", "_reverse") if bidirectional else ("",)
+    keep = range(len(state)) if every_state else (0,)
+    finals, histories = [], []
+    for k in range(len(cells) // len(ways)):
+        if k and dropout and options.training:
+            x = _dropped(x, dropout, packed)
+        outputs = []
+        for way in ways:
+            index = len(finals)
+            tapped = None if taps is None else dict[str, Tensor]()
+            history, final = direction.run(
+                cells[index],
+                x,
+                tuple(field[index] for field in state),
+                tuple(field[index] for field in start or ()),
+                where,
+                options,
+                reverse=way != "",
+                keep=keep,
+                taps=tapped,
+            )
+            if taps is not None and tapped is not None:
+                taps |= {f"l{k}{way}.{name}": tensor for name, tensor in tapped.items()}
+            outputs.append(history[0].to(out_dtype))
+            finals.append(final)
+            histories.append(history)
+        x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+
+    def stacked(rows: Sequence[tuple[Tensor, ...]]) -> Any:
+        return cells[0].State(*(torch.stack(f).to(out_dtype) for f in zip(*rows, strict=True)))
+
+    return x, stacked(finals), stacked(histories) if every_state else None
+
+
+def _dropped(x: Tensor, p: float, lengths: Tensor | None) -> Tensor:
+    if lengths is None:
+        return drop(x, p)
+    # Drawn for the rows that exist and for no padding: the numbers that torch draws.
+    packed = pack_padded_sequence(x, lengths)
+    data = drop(packed.data, p)
+    return pad_packed_sequence(PackedSequence(data, packed.batch_sizes))[0]
