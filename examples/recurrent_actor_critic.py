@@ -223,7 +223,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line was asked for; the defaults take about two minutes."""
+    """What the command line was asked for; the defaults take about a minute."""
 
     steps: int = 200_000
     envs: int = 16

@@ -13,6 +13,7 @@ from flexrnn.dropin import (
     PeepholeLSTM,
 )
 from flexrnn.engine.explain import explain
+from flexrnn.engine.fallback import FallbackWarning
 from flexrnn.engine.scan import backend, scan
 from flexrnn.layer import FlexRNN
 from flexrnn.record import record
@@ -27,6 +28,7 @@ __all__ = [
     "RNN",
     "ArticlePeepholeLSTM",
     "Cell",
+    "FallbackWarning",
     "FlexRNN",
     "GRUCell",
     "LSTMCell",

@@ -8,12 +8,17 @@ So every mechanism of torch that acts on a module's parameters (parametrizations
 """
 
 from collections.abc import Hashable, Mapping
+from itertools import count
 from typing import Any, NamedTuple, TypeVar
+from weakref import ref
 
+import torch
 from torch import Tensor, nn
 
 from flexrnn.cell import Cell
+from flexrnn.engine import traced
 from flexrnn.engine.step import frozen, members
+from flexrnn.engine.witness import CannotWatchError, Witness
 
 C = TypeVar("C", bound=Cell)
 
@@ -61,7 +66,12 @@ def bind(cell: C, slots: tuple[Slot, ...], layer: nn.Module) -> C:
     updates is updated for good. The cell itself is not touched, so that calls on several threads
     do not meet.
     """
-    copy = _copy(cell, {})
+    if torch.compiler.is_dynamo_compiling():  # a copy looks at every option
+        traced.specialize(True)
+        copy = _copy(cell, {})
+        traced.specialize(False)
+    else:
+        copy = _copy(cell, {})
     for slot in slots:
         copy.get_submodule(slot.module)._parameters[slot.name] = getattr(layer, slot.flat)
     return copy
@@ -70,16 +80,22 @@ def bind(cell: C, slots: tuple[Slot, ...], layer: nn.Module) -> C:
 def tensors_of(cell: Cell) -> dict[str, Tensor]:
     """Parameters, buffers and plain tensor attributes of a bound cell, by their paths."""
     found: dict[str, Tensor] = {}
-    for prefix, module in cell.named_modules(remove_duplicate=False):
-        held = {**module._parameters, **module._buffers, **vars(module)}
-        for name, value in held.items():
-            if isinstance(value, Tensor):
-                found[f"{prefix}.{name}" if prefix else name] = value
+    for prefix, module in (
+        cell.named_modules(remove_duplicate=False) if cell._modules else [("", cell)]
+    ):
+        prefix = f"{prefix}." if prefix else ""
+        for held in (module._parameters, module._buffers, vars(module)):
+            for name, value in held.items():
+                if isinstance(value, Tensor):
+                    found[prefix + name] = value
     return found
 
 
 def with_tensors(cell: C, tensors: Mapping[str, Tensor]) -> C:
-    """A copy of a bound cell with other tensors in the places that `tensors_of` names."""
+    """A copy of a cell with other tensors in the places that `tensors_of` names.
+
+    The cell may be one that has given its parameters up: they are put back.
+    """
     copy = _copy(cell, {})
     for module in set(copy.modules()):
         module._buffers = dict(module._buffers)
@@ -87,10 +103,37 @@ def with_tensors(cell: C, tensors: Mapping[str, Tensor]) -> C:
         prefix, _, name = path.rpartition(".")
         module = copy.get_submodule(prefix)
         places: list[Any] = [module._parameters, module._buffers, vars(module)]
-        for held in places:
-            if name in held:
-                held[name] = tensor
+        for held in [held for held in places if name in held] or places[:1]:
+            held[name] = tensor
     return copy
+
+
+def identity(module: nn.Module) -> Hashable:
+    """Equal where `fingerprint` is, and cheap while nothing has changed since the last call."""
+    entry = _known.get(id(module))
+    if entry is not None and entry[0]() is module and entry[1].still_holds():
+        return entry[2]
+    value = fingerprint(module)
+    try:
+        witness = Witness(module)
+    except CannotWatchError:
+        return value
+    number = _numbers.setdefault(value, next(_count))
+    _known[id(module)] = (ref(module), witness, number)
+    _trim(_known)
+    _trim(_numbers)
+    return number
+
+
+def _trim(table: dict[Any, Any]) -> None:
+    while len(table) > _KEPT:
+        table.pop(next(iter(table)), None)
+
+
+_known: dict[int, tuple[ref[nn.Module], Witness, int]] = {}
+_numbers: dict[Hashable, int] = {}  # of every fingerprint
+_count = count()
+_KEPT = 512  # the oldest goes first
 
 
 def fingerprint(module: nn.Module) -> Hashable:

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from flexrnn.engine.step import make_exportable
+
 
 class Cell(nn.Module):
     """The body of a recurrent layer's loop, written in plain PyTorch.
@@ -63,6 +65,8 @@ class Cell(nn.Module):
         super().__init_subclass__(**kwargs)
         if "step" in cls.__dict__ and "torch_equivalent" not in cls.__dict__:
             cls.torch_equivalent = None  # another step is another function
+        if hasattr(cls.__dict__.get("State"), "_fields"):
+            make_exportable(cls.State)
 
     def __init__(self, input_size: int, hidden_size: int):
         super().__init__()
@@ -222,7 +226,14 @@ def loop_dtypes(cell: Cell, x: Tensor) -> tuple[torch.dtype, torch.dtype]:
 
 def first_weight(cell: Cell) -> Tensor | None:
     """A parameter whose dtype and device the cell computes with; None where it has none."""
-    return next((p for p in cell.parameters() if p.is_floating_point() or p.is_complex()), None)
+    for parameters in (
+        vars(cell)["_parameters"].values(),
+        cell.parameters(),
+    ):  # the first is faster
+        for p in parameters:
+            if p is not None and (p.is_floating_point() or p.is_complex()):
+                return p
+    return None
 
 
 def autocasts(x: Tensor) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexrnn.bind import fingerprint, tensors_of, with_tensors
+from flexrnn.bind import identity, tensors_of, with_tensors
 from flexrnn.cell import Cell, checked_step, field_names
 from flexrnn.engine.step import frozen
 from flexrnn.regularize import Drop
@@ -35,6 +35,7 @@ class CellStep:
             where a unit keeps its old value.
         expected: of each field, the share of its old value in its new one; zoneout's expectation.
         masks: number of masks of recurrent dropout, each `(B, width)`.
+        origin: the layer's cell, of which `cell` is a copy made for this call.
     """
 
     def __init__(
@@ -46,8 +47,11 @@ class CellStep:
         zoned: tuple[bool, ...] = (),
         expected: tuple[float, ...] = (),
         masks: int = 0,
+        origin: Cell | None = None,
     ):
         self.cell = cell
+        self.origin = origin
+        self._tensors: dict[str, Tensor] | None = None
         self.options = {"ragged": ragged, "reset": reset, "zoned": zoned, "expected": expected,
                         "masks": masks}  # fmt: skip
         self.ragged, self.reset, self.masks = ragged, reset, masks
@@ -96,7 +100,9 @@ class CellStep:
     @property
     def tensors(self) -> Mapping[str, Tensor]:
         """Parameters, buffers and tensor attributes of the cell, by their paths."""
-        return tensors_of(self.cell)
+        if self._tensors is None:  # the cell is bound for one call
+            self._tensors = tensors_of(self.cell)
+        return self._tensors
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -127,7 +133,23 @@ class CellStep:
 
     def key(self) -> Hashable:
         """Everything but tensors that the composed step can depend on."""
-        return (*self.options.values(), fingerprint(self.cell))
+        return (*self.options.values(), identity(self.origin or self.cell))
+
+    def recipe(self) -> tuple[Any, ...]:
+        """How the step is made from the layer's cell, by which Dynamo recognises it."""
+        return (_from_origin, self.origin, *self.options.values())
+
+
+def _from_origin(tensors: Mapping[str, Tensor], origin: Cell, *options: Any) -> CellStep:
+    ragged, reset, zoned, expected, masks = options
+    return CellStep(
+        with_tensors(origin, tensors),
+        ragged=ragged,
+        reset=reset,
+        zoned=zoned,
+        expected=expected,
+        masks=masks,
+    )
 
 
 def _attributes(cell: Cell) -> dict[str, Hashable]:

@@ -348,6 +348,7 @@ class FlexRNN(nn.Module):
         taps = dict[str, Tensor]() if is_recorded(self) else None
         result = stack.run(
             cells,
+            [cast(Cell, cell) for cell in self.cells],
             x,
             state,
             start,

@@ -27,6 +27,7 @@ class Options(NamedTuple):
 
 def run(
     cell: Cell,
+    origin: Cell,
     x: Tensor,
     state: tuple[Tensor, ...],
     start: tuple[Tensor, ...],
@@ -41,6 +42,7 @@ def run(
 
     Args:
         cell: bound to its parameters.
+        origin: the layer's cell, of which `cell` is a copy.
         x: the input.
         state: the state before the first step, each field `(B, width)`.
         start: the state to which a reset returns.
@@ -70,6 +72,7 @@ def run(
         zoned=tuple(map(bool, options.zoneout)) if zoned else (),
         expected=options.zoneout if not options.training and any(options.zoneout) else (),
         masks=len(masks),
+        origin=origin,
     )
     inputs = [x, *(mark for mark in (valid, reset) if mark is not None), *zoned]
     whole = cell.State(*state)

@@ -15,6 +15,7 @@ from flexrnn.cell import Cell, loop_dtypes
 
 def run(
     cells: Sequence[Cell],
+    origins: Sequence[Cell],
     x: Tensor,
     state: tuple[Tensor, ...],
     start: tuple[Tensor, ...] | None,
@@ -31,6 +32,7 @@ def run(
 
     Args:
         cells: of every layer and direction, bound to their parameters.
+        origins: the layer's cells, of which those are copies.
         x: the input.
         state: the initial state, each field `(L·D, B, width)`.
         start: the state to which a reset returns, likewise; None where there are no resets.
@@ -59,6 +61,7 @@ def run(
             tapped = None if taps is None else dict[str, Tensor]()
             history, final = direction.run(
                 cells[index],
+                origins[index],
                 x,
                 tuple(field[index] for field in state),
                 tuple(field[index] for field in start or ()),

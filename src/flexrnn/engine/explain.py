@@ -5,19 +5,22 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flexrnn.engine import scan
+from flexrnn.engine import engines, scan
 from flexrnn.engine.compiler.passes import passes
 from flexrnn.engine.compiler.pretty import formulas, pretty
 from flexrnn.engine.compiler.program import Program, build
 from flexrnn.engine.compiler.schedule import saved_floats
 from flexrnn.engine.compiler.trace import CannotCompileError
-from flexrnn.engine.step import ComposedStep, wanted_of
+from flexrnn.engine.ordinary import kind
+from flexrnn.engine.step import CannotRunError, ComposedStep, wanted_of
 
 
 class StepReport(NamedTuple):
     """What is known of one layer and direction."""
 
     name: str  # `layer 0`, `layer 0 reverse`
+    engine: str  # that runs it; "" where the one that is named cannot
+    causes: tuple[str, ...]  # why each faster one does not
     program: Program | None
     refusal: str  # why there is none: operation, file and line
     saved_bytes: int  # kept for the backward pass, over all steps and rows
@@ -28,7 +31,7 @@ class Explanation(NamedTuple):
     """What `explain` found; `str` of it is a text for a person."""
 
     layer: str
-    engine: str
+    engine: str  # of all steps, or those of each
     steps: tuple[StepReport, ...]
     show_stages: bool
 
@@ -73,30 +76,63 @@ def explain(layer: nn.Module, x: Any, stages: bool = False) -> Explanation:
         history = (s.new_zeros(*size, *s.shape).requires_grad_(learns) for s in like)
         return tuple(history), state
 
-    with torch.enable_grad(), scan.watched(watch) as engine:
+    with torch.enable_grad(), scan.watched(watch):
         layer(x)
+    backend = scan.in_force(getattr(layer, "backend", "auto"))
     directions = 2 if getattr(layer, "bidirectional", False) else 1
     reports = []
     for k, call in enumerate(seen):
         name = f"layer {k // directions}" + (" reverse" if k % directions else "")
-        reports.append(_report(name, *call))
+        reports.append(_report(name, backend, *call))
     head = repr(layer).splitlines()
     title = head[0] if len(head) == 1 else f"{head[0]}{head[1].strip()})"  # without the cells
-    return Explanation(title, engine(layer), tuple(reports), stages)
+    names = dict.fromkeys(report.engine or "none" for report in reports)
+    return Explanation(title, ", ".join(names), tuple(reports), stages)
 
 
 def _report(
-    name: str, step: ComposedStep, state: tuple[Tensor, ...], xs: tuple[Tensor, ...]
+    name: str,
+    backend: str,
+    step: ComposedStep,
+    state: tuple[Tensor, ...],
+    xs: tuple[Tensor, ...],
 ) -> StepReport:
+    operands = (*xs, *state, *step.tensors.values())
     try:
         graphs = passes(step, xs, state, wanted_of(step, state, xs))
     except CannotCompileError as refusal:
-        return StepReport(name, None, str(refusal), 0, ())
+        chosen = _choose(backend, None, str(refusal), operands, state[0])
+        return StepReport(name, *chosen, None, str(refusal), 0, ())
     program = build(graphs[-1][1])
+    chosen = _choose(backend, program, "", operands, state[0])
     texts = [(after, formulas(graph)) for after, graph in graphs]
     rows = xs[0].shape[0] * state[0].shape[0]
     saved = saved_floats(*program) * rows * state[0].element_size()
-    return StepReport(name, program, "", saved, (*texts, ("schedule", pretty(program))))
+    return StepReport(name, *chosen, program, "", saved, (*texts, ("schedule", pretty(program))))
+
+
+def _choose(
+    backend: str,
+    program: Program | None,
+    refusal: str,
+    operands: tuple[Tensor, ...],
+    like: Tensor,
+) -> tuple[str, tuple[str, ...]]:
+    """The engine that `scan.run` comes to, and why none before it."""
+    causes: list[str] = []
+    for engine in scan.chain(backend):
+        if engine == "reference":
+            return engine, tuple(causes)
+        try:
+            if program is None:
+                raise CannotRunError(refusal)
+            kind(operands)
+            engines.ENGINES[engine].prepare(program, like)
+        except CannotRunError as cause:
+            causes.append(f"{engine}: {cause}")
+        else:
+            return engine, tuple(causes)
+    return "", tuple(causes)
 
 
 def _summary(step: StepReport) -> str:
@@ -108,6 +144,7 @@ def _summary(step: StepReport) -> str:
     return (
         f"{step.name}: {_count(products)}, {loop} in the loop; {saved_floats(graph, plan)} "
         f"numbers saved a step and row, {_bytes(step.saved_bytes)} in all"
+        + "".join(f"; not by {cause}" for cause in step.causes)
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from flexrnn.engine.step import frozen
@@ -43,6 +44,23 @@ class FunctionStep:
     def key(self) -> Hashable:
         """The function, what it has closed over, and the structure of its operands."""
         return (frozen(self.step), type(self.xs), type(self.state), self.fields)
+
+    def recipe(self) -> tuple[Any, ...]:
+        """The function, and the structures of its operands."""
+        return (_from_parts, self.step, type(self.state), len(self.fields), type(self.xs))
+
+
+def _from_parts(
+    tensors: Mapping[str, Tensor], step: Callable[..., Any], state: type, fields: int, xs: type
+) -> FunctionStep:
+    return FunctionStep(step, _sample(state, fields), _sample(xs, 1), tuple(tensors.values()))
+
+
+def _sample(kind: type, fields: int) -> Any:
+    """Something of which `rebuild` sees the structure."""
+    if issubclass(kind, Tensor):
+        return torch.empty(())
+    return kind(*[None] * fields) if hasattr(kind, "_fields") else (None,) * fields
 
 
 def tensors_in(argument: str, value: Any, *, empty: bool = False) -> tuple[Tensor, ...]:

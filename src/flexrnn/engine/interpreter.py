@@ -14,11 +14,15 @@ Values = dict[int, Tensor]
 
 
 class Run(NamedTuple):
-    """What a forward pass leaves behind."""
+    """What a forward pass leaves behind: memory of its own, none of it an operand's."""
 
     history: dict[str, Tensor]  # of every kept field, (T, B, ...)
     final: tuple[Tensor, ...]
-    saved: Values  # (T, B, ...)
+    saved: tuple[Tensor, ...]  # in the order of the schedule, (T, B, ...); may be of the history
+
+
+def prepare(program: Program, like: Tensor) -> None:
+    """Do nothing: every program runs, on every device."""
 
 
 def forward(
@@ -27,6 +31,8 @@ def forward(
     state: Sequence[Tensor],
     tensors: Mapping[str, Tensor],
     keep: Sequence[str],
+    *,
+    reverse: bool = False,
 ) -> Run:
     """Run a program over time.
 
@@ -36,6 +42,7 @@ def forward(
         state: the state before the first step, each `(B, ...)`.
         tensors: parameters and such, by name.
         keep: fields of the state that are wanted at every step.
+        reverse: from the last t to the first. Everything over time stays in the order of time.
     """
     graph, plan = program
     fixed = _fixed(program, tensors)
@@ -48,15 +55,42 @@ def forward(
     olds = [graph.inputs[f"state.{field}"] for field in program.fields]
     wanted = dict.fromkeys([*plan.saved, *(news[program.fields.index(f)] for f in keep)])
     rows: dict[int, list[Tensor]] = {i: [] for i in wanted}
-    for t in range(xs[0].shape[0]):
+    for t in _times(xs[0].shape[0], reverse):
         values = fixed | {i: whole[i][t] for i in timed} | dict(zip(olds, state, strict=True))
         compute_nodes(program, plan.loop, values, state[0].shape[:1], state[0])
         state = [values[i] for i in news]
         for i, kept in rows.items():
             kept.append(values[i])
-    stacked = {i: torch.stack(kept) for i, kept in rows.items()}
-    history = {field: stacked[news[program.fields.index(field)]] for field in keep}
-    return Run(history, tuple(state), {i: stacked[i] for i in plan.saved})
+    stacked = {i: torch.stack(row[::-1] if reverse else row) for i, row in rows.items()}
+    history: dict[str, Tensor] = {}
+    for field in keep:
+        value = stacked[news[program.fields.index(field)]]
+        taken = any(value is other for other in history.values())  # two fields may be one
+        history[field] = value.clone() if taken else value
+    final = tuple(s.clone(memory_format=torch.contiguous_format) for s in state)
+    return Run(history, final, tuple(stacked[i] for i in plan.saved))
+
+
+def saved_like(
+    program: Program, steps: int, like: Tensor, keep: Sequence[str]
+) -> tuple[Tensor | str, ...]:
+    """What `forward` saves, without running it: an empty tensor each, or whose history it is.
+
+    Args:
+        program, keep: as in the forward pass.
+        steps: T.
+        like: a state `(B, ...)`, of whose batch, dtype and device everything is.
+    """
+    graph, plan = program
+    kept: dict[int, str] = {}
+    for field in keep:
+        kept.setdefault(graph.outputs[f"state.{field}"], field)
+
+    def empty(node: Node) -> Tensor:
+        shape = (steps, *shape_of(node, like.shape[:1]))
+        return like.new_empty(shape, dtype=torch.bool if node.boolean else like.dtype)
+
+    return tuple(kept.get(i) or empty(graph.nodes[i]) for i in plan.saved)
 
 
 def backward(
@@ -64,37 +98,41 @@ def backward(
     xs: Sequence[Tensor],
     state: Sequence[Tensor],
     tensors: Mapping[str, Tensor],
-    saved: Values,
+    saved: Sequence[Tensor],
     history: Mapping[str, Tensor],
     final: Sequence[Tensor],
+    *,
+    reverse: bool = False,
 ) -> dict[str, Tensor]:
     """Run a program's backward pass.
 
     Args:
-        program, xs, state, tensors: as in the forward pass.
+        program, xs, state, tensors, reverse: as in the forward pass.
         saved: what that left behind.
         history: the loss's derivative by each kept field at every step, `(T, B, ...)`.
         final: the loss's derivative by the last state, each `(B, ...)`.
 
     Returns:
-        The gradients that the program computes, by the name of the input.
+        The gradients that the program computes, by the name of the input. Two may be one tensor.
     """
     graph, plan = program
     steps, batch = xs[0].shape[:2]
     fixed = _fixed(program, tensors)
     compute_nodes(program, (*plan.once, *plan.prepare), fixed, (batch,), state[0])
-    given = {graph.inputs[f"x{k}"]: x for k, x in enumerate(xs)} | saved
+    values_saved = dict(zip(plan.saved, saved, strict=True))
+    given = {graph.inputs[f"x{k}"]: x for k, x in enumerate(xs)} | values_saved
     for field, initial in zip(program.fields, state, strict=True):
         old, new = graph.inputs[f"state.{field}"], graph.outputs[f"state.{field}"]
         if old == new:  # it never changes
             given[old] = initial.expand(steps, *initial.shape)
-        elif new in saved:  # the state before each step: the initial one, then all but the last
-            before = torch.cat([initial[None], saved[new][:-1]])
-            given[old] = before
+        elif new in values_saved:  # the state before each step: the initial one, then all but one
+            after = values_saved[new]
+            pieces = (after[1:], initial[None]) if reverse else (initial[None], after[:-1])
+            given[old] = torch.cat(pieces)
 
     cotangents = dict(zip(program.fields, final, strict=True))
     rows: dict[int, list[Tensor]] = {i: [] for i in plan.kept}
-    for t in reversed(range(steps)):
+    for t in _times(steps, not reverse):
         values = fixed | {i: value[t] for i, value in given.items()}
         for field, cotangent in cotangents.items():
             total = cotangent + history[field][t] if field in history else cotangent
@@ -105,7 +143,7 @@ def backward(
         for field, cotangent in cotangents.items():
             index = graph.outputs.get(f"grad.state.{field}")
             cotangents[field] = torch.zeros_like(cotangent) if index is None else values[index]
-    kept = {i: torch.stack(row[::-1]) for i, row in rows.items()}
+    kept = {i: torch.stack(row if reverse else row[::-1]) for i, row in rows.items()}
 
     whole = fixed | given | kept
     compute_nodes(program, plan.after, whole, (steps, batch), state[0])
@@ -115,6 +153,10 @@ def backward(
         if kind == "grad" and target not in gradients:
             gradients[target] = whole[index]
     return gradients
+
+
+def _times(steps: int, backwards: bool) -> range:
+    return range(steps - 1, -1, -1) if backwards else range(steps)
 
 
 def _fixed(program: Program, tensors: Mapping[str, Tensor]) -> Values:
@@ -147,7 +189,7 @@ def compute(node: Node, args: list[Tensor], batch: tuple[int, ...], like: Tensor
         batch: `(B,)` at one step, `(T, B)` for all steps at once.
         like: of whose dtype and device constants are.
     """
-    shape = [k for s in node.shape for k in (batch if s == BATCH else (int(s),))]
+    shape = shape_of(node, batch)
     if node.op in OPS:
         return OPS[node.op].torch(*args, **dict(node.attrs))
     match node.op:
@@ -164,7 +206,7 @@ def compute(node: Node, args: list[Tensor], batch: tuple[int, ...], like: Tensor
         case "transpose":
             return args[0].transpose(-1, -2)
         case "detach":
-            return args[0]
+            return args[0].detach()  # autograd may be recording: see `recompute`
         case "slice":
             start, stop = node.attr("start"), node.attr("stop")
             return args[0].narrow(node.attr("axis"), start, stop - start)
@@ -181,3 +223,8 @@ def compute(node: Node, args: list[Tensor], batch: tuple[int, ...], like: Tensor
         case "batch_sum":
             return args[0].sum_to_size(shape)
     raise ValueError(f"program: expected an operation that is known, got {node.op!r}")
+
+
+def shape_of(node: Node, batch: Sequence[int]) -> tuple[int, ...]:
+    """A node's shape with numbers in the place of the batch."""
+    return tuple(k for s in node.shape for k in (batch if s == BATCH else (int(s),)))

@@ -1,33 +1,34 @@
 """The one entry to the engines: which of them runs, and `scan`, the same loop without a layer."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from flexrnn.engine import differentiable, interpreter, reference
-from flexrnn.engine.cpu import engine as cpu
+from flexrnn.engine import eager, engines, reference, traced
+from flexrnn.engine.compiler.trace import CannotCompileError
+from flexrnn.engine.engines import ENGINES
+from flexrnn.engine.fallback import warn
 from flexrnn.engine.function import FunctionStep, rebuild, tensors_in
-from flexrnn.engine.step import ComposedStep
+from flexrnn.engine.step import CannotRunError, ComposedStep
 
-ENGINES: dict[str, Callable[..., Any]] = {
-    "reference": reference.run,
-    "interpreter": partial(differentiable.run, interpreter),
-    "cpu": partial(differentiable.run, cpu),
-}
-AUTO = ("reference",)  # what `auto` tries, the fastest first
 
-_chosen: ContextVar[str | None] = ContextVar("flexrnn_backend", default=None)
-_watch: ContextVar[Callable[..., Any] | None] = ContextVar("flexrnn_watch", default=None)
+class _Here(threading.local):  # of this kind, and no `ContextVar`, because Dynamo can guard it
+    def __init__(self) -> None:  # run in every thread
+        self.chosen: str | None = None
+        self.watch: Callable[..., Any] | None = None
+
+
+_here = _Here()
 
 
 def check_backend(name: Any) -> str:
     """Return `name`, the name of an engine or `auto`; refuse any other."""
-    if not isinstance(name, str) or name not in ("auto", *ENGINES):
-        known = ", ".join(repr(engine) for engine in ("auto", *ENGINES))
+    if not isinstance(name, str) or name not in ("auto", "reference", *ENGINES):
+        known = ", ".join(repr(engine) for engine in ("auto", "reference", *ENGINES))
         raise ValueError(f"backend: expected one of {known}, got {name!r}")
     return name
 
@@ -48,11 +49,11 @@ def backend(name: str) -> Iterator[None]:
         >>> with flexrnn.backend("reference"):
         ...     output, state = layer(torch.randn(7, 2, 3))
     """
-    token = _chosen.set(check_backend(name))
+    before, _here.chosen = _here.chosen, check_backend(name)
     try:
         yield
     finally:
-        _chosen.reset(token)
+        _here.chosen = before
 
 
 def run(
@@ -65,32 +66,45 @@ def run(
     backend: str = "auto",
 ) -> tuple[tuple[Tensor, ...], Any]:
     """Run a composed step over time by the engine in force; operands as in `reference.run`."""
-    if (watch := _watch.get()) is not None:
-        return watch(step, state, xs, keep)
-    return ENGINES[_resolved(backend)](step, state, xs, reverse=reverse, keep=keep)
+    if _here.watch is not None:
+        return _here.watch(step, state, xs, keep)
+    name = in_force(backend)
+    if torch.compiler.is_dynamo_compiling():
+        return traced.run(step, state, xs, reverse=reverse, keep=keep, backend=name)
+    causes: list[str] = []
+    for engine in chain(name):
+        if engine == "reference":
+            break
+        try:
+            return eager.run(step, state, xs, reverse=reverse, keep=keep, engine=engine)
+        except (CannotCompileError, CannotRunError) as cause:
+            if name != "auto":
+                raise
+            causes.append(str(cause))
+    result = reference.run(step, state, xs, reverse=reverse, keep=keep)
+    for cause in causes:  # only now: a mistake in the step would have come up
+        warn(cause)
+    return result
 
 
 def in_force(backend: str) -> str:
     """The backend that a layer's own gives way to inside a `backend` block."""
-    return _chosen.get() or backend
+    return _here.chosen or backend
 
 
-def _resolved(backend: str) -> str:
-    name = in_force(backend)
-    return AUTO[0] if name == "auto" else name
+def chain(backend: str) -> tuple[str, ...]:
+    """The engines that a backend tries, one after another."""
+    return engines.AUTO if backend == "auto" else (backend,)
 
 
 @contextmanager
-def watched(watch: Callable[..., Any]) -> Iterator[Callable[[Any], str]]:
-    """Let `watch(step, state, xs, keep)` stand in for every engine inside the block.
-
-    Yields a function that says which engine would have run a layer.
-    """
-    token = _watch.set(watch)
+def watched(watch: Callable[..., Any]) -> Iterator[None]:
+    """Let `watch(step, state, xs, keep)` stand in for every engine inside the block."""
+    before, _here.watch = _here.watch, watch
     try:
-        yield lambda layer: _resolved(getattr(layer, "backend", "auto"))
+        yield
     finally:
-        _watch.reset(token)
+        _here.watch = before
 
 
 def scan(

@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# torch has no public name for making a NamedTuple class known to `torch.export.save`.
 """What engines know of a step: how to call it, which tensors it uses, when it is another one."""
 
 import sys
@@ -8,7 +10,9 @@ from types import FunctionType, ModuleType
 from typing import Any, Protocol
 from weakref import ReferenceType
 
+import torch
 from torch import Tensor
+from torch.utils import _pytree
 
 State = tuple[Tensor, ...]
 
@@ -44,13 +48,33 @@ class ComposedStep(Protocol):
         """Equal for steps that do the same with the same tensors."""
         ...
 
+    def recipe(self) -> tuple[Any, ...]:
+        """A function and arguments for it, with which `function(tensors, *arguments)` is this step.
+
+        Arguments are objects that were there before Dynamo began to follow the call, or constants;
+        the tensors, by name as in `tensors`, have only shape, dtype and device.
+        """
+        ...
+
+
+def make_exportable(state: type) -> None:
+    """Let `torch.export.save` write down a NamedTuple class, by its name."""
+    if state not in _pytree.SUPPORTED_NODES:
+        name = f"{state.__module__}.{state.__qualname__}"
+        _pytree._register_namedtuple(state, serialized_type_name=name)
+
 
 def wanted_of(step: ComposedStep, state: State, xs: tuple[Tensor, ...]) -> tuple[str, ...]:
-    """Names of the tensors of a call that require a gradient, as programs name their inputs."""
+    """Names of the tensors of a call that require a gradient, as programs name their inputs.
+
+    What is exported may get other tensors later: there every one counts.
+    """
+    exported = torch.compiler.is_exporting()
     named = {f"x{k}": x for k, x in enumerate(xs)}
     named |= {f"state.{field}": value for field, value in zip(step.fields, state, strict=True)}
     named |= {f"param.{name}": tensor for name, tensor in step.tensors.items()}
-    return tuple(name for name, tensor in named.items() if tensor.requires_grad)
+    return tuple(name for name, tensor in named.items()
+                 if tensor.requires_grad or (exported and tensor.is_floating_point()))  # fmt: skip
 
 
 def frozen(value: Any, within: tuple[int, ...] = ()) -> Hashable:
@@ -101,11 +125,16 @@ def frozen(value: Any, within: tuple[int, ...] = ()) -> Hashable:
     return (type(value), _itself(value), members(type(value), within), *parts)
 
 
+def is_settled(cls: type) -> bool:
+    """Whether a class is one of torch's or of Python's, which do not change."""
+    return cls.__module__.partition(".")[0] in _SETTLED
+
+
 def members(cls: type, within: tuple[int, ...] = ()) -> Hashable:
     """What a class and its bases hold, as `frozen`; those of torch and of Python do not change."""
     if id(cls) in within:
         return cls
-    own = [c for c in cls.__mro__ if c.__module__.partition(".")[0] not in _SETTLED]
+    own = [c for c in cls.__mro__ if not is_settled(c)]
     if not own:
         return ()
     within = (*within, id(cls))
@@ -113,14 +142,14 @@ def members(cls: type, within: tuple[int, ...] = ()) -> Hashable:
         (name, frozen(value, within))
         for c in own
         for name, value in vars(c).items()
-        if name not in _OF_NO_EFFECT
+        if name not in OF_NO_EFFECT
     )
 
 
 _PLAIN = {type(None), bool, int, str}
 _CONTAINERS = {dict, OrderedDict, list, tuple, set}
 _SETTLED = sys.stdlib_module_names | {"torch", "numpy"}
-_OF_NO_EFFECT = {"__dict__", "__doc__", "__weakref__", "__annotations__", "__module__",
+OF_NO_EFFECT = {"__dict__", "__doc__", "__weakref__", "__annotations__", "__module__",
                  "__qualname__", "__slots__", "_abc_impl"}  # fmt: skip
 
 # Where objects, closures, what `functools.partial` makes, methods and properties keep what they

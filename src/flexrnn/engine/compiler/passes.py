@@ -1,5 +1,6 @@
 """From a composed step to a program: all passes in their order, and the cache of what came out."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +12,11 @@ from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.merge import merge
 from flexrnn.engine.compiler.program import Program, build
 from flexrnn.engine.compiler.split import regroup_sums
-from flexrnn.engine.compiler.trace import CannotCompileError, trace
+from flexrnn.engine.compiler.trace import CannotCompileError, alone, trace
 from flexrnn.engine.step import ComposedStep
 
 _programs: dict[Any, Program | str] = {}
+_one_at_a_time = threading.RLock()  # torch's tracer is one for all threads
 _KEPT = 512  # programs; the oldest goes first
 
 
@@ -36,9 +38,9 @@ def compile_step(
     Raises:
         CannotCompileError: the step is not a program; the message names operation, file and line.
     """
-    rows = {tuple(tensor.shape[lead : lead + 1]) for lead, group in ((1, xs), (0, state))
-            for tensor in group}  # fmt: skip
-    if len(rows) > 1 or () in rows:
+    rows = [tensor.shape[lead : lead + 1] for lead, group in ((1, xs), (0, state))
+            for tensor in group]  # fmt: skip
+    if not rows[0] or any(row != rows[0] for row in rows):
         raise CannotCompileError("inputs and states differ in their first axis, the batch")
     device = state[0].device.type
     key = (
@@ -51,20 +53,30 @@ def compile_step(
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.get_default_dtype(),
-        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+        torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+        and torch.get_autocast_dtype(device),
     )
-    if key not in _programs:
-        try:
-            *_, (_, graph) = passes(step, xs, state, wanted)
-            _programs[key] = build(graph)
-        except CannotCompileError as error:
-            _programs[key] = str(error)  # the text alone: the exception holds on to tensors
-        while len(_programs) > _KEPT:
-            _programs.pop(next(iter(_programs)), None)
-    program = _programs[key]
+    program = _programs.get(key)
+    if program is None:
+        with _one_at_a_time:
+            program = _programs.get(key) or _compiled(step, xs, state, wanted)
+            _programs[key] = program
+            while len(_programs) > _KEPT:
+                _programs.pop(next(iter(_programs)), None)
     if isinstance(program, str):
         raise CannotCompileError(program)
     return program
+
+
+def _compiled(
+    step: ComposedStep, xs: tuple[Tensor, ...], state: tuple[Tensor, ...], wanted: tuple[str, ...]
+) -> Program | str:
+    try:
+        *_, (_, graph) = passes(step, xs, state, wanted)
+        return build(graph)
+    except CannotCompileError as error:
+        return str(error)  # the text alone: the exception holds on to tensors
 
 
 def passes(
@@ -74,7 +86,8 @@ def passes(
     wanted: tuple[str, ...] = (),
 ) -> list[tuple[str, Graph]]:
     """The graph after every pass, with the pass's name."""
-    rows = tuple(x[0] for x in xs)
+    with alone():  # of a row only the kind counts
+        rows = tuple(torch.empty((1, *x.shape[2:]), dtype=x.dtype, device=x.device) for x in xs)
     graph = trace(step.pure, rows, dict(zip(step.fields, state, strict=True)), step.tensors)
     stages = [("trace", graph)]
     rest: list[tuple[str, Callable[[Graph], Graph]]] = [

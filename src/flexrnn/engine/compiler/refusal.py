@@ -15,8 +15,11 @@ class CannotCompileError(RuntimeError):
 _PACKAGE = Path(__file__).parents[2]
 _NOT_THE_USERS = (
     str(Path(torch.__file__).parent),
-    str(_PACKAGE / "engine"),
-    *(str(_PACKAGE / f"{name}.py") for name in ("compose", "cell", "bind", "layer")),
+    *(str(_PACKAGE / name) for name in ("engine", "call")),
+    *(
+        str(_PACKAGE / f"{name}.py")
+        for name in ("compose", "cell", "bind", "layer", "regularize", "record")
+    ),
     "<",  # code that was made at run time
 )
 

@@ -1,5 +1,6 @@
 # pyright: reportPrivateUsage=false
-# Whether an operation of torch's writes stands in its schema, which has no public name.
+# Whether an operation of torch's writes stands in its schema, which has no public name, nor have
+# the modes that are in force.
 """Trace: from a step, as a person wrote it, to a graph.
 
 The step is run once on tensors without storage whose batch has no number, and what it does is
@@ -7,12 +8,14 @@ written down. What cannot be written down is refused by operation, file and line
 """
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._C import _len_torch_function_stack
 from torch._decomp import get_decompositions
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -24,6 +27,7 @@ from torch.fx.experimental.symbolic_shapes import (
     GuardOnDataDependentSymNode,
     StatelessSymbolicContext,
 )
+from torch.utils._python_dispatch import _disable_current_modes
 
 from flexrnn.engine.compiler.aten import (
     DECOMPOSED,
@@ -64,22 +68,36 @@ def trace(
     Raises:
         CannotCompileError: the step is not made of operations of the table, or not row by row.
     """
+    with alone():
+        return _traced(step, xs, state, params)
+
+
+def _traced(
+    step: Step, xs: tuple[Tensor, ...], state: Mapping[str, Tensor], params: Mapping[str, Tensor]
+) -> Graph:
     dtype = next(iter(state.values())).dtype
     if not dtype.is_floating_point:
         raise CannotCompileError(f"expected a state of real numbers, got {dtype}")
     sizes = BatchSize()
     mode = FakeTensorMode(shape_env=sizes)
-    batch = _fake(mode, torch.empty(7, 1), batched=True).shape[0]  # a number without a value
+    batch = _number(mode)
 
     def with_batch(tensor: Tensor) -> Tensor:
         with mode:
             size = (batch, *tensor.shape[1:])
             return torch.empty(size, dtype=tensor.dtype, device=tensor.device)
 
+    def alike(tensor: Tensor) -> Tensor:  # the tensor itself may be one without storage
+        if tensor.layout != torch.strided:
+            raise CannotCompileError(f"expected dense parameters, got one of {tensor.layout}")
+        kind = {"dtype": tensor.dtype, "device": tensor.device}
+        with mode:
+            return torch.empty_strided(tuple(tensor.shape), tensor.stride(), **kind)
+
     args = (
         tuple(map(with_batch, xs)),
         tuple(map(with_batch, state.values())),
-        {name: _fake(mode, param, batched=False) for name, param in params.items()},
+        {name: alike(param) for name, param in params.items()},
     )
 
     spelling = Spelling()
@@ -205,12 +223,23 @@ def _decompositions() -> Any:
     return get_decompositions([getattr(torch.ops.aten, name) for name in DECOMPOSED])
 
 
-def _fake(mode: FakeTensorMode, tensor: Tensor, *, batched: bool) -> Tensor:
-    sizes = [DimDynamic.STATIC] * tensor.dim()
-    if batched:
-        sizes[0] = DimDynamic.DYNAMIC
-    context = StatelessSymbolicContext(dynamic_sizes=sizes, constraint_sizes=[None] * len(sizes))
-    return mode.from_tensor(tensor.detach(), symbolic_context=context)
+def _number(mode: FakeTensorMode) -> Any:
+    """A size without a value."""
+    sizes = [DimDynamic.DYNAMIC, DimDynamic.STATIC]
+    context = StatelessSymbolicContext(dynamic_sizes=sizes, constraint_sizes=[None, None])
+    return mode.from_tensor(torch.empty(7, 1), symbolic_context=context).shape[0]
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Without the modes of whoever calls: somebody may be tracing the layer that is traced here."""
+    functions = [torch._C._pop_torch_function_stack() for _ in range(_len_torch_function_stack())]
+    try:
+        with _disable_current_modes():
+            yield
+    finally:
+        for mode in reversed(functions):
+            torch._C._push_on_torch_function_stack(mode)
 
 
 def _reason(error: Exception, operation: str) -> str:

@@ -12,6 +12,9 @@ from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.extract import Extract, extract
 from flexrnn.engine.cpu.kernel import Kernel, Rows
+from flexrnn.engine.cpu.stages import lower
+from flexrnn.engine.cpu.toolchain import library
+from flexrnn.engine.interpreter import Run
 from flexrnn.engine.step import CannotRunError
 
 _CACHED_WEIGHTS = 4 << 20  # bytes of weights above which threads share units instead of rows
@@ -23,14 +26,6 @@ class Plan(NamedTuple):
     parts: Extract
     forward: Kernel
     backward: Kernel | None
-
-
-class Run(NamedTuple):
-    """What a forward pass leaves behind."""
-
-    history: dict[str, Tensor]  # of every kept field, (T, B, ...)
-    final: tuple[Tensor, ...]
-    saved: dict[int, Tensor]  # (T, B, ...), by the node of the program
 
 
 _plans: WeakKeyDictionary[Graph, dict[Any, Plan]] = WeakKeyDictionary()
@@ -55,6 +50,35 @@ def _check(like: Tensor) -> None:
         raise CannotRunError(f"the cpu engine runs on the CPU, got tensors on {like.device}")
     if like.dtype not in (torch.float32, torch.float64):
         raise CannotRunError(f"the cpu engine computes in float32 and float64, got {like.dtype}")
+
+
+def prepare(program: Program, like: Tensor) -> None:
+    """Refuse a program, a dtype, a device or a machine that this engine cannot serve.
+
+    Raises:
+        CannotRunError: as it says.
+    """
+    _check(like)
+    if program.graph not in _plans:
+        parts = extract(program, hoist=False, keep=())
+        for part in (parts.forward, parts.backward):
+            if part is not None:
+                lower(part.graph)
+    library('extern "C" void nothing() {}')  # there is a compiler, and a place for what it makes
+
+
+def saved_like(
+    program: Program, steps: int, like: Tensor, keep: Sequence[str]
+) -> tuple[Tensor | str, ...]:
+    """What `forward` saves; as `interpreter.saved_like`, but truth values are numbers here."""
+    found = interpreter.saved_like(program, steps, like, keep)
+    return tuple(s if isinstance(s, str) else s.to(like.dtype) for s in found)
+
+
+def _field_of(program: Program, index: int, keep: Sequence[str]) -> str:
+    """The field whose new value a node is, the first of those whose history is kept."""
+    fields = (*keep, *program.fields)
+    return next(f for f in fields if program.graph.outputs[f"state.{f}"] == index)
 
 
 def forward(
@@ -95,22 +119,21 @@ def forward(
         rows[f"before.{field}"] = Rows(made, wide, wide // batch, not whole, first)
         rows[f"after.{field}"] = Rows(made, wide, wide // batch, not whole)
         ends.append(made[last])
-    saved: dict[int, Tensor] = {}
+    saved: list[Tensor] = []
     for index in plan.saved:
         if f"saved.{index}" in parts.forward.graph.outputs:
             shape = graph.nodes[index].shape[1:]
             made = like.new_empty(steps, batch, *map(int, shape))
             rows[f"saved.{index}"] = _rows(made)
-            saved[index] = made
+            saved.append(made)
         elif index in values:  # a product that torch has done for all steps
-            saved[index] = values[index]
+            saved.append(values[index])
         else:
-            field = next(f for f in program.fields if graph.outputs[f"state.{f}"] == index)
-            saved[index] = history[field]
+            saved.append(history[_field_of(program, index, keep)])
     _inputs(rows, compiled.forward, program, xs, values, like)
     _call(compiled.forward, program, rows, values, steps, batch, reverse)
     kept = {field: history[field] for field in keep}
-    return Run(kept, tuple(end.clone() for end in ends), saved)
+    return Run(kept, tuple(end.clone() for end in ends), tuple(saved))
 
 
 def backward(
@@ -118,14 +141,14 @@ def backward(
     xs: Sequence[Tensor],
     state: Sequence[Tensor],
     tensors: Mapping[str, Tensor],
-    saved: Mapping[int, Tensor],
+    saved: Sequence[Tensor],
     history: Mapping[str, Tensor],
     final: Sequence[Tensor],
     *,
     reverse: bool = False,
 ) -> dict[str, Tensor]:
     """Run a program's backward pass; as `interpreter.backward`."""
-    graph = program.graph
+    graph, plan = program
     like = state[0]
     _check(like)
     steps, batch = xs[0].shape[:2]
@@ -133,12 +156,12 @@ def backward(
     parts, kernel = compiled.parts.backward, compiled.backward
     assert parts is not None
     assert kernel is not None
-    values = _given(program, xs, tensors) | dict(saved)
+    values = _given(program, xs, tensors) | dict(zip(plan.saved, saved, strict=True))
     interpreter.compute_nodes(program, parts.before, values, (batch,), like)
 
     threads = torch.get_num_threads()
     rows: dict[str, Rows] = {}
-    for index, made in saved.items():
+    for index, made in zip(plan.saved, saved, strict=True):
         rows[f"saved.{index}"] = _rows(made)
     carried = {}
     for field, initial, cotangent in zip(program.fields, state, final, strict=True):

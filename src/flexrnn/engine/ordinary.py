@@ -1,0 +1,49 @@
+# pyright: reportPrivateUsage=false
+# Whether a transform of torch's is at work has no public name.
+"""What kind of call this is: before an engine runs, or an operator is called."""
+
+from collections.abc import Iterable
+from enum import Enum
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.autograd import forward_ad
+
+from flexrnn.engine.step import CannotRunError
+
+_PLAIN = (Tensor, nn.Parameter)
+_TRACED = (FakeTensor, FunctionalTensor)
+
+
+class Call(Enum):
+    """How an engine may be called."""
+
+    EAGER = 0  # plain tensors: directly
+    TRACED = 1  # somebody writes down, or has to see, what is done: as an operator
+    REFERENCE = 2  # not at all: derivatives that only ordinary operations have
+
+
+def kind(tensors: Iterable[Tensor]) -> Call:
+    """The kind of a call with these tensors.
+
+    Raises:
+        CannotRunError: one of them is of a subclass, of which no engine knows what it holds.
+    """
+    if (
+        torch._C._are_functorch_transforms_active()  # vmap, grad, jvp
+        or forward_ad._current_level >= 0  # an operator would silently drop tangents
+        or torch._C._is_tracing()  # torch.jit, which does not see an operator
+    ):
+        return Call.REFERENCE
+    call = Call.TRACED if torch._C._len_torch_dispatch_stack() else Call.EAGER
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN:
+            if not isinstance(tensor, _TRACED):
+                raise CannotRunError(
+                    f"expected plain tensors, got a {type(tensor).__module__}."
+                    f"{type(tensor).__qualname__}"
+                )
+            call = Call.TRACED
+    return call

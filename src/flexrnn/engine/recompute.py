@@ -1,0 +1,46 @@
+"""Gradients that have gradients: the program once more, node by node, while autograd records."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flexrnn.engine import interpreter
+from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.signature import signature
+
+
+def gradients(
+    program: Program,
+    row: Sequence[Tensor],
+    keep: Sequence[str],
+    cotangents: Sequence[Tensor],
+    *,
+    reverse: bool,
+) -> dict[str, Tensor | None]:
+    """What an engine's `backward` computes, as a differentiable function of all that it reads.
+
+    Args:
+        program, keep, reverse: as in the forward pass.
+        row: the operands as `signature` orders them, as autograd saved them.
+        cotangents: the loss's derivative by each kept field's history, then by the last state.
+
+    Returns:
+        The gradients by the name of the operand, of those that require one.
+    """
+    about = signature(program)
+    with torch.enable_grad():
+        # Views, so that the derivative stops here while what it is made of goes on.
+        again = tuple(t.view_as(t) if t.requires_grad else t for t in row)
+        ran = interpreter.forward(program, *about.parts(again), keep, reverse=reverse)
+        results = [(o, g) for o, g in zip((*ran.history.values(), *ran.final), cotangents,
+                                          strict=True) if o.requires_grad]  # fmt: skip
+        learned = {name: t for name, t in zip(about.names, again, strict=True) if t.requires_grad}
+        found = torch.autograd.grad(
+            [o for o, _ in results],
+            list(learned.values()),
+            [g for _, g in results],
+            create_graph=True,
+            allow_unused=True,
+        )
+    return dict(zip(learned, found, strict=True))

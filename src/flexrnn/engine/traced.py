@@ -1,0 +1,130 @@
+# pyright: reportPrivateUsage=false
+# Whether a transform is at work has no public name.
+"""A layer inside `torch.compile` or strict export: its program is a constant of the graph.
+
+Dynamo follows the layer's code down to `run` below. There the step is run once on one row, for its
+guards and nothing else: whatever the step reads, an attribute, a mode, a global, brings Dynamo back
+here when it has changed. The program itself is made outside of Dynamo's sight.
+"""
+
+from collections.abc import Callable, Sequence
+from operator import index
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from flexrnn.engine import engines, operator, reference
+from flexrnn.engine.compiler.passes import compile_step
+from flexrnn.engine.compiler.program import dumps
+from flexrnn.engine.compiler.trace import CannotCompileError, alone
+from flexrnn.engine.fallback import warn
+from flexrnn.engine.step import CannotRunError, ComposedStep, wanted_of
+
+
+def run(
+    step: ComposedStep,
+    state: Any,
+    xs: tuple[Tensor, ...],
+    *,
+    reverse: bool,
+    keep: Sequence[int],
+    backend: str,
+) -> tuple[tuple[Tensor, ...], Any]:
+    """Run a composed step under Dynamo; operands as in `reference.run`."""
+    if backend == "reference" or forward_ad._current_level >= 0:
+        return reference.run(step, state, xs, reverse=reverse, keep=keep)
+    specialize(True)
+    wanted = wanted_of(step, state, xs) if torch.is_grad_enabled() else ()
+    if not torch.compiler.is_exporting():  # what is written down once needs no guard
+        step(tuple(x[0] for x in xs), state)
+    tensors = step.tensors
+    rebuild, *parts = step.recipe()
+    specialize(False)
+    engine, _, program = _program(
+        backend,
+        wanted,
+        tuple(_kind(x, 2) for x in xs),
+        tuple(_kind(s, 1) for s in state),
+        tuple((name, *_kind(tensor, 0)) for name, tensor in tensors.items()),
+        rebuild,
+        *parts,
+    ).partition("\n")
+    if not program:
+        return reference.run(step, state, xs, reverse=reverse, keep=keep)
+    fields = [step.fields[k] for k in keep]
+    row = [*xs, *state, *tensors.values()]
+    results = operator.scan(program, engine, reverse, fields, row)
+    ends = len(fields) + len(state)
+    final = results[len(fields) : ends]
+    return tuple(results[: len(fields)]), type(state)(*final) if hasattr(
+        state, "_fields"
+    ) else tuple(final)
+
+
+_usual: dict[str, bool] = {}  # Dynamo's settings while `specialize` has changed them
+
+
+def specialize(on: bool) -> str:
+    """Let Dynamo guard every number by its value: it does not see that the program depends on it.
+
+    Should the step raise in between, the next call switches it off; until then it costs no more
+    than compilations.
+    """
+    config = torch._dynamo.config
+    for name in ("specialize_float", "specialize_int"):
+        if on:
+            _usual.setdefault(name, getattr(config, name))
+            setattr(config, name, True)
+        else:
+            setattr(config, name, _usual.pop(name))
+    return ""
+
+
+def _kind(tensor: Tensor, lead: int) -> tuple[torch.dtype, torch.device, tuple[int, ...]]:
+    """What is constant of a tensor whose first axes are T and B: also its widths, if need be."""
+    return tensor.dtype, tensor.device, tuple(map(index, tensor.shape[lead:]))
+
+
+def _program(
+    backend: str,
+    wanted: tuple[str, ...],
+    inputs: tuple[Any, ...],
+    states: tuple[Any, ...],
+    tensors: tuple[Any, ...],
+    rebuild: Callable[..., ComposedStep],
+    *parts: Any,
+) -> str:
+    """The engine and the program as text; the program is empty where the reference runs."""
+
+    def empty(dtype: torch.dtype, device: torch.device, shape: tuple[int, ...]) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=device)
+
+    if torch._C._are_functorch_transforms_active():  # Dynamo is inside one, and so are we
+        return "reference\n"
+    with alone():
+        xs = tuple(empty(dtype, device, (1, 1, *shape)) for dtype, device, shape in inputs)
+        state = tuple(empty(dtype, device, (1, *shape)) for dtype, device, shape in states)
+        step = rebuild({name: empty(*kind) for name, *kind in tensors}, *parts)
+        causes = []
+        for engine in engines.AUTO if backend == "auto" else (backend,):
+            if engine == "reference":
+                break
+            try:
+                program = compile_step(step, xs, state, wanted)
+                engines.ENGINES[engine].prepare(program, state[0])
+            except (CannotCompileError, CannotRunError) as cause:
+                if backend != "auto":
+                    raise
+                causes.append(str(cause))
+            else:
+                return f"{engine}\n{dumps(program)}"
+        for cause in causes:
+            warn(cause)
+        return "reference\n"
+
+
+# What `torch.compiler.assume_constant_result` does, without importing Dynamo for every user.
+for _function in (_program, specialize):
+    _function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]

@@ -1,0 +1,144 @@
+"""A cheap way to see that nothing which `frozen` reads of an object has changed since.
+
+`frozen` takes everything apart and is slow. A witness remembers every place where something could
+be put, and what was there; to look again costs a comparison of identities each, in C.
+"""
+
+import operator
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping
+from types import (
+    BuiltinFunctionType,
+    CellType,
+    FunctionType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    MethodType,
+    ModuleType,
+    WrapperDescriptorType,
+)
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flexrnn.engine.step import OF_NO_EFFECT, is_settled
+
+
+class CannotWatchError(Exception):
+    """There is something whose content can change without any place showing it."""
+
+
+class Witness:
+    """What an object and all that it reaches held when the witness was made.
+
+    Raises:
+        CannotWatchError: it reaches what keeps its content where nobody can look: an array, an
+            iterator, a generator of random numbers, a set of objects, slots.
+    """
+
+    def __init__(self, module: nn.Module):
+        self._tables: list[tuple[Mapping[Any, Any], tuple[Any, ...], tuple[Any, ...]]] = []
+        self._lists: list[tuple[list[Any], tuple[Any, ...]]] = []
+        self._sets: list[tuple[set[Any], set[Any]]] = []
+        self._empty: list[Any] = []
+        self._cells: list[tuple[CellType, Any]] = []
+        self._functions: list[tuple[Any, Any, Any]] = []
+        self._seen: dict[int, Any] = {}  # also keeps alive what the identities are of
+        self._visit(module)
+
+    def still_holds(self) -> bool:
+        """Whether every place holds what it held."""
+        same = operator.is_
+        if any(self._empty):
+            return False
+        for table, keys, values in self._tables:
+            if len(table) != len(keys):
+                return False
+            if not (all(map(same, table, keys)) and all(map(same, table.values(), values))):
+                return False
+        for function, defaults, named in self._functions:
+            if function.__defaults__ is not defaults or function.__kwdefaults__ is not named:
+                return False
+        return (
+            all(len(a) == len(b) and all(map(same, a, b)) for a, b in self._lists)
+            and all(a == b for a, b in self._sets)
+            and all(_content(cell) is content for cell, content in self._cells)
+        )
+
+    def _visit(self, value: Any) -> None:
+        kind = type(value)
+        if kind in _LEAVES or id(value) in self._seen or isinstance(value, (Tensor, type)):
+            return
+        self._seen[id(value)] = value
+        if kind in (dict, OrderedDict):
+            if value:
+                self._watch(value)
+            else:
+                self._empty.append(value)
+        elif kind is list:
+            self._lists.append((value, tuple(value)))
+            self._all(value)
+        elif isinstance(value, (tuple, frozenset)):
+            self._all(value)
+        elif kind is set:
+            if not all(type(item) is str for item in value):
+                raise CannotWatchError
+            self._sets.append((value, set(value)))
+        elif kind is FunctionType:
+            self._functions.append((value, value.__defaults__, value.__kwdefaults__))
+            self._all((value.__closure__, value.__defaults__, value.__kwdefaults__, value.__dict__))
+        elif kind is CellType:
+            self._cells.append((value, _content(value)))
+            self._visit(_content(value))
+        elif kind in _WRAPPERS:
+            self._all(getattr(value, name) for name in _WRAPPERS[kind])
+        elif not isinstance(value, (int, float, str)):
+            self._object(value)
+
+    def _all(self, values: Any) -> None:
+        for value in values:
+            self._visit(value)
+
+    def _object(self, value: Any) -> None:
+        cls = type(value)
+        # As large as an object that has nothing but a `__dict__`: no slots, nothing made in C.
+        plain = hasattr(value, "__dict__") and cls.__basicsize__ == _Plain.__basicsize__
+        if not plain or isinstance(value, (Iterator, Mapping)):
+            raise CannotWatchError
+        self._watch(vars(value), _OF_TENSORS)
+        for c in cls.__mro__:
+            if not is_settled(c) and id(c) not in self._seen:
+                self._seen[id(c)] = c
+                self._watch(vars(c), OF_NO_EFFECT)
+
+    def _watch(self, table: Mapping[Any, Any], skipped: Collection[str] = ()) -> None:
+        self._tables.append((table, tuple(table), tuple(table.values())))
+        for name, value in table.items():
+            if name not in skipped:
+                self._visit(name)
+                self._visit(value)
+
+
+class _Plain:
+    pass
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # a variable that has no value yet
+        return CellType
+
+
+_OF_TENSORS = ("_parameters", "_buffers")
+_LEAVES = {type(None), bool, int, float, complex, str, bytes, type(...), ModuleType,
+           BuiltinFunctionType, GetSetDescriptorType, MemberDescriptorType, MethodDescriptorType,
+           WrapperDescriptorType, torch.dtype, torch.device, torch.layout}  # fmt: skip
+_WRAPPERS: dict[type, tuple[str, ...]] = {
+    MethodType: ("__func__", "__self__"),
+    staticmethod: ("__func__",),
+    classmethod: ("__func__",),
+    property: ("fget",),
+}
