@@ -5,7 +5,7 @@ the same left operand then become one with their weights side by side. So the na
 products become the vectorised one's two, and `linear(cat([x, h]), W)` an input and a recurrent one.
 """
 
-from flexrnn.engine.compiler.graph import BATCH, Graph, Node, rewrite
+from flexrnn.engine.compiler.graph import BATCH, Graph, Node, Shape, rewrite
 from flexrnn.engine.compiler.ops import OPS
 
 
@@ -64,9 +64,15 @@ def _rule(new: Graph, node: Node, args: tuple[int, ...]) -> int | None:
         return _concat(new, args, node.attr("axis"))
     if node.op == "where" and args[1] == args[2] and new.nodes[args[1]].shape == node.shape:
         return args[1]  # so that of a sequence that has ended what never changes stays constant
+    if node.op == "reshape" and new.nodes[args[0]].op == "reshape":
+        return _reshape(new, new.nodes[args[0]].args[0], node.attr("shape"))
     if node.op in ("reshape", "expand") and new.nodes[args[0]].shape == node.shape:
         return args[0]
     return None
+
+
+def _reshape(new: Graph, a: int, shape: Shape) -> int:
+    return a if new.nodes[a].shape == shape else new.add("reshape", a, shape=shape)
 
 
 def _product_of_concat(new: Graph, a: int, w: int) -> int | None:

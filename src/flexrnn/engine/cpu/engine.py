@@ -156,7 +156,9 @@ def backward(
     parts, kernel = compiled.parts.backward, compiled.backward
     assert parts is not None
     assert kernel is not None
-    values = _given(program, xs, tensors) | dict(zip(plan.saved, saved, strict=True))
+    values = _given(program, xs, tensors) | {
+        index: _truth(graph, index, made) for index, made in zip(plan.saved, saved, strict=True)
+    }
     interpreter.compute_nodes(program, parts.before, values, (batch,), like)
 
     threads = torch.get_num_threads()
@@ -193,11 +195,14 @@ def backward(
     _call(kernel, program, rows, values, steps, batch, reverse)
     gradients = {f"state.{field}": ring[(steps - 1) & 1] for field, ring in carried.items()}
     for name in parts.graph.outputs:
-        if name.startswith("sum."):
-            index = int(name[4:])
+        kind, _, rest = name.partition(".")
+        if kind == "kept":
+            values[int(rest)] = _truth(graph, int(rest), values[int(rest)])
+        elif kind == "sum":
+            index = int(rest)
             node = graph.nodes[index]
             inner = tuple(map(int, graph.nodes[node.args[0]].shape[1:]))
-            total = rows[name].data.sum(0).reshape(inner)
+            total = rows[name].data.sum(0).reshape(1, *inner)
             values[index] = total.sum_to_size(tuple(map(int, node.shape)))
     _after(program, parts.after, values, state, like, reverse)
     for name, index in graph.outputs.items():
@@ -246,6 +251,11 @@ def _missing(program: Program, index: int, values: dict[int, Tensor]) -> list[in
             found.append(node)
             pending.extend(program.graph.nodes[node].args)
     return sorted(found)
+
+
+def _truth(graph: Graph, index: int, numbers: Tensor) -> Tensor:
+    """Truth values as torch has them; in a loop's memory they are 1 and 0."""
+    return numbers != 0 if graph.nodes[index].boolean else numbers
 
 
 def _given(

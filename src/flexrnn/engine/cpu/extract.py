@@ -54,7 +54,10 @@ def extract(program: Program, *, hoist: bool, keep: Iterable[str]) -> Extract:
     constant = frozenset(
         f for f in program.fields if graph.outputs[f"state.{f}"] == graph.inputs[f"state.{f}"]
     )
-    news = {graph.outputs[f"state.{f}"]: f for f in program.fields if f not in constant}
+    news: dict[int, str] = {}  # of fields that get one value, the first
+    for field in program.fields:
+        if field not in constant:
+            news.setdefault(graph.outputs[f"state.{field}"], field)
     recorded = frozenset(f for i, f in news.items() if i in plan.saved)
     forward = _Forward(program, constant, hoist)
     for field in program.fields:

@@ -6,32 +6,19 @@ first-level cache. A node belongs into the earliest stage in which its operands 
 that a later stage reads, or that is read elsewhere than where it was computed, goes to memory.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from flexrnn.engine.compiler.graph import BATCH, Graph, Shape
+from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.ops import OPS
+from flexrnn.engine.cpu.copies import with_copies
+from flexrnn.engine.cpu.places import Domain, Place, domain_of, in_one_piece, sizes_of
 from flexrnn.engine.step import CannotRunError
 
 REDUCTIONS = ("sum", "amax")
 _ALIASES = ("slice", "reshape", "expand", "detach")
-
-
-class Domain(NamedTuple):
-    """What a stage goes over, for every row."""
-
-    heads: int
-    units: int
-
-
-class Place(NamedTuple):
-    """Where a node lies in memory: numbers from the beginning of a row."""
-
-    buffer: str
-    offset: int = 0
-    head: int = 0  # numbers from one head to the next, 0 where all share one
-    unit: int = 1  # likewise from unit to unit
 
 
 class Store(NamedTuple):
@@ -74,88 +61,14 @@ class Loop(NamedTuple):
     lowering: "Lowering"
 
 
-def dims(shape: Shape) -> tuple[int, int]:
-    """Heads and units of a shape; the batch is no part of either."""
-    sizes = [int(s) for s in shape if s != BATCH]
-    while len(sizes) > 2 and sizes[0] == 1:
-        sizes = sizes[1:]
-    if len(sizes) > 2:
-        raise CannotRunError(f"the cpu engine knows at most two axes beside the batch, got {shape}")
-    heads, units = [1] * (2 - len(sizes)) + sizes
-    return heads, units
-
-
 def lower(graph: Graph) -> Loop:
     """Divide the graph of a loop into stages."""
-    lowering = Lowering(_with_copies(graph))
+    lowering = Lowering(with_copies(graph))
     for index in sorted(lowering.alive):
         lowering.assign(index)
     lowering.settle()
     low = lowering
     return Loop(low.graph, low.stages, low.temporaries, low.partial, low.sums, low)
-
-
-def _with_copies(graph: Graph) -> Graph:
-    """Give every output a node of its own that can be stored where it belongs."""
-    seen: set[int] = set()
-    for name, index in list(graph.outputs.items()):
-        op = graph.nodes[index].op
-        storable = op in ("product", "concat", *OPS)
-        if name.startswith("sum."):
-            continue
-        if not storable or BATCH not in graph.nodes[index].shape:
-            graph.outputs[name] = _copy(graph, index)
-        seen.add(graph.outputs[name])
-    for index, node in enumerate(list(graph.nodes)):
-        if node.op == "concat" and BATCH in node.shape:
-            args = tuple(_stored(graph, a) for a in node.args)
-            if args != node.args:
-                graph.nodes[index] = node._replace(args=args)
-    return _sorted(graph)
-
-
-def _stored(graph: Graph, index: int) -> int:
-    """A part of a concatenation as a value that some stage computes."""
-    node = graph.nodes[index]
-    computed = node.op in OPS and BATCH in node.shape
-    return index if computed else _copy(graph, index)
-
-
-def _copy(graph: Graph, index: int) -> int:
-    node = graph.nodes[index]
-    if node.boolean:
-        return graph.add("or", index, index)
-    copied = graph.add("mul", index, graph.constant(1.0))
-    if BATCH in node.shape:
-        return copied
-    raise CannotRunError("a value without a batch in the place of one with a batch")
-
-
-def _sorted(graph: Graph) -> Graph:
-    """The same nodes, each behind its operands, and none that no output needs."""
-    new, where = Graph(), {}
-
-    def visit(root: int) -> None:
-        pending = [root]
-        while pending:
-            index = pending[-1]
-            node = graph.nodes[index]
-            missing = [a for a in node.args if a not in where]
-            if index in where or not missing:
-                pending.pop()
-            if index not in where and not missing:
-                if node.op == "input":
-                    where[index] = new.input(node.attr("name"), node.shape, node.boolean)
-                else:
-                    args = tuple(where[a] for a in node.args)
-                    where[index] = new.add(node.op, *args, **dict(node.attrs))
-            pending.extend(missing)
-
-    alive = graph.ancestors(list(graph.outputs.values()))
-    for index in sorted(alive):
-        visit(index)
-    new.outputs = {name: where[index] for name, index in graph.outputs.items()}
-    return new
 
 
 class Lowering:
@@ -179,9 +92,7 @@ class Lowering:
     def assign(self, index: int) -> None:
         """Put a node into the earliest stage that can compute it."""
         node = self.nodes[index]
-        if node.op == "input":
-            self.memory[index] = self._contiguous(node.attr("name"), index)
-        elif node.op in ("constant", *_ALIASES) or not self.rowed(index):
+        if node.op in ("input", "constant", *_ALIASES) or not self.rowed(index):
             pass
         elif node.op == "concat":
             self.stage[index] = max(self.stage[a] for a in node.args)
@@ -205,10 +116,12 @@ class Lowering:
 
     def _assign_product(self, index: int) -> None:
         left, weight = self.nodes[index].args
-        heads, columns = dims(self.nodes[index].shape)
+        outer, columns = self.domain(index)
         width = self._block_width(index, columns)
         product = Product(index, left, weight)
-        domain = Domain(heads, width)
+        domain = Domain(outer, width)
+        if len(self.nodes[weight].shape) == 3 and len(outer) != 1:
+            raise CannotRunError("the cpu engine has no products by heads of more than one axis")
         ready = self._ready(left, None)
         self.stage[index] = self._place_in(domain, ready)
         self.stages[self.stage[index]].products.append(product)
@@ -264,7 +177,7 @@ class Lowering:
 
     def domain(self, index: int) -> Domain:
         """What a stage that computes a node goes over."""
-        return Domain(*dims(self.nodes[index].shape))
+        return domain_of(self.nodes[index].shape)
 
     def rowed(self, index: int) -> bool:
         """Whether a node has a value for every row of the batch."""
@@ -293,7 +206,7 @@ class Lowering:
                 outputs.setdefault(index, []).append(name)
         for index in sorted(self.alive):  # first of all, so that temporaries need not be
             for name in outputs.get(index, ()):
-                self._write(index, self._contiguous(name, index))
+                self._write(index, self._in_one_piece(name, index))
         for index in sorted(self.alive):
             if self.nodes[index].op == "concat" and index not in self.memory:
                 self._write(index, self._temporary(index))
@@ -333,7 +246,9 @@ class Lowering:
         node = self.nodes[index]
         if node.op == "constant":
             raise CannotRunError("the cpu engine reads a number where it wants a tensor")
-        if node.op in _ALIASES and index not in self.blocks:
+        if node.op == "input":
+            self.memory[index] = self._in_one_piece(node.attr("name"), index)
+        elif node.op in _ALIASES and index not in self.blocks:
             self.memory[index] = self._alias(index)
         else:
             self._write(index, self._temporary(index))
@@ -342,32 +257,23 @@ class Lowering:
     def _alias(self, index: int) -> Place:
         node = self.nodes[index]
         base = self.place(node.args[0])
-        heads, units = dims(self.nodes[node.args[0]].shape)
-        if node.op == "slice":
-            step = base.unit if node.attr("axis") == -1 else base.head
-            if node.attr("axis") < -2:
-                raise CannotRunError("the cpu engine slices the last two axes only")
-            return base._replace(offset=base.offset + node.attr("start") * step)
-        if node.op == "expand":
-            inner = (base.head if heads > 1 else 0, base.unit if units > 1 else 0)
-            return base._replace(head=inner[0], unit=inner[1])
-        if node.op == "reshape":
-            dense = (units == 1 or base.unit == 1) and (heads == 1 or base.head == units)
-            if not dense:
-                raise CannotRunError("the cpu engine reshapes what lies in one piece only")
-            _, units = dims(node.shape)
-            return base._replace(head=units, unit=1)
+        sizes = sizes_of(node.shape)
+        match node.op:
+            case "slice":
+                return base.sliced(node.attr("axis"), node.attr("start"))
+            case "expand":
+                return base.stretched(sizes_of(self.nodes[node.args[0]].shape), len(sizes))
+            case "reshape":
+                return in_one_piece(base.buffer, sizes)._replace(offset=base.offset)
         return base
 
-    def _contiguous(self, buffer: str, index: int) -> Place:
-        _, units = dims(self.nodes[index].shape)
-        return Place(buffer, 0, units, 1)
+    def _in_one_piece(self, buffer: str, index: int) -> Place:
+        return in_one_piece(buffer, sizes_of(self.nodes[index].shape))
 
     def _temporary(self, index: int) -> Place:
-        heads, units = dims(self.nodes[index].shape)
         name = f"temporary.{len(self.temporaries)}"
-        self.temporaries[name] = heads * units
-        return self._contiguous(name, index)
+        self.temporaries[name] = math.prod(sizes_of(self.nodes[index].shape))
+        return self._in_one_piece(name, index)
 
     def _write(self, index: int, place: Place) -> None:
         """Let the stage that computes a node store it; the first place is where it is read."""
@@ -376,32 +282,22 @@ class Lowering:
         if node.op != "concat":
             self.stages[self.stage[index]].stores.append(Store(index, place))
             return
-        for arg, offset in self._parts(index):
-            inner = place._replace(offset=place.offset + offset)
-            self._write_part(arg, inner)
+        for arg, part in self._parts(index, place):
+            self.stages[self.stage[arg]].stores.append(Store(arg, part))
 
-    def _write_part(self, index: int, place: Place) -> None:
-        self.stages[self.stage[index]].stores.append(Store(index, place))
-
-    def _parts(self, index: int) -> Iterator[tuple[int, int]]:
-        """The parts of a concatenation, and where in a row each begins."""
-        node = self.nodes[index]
-        axis, offset = node.attr("axis"), 0
-        _, units = dims(node.shape)
-        for arg in node.args:
-            yield arg, offset
-            heads, width = dims(self.nodes[arg].shape)
-            if axis not in (-1, -2):
-                raise CannotRunError("the cpu engine joins along the last two axes only")
-            offset += width if axis == -1 else heads * units
+    def _parts(self, index: int, place: Place) -> Iterator[tuple[int, Place]]:
+        """The parts of a concatenation, and where each lies."""
+        axis, start = self.nodes[index].attr("axis"), 0
+        for arg in self.nodes[index].args:
+            yield arg, place.sliced(axis, start)
+            start += int(self.nodes[arg].shape[axis])
 
     def _sum(self, name: str, index: int) -> None:
         """Sum a value over batch and time, where it is computed."""
-        heads, units = dims(self.nodes[index].shape)
-        self.sums[name] = heads * units
-        place = Place(name, 0, units, 1)
-        if self.nodes[index].op != "concat":
-            self.stages[self.stage[index]].sums.append(Store(index, place))
-            return
-        for arg, offset in self._parts(index):
-            self.stages[self.stage[arg]].sums.append(Store(arg, place._replace(offset=offset)))
+        sizes = sizes_of(self.nodes[index].shape)
+        self.sums[name] = math.prod(sizes)
+        place = in_one_piece(name, sizes)
+        whole = [(index, place)]
+        parts = self._parts(index, place) if self.nodes[index].op == "concat" else whole
+        for arg, part in parts:
+            self.stages[self.stage[arg]].sums.append(Store(arg, part))

@@ -4,7 +4,8 @@ import math
 import re
 from dataclasses import dataclass
 
-from flexrnn.engine.cpu.stages import Loop, Place, dims
+from flexrnn.engine.cpu.places import Place, sizes_of
+from flexrnn.engine.cpu.stages import Loop
 
 _PLAIN = (0.0, 1.0, 2.0, 0.5, -1.0, -0.5, -2.0)  # constants that no size can be
 
@@ -85,25 +86,35 @@ class Context:
         """The expression that reads a node from memory, at row r and this head and unit."""
         node = self.graph.nodes[index]
         place = self.low.place(index)
-        sizes = dims(node.shape)
+        sizes = sizes_of(node.shape)
         address = self.address(place, sizes, stage, rowed=self.low.rowed(index))
-        wide = sizes[1] > 1 and place.unit
+        wide = sizes[-1] > 1 and place.strides[-1]
         text = f"load<TAIL>({address}, n)" if wide else f"broadcast(*({address}))"
         return f"truth({text})" if node.boolean else text
 
     def address(
-        self, place: Place, sizes: tuple[int, int], stage: int, *, rowed: bool = True
+        self, place: Place, sizes: tuple[int, ...], stage: int, *, rowed: bool = True
     ) -> str:
         """Where a place's unit lies, at row r and this head and unit."""
-        heads, units = sizes
         name = self.buffer(place.buffer)
         terms = [f"f.{name}"]
         if rowed:
             terms.append(f"r * f.{name}_row")
         if place.offset:
             terms.append(self.offset(place.offset, stage))
-        if heads > 1 and place.head:
-            terms.append(f"head * {self.offset(place.head, stage)}")
-        if units > 1 and place.unit:
+        for axis in range(-len(sizes), -1):
+            if sizes[axis] > 1 and place.strides[axis]:
+                stride = self.offset(place.strides[axis], stage)
+                terms.append(f"{self._head(axis, stage)} * {stride}")
+        if sizes[-1] > 1 and place.strides[-1]:
             terms.append("unit")
         return " + ".join(terms)
+
+    def _head(self, axis: int, stage: int) -> str:
+        """The number along an axis of heads, which counts from the end."""
+        outer = self.loop.stages[stage].domain.outer
+        if len(outer) == 1:
+            return "head"
+        inner = math.prod(outer[len(outer) + axis + 2 :]) if axis < -2 else 1
+        below = self.size(f"G{stage}_{-axis}", inner)
+        return f"(head / {below} % {self.size(f'N{stage}_{-axis}', outer[axis + 1])})"

@@ -4,7 +4,8 @@ from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.cpu.cpp import expression
 from flexrnn.engine.cpu.emit.accumulate import Accumulators
 from flexrnn.engine.cpu.emit.context import Context
-from flexrnn.engine.cpu.stages import REDUCTIONS, Stage, Store, dims
+from flexrnn.engine.cpu.places import sizes_of
+from flexrnn.engine.cpu.stages import REDUCTIONS, Stage, Store
 
 
 class Pointwise:
@@ -100,7 +101,7 @@ class Pointwise:
                 f"{into} += TAIL ? select(lanes_below(n), {value}, vec{{}}) : {value};"
             )
         else:
-            inside = f"select(lanes_below(n), {value}, broadcast(-INFINITY_))"
+            inside = f"select(lanes_below(n), {value}, broadcast(-REAL(__builtin_inf())))"
             self.lines.append(f"{into} = maximum({into}, TAIL ? {inside} : {value});")
 
     def _total(self, index: int) -> str:
@@ -119,13 +120,13 @@ class Pointwise:
         value = self.use(store.node)
         node = self.graph.nodes[store.node]
         value = f"real({value})" if node.boolean else value
-        address = self.context.address(store.place, dims(node.shape), self.number)
+        address = self.context.address(store.place, sizes_of(node.shape), self.number)
         self.lines.append(f"store<TAIL>({address}, {value}, n);")
 
     def _sum(self, k: int, store: Store) -> str:
         """Sum a value over the rows in a register; the line that adds it to the memory."""
         value = self.use(store.node)
         self.lines.append(f"sum{k} += {value};")
-        sizes = dims(self.graph.nodes[store.node].shape)
+        sizes = sizes_of(self.graph.nodes[store.node].shape)
         address = self.context.address(store.place, sizes, self.number, rowed=False)
         return f"store<TAIL>({address}, load<TAIL>({address}, n) + sum{k}, n);"

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from flexrnn.engine.cpu.emit.accumulate import Accumulators
 from flexrnn.engine.cpu.emit.context import Context
-from flexrnn.engine.cpu.stages import Product, dims
+from flexrnn.engine.cpu.places import sizes_of
+from flexrnn.engine.cpu.stages import Product
 
 _WIDE = 4  # vectors of columns in a tile, where one row of blocks has fewer
 _MOST_ROWS = 8
@@ -96,8 +97,9 @@ class Products:
         panel = len(blocks) * tile.width
         tiles = f"ceil_div(f.W{number}, {tile.width} * VL)"
         which = f"(head * {tiles} + tile)" if packed.per_head else "tile"
-        left, sizes = context.low.place(product.left), dims(context.graph.nodes[product.left].shape)
-        address = context.address(left._replace(unit=0), sizes, number)
+        left = context.low.place(product.left)
+        sizes = sizes_of(context.graph.nodes[product.left].shape)
+        address = context.address(left, (*sizes[:-1], 1), number)  # of k = 0
         pairs = [
             (self.accumulators.of[product.blocks[block]] * tile.width + v, b * tile.width + v)
             for b, block in enumerate(blocks)

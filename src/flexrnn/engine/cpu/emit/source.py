@@ -150,7 +150,11 @@ def _cleared(context: Context, number: int) -> list[str]:
     lines = []
     for index in context.loop.stages[number].reduced:
         buffer = context.buffer(f"partial.{sorted(context.low.partial).index(index)}")
-        begin = "vec{}" if context.graph.nodes[index].op == "sum" else "broadcast(-INFINITY_)"
+        begin = (
+            "vec{}"
+            if context.graph.nodes[index].op == "sum"
+            else "broadcast(-REAL(__builtin_inf()))"
+        )
         lines += [
             "    for (long r = f.rows.first; r < f.rows.last; r++)",
             f"        for (long head = 0; head < f.G{number}; head++)",

@@ -1,0 +1,75 @@
+"""Copies: what a loop must have in memory, and lies there only in part, stretched, or not at all.
+
+Outputs, parts of concatenations, left operands of products and what is reshaped are read by where
+they lie. Where that is not in one piece, a node is put in between that some stage computes.
+"""
+
+from flexrnn.engine.compiler.graph import BATCH, Graph
+from flexrnn.engine.compiler.ops import OPS
+from flexrnn.engine.cpu.places import sizes_of
+from flexrnn.engine.step import CannotRunError
+
+
+def with_copies(graph: Graph) -> Graph:
+    """The same graph, with copies where they are needed."""
+    for name, index in list(graph.outputs.items()):
+        op = graph.nodes[index].op
+        if op not in ("product", "concat", *OPS) or not _rowed(graph, index):
+            graph.outputs[name] = _copy(graph, index)
+    for index, node in enumerate(list(graph.nodes)):
+        if not _rowed(graph, index):
+            continue
+        args = node.args
+        if node.op == "concat":
+            args = tuple(a if _is_computed(graph, a) else _copy(graph, a) for a in args)
+        elif node.op == "reshape" and _in_pieces(graph, args[0]):
+            args = (_copy(graph, args[0]),)
+        elif node.op == "product" and graph.nodes[args[0]].op == "expand":
+            args = (_copy(graph, args[0]), args[1])
+        graph.nodes[index] = node._replace(args=args)
+    return _sorted(graph)
+
+
+def _rowed(graph: Graph, index: int) -> bool:
+    return BATCH in graph.nodes[index].shape
+
+
+def _is_computed(graph: Graph, index: int) -> bool:
+    return graph.nodes[index].op in OPS and _rowed(graph, index)
+
+
+def _in_pieces(graph: Graph, index: int) -> bool:
+    """Whether a node is stretched, or a part of each head of something."""
+    node = graph.nodes[index]
+    return node.op == "expand" or (node.op == "slice" and len(sizes_of(node.shape)) > 1)
+
+
+def _copy(graph: Graph, index: int) -> int:
+    if not _rowed(graph, index):
+        raise CannotRunError("the cpu engine wants a row for each of the batch, got a parameter")
+    if graph.nodes[index].boolean:
+        return graph.add("or", index, index)
+    return graph.add("mul", index, graph.constant(1.0))
+
+
+def _sorted(graph: Graph) -> Graph:
+    """The same nodes, each behind its operands, and none that no output needs."""
+    new, where = Graph(), dict[int, int]()
+    pending = sorted(graph.ancestors(list(graph.outputs.values())), reverse=True)
+    while pending:
+        index = pending[-1]
+        node = graph.nodes[index]
+        missing = [a for a in node.args if a not in where]
+        pending.extend(missing)
+        if missing:
+            continue
+        pending.pop()
+        if index in where:
+            continue
+        if node.op == "input":
+            where[index] = new.input(node.attr("name"), node.shape, node.boolean)
+        else:
+            args = (where[a] for a in node.args)
+            where[index] = new.add(node.op, *args, **dict(node.attrs))
+    new.outputs = {name: where[index] for name, index in graph.outputs.items()}
+    return new

@@ -1,0 +1,58 @@
+"""Axes, and where in memory a node's numbers lie along them.
+
+Every axis but the batch counts. The last is that of units, along which vectors run; those before it
+are heads, of which there may be several axes or none.
+"""
+
+import math
+from typing import NamedTuple
+
+from flexrnn.engine.compiler.graph import BATCH, Shape
+
+
+class Domain(NamedTuple):
+    """What a stage goes over, for every row: units of every head."""
+
+    outer: tuple[int, ...]  # axes of heads
+    units: int
+
+    @property
+    def heads(self) -> int:
+        """How many there are."""
+        return math.prod(self.outer)
+
+
+class Place(NamedTuple):
+    """Where a node lies: numbers from the beginning of a row of a buffer."""
+
+    buffer: str
+    offset: int
+    strides: tuple[int, ...]  # numbers from one to the next along every axis, 0 where it is one
+
+    def sliced(self, axis: int, start: int) -> "Place":
+        """A part of it."""
+        return self._replace(offset=self.offset + start * self.strides[axis])
+
+    def stretched(self, sizes: tuple[int, ...], rank: int) -> "Place":
+        """It again and again along axes that had one number, and along new ones in front."""
+        old = tuple(s if n > 1 else 0 for s, n in zip(self.strides, sizes, strict=True))
+        return self._replace(strides=(0,) * (rank - len(old)) + old)
+
+
+def sizes_of(shape: Shape) -> tuple[int, ...]:
+    """The axes beside the batch; one number is an axis of one."""
+    return tuple(int(s) for s in shape if s != BATCH) or (1,)
+
+
+def domain_of(shape: Shape) -> Domain:
+    """What a stage that computes this shape goes over."""
+    *outer, units = sizes_of(shape)
+    while outer[:1] == [1]:
+        del outer[0]
+    return Domain(tuple(outer), units)
+
+
+def in_one_piece(buffer: str, sizes: tuple[int, ...]) -> Place:
+    """A place whose numbers lie side by side."""
+    strides = tuple(math.prod(sizes[k + 1 :]) for k in range(len(sizes)))
+    return Place(buffer, 0, strides)
