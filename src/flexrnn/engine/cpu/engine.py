@@ -1,5 +1,6 @@
 """The CPU engine: programs run by generated C++, and by torch's products before and after it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -104,7 +105,7 @@ def forward(
     history, ends = {}, []
     for field, first in zip(program.fields, state, strict=True):
         if field in parts.constant:
-            rows[f"const.{field}"] = Rows(first.contiguous(), row=first[0].numel())
+            rows[f"const.{field}"] = Rows(first.contiguous(), row=_width(first))
             if field in keep:
                 history[field] = first.expand(steps, *first.shape).contiguous()
             ends.append(first)
@@ -113,11 +114,11 @@ def forward(
         made = like.new_empty(steps if whole else 2, *first.shape)
         if whole:
             history[field] = made
-        wide = made[0].numel()
+        wide = _width(first)
         last = (0 if reverse else steps - 1) if whole else (steps - 1) & 1
         first = first.contiguous()
-        rows[f"before.{field}"] = Rows(made, wide, wide // batch, not whole, first)
-        rows[f"after.{field}"] = Rows(made, wide, wide // batch, not whole)
+        rows[f"before.{field}"] = Rows(made, batch * wide, wide, not whole, first)
+        rows[f"after.{field}"] = Rows(made, batch * wide, wide, not whole)
         ends.append(made[last])
     saved: list[Tensor] = []
     for index in plan.saved:
@@ -167,7 +168,7 @@ def backward(
         rows[f"saved.{index}"] = _rows(made)
     carried = {}
     for field, initial, cotangent in zip(program.fields, state, final, strict=True):
-        wide = initial[0].numel()
+        wide = _width(initial)
         new = graph.outputs[f"state.{field}"]
         if field in compiled.parts.constant:
             rows[f"const.{field}"] = Rows(initial.contiguous(), row=wide)
@@ -311,6 +312,11 @@ def _call(
            threads=threads)  # fmt: skip
 
 
+def _width(state: Tensor) -> int:
+    """Numbers in a row of a state `(B, ...)`."""
+    return math.prod(state.shape[1:])
+
+
 def _rows(tensor: Tensor) -> Rows:
     """A tensor `(T, B, ...)` whose rows lie in one piece."""
     return Rows(tensor, tensor.stride(0), tensor.stride(1))
@@ -318,11 +324,8 @@ def _rows(tensor: Tensor) -> Rows:
 
 def _dense(tensor: Tensor) -> Tensor:
     """The tensor, with the numbers of a row side by side."""
-    inner = tensor[0, 0]
-    if inner.is_contiguous():
+    if tensor.shape[1] == 0 or tensor[0, 0].is_contiguous():
         return tensor
-    if (
-        tensor.stride(0) == tensor.stride(1) == 0
-    ):  # one row everywhere, such as the gradient of a sum
-        return inner.contiguous().expand(tensor.shape)
+    if tensor.stride(0) == tensor.stride(1) == 0:  # one row everywhere, as of the gradient of a sum
+        return tensor[0, 0].contiguous().expand(tensor.shape)
     return tensor.contiguous()
