@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.testing import assert_close
 
 import flexrnn
+from flexrnn.engine import fallback
 
 DROP_INS = {
     "lstm": (flexrnn.LSTM, nn.LSTM),
@@ -29,6 +30,19 @@ def unwritten_memory_is_nan() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)  # switches torch's fill_uninitialized_memory on
     yield
     torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def every_cause_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fall-back warns in every test, whatever ran before."""
+    monkeypatch.setattr(fallback, "_warned", set())
+
+
+@pytest.fixture
+def by_reference() -> Iterator[None]:
+    """Layers run by the reference: for steps that no program can say, and exact comparisons."""
+    with flexrnn.backend("reference"):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -76,6 +76,7 @@ def test_a_bound_copy_has_what_the_layer_has_at_this_moment() -> None:
     assert second.inner[0].weight is first.inner[0].weight
 
 
+@pytest.mark.usefixtures("by_reference")
 def test_a_layer_computes_what_the_cell_did_before_it_gave_its_parameters_up() -> None:
     torch.manual_seed(3)
     cell = Nested(3, 5, dtype=torch.float64)
@@ -91,6 +92,7 @@ def test_a_layer_computes_what_the_cell_did_before_it_gave_its_parameters_up() -
     assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("by_reference")
 def test_buffers_stay_with_the_cell_and_keep_what_a_step_writes() -> None:
     layer: Any = FlexRNN(Nested, 3, 5, num_layers=2)
     assert [name for name in layer.state_dict() if "steps" in name] == [
@@ -102,6 +104,7 @@ def test_buffers_stay_with_the_cell_and_keep_what_a_step_writes() -> None:
     assert [cell.steps.item() for cell in layer.cells] == [8, 8]
 
 
+@pytest.mark.usefixtures("by_reference")
 def test_a_call_leaves_the_registered_cells_without_parameters() -> None:
     layer = FlexRNN(Nested, 3, 5, bidirectional=True)
     modules = list(layer.modules())

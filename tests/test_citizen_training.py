@@ -222,6 +222,7 @@ def test_tensor_hooks_on_parameters_run(make: Make) -> None:
     close(parameter.grad, -gradient)
 
 
+@pytest.mark.usefixtures("by_reference")
 def test_hooks_on_modules_inside_a_cell_run_at_every_step() -> None:
     layer, x = FlexRNN(HoldingCell, I, H, num_layers=2, dtype=torch.float64), sequence()
     calls = []
@@ -264,6 +265,7 @@ def test_dropout_between_layers_draws_torchs_numbers_in_training_only(request: A
         assert torch.equal(ours(x)[0], ours(x)[0])
 
 
+@pytest.mark.usefixtures("by_reference")
 def test_dropout_inside_a_cell_honours_the_layers_mode() -> None:
     torch.manual_seed(0)
     layer = FlexRNN(HoldingCell, I, 64, drop=0.5, dtype=torch.float64)
@@ -282,6 +284,7 @@ def test_dropout_inside_a_cell_honours_the_layers_mode() -> None:
     close(layer(x)[0], without(x)[0])
 
 
+@pytest.mark.usefixtures("by_reference")
 def test_batch_norm_inside_a_cell_counts_every_step() -> None:
     class BatchNormCell(flexrnn.Cell):
         State = HiddenState

@@ -66,6 +66,7 @@ def x() -> Tensor:
     return torch.randn(T, B, I, dtype=torch.float64)
 
 
+@pytest.mark.usefixtures("by_reference")
 def test_taps_are_those_of_a_loop_by_hand(layer: FlexRNN, x: Tensor) -> None:
     with record(layer) as taps:
         output, _ = layer(x)

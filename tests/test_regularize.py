@@ -259,6 +259,7 @@ def test_a_step_may_drop_at_several_places(engine: str) -> None:
     assert_close(output[-1], h, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.usefixtures("by_reference")
 def test_the_look_at_a_step_before_masks_are_drawn_changes_no_buffer() -> None:
     class Counting(cells.GRUCell):
         def __init__(self, *args: Any, **kwargs: Any):

@@ -160,6 +160,7 @@ def peak(steps: int, every: int | None) -> int:
     return seen.most
 
 
+@pytest.mark.usefixtures("by_reference")
 def test_the_peak_of_memory_falls() -> None:
     """What remains is the output at every step, its copy, and one segment."""
     peaks = {every: peak(400, every) for every in (None, 200, 20)}

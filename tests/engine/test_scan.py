@@ -67,6 +67,7 @@ def test_a_named_tuple_as_state_and_a_tuple_of_inputs() -> None:
     assert_close((states, final), (stacked, expected), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("by_reference")
 def test_a_plain_tuple_stays_one_and_may_hold_tensors_of_any_shape() -> None:
     state = (torch.zeros(()), torch.zeros(2, 3, 4), torch.zeros(1, dtype=torch.int64))
 
@@ -100,6 +101,7 @@ def test_one_step_and_an_empty_batch_are_sequences_too() -> None:
     assert (states.shape, final.shape) == ((T, 0, H), (0, H))
 
 
+@pytest.mark.usefixtures("by_reference")
 def test_params_may_be_one_tensor_or_none_at_all() -> None:
     x, h, a = randn(T, B), randn(B), randn(1)
     got = scan(lambda x, h, a: a * h + x, h, x, a)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from flexrnn.engine import interpreter
@@ -58,4 +59,36 @@ class Engine(Protocol):
 
 
 ENGINES: dict[str, Engine] = {"interpreter": interpreter, "cpu": cpu}
-AUTO: tuple[str, ...] = ("reference",)  # the fastest first; the last can run everything
+AUTO: tuple[str, ...] = ("cpu", "reference")  # the fastest first; the last can run everything
+_DTYPES = (torch.float32, torch.float64)  # those that generated code knows
+
+
+def not_served(engine: str, like: Tensor) -> str:
+    """Why an engine is not for tensors of this kind, or nothing.
+
+    These are limits that are stated and not met by accident, so that `auto` passes on in silence.
+    """
+    if engine != "cpu":
+        return ""
+    if like.device.type != "cpu":
+        return f"serves the CPU, not {like.device.type}"
+    autocast = like.dtype != torch.float64 and torch.is_autocast_enabled("cpu")
+    if like.dtype not in _DTYPES or autocast:
+        found = "autocast" if autocast else str(like.dtype)
+        return f"computes in float32 and float64, not under {found}"
+    return ""
+
+
+def chain(backend: str, like: Tensor, steps: int | None = None) -> tuple[str, ...]:
+    """The engines that a backend tries, one after another.
+
+    Args:
+        backend: an engine's name, or `auto`.
+        like: a state.
+        steps: T, where it is known. A single one is no loop: the reference is the faster.
+    """
+    if backend != "auto":
+        return (backend,)
+    if steps == 1:
+        return AUTO[-1:]
+    return tuple(engine for engine in AUTO if not not_served(engine, like))

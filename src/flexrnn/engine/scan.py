@@ -38,7 +38,8 @@ def backend(name: str) -> Iterator[None]:
     """Run every layer inside the block by the named engine, whatever its own `backend` says.
 
     Args:
-        name: `"auto"`, the fastest that can, or `"reference"`, the eager loop.
+        name: `"auto"`, the fastest that can; `"cpu"`, generated C++; `"interpreter"`, programs in
+            Python; `"reference"`, the eager loop.
 
     Raises:
         ValueError: there is no engine of that name.
@@ -72,7 +73,7 @@ def run(
     if torch.compiler.is_dynamo_compiling():
         return traced.run(step, state, xs, reverse=reverse, keep=keep, backend=name)
     causes: list[str] = []
-    for engine in chain(name):
+    for engine in engines.chain(name, state[0], xs[0].shape[0]):
         if engine == "reference":
             break
         try:
@@ -90,11 +91,6 @@ def run(
 def in_force(backend: str) -> str:
     """The backend that a layer's own gives way to inside a `backend` block."""
     return _here.chosen or backend
-
-
-def chain(backend: str) -> tuple[str, ...]:
-    """The engines that a backend tries, one after another."""
-    return engines.AUTO if backend == "auto" else (backend,)
 
 
 @contextmanager

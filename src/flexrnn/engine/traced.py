@@ -108,7 +108,7 @@ def _program(
         state = tuple(empty(dtype, device, (1, *shape)) for dtype, device, shape in states)
         step = rebuild({name: empty(*kind) for name, *kind in tensors}, *parts)
         causes = []
-        for engine in engines.AUTO if backend == "auto" else (backend,):
+        for engine in engines.chain(backend, state[0]):
             if engine == "reference":
                 break
             try:

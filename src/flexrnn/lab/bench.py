@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from flexrnn.engine.scan import backend
 from flexrnn.lab.results import Speed
 from flexrnn.lab.table import Entry
 
@@ -47,9 +48,10 @@ class _Counter(TorchDispatchMode):
 def count_products(layer: nn.Module, input_size: int) -> tuple[int, int]:
     """Matrix products of one more time step, and those done once whatever the length.
 
-    Counted, not derived: a sequence of two steps against one of one. oneDNN, which runs `nn.LSTM`
-    on the CPU, hides its products in one kernel; it is off while counting, so that `nn.LSTM` shows
-    what torch does without it: one product a step, and one for the inputs of all steps together.
+    Counted, not derived: a sequence of two steps against one of one, as the cell is written and not
+    compiled. oneDNN, which runs `nn.LSTM` on the CPU, hides its products in one kernel; it is off
+    while counting, so that `nn.LSTM` shows what torch does without it: one product a step, and one
+    for the inputs of all steps together.
 
     Example:
         >>> from flexrnn.fromscratch import NaiveCustomLSTM
@@ -60,7 +62,7 @@ def count_products(layer: nn.Module, input_size: int) -> tuple[int, int]:
     dtype = next((parameter.dtype for parameter in layer.parameters()), torch.get_default_dtype())
 
     def products(T: int) -> int:
-        with torch.no_grad(), _Counter() as counter:
+        with torch.no_grad(), backend("reference"), _Counter() as counter:
             layer(torch.zeros(2, T, input_size, dtype=dtype))
         return counter.count
 

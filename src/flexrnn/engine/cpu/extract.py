@@ -79,6 +79,7 @@ class _Loop:
         self.source, self.plan = program
         self.constant = constant
         self.depends = dependences(self.source)
+        self.inline = _inlined(self.source)
         self.graph = Graph()
         self.where: dict[int, int] = {}
         self.before: set[int] = set()
@@ -88,18 +89,38 @@ class _Loop:
 
     def copy(self, index: int) -> int:
         """The node of the loop's graph that stands for a node of the program."""
-        if index not in self.where:
-            self.where[index] = self._copied(index)
+        pending = [index]
+        while pending:
+            node = self.source.nodes[pending[-1]]
+            if pending[-1] not in self.where:
+                found = self.in_memory(pending[-1])
+                if found is None:
+                    # A weight is packed as it lies in memory, also where it is made of parameters.
+                    args = node.args[:1] if node.op == "product" else node.args
+                    missing = [a for a in args if a not in self.where]
+                    if missing:
+                        pending.extend(reversed(missing))
+                        continue
+                    copies = [self.where[a] for a in args]
+                    copies += [self._weight(a) for a in node.args[len(args) :]]
+                    found = self.graph.add(node.op, *copies, **dict(node.attrs))
+                self.where[pending[-1]] = found
+            pending.pop()
         return self.where[index]
 
-    def _copied(self, index: int) -> int:
+    def in_memory(self, index: int) -> int | None:
+        """An input of the loop for a node that lies in memory, None for one to compute."""
         node = self.source.nodes[index]
         if node.op == "input":
             return self.operand(node.attr("name"), index)
-        if self.depends[index] == Dependence.PARAMETER and not self._inline(index):
+        if self.depends[index] == Dependence.PARAMETER and not self.inline[index]:
             return self.given(f"once.{index}", index)
-        args = [self.copy(a) for a in node.args]
-        return self.graph.add(node.op, *args, **dict(node.attrs))
+        return None
+
+    def _weight(self, index: int) -> int:
+        if self.source.nodes[index].op == "input":
+            return self.copy(index)
+        return self.given(f"once.{index}", index)
 
     def operand(self, name: str, index: int) -> int:
         """An input of the program."""
@@ -124,20 +145,18 @@ class _Loop:
             return self.graph.inputs[name]
         return self.graph.input(name, node.shape, node.boolean)
 
-    def _inline(self, index: int) -> bool:
-        """Whether a value made of parameters is as well computed where it is used."""
-        node = self.source.nodes[index]
-        if node.op in _ALIASES:
-            return all(self._lies(a) for a in node.args)
-        cheap = node.op in OPS and OPS[node.op].cheap and BATCH not in node.shape
-        return cheap and all(self._lies(a) or self._inline(a) for a in node.args)
 
-    def _lies(self, index: int) -> bool:
-        """Whether a value is a parameter, a constant, or a part of one."""
-        node = self.source.nodes[index]
-        return node.op in ("input", "constant") or (
-            node.op in _ALIASES and all(self._lies(a) for a in node.args)
-        )
+def _inlined(graph: Graph) -> list[bool]:
+    """Of every node, whether it is made of parameters and as well computed where it is used."""
+    lies: list[bool] = []  # it is a parameter, a constant, or a part of one
+    inline: list[bool] = []
+    for node in graph.nodes:
+        parts = all(lies[a] for a in node.args)
+        alias = node.op in _ALIASES
+        cheap = node.op in OPS and OPS[node.op].cheap and BATCH not in node.shape
+        lies.append(node.op in ("input", "constant") or (alias and parts))
+        inline.append(parts if alias else cheap and all(lies[a] or inline[a] for a in node.args))
+    return inline
 
 
 class _Forward(_Loop):
@@ -150,19 +169,10 @@ class _Forward(_Loop):
         product = self.source.nodes[index].op == "product"
         return self.hoist and product and self.depends[index] == Dependence.INPUT
 
-    def _copied(self, index: int) -> int:
+    def in_memory(self, index: int) -> int | None:
         if self.is_hoisted(index):
             return self.given(f"hoisted.{index}", index)
-        if self.source.nodes[index].op == "product":
-            left, weight = self.source.nodes[index].args
-            args = (self.copy(left), self._weight(weight))
-            return self.graph.add("product", *args)
-        return super()._copied(index)
-
-    def _weight(self, index: int) -> int:
-        if self.source.nodes[index].op == "input":
-            return self.copy(index)
-        return self.given(f"once.{index}", index)
+        return super().in_memory(index)
 
     def part(self) -> Part:
         return Part(self.graph, tuple(sorted(self.before)), ())
@@ -180,17 +190,11 @@ class _Backward(_Loop):
         self.news, self.keep = news, set(keep)
         self.saved = set(self.plan.saved)
 
-    def _copied(self, index: int) -> int:
-        node = self.source.nodes[index]
+    def in_memory(self, index: int) -> int | None:
         if index in self.saved:
             name = f"after.{self.news[index]}" if index in self.news else f"saved.{index}"
             return self.input(name, index)
-        if node.op == "product":
-            left, weight = node.args
-            weight = self.copy(weight) if self.source.nodes[weight].op == "input" else self.given(
-                f"once.{weight}", weight)  # fmt: skip
-            return self.graph.add("product", self.copy(left), weight)
-        return super()._copied(index)
+        return super().in_memory(index)
 
     def operand(self, name: str, index: int) -> int:
         if not name.startswith("cotangent."):
