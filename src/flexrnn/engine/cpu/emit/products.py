@@ -18,10 +18,11 @@ class Packed(NamedTuple):
     pointer: str  # of the frame
     weight: str  # the input of the loop's graph
     stage: int
-    starts: tuple[str, ...]  # sizes: the first column of every block
+    blocks: tuple[int, ...]  # of columns, each as many as the stage has units
     inner: str  # size: K
     per_head: bool  # whether every head has a weight of its own
     width: int  # vectors of every block in a tile
+    shape: tuple[int, int, int]  # heads, K, columns of a block
 
 
 class Tile(NamedTuple):
@@ -80,18 +81,19 @@ class Products:
     def _term(self, k: int, product: Product) -> list[str]:
         """Add one product to its sums."""
         context, number, tile = self.context, self.number, self.tile
-        units = self.stage.domain.units
         blocks = sorted(product.blocks)
         name = f"{number}_{k}"
         weight = context.graph.nodes[product.weight]
+        inner, per_head = int(weight.shape[-2]), len(weight.shape) == 3
         packed = Packed(
             pointer=f"packed{name}",
             weight=weight.attr("name"),
             stage=number,
-            starts=tuple(context.size(f"c{name}_{b}", b * units) for b in blocks),
-            inner=context.size(f"K{name}", int(weight.shape[-2])),
-            per_head=len(weight.shape) == 3,
+            blocks=tuple(blocks),
+            inner=context.size(f"K{name}", inner),
+            per_head=per_head,
             width=tile.width,
+            shape=(self.stage.domain.heads if per_head else 1, inner, self.stage.domain.units),
         )
         self.packed.append(packed)
         panel = len(blocks) * tile.width

@@ -16,10 +16,11 @@ class Source:
     """A loop's source, and what to hand it.
 
     The function `run(p, s, c, threads)` takes pointers, sizes and constants. Pointers: for every
-    buffer where it begins and, of a `before`, the first state; then every weight; then where each
-    is packed. Sizes: those of `HEAD`, of `sizes`; of every buffer the distances from time to time
-    and from row to row, and whether time goes in a ring of two; of every weight the distances
-    between its heads, rows and columns.
+    buffer where it begins and, of a `before`, the first state; then where every weight
+    is packed; then every piece of a weight. Sizes: those of `HEAD`, of `sizes`; of every buffer the
+    distances from time to time and from row to row, and whether time goes in a ring of two; of
+    every weight where in the sizes its pieces begin and how many there are; then the pieces, as
+    `Piece` in loop.h.
     """
 
     text: str
@@ -27,7 +28,6 @@ class Source:
     constants: tuple[float, ...]
     buffers: dict[str, Buffer]
     weights: tuple[Packed, ...]
-    panels: tuple[tuple[int, int, int], ...]  # of every weight: K, W, numbers a unit and k; heads
 
 
 def source(loop: Loop, *, backward: bool, registers: int, single: bool) -> Source:
@@ -40,7 +40,7 @@ def source(loop: Loop, *, backward: bool, registers: int, single: bool) -> Sourc
         single: the batch is one row; else any number.
     """
     context = Context(loop, backward=backward)
-    texts, weights, panels = [], [], []
+    texts, weights = [], []
     for number, stage in enumerate(loop.stages):
         context.size(f"W{number}", stage.domain.units)
         context.size(f"G{number}", stage.domain.heads)
@@ -52,10 +52,6 @@ def source(loop: Loop, *, backward: bool, registers: int, single: bool) -> Sourc
             writer = Products(context, number, accumulators, tile)
             texts.append(writer.text())
             weights += writer.packed
-            for packed in writer.packed:
-                inner = context.sizes[packed.inner.removeprefix("f.")]
-                heads = stage.domain.heads if packed.per_head else 1
-                panels.append((heads, inner, stage.domain.units))
             texts.append(Pointwise(context, number, accumulators, tile.width).text())
             texts.append(_tiles(context, number, accumulators.count, tile))
         else:
@@ -69,7 +65,6 @@ def source(loop: Loop, *, backward: bool, registers: int, single: bool) -> Sourc
         tuple(context.constants),
         context.buffers,
         tuple(weights),
-        tuple(panels),
     )
 
 
@@ -192,23 +187,19 @@ def _run(context: Context, weights: list[Packed], stages: int) -> str:
             steps.append(f"        f.{buffer.name} = t ? {base} + {past} : {first};")
     packing = []
     for k, weight in enumerate(weights):
-        at = 2 * len(context.buffers) + 2 * k
-        begin.append(f"    f.{weight.pointer} = (REAL*)p[{at + 1}];")
+        begin.append(f"    f.{weight.pointer} = (REAL*)p[{2 * len(context.buffers) + k}];")
         heads = f"f.G{weight.stage}" if weight.per_head else "1"
-        blocks = len(weight.starts)
-        panel = blocks * weight.width
-        stride = [f"s[{columns + 3 * k + j}]" for j in range(3)]
+        panel = len(weight.blocks) * weight.width
+        first, count = (f"s[{columns + 2 * k + j}]" for j in range(2))
         packing += [
             "    {",
-            f"        const long starts[] = {{{', '.join(weight.starts)}}};",
             f"        const long tiles = ceil_div(f.W{weight.stage}, {weight.width} * VL);",
             f"        const Range mine = share({heads} * tiles, id, count);",
             "        for (long i = mine.first; i < mine.last; i++)",
-            f"            pack(f.{weight.pointer} + i * {weight.inner} * {panel} * VL, "
-            f"(const REAL*)p[{at}] + i / tiles * {stride[0]},",
-            f"                 {weight.inner}, {stride[1]}, {stride[2]}, starts, {blocks}, "
-            f"i % tiles * {weight.width} * VL,",
-            f"                 f.W{weight.stage}, {weight.width} * VL);",
+            f"            pack(f.{weight.pointer} + i * {weight.inner} * {panel} * VL, p, "
+            f"(const Piece*)(s + {first}), {count},",
+            f"                 i / tiles, {len(weight.blocks)}, i % tiles * {weight.width} * VL, "
+            f"f.W{weight.stage}, {weight.width} * VL);",
             "    }",
         ]
     if weights:

@@ -39,22 +39,29 @@ struct Barrier {
     }
 };
 
+// Rows `first` to `last` of one block of a weight's columns, as they lie in memory: element (k, n)
+// of the block lies `(k - first) * row + n * column` numbers behind `p[pointer]`.
+struct Piece {
+    long pointer, block, first, last, head, row, column;
+};
+
 // Columns of a weight, so that a tile of a product reads memory in order: for each k, the tile's
-// `width` columns of every block. Element (k, n) of the weight lies at w[k * row + n * column].
-static void pack(REAL* out, const REAL* w, long K, long row, long column, const long* starts,
-                 int blocks, long unit, long units, int width) {
-    long valid = least(width, units - unit);
-    for (int b = 0; b < blocks; b++) {
-        const REAL* from = w + (starts[b] + unit) * column;
-        REAL* into = out + b * width;
-        long stride = long(blocks) * width;
+// `width` columns of every block.
+static void pack(REAL* out, void** p, const Piece* pieces, long count, long head, int blocks,
+                 long unit, long units, int width) {
+    const long valid = least(width, units - unit), stride = long(blocks) * width;
+    for (long i = 0; i < count; i++) {
+        const Piece& piece = pieces[i];
+        const long row = piece.row, column = piece.column, K = piece.last - piece.first;
+        const REAL* from = (const REAL*)p[piece.pointer] + head * piece.head + unit * column;
+        REAL* into = out + piece.first * stride + piece.block * width;
         if (column == 1) {
             for (long k = 0; k < K; k++)
                 for (long j = 0; j < width; j++)
                     into[k * stride + j] = j < valid ? from[k * row + j] : 0;
         } else {
             for (long k0 = 0; k0 < K; k0 += VL) {
-                long k1 = least(k0 + VL, K);
+                const long k1 = least(k0 + VL, K);
                 for (long j = 0; j < width; j++)
                     for (long k = k0; k < k1; k++)
                         into[k * stride + j] = j < valid ? from[k * row + j * column] : 0;
