@@ -7,9 +7,11 @@ from torch import Tensor
 
 from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.cpu import emit
 from flexrnn.engine.cpu.backward import Backward
 from flexrnn.engine.cpu.extract import extract
 from flexrnn.engine.cpu.forward import Forward
+from flexrnn.engine.cpu.isa import machine
 from flexrnn.engine.cpu.plan import Sizes, dense, is_known, laid_out, operands
 from flexrnn.engine.cpu.stages import lower
 from flexrnn.engine.cpu.toolchain import library
@@ -37,6 +39,25 @@ def prepare(program: Program, like: Tensor) -> None:
             if part is not None:
                 lower(part.graph)
     library('extern "C" void nothing() {}')  # there is a compiler, and a place for what it makes
+
+
+def source(program: Program) -> str:
+    """The C++ that is generated for a batch of more than one row: the loop there and the loop back.
+
+    Without what stands in front of every source, the functions of `runtime/*.h`.
+    """
+    parts = extract(program, hoist=False, keep=program.fields[:1])
+    texts = []
+    for name, part in (("forward", parts.forward), ("backward", parts.backward)):
+        if part is not None:
+            found = emit.source(
+                lower(part.graph),
+                backward=name == "backward",
+                registers=machine().sums,
+                single=False,
+            )
+            texts.append(f"// The {name} loop.\n\n{found.text}")
+    return "\n".join(texts)
 
 
 def saved_like(

@@ -57,7 +57,7 @@ def source(loop: Loop, *, backward: bool, registers: int, single: bool) -> Sourc
         else:
             texts.append(Pointwise(context, number, accumulators, 1).text())
             texts.append(_rows(context, number))
-    run = _run(context, weights, len(loop.stages))
+    run = _run(context, weights)
     text = "\n".join([_frame(context, weights), *texts, run])
     return Source(
         text,
@@ -98,7 +98,7 @@ def _tiles(context: Context, number: int, count: int, tile: Tile) -> str:
         f"    alignas(64) REAL out[{tile.rows * count * tile.width} * VL];",
         f"    const long tiles = ceil_div(f.W{number}, {tile.width} * VL);",
         f"    const Range mine = share(f.G{number} * tiles, f.id, f.of);",
-        *_cleared(context, number),
+        *_cleared(context, number, "f.rows"),
         "    for (long i = mine.first; i < mine.last; i++) {",
         "        // Up and down in turn: what was read last is still in the cache.",
         "        const long at = down ? mine.last - 1 - (i - mine.first) : i;",
@@ -123,13 +123,13 @@ def _tiles(context: Context, number: int, count: int, tile: Tile) -> str:
 
 
 def _rows(context: Context, number: int) -> str:
-    """A function that goes through the rows of a thread, and the units of each."""
+    """A function that goes through some rows of a thread, and the units of each."""
     return "\n".join([
-        f"static void stage{number}(const Frame& f, bool) {{",
+        f"static void stage{number}(const Frame& f, Range rows) {{",
         f"    const long tiles = ceil_div(f.W{number}, VL);",
         f"    const Range mine = share(f.G{number} * tiles, f.id, f.of);",
-        *_cleared(context, number),
-        "    for (long r = f.rows.first; r < f.rows.last; r++)",
+        *_cleared(context, number, "rows"),
+        "    for (long r = rows.first; r < rows.last; r++)",
         "        for (long at = mine.first; at < mine.last; at++) {",
         "            const long head = at / tiles, unit = at % tiles * VL;",
         f"            const long left = f.W{number} - unit;",
@@ -140,7 +140,7 @@ def _rows(context: Context, number: int) -> str:
     ])  # fmt: skip
 
 
-def _cleared(context: Context, number: int) -> list[str]:
+def _cleared(context: Context, number: int, rows: str) -> list[str]:
     """Begin the reductions that this stage gathers."""
     lines = []
     for index in context.loop.stages[number].reduced:
@@ -151,7 +151,7 @@ def _cleared(context: Context, number: int) -> list[str]:
             else "broadcast(-REAL(__builtin_inf()))"
         )
         lines += [
-            "    for (long r = f.rows.first; r < f.rows.last; r++)",
+            f"    for (long r = {rows}.first; r < {rows}.last; r++)",
             f"        for (long head = 0; head < f.G{number}; head++)",
             f"            *(vec*)(f.{buffer} + ((f.part * f.B + r) * f.G{number} + head) * VL) = "
             f"{begin};",
@@ -159,7 +159,34 @@ def _cleared(context: Context, number: int) -> list[str]:
     return lines
 
 
-def _run(context: Context, weights: list[Packed], stages: int) -> str:
+def _passes(context: Context) -> list[str]:
+    """What a thread does at one step.
+
+    Stages without products follow one another row by row, for what one writes the next one reads;
+    where threads share the units of a row, they meet after every stage.
+    """
+    stages = context.loop.stages
+    lines, k = [], 0
+    while k < len(stages):
+        if stages[k].products:
+            lines += [f"        stage{k}(f, t & 1);", "        if (across) barrier.wait(count);"]
+            k += 1
+            continue
+        first = k
+        while k < len(stages) and not stages[k].products:
+            k += 1
+        lines += [
+            "        if (across) {",
+            *(f"            stage{j}(f, f.rows), barrier.wait(count);" for j in range(first, k)),
+            "        } else {",
+            "            for (long r = f.rows.first; r < f.rows.last; r++)",
+            f"                {', '.join(f'stage{j}(f, {{r, r + 1}})' for j in range(first, k))};",
+            "        }",
+        ]
+    return lines
+
+
+def _run(context: Context, weights: list[Packed]) -> str:
     """What a thread does, and the entry that starts all of them."""
     sizes = len(HEAD)
     strides = sizes + len(context.sizes)
@@ -204,11 +231,6 @@ def _run(context: Context, weights: list[Packed], stages: int) -> str:
         ]
     if weights:
         packing.append("    barrier.wait(count);")
-    passes = [
-        line
-        for k in range(stages)
-        for line in (f"        stage{k}(f, t & 1);", "        if (across) barrier.wait(count);")
-    ]
     if context.backward:
         loop = ["    for (long t = T - 1, done = 0; t >= 0; t--, done++) {"]
     else:
@@ -231,7 +253,7 @@ def _run(context: Context, weights: list[Packed], stages: int) -> str:
         "        const long now = reverse ? T - 1 - t : t;",
         "        [[maybe_unused]] const long past = reverse ? now + 1 : now - 1;",
         *steps,
-        *passes,
+        *_passes(context),
         "    }",
         "}\n",
         'extern "C" __attribute__((visibility("default")))',
