@@ -54,7 +54,7 @@ def source(program: Program) -> str:
                 lower(part.graph),
                 backward=name == "backward",
                 registers=machine().sums,
-                single=False,
+                shape=emit.Shape.ROWS,
             )
             texts.append(f"// The {name} loop.\n\n{found.text}")
     return "\n".join(texts)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.cpu import cpp
-from flexrnn.engine.cpu.emit import Source, source
+from flexrnn.engine.cpu.emit import Shape, Source, source
 from flexrnn.engine.cpu.isa import machine
 from flexrnn.engine.cpu.pieces import Piece
 from flexrnn.engine.cpu.stages import Loop, lower
@@ -73,18 +73,17 @@ class Kernel:
     Args:
         graph: of the loop; see `extract`.
         backward: it runs from the last step to the first.
-        single: for a batch of one row.
+        shape: of the calls for which it is.
         dtype: of every number.
     """
 
-    def __init__(self, graph: Graph, *, backward: bool, single: bool, dtype: torch.dtype):
+    def __init__(self, graph: Graph, *, backward: bool, shape: Shape, dtype: torch.dtype):
         isa = machine()
+        self.shape = shape
         self.itemsize = 4 if dtype == torch.float32 else 8
         self.lanes = isa.vector_bytes // self.itemsize
         self.loop: Loop = lower(graph)
-        self.source: Source = source(
-            self.loop, backward=backward, registers=isa.sums, single=single
-        )
+        self.source: Source = source(self.loop, backward=backward, registers=isa.sums, shape=shape)
         real = "float" if dtype == torch.float32 else "double"
         self.text = cpp.prologue(real, isa) + "\n" + self.source.text
         self._run = library(self.text).run
@@ -132,6 +131,7 @@ class Kernel:
             heads, inner, units = weight.shape
             columns = weight.width * self.lanes
             numbers = heads * -(-units // columns) * inner * len(weight.blocks) * columns
+            numbers = 0 if self.shape is Shape.FEW else numbers
             pointers.append((SCRATCH, area.take(numbers) * self.itemsize))
         before = 4 + len(self.source.sizes) + len(strides)
         at, table = before + 2 * len(self.source.weights), list[int]()

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.program import Program
-from flexrnn.engine.cpu.emit.products import Packed
+from flexrnn.engine.cpu.emit import Packed, Shape
 from flexrnn.engine.cpu.extract import Extract, Part, extract
 from flexrnn.engine.cpu.kernel import Area, Kernel, Launch, Rows
-from flexrnn.engine.cpu.pieces import Piece, pieces
+from flexrnn.engine.cpu.pieces import Box, Piece, pieces
 
 _CACHED_WEIGHTS = 4 << 20  # bytes of weights above which threads share units instead of rows
+_FEW = 8  # rows over all steps, up to which laying out weights costs more than it saves
+_LITTLE = 256 << 10  # bytes of weights that are read, for which a second thread comes too late
 _KEPT = 64  # calls of a program, each of its own T, B and strides, that stay laid out
 
 
@@ -44,16 +46,23 @@ class _Known(NamedTuple):
 _known: WeakKeyDictionary[Graph, _Known] = WeakKeyDictionary()
 
 
-def plan_of(program: Program, keep: Sequence[str], *, single: bool, dtype: torch.dtype) -> Plan:
+def shape_of(sizes: Sizes) -> Shape:
+    """Which of the loops that a program can be compiled to serves a call."""
+    if sizes.steps * sizes.batch <= _FEW:
+        return Shape.FEW
+    return Shape.ROW if sizes.batch == 1 else Shape.ROWS
+
+
+def plan_of(program: Program, keep: Sequence[str], shape: Shape, dtype: torch.dtype) -> Plan:
     """Compile a program, or find it compiled."""
     plans = _of(program).plans
-    key = (tuple(keep), single, dtype)
+    key = (tuple(keep), shape, dtype)
     if key not in plans:
-        parts = extract(program, hoist=single, keep=keep)
-        forward = Kernel(parts.forward.graph, backward=False, single=single, dtype=dtype)
+        parts = extract(program, hoist=shape is Shape.ROW, keep=keep)
+        forward = Kernel(parts.forward.graph, backward=False, shape=shape, dtype=dtype)
         backward = None
         if parts.backward is not None:
-            backward = Kernel(parts.backward.graph, backward=True, single=single, dtype=dtype)
+            backward = Kernel(parts.backward.graph, backward=True, shape=shape, dtype=dtype)
         plans[key] = Plan(parts, forward, backward)
     return plans[key]
 
@@ -88,7 +97,7 @@ def laid_out(
     key = (kind, keep, sizes, like.dtype, *[tensor.stride() for tensor in given.values()])
     call = calls.get(key)
     if call is None:
-        plan = plan_of(program, keep, single=sizes.batch == 1, dtype=like.dtype)
+        plan = plan_of(program, keep, shape_of(sizes), like.dtype)
         call = calls[key] = kind(program, plan, keep, sizes, given, like)
         while len(calls) > _KEPT:
             calls.pop(next(iter(calls)), None)
@@ -159,9 +168,10 @@ class Loop:
         for name in self.kernel.source.buffers:
             if name not in self.rows and not name.startswith(("temporary", "partial")):
                 self.rows[name] = self._input(name, sizes)
-        across = sizes.threads > 1 and (
-            sizes.batch < sizes.threads or self.kernel.weight_bytes > _CACHED_WEIGHTS
-        )
+        read, threads = self.kernel.weight_bytes, sizes.threads
+        if self.kernel.shape is Shape.FEW and sizes.steps * sizes.batch * read < _LITTLE:
+            threads = 1
+        across = threads > 1 and (sizes.batch < threads or read > _CACHED_WEIGHTS)
         return self.kernel.launch(
             self.rows,
             weights,
@@ -170,7 +180,7 @@ class Loop:
             batch=sizes.batch,
             reverse=sizes.reverse,
             across=across,
-            threads=sizes.threads,
+            threads=threads,
         )
 
     def before(self) -> tuple[int, ...]:
@@ -212,11 +222,17 @@ class Loop:
         found: list[Piece] = []
         for box in boxes:
             parts = pieces(graph, index, box, self.given) or []
-            if not parts or any((*p.box[:-2], p.box[-1]) != (*box[:-2], box[-1]) for p in parts):
-                break  # a block in several pieces side by side is none that a loop can pack
+            if not parts or not all(self._can_read(piece, box) for piece in parts):
+                break
             found += parts
         else:
             return found
         self._computed.add(index)
         strides = torch.empty(shape, device="meta").stride()
         return [Piece(f"node.{index}", box[-1][0], box, strides) for box in boxes]
+
+    def _can_read(self, piece: Piece, box: Box) -> bool:
+        """Whether a loop can read a piece, which must be of all heads and columns of a box."""
+        whole = (*piece.box[:-2], piece.box[-1]) == (*box[:-2], box[-1])
+        # In place, rows or columns are read by vectors.
+        return whole and (self.kernel.shape is not Shape.FEW or 1 in piece.strides[-2:])

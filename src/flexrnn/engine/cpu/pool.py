@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 LIMIT = 256 << 20  # bytes that are kept for later in all; a larger block is not kept at all
+_MOST = 64  # blocks, through which every call looks
+_LEAST = 1024  # numbers of a block
 
 
 class Pool:
@@ -25,24 +27,21 @@ class Pool:
 
     def take(self, numbers: int, dtype: torch.dtype) -> Tensor:
         """Memory for so many numbers, one-dimensional; nobody else has it while it lives."""
+        numbers = max(_LEAST, numbers)
         with self._lock:
             for k, (block, idle) in enumerate(self._blocks):
-                size = block.shape[0]
-                if (
-                    block.dtype == dtype
-                    and numbers <= size <= 2 * numbers
-                    and _holders(block) == idle
-                ):
+                fits = block.dtype == dtype and numbers <= block.shape[0] <= 2 * numbers
+                if fits and _holders(block) == idle:
                     self._blocks.append(self._blocks.pop(k))  # the last ones are the last to go
                     return _unwritten(block[:])
-            size = max(1024, numbers + numbers // 8)  # somewhat more, for the next may want more
             with torch.inference_mode(False):  # else autograd could never save it
-                block = torch.empty(size, dtype=dtype)
+                # Somewhat more, for the next may want more.
+                block = torch.empty(numbers + numbers // 8, dtype=dtype)
             if block.nbytes > self.limit:
                 return block
             self._blocks.append((block, _holders(block)))
             total = sum(block.nbytes for block, _ in self._blocks)
-            while total > self.limit:
+            while total > self.limit or len(self._blocks) > _MOST:
                 total -= self._blocks.pop(0)[0].nbytes
             return block[:]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from flexrnn.engine.cpu.emit.accumulate import Accumulators
 from flexrnn.engine.cpu.emit.context import Buffer, Context
 from flexrnn.engine.cpu.emit.pointwise import Pointwise
-from flexrnn.engine.cpu.emit.products import Packed, Products, Tile, tile_of
+from flexrnn.engine.cpu.emit.products import Packed, Products, Shape, Tile, tile_of
 from flexrnn.engine.cpu.stages import Loop
 
 HEAD = ("T", "B", "reverse", "across")  # the first sizes; then `Source.sizes`, then the strides
@@ -30,17 +30,18 @@ class Source:
     weights: tuple[Packed, ...]
 
 
-def source(loop: Loop, *, backward: bool, registers: int, single: bool) -> Source:
+def source(loop: Loop, *, backward: bool, registers: int, shape: Shape) -> Source:
     """Write the source of a loop.
 
     Args:
         loop: its stages.
         backward: it runs from the last step to the first.
         registers: vectors of sums of products that the machine holds.
-        single: the batch is one row; else any number.
+        shape: of the calls for which it is.
     """
     context = Context(loop, backward=backward)
     texts, weights = [], []
+    in_place = shape is Shape.FEW
     for number, stage in enumerate(loop.stages):
         context.size(f"W{number}", stage.domain.units)
         context.size(f"G{number}", stage.domain.heads)
@@ -48,8 +49,8 @@ def source(loop: Loop, *, backward: bool, registers: int, single: bool) -> Sourc
         texts.append(f"// Stage {number}: {products}{len(stage.values)} values.\n")
         accumulators = Accumulators(loop, number)
         if stage.products:
-            tile = tile_of(accumulators.count, registers, single=single)
-            writer = Products(context, number, accumulators, tile)
+            tile = tile_of(accumulators.count, registers, shape)
+            writer = Products(context, number, accumulators, tile, in_place=in_place)
             texts.append(writer.text())
             weights += writer.packed
             texts.append(Pointwise(context, number, accumulators, tile.width).text())
@@ -57,8 +58,8 @@ def source(loop: Loop, *, backward: bool, registers: int, single: bool) -> Sourc
         else:
             texts.append(Pointwise(context, number, accumulators, 1).text())
             texts.append(_rows(context, number))
-    run = _run(context, weights)
-    text = "\n".join([_frame(context, weights), *texts, run])
+    run = _run(context, weights, in_place)
+    text = "\n".join([_frame(context, weights, in_place), *texts, run])
     return Source(
         text,
         tuple(context.sizes.values()),
@@ -68,10 +69,15 @@ def source(loop: Loop, *, backward: bool, registers: int, single: bool) -> Sourc
     )
 
 
-def _frame(context: Context, weights: list[Packed]) -> str:
+def _frame(context: Context, weights: list[Packed], in_place: bool) -> str:
     sizes = [f"    long {name};" for name in context.sizes]
     buffers = [f"    REAL* {b.name};\n    long {b.name}_row;" for b in context.buffers.values()]
     packed = [f"    REAL* {w.pointer};" for w in weights]
+    if in_place:
+        packed = [
+            "    void** p;",
+            *(f"    const Piece* {w.pointer};\n    long {w.pointer}_count;" for w in weights),
+        ]
     return "\n".join([
         "struct Frame {  // what a thread knows at a step",
         "    long B;",
@@ -186,7 +192,7 @@ def _passes(context: Context) -> list[str]:
     return lines
 
 
-def _run(context: Context, weights: list[Packed]) -> str:
+def _run(context: Context, weights: list[Packed], in_place: bool) -> str:
     """What a thread does, and the entry that starts all of them."""
     sizes = len(HEAD)
     strides = sizes + len(context.sizes)
@@ -213,11 +219,19 @@ def _run(context: Context, weights: list[Packed]) -> str:
             past = f"({ring} ? t - 1 & 1 : past) * {time}"
             steps.append(f"        f.{buffer.name} = t ? {base} + {past} : {first};")
     packing = []
+    if in_place:
+        begin.append("    f.p = p;")
     for k, weight in enumerate(weights):
+        first, count = (f"s[{columns + 2 * k + j}]" for j in range(2))
+        if in_place:
+            begin += [
+                f"    f.{weight.pointer} = (const Piece*)(s + {first});",
+                f"    f.{weight.pointer}_count = {count};",
+            ]
+            continue
         begin.append(f"    f.{weight.pointer} = (REAL*)p[{2 * len(context.buffers) + k}];")
         heads = f"f.G{weight.stage}" if weight.per_head else "1"
         panel = len(weight.blocks) * weight.width
-        first, count = (f"s[{columns + 2 * k + j}]" for j in range(2))
         packing += [
             "    {",
             f"        const long tiles = ceil_div(f.W{weight.stage}, {weight.width} * VL);",
@@ -229,7 +243,7 @@ def _run(context: Context, weights: list[Packed]) -> str:
             f"f.W{weight.stage}, {weight.width} * VL);",
             "    }",
         ]
-    if weights:
+    if packing:
         packing.append("    barrier.wait(count);")
     if context.backward:
         loop = ["    for (long t = T - 1, done = 0; t >= 0; t--, done++) {"]
