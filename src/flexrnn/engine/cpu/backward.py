@@ -141,9 +141,7 @@ class Backward:
             index = pending[-1]
             node = graph.nodes[index]
             outer = node.op == "outer" and len(node.shape) == 2
-            needed = node.args
-            if outer and self._is_recorded(node.args[0], given):
-                needed = node.args[1:]
+            needed = [a for a in node.args if not (outer and self._is_recorded(a, given))]
             missing = [a for a in needed if a not in done]
             if index in done or not missing:
                 pending.pop()
@@ -176,17 +174,24 @@ class Backward:
     def _outer(self, index: int, values: dict[int, Tensor], given: Mapping[str, Tensor]) -> Tensor:
         """The sum over steps and rows of the products of a left and a right operand.
 
-        Computed as the transposed matrix, for that is how `nn.Linear` and its like hold a weight.
+        The states before the steps are the initial one and those after every step but the last:
+        they lie in two places, and so there are two products.
         """
-        left, right = self.program.graph.nodes[index].args
-        g = values[right]
-        if left in values:
-            return (_flat(g).T @ _flat(values[left])).T
-        # A state: the initial one, then those after every step but the last.
-        history, initial = given[self._history(left)], given[self.olds[left]]
-        edge, olds, g = (g[-1], history[1:], g[:-1]) if self.sizes.reverse else (
-            g[0], history[:-1], g[1:])  # fmt: skip
-        return (_flat(edge).T @ _flat(initial)).addmm_(_flat(g).T, _flat(olds)).T
+        args = self.program.graph.nodes[index].args
+        if all(arg in values for arg in args):
+            left, right = (_flat(values[arg]) for arg in args)
+            return left.T @ right
+        first, others = (-1, slice(None, -1)) if self.sizes.reverse else (0, slice(1, None))
+        past = slice(1, None) if self.sizes.reverse else slice(None, -1)
+        edge, rest = [], []
+        for arg in args:
+            if arg in values:
+                edge.append(_flat(values[arg][first]))
+                rest.append(_flat(values[arg][others]))
+            else:
+                edge.append(_flat(given[self.olds[arg]]))
+                rest.append(_flat(given[self._history(arg)][past]))
+        return (edge[0].T @ edge[1]).addmm_(rest[0].T, rest[1])
 
 
 def _flat(tensor: Tensor) -> Tensor:
