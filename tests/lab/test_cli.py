@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner, Result
 
-from flexrnn.lab import bench, compare, results, table
+from flexrnn.lab import compare, results, speed, table
 from flexrnn.lab.cli import app
 from flexrnn.lab.table import Entry
 
@@ -230,7 +230,7 @@ def test_every_cell_of_the_table_runs_through_all_parts(
     tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(compare, "SAMPLE", 20)
-    monkeypatch.setattr(bench, "measure", partial(bench.measure, rounds=1))
+    monkeypatch.setattr(speed, "measure", partial(speed.measure, rounds=1))
     keys = [entry.key for entry in table.TABLE]
     result = invoke("--cells", ",".join(keys), "--out", tmp_path)
     assert result.exit_code == 0, result.output

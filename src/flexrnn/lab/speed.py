@@ -24,7 +24,7 @@ def sizes(batch: int, seq: int, hidden: int) -> list[dict[str, int]]:
     """The sizes to measure: as trained, one sequence alone, and a narrower and a wider layer.
 
     Example:
-        >>> from flexrnn.lab.bench import sizes
+        >>> from flexrnn.lab.speed import sizes
         >>> sizes(32, 64, 128)[0]
         {'batch': 1, 'seq': 64, 'hidden': 128}
     """
@@ -55,7 +55,7 @@ def count_products(layer: nn.Module, input_size: int) -> tuple[int, int]:
 
     Example:
         >>> from flexrnn.fromscratch import NaiveCustomLSTM
-        >>> from flexrnn.lab.bench import count_products
+        >>> from flexrnn.lab.speed import count_products
         >>> count_products(NaiveCustomLSTM(3, 4), 3)
         (8, 0)
     """
