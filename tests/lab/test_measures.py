@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+import flexrnn
 from flexrnn.fromscratch import CustomLSTM, NaiveCustomLSTM
-from flexrnn.lab import agreement, speed
+from flexrnn.lab import agreement, speed, terminal
 from flexrnn.lab.gates import of_custom_lstm
 from flexrnn.lab.results import Speed, summaries
 from flexrnn.lab.table import TABLE, Entry, choose, naive_from_torch, torch_lstm
@@ -74,12 +75,22 @@ def test_a_wrong_final_state_is_noticed():
         ("naive", (8, 0)),
         ("vectorized", (2, 0)),
         ("peephole", (2, 0)),
-        ("lstm", (2, 0)),
         ("torch", (1, 1)),
     ],
 )
 def test_products_are_counted(key: str, products: tuple[int, int]):
     assert speed.count_products(entry(key).build(3, 4), 3) == products
+
+
+@pytest.mark.parametrize(
+    ("key", "as_written"), [("naive-lstm", (8, 0)), ("lstm", (2, 0)), ("gru", (2, 0))]
+)
+def test_products_of_what_is_compiled_are_its_programs(key: str, as_written: tuple[int, int]):
+    layer = entry(key).build(3, 4)
+    with flexrnn.backend("interpreter"):
+        assert speed.count_products(layer, 3) == (1, 1)
+    with flexrnn.backend("reference"):
+        assert speed.count_products(layer, 3) == as_written
 
 
 def test_counting_leaves_onednn_as_it_was():
@@ -112,6 +123,28 @@ def test_sizes_follow_the_options():
         {"batch": 3, "seq": 7, "hidden": 16},
     ]
     assert len(speed.sizes(1, 7, 8)) == 3
+
+
+def headline(rows: list[Speed], options: dict[str, int]) -> list[str]:
+    twins = {"naive-lstm": "naive", "lstm": "vectorized"}
+    found = {"options": {**options, "twins": twins}, "speed": summaries(rows)}
+    return terminal.headlines(found)
+
+
+def test_the_headline_is_of_the_naive_body_at_the_size_trained():
+    rows = [
+        Speed(key, label, SIZE, 1, 0, [], [ms])
+        for key, label, ms in (
+            ("naive", "Naive", 42.0), ("naive-lstm", "Compiled", 4.5),
+            ("vectorized", "Alone", 9.0), ("torch", "T", 4.0),
+        )
+    ]  # fmt: skip
+    said = (
+        "Naive, forward and backward: 10.5 times as long as torch.nn.LSTM by hand, 1.12 compiled."
+    )
+    assert headline(rows, SIZE) == [said]  # and none of the one that has no twin here
+    assert headline(rows, {**SIZE, "hidden": 6}) == []
+    assert headline(rows[:-1], SIZE) == []
 
 
 def test_medians_quartiles_and_ratios():

@@ -18,7 +18,7 @@ from flexrnn.lab.errors import UsageError
 from flexrnn.lab.files import check_folder, no_interrupt
 from flexrnn.lab.gates import NAMES
 from flexrnn.lab.results import Learning, Results, machine, write, write_json
-from flexrnn.lab.table import BASELINE, Entry, choose, split_names
+from flexrnn.lab.table import BASELINE, PARTS, Entry, choose, split_names
 from flexrnn.lab.tasks import (
     Text,
     check_length,
@@ -30,7 +30,6 @@ from flexrnn.lab.tasks import (
 )
 
 SIZES = ("steps", "hidden", "seq", "batch", "threads")
-PARTS = ["same", "speed", "learning"]
 SENTENCE = 64  # characters that still have room side by side
 UNITS = 32  # hidden units a heat map shows
 SAMPLE = 400  # characters
@@ -62,7 +61,7 @@ class Options:
             >>> Options(only=("learning,same",)).parts()
             ['same', 'learning']
         """
-        wanted = split_names(self.only, PARTS, "--only") or PARTS
+        wanted = split_names(self.only, list(PARTS), "--only") or PARTS
         return [part for part in PARTS if part in wanted]
 
 
@@ -80,7 +79,7 @@ def run(options: Options, console: Console) -> Results:
         UsageError: an option, the text or the folder cannot be used.
     """
     began = time.perf_counter()
-    entries, parts = choose(options.cells), options.parts()
+    parts, entries = options.parts(), choose(options.cells)
     _check_numbers(options)
     text = None
     if options.text is not None or "learning" in parts:
@@ -103,6 +102,7 @@ def run(options: Options, console: Console) -> Results:
     try:
         terminal.show_start(console, results)
         for part in parts:
+            entries = choose(options.cells, part)
             if part == "same":
                 _same(results, entries, options, console)
             elif part == "speed":
@@ -143,6 +143,7 @@ def _plain_options(options: Options, entries: list[Entry], parts: list[str]) -> 
         "cells": [entry.key for entry in entries],
         "only": parts,
         "colours": {entry.key: entry.colour for entry in entries},
+        "twins": {entry.key: entry.twin for entry in entries if entry.twin},
     }
 
 

@@ -1,9 +1,10 @@
 """Is it right? Nothing is timed whose numbers are not the reference's.
 
-Per tensor, the error against the reference in float64 is at most twice (half types: 1.2 times) that
-of the reference itself in the working dtype, and a few roundings; both are norms, relative to the
-tensor's own. The gradient of a weight is a sum over all rows and steps, in whatever order an engine
-likes: so many numbers differ by some √(B·T) roundings from one order to the next.
+Per tensor, the error against the reference in float64 is at most four times (half types: twice)
+that of the reference itself in the working dtype, and a few roundings; both are norms, relative to
+the tensor's own. Tests of the engines ask for half of that, of small layers. The gradient of a
+weight is a sum over all rows and steps, in whatever order an engine likes: so many numbers differ
+by some √(B·T) roundings from one order to the next.
 """
 
 import copy
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 import flexrnn
 from flexrnn.lab.bench.cases import Case, Given, Size
 
-FACTORS = {torch.float32: 2.0, torch.float64: 2.0, torch.bfloat16: 1.2}
+FACTORS = {torch.float32: 4.0, torch.float64: 4.0, torch.bfloat16: 2.0}
 ROUNDINGS = 4.0
 DOUBLE = 1e-12  # allowed of float64, where there is nothing more exact to compare with
 GRADIENT = "the gradient of "
