@@ -125,26 +125,20 @@ def test_sizes_follow_the_options():
     assert len(speed.sizes(1, 7, 8)) == 3
 
 
-def headline(rows: list[Speed], options: dict[str, int]) -> list[str]:
-    twins = {"naive-lstm": "naive", "lstm": "vectorized"}
-    found = {"options": {**options, "twins": twins}, "speed": summaries(rows)}
-    return terminal.headlines(found)
-
-
 def test_the_headline_is_of_the_naive_body_at_the_size_trained():
     rows = [
         Speed(key, label, SIZE, 1, 0, [], [ms])
         for key, label, ms in (
-            ("naive", "Naive", 42.0), ("naive-lstm", "Compiled", 4.5),
-            ("vectorized", "Alone", 9.0), ("torch", "T", 4.0),
+            ("naive", "Naive", 42.0),
+            ("naive-lstm", "Compiled", 4.5),
+            ("torch", "T", 4.0),
         )
-    ]  # fmt: skip
-    said = (
-        "Naive, forward and backward: 10.5 times as long as torch.nn.LSTM by hand, 1.12 compiled."
-    )
-    assert headline(rows, SIZE) == [said]  # and none of the one that has no twin here
-    assert headline(rows, {**SIZE, "hidden": 6}) == []
-    assert headline(rows[:-1], SIZE) == []
+    ]
+    said = terminal.headline({"options": SIZE, "speed": summaries(rows)})
+    assert "at B 3 T 7 H 5: 10.5 times as long" in said
+    assert "compiled, 1.12 times" in said
+    assert not terminal.headline({"options": {**SIZE, "seq": 6}, "speed": summaries(rows)})
+    assert not terminal.headline({"options": SIZE, "speed": summaries(rows[1:])})
 
 
 def test_medians_quartiles_and_ratios():

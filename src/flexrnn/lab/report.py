@@ -134,7 +134,8 @@ def facts(results: dict[str, Any]) -> list[tuple[str, str]]:
             found.append((
                 low if low == high else f"{low} – {high}",
                 f"as long as torch.nn.LSTM is what {who}, forward and backward, at the size "
-                "trained here ({batch} sequences of {seq} steps, {hidden} units).".format(**options),
+                f"trained here ({options['batch']} sequences of {options['seq']} steps, "
+                f"{options['hidden']} units).",
             ))  # fmt: skip
     scored = [row for row in results["learning"] if row["bits_per_character"] is not None]
     if scored:

@@ -113,7 +113,7 @@ def show_speed(console: Console, results: Results) -> None:
             cells += [milliseconds(row[kind]["median_ms"]), times(row[kind]["ratio"])]
         table.add_row(*cells)
     console.print(table)
-    for said in headlines(results.as_dict()):
+    if said := headline(results.as_dict()):
         console.print(said, highlight=False, style="bold")
     console.print(
         "B batch, T steps, H hidden = input width; x: times as long as torch.nn.LSTM. Compiled: "
@@ -136,21 +136,19 @@ def times(ratio: float | None) -> str:
     return number(ratio, ".2f" if ratio is None or ratio < 10 else ".1f")
 
 
-def headlines(found: dict[str, Any]) -> list[str]:
-    """What compiling does for a loop body in training, at the size trained; one line a body."""
-    options = found["options"]
-    size = {name: options[name] for name in ("batch", "seq", "hidden")}
-    rows = {row["key"]: row for row in found["speed"] if row["size"] == size}
-    said = []
-    for key, twin in options["twins"].items():
-        pair = [rows[name] for name in (twin, key) if name in rows]
-        ratios = [row["training"]["ratio"] for row in pair]
-        if len(pair) == 2 and None not in ratios:
-            said.append(
-                f"{pair[0]['label']}, forward and backward: {times(ratios[0])} times as long as "
-                f"torch.nn.LSTM by hand, {times(ratios[1])} compiled."
-            )
-    return said
+def headline(found: dict[str, Any]) -> str:
+    """What compiling does for the naive loop body in training, at the size trained."""
+    size = {name: found["options"][name] for name in ("batch", "seq", "hidden")}
+    ratios = {
+        row["key"]: times(row["training"]["ratio"]) for row in found["speed"] if row["size"] == size
+    }
+    if not {"naive", "naive-lstm"} <= set(ratios):
+        return ""
+    return (
+        f"The article's naive loop body, forward and backward at {size_name(size)}: "
+        f"{ratios['naive']} times as long as torch.nn.LSTM by hand; unchanged and compiled, "
+        f"{ratios['naive-lstm']} times."
+    )
 
 
 def products(row: dict[str, Any]) -> str:

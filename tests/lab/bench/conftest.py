@@ -1,6 +1,7 @@
 """A wrong engine, cells to be named, and the smallest runs of `flexrnn bench`."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,8 @@ def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (folder / "my_cells.py").write_text(CELLS)
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "my_cells", raising=False)
     return folder
 
 

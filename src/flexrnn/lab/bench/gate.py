@@ -82,14 +82,14 @@ def numbers(case: Case, layer: nn.Module, given: Given, backend: str) -> dict[st
         weights = [torch.linspace(-1, 2, r.numel(), dtype=torch.float64) for r in results]
         loss = sum((r.double() * w.view_as(r)).sum() for r, w in zip(results, weights, strict=True))
         assert isinstance(loss, Tensor)
-        gradients = torch.autograd.grad(loss, list(learned.values()), allow_unused=True)
+        gradients = torch.autograd.grad(loss, list(learned.values()), materialize_grads=True)
     named = {
         "the output without gradients": torch.cat([o.flatten() for o in alone]),
         "the output": torch.cat([o.flatten() for o in outputs]),
         "the final state": torch.cat([s.flatten() for s in _tensors(state)]),
     }
-    for (name, leaf), gradient in zip(learned.items(), gradients, strict=True):
-        named[f"{GRADIENT}{name}"] = torch.zeros_like(leaf) if gradient is None else gradient
+    for name, gradient in zip(learned, gradients, strict=True):
+        named[f"{GRADIENT}{name}"] = gradient
     return {name: tensor.detach().double() for name, tensor in named.items()}
 
 

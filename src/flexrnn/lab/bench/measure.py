@@ -59,8 +59,8 @@ class Measure:
         row.ours, *row.rivals = (each.summary(steps) for each in times)
         for rival in row.rivals:
             rival["ratio"] = row.ours["median_ms"] / rival["median_ms"]
-        row.gflops = 1e-6 * work / row.ours["median_ms"]
-        row.of_peak = row.gflops / self.peak_gflops
+        gflops = 1e-6 * work / row.ours["median_ms"]
+        row.gflops, row.of_peak = gflops, gflops / self.peak_gflops
         if row.mode == "training":
             row.memory = self._memory(case, size)
         return row
