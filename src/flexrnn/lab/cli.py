@@ -203,8 +203,9 @@ def bench(
             found = run(options, console)
         else:
             found = reload(load, console)
-        for page in markdown or ():
-            update(page, found)
+        if found["state"] == "finished":
+            for page in markdown or ():
+                update(page, found)
     except UsageError as error:
         typer.echo(f"flexrnn: {error}", err=True)
         raise typer.Exit(2) from None

@@ -123,16 +123,16 @@ TABLE: list[Entry] = [
     Entry("vectorized", "Vectorised", "#e08e1b", CustomLSTM, from_torch, to_torch, "", recorded),
     Entry("peephole", "Peephole", "#2a8f7b", peephole, None, None, READS_C, recorded),
     of_library(
-        "naive-lstm", "NaiveLSTM", "#8c1c2f", label="Naive, compiled", twin="naive",
+        "naive-lstm", "NaiveLSTM", "#8c1c2f", label="Naive (compiled)", twin="naive",
         carry=cell_from_torch, back=cell_to_torch, unasked=PARTS,
     ),
     of_library(
-        "lstm", "LSTM", "#96590a", label="LSTM, compiled", twin="vectorized",
+        "lstm", "LSTM", "#96590a", label="LSTM (compiled)", twin="vectorized",
         carry=lstm_from_torch, back=lstm_to_torch, unasked=SEEN,
     ),
     of_library(
         "article-peephole-lstm", "ArticlePeepholeLSTM", "#14574a", READS_C,
-        label="Peephole, compiled", twin="peephole", unasked=SEEN,
+        label="Peephole (compiled)", twin="peephole", unasked=SEEN,
     ),
     of_library("peephole-lstm", "PeepholeLSTM", "#4c9fc4", SEES_C),
     of_library("layer-norm-lstm", "LayerNormLSTM", "#b56576", NORMS),

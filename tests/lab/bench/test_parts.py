@@ -179,13 +179,15 @@ def test_the_chart_has_a_panel_for_each_comparison(found: Found):
     circles, diamonds = list(drawn.iter(f"{svg}circle")), list(drawn.iter(f"{svg}path"))
     assert len(circles) == len(diamonds) == 1 + 3 * 2  # the legend, panels times sizes
 
-    # Where a dot lies is its ratio: on the line at 1 only what takes the same time.
+    # Where a dot lies is its ratio.
     for row in r["rows"]:
         for rival in row["rivals"]:
-            rival["ratio"] = 1.0
+            rival["ratio"] = 2.0 if row["mode"] == "inference" else 1.0
     drawn = ElementTree.fromstring(chart.draw(r))
+    at = {mark: {t.get("x") for t in drawn.iter(f"{svg}text") if t.text == mark} for mark in "12"}
+    assert {circle.get("cx") for circle in list(drawn.iter(f"{svg}circle"))[1:]} == at["2"]
     lines = {line.get("x1") for line in drawn.iter(f"{svg}line") if line.get("stroke") == chart.INK}
-    assert {circle.get("cx") for circle in list(drawn.iter(f"{svg}circle"))[1:]} == lines
+    assert lines == at["1"]  # the line that parts faster from slower
 
 
 def test_a_layer_without_a_ratio_is_in_the_chart(found: Found):
