@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import flexrnn
-from flexrnn.lab.bench import apart, chart, clock, flops, gate, markdown
+from flexrnn.engine.engines import ENGINES
+from flexrnn.lab.bench import apart, chart, clock, flops, gate, markdown, measure
 from flexrnn.lab.bench.cases import MORE, TABLE, Case, Size, find, lengths
 from flexrnn.lab.bench.results import file_name, machine
 
@@ -283,3 +284,22 @@ def test_the_pages_of_the_documentation_can_be_written():
         markdown.check(page)
         for region in markdown.REGION.finditer(page.read_text(encoding="utf-8")):
             assert set(region["keys"].split()) <= known
+
+
+def test_the_engine_of_single_steps_is_the_one_that_ran():
+    layer, x = flexrnn.LSTM(4, 5), torch.randn(3, 2, 4)
+    with measure.ran() as engines, flexrnn.backend("interpreter"):
+        layer(x)
+    assert engines == ["interpreter"]
+    with measure.ran() as engines, flexrnn.backend("reference"):
+        layer(x)
+    assert engines == []
+    before = dict(ENGINES)
+    how = measure.Measure(torch.float32, "auto", 0.0, 0, 1.0)
+    case = find("lstm-step")
+    (row,) = how.rows(case, SIZE)
+    with torch.no_grad(), measure.ran() as engines:
+        _, state = layer.step(x[0])
+        layer.step(x[1], state)
+    assert row.engine == (engines or ["reference"])[-1]
+    assert before == ENGINES

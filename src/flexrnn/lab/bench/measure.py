@@ -4,12 +4,13 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 import flexrnn
+from flexrnn.engine.engines import ENGINES, Engine
 from flexrnn.lab.bench import apart, clock, flops, gate
 from flexrnn.lab.bench.cases import Case, Size
 from flexrnn.lab.bench.results import Row
@@ -67,8 +68,12 @@ class Measure:
 
     def _engine(self, case: Case, layer: nn.Module, size: Size) -> tuple[str, list[str]]:
         """Which engine runs the layer, and why none that is faster."""
-        steps = 1 if case.stepwise else size.steps
-        x = torch.zeros(steps, size.batch, size.input, dtype=self.dtype)
+        if case.stepwise:  # `explain` is about sequences, and single steps have a way of their own
+            size = size._replace(steps=2)  # what one leads to the next
+            with torch.no_grad(), ran() as engines:
+                case.ours.run(layer.eval(), case.given(size, self.dtype))
+            return (engines or ["reference"])[-1], []
+        x = torch.zeros(size.steps, size.batch, size.input, dtype=self.dtype)
         said = flexrnn.explain(layer, x)
         causes = [cause for step in said.steps for cause in step.causes]
         return said.engine, list(dict.fromkeys(causes))
@@ -84,6 +89,28 @@ class Measure:
                 return said
         ratio = ours["bytes"] / theirs["bytes"] if theirs["bytes"] >= TELLING_BYTES else None
         return {"ours": ours["bytes"], "theirs": theirs["bytes"], "ratio": ratio}
+
+
+@contextmanager
+def ran() -> Iterator[list[str]]:
+    """The names of the engines that run a program forward inside the block, as they do."""
+    names: list[str] = []
+
+    class Noted:
+        def __init__(self, name: str):
+            self.name, self.engine = name, ENGINES[name]
+
+        def __getattr__(self, attribute: str) -> Any:
+            if attribute == "forward":
+                names.append(self.name)
+            return getattr(self.engine, attribute)
+
+    before = dict(ENGINES)
+    ENGINES.update({name: cast(Engine, Noted(name)) for name in before})
+    try:
+        yield names
+    finally:
+        ENGINES.update(before)
 
 
 @contextmanager
