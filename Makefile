@@ -32,8 +32,8 @@ docs: $(VENV)/.dev  ## build the site into site/; a broken link fails
 	$(BIN)/python docs/figures.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: $(VENV)/.lab  ## measure speed on this machine
-	$(BIN)/flexrnn compare --only speed $(ARGS)
+bench: $(VENV)/.lab  ## measure layers beside torch's on this machine; writes runs/bench/
+	$(BIN)/flexrnn bench $(ARGS)
 
 rl: $(VENV)/.rl  ## train a recurrent actor-critic; writes runs/actor-critic/report.html
 	$(BIN)/python examples/recurrent_actor_critic.py $(ARGS)

@@ -15,12 +15,23 @@ import torch
 from torch import nn
 from typer.testing import CliRunner, Result
 
-from flexrnn.lab import bench, compare, results, table
+from flexrnn.lab import compare, results, speed, table
 from flexrnn.lab.cli import app
 from flexrnn.lab.table import Entry
 
 Invoke = Callable[..., Result]
 Found = Callable[..., dict[str, Any]]
+
+SEEN = {"same", "speed"}
+DEMO = {  # without `--cells`
+    "naive": SEEN | {"learning"},
+    "vectorized": SEEN | {"learning"},
+    "peephole": SEEN | {"learning"},
+    "naive-lstm": SEEN | {"learning"},
+    "lstm": SEEN,
+    "article-peephole-lstm": SEEN,
+    "torch": {"speed", "learning"},
+}
 
 
 def test_help_names_every_option_and_every_cell():
@@ -53,7 +64,8 @@ def test_the_parts_appear_at_80_columns_without_escapes(whole: tuple[str, dict[s
 
 def test_the_json_has_all_numbers(whole: tuple[str, dict[str, Any], str]):
     _, found, _ = whole
-    keys = ["naive", "vectorized", "peephole", "torch"]
+    keys = list(DEMO)
+    learned = [key for key, parts in DEMO.items() if "learning" in parts]
     assert found["state"] == "finished"
     assert found["options"]["steps"] == 4
     assert found["machine"]["torch"] == torch.__version__
@@ -61,11 +73,13 @@ def test_the_json_has_all_numbers(whole: tuple[str, dict[str, Any], str]):
     assert [(row["key"], row["dtype"]) for row in found["agreement"]] == [
         (key, dtype) for key in keys[:-1] for dtype in ("float64", "float32")
     ]
-    assert all(row["output"] < 1e-12 for row in found["agreement"][0:4:2])
+    exact = [r for r in found["agreement"] if r["dtype"] == "float64" and not r["why_not"]]
+    assert [row["key"] for row in exact] == ["naive", "vectorized", "naive-lstm", "lstm"]
+    assert all(row["output"] < 1e-12 for row in exact)
     assert [row["key"] for row in found["speed"]] == keys * 4
-    assert [row["products_per_step"] for row in found["speed"][:4]] == [8, 2, 2, 1]
+    assert [row["products_per_step"] for row in found["speed"][:7]] == [8, 2, 2, 1, 1, 1, 1]
     assert all(row["training"]["median_ms"] > 0 for row in found["speed"])
-    assert [row["key"] for row in found["learning"]] == keys
+    assert [row["key"] for row in found["learning"]] == learned
     for row in found["learning"]:
         assert row["steps"] == 4
         assert len(row["curve"]) == 5
@@ -170,7 +184,10 @@ def test_a_bad_text_is_one_line_and_exit_code_2(
     [
         (["--text", "missing.txt"], ["missing.txt", "No such file"]),
         (["--text", "."], ["directory"]),
-        (["--cells", "naive,nave"], ["--cells", "naive, vectorized, peephole, lstm", "'nave'"]),
+        (
+            ["--cells", "naive,nave"],
+            ["--cells", "naive, vectorized, peephole, naive-lstm", "'nave'"],
+        ),
         (["--cells", ","], ["--cells", "nothing"]),
         (["--only", "sped"], ["--only", "same, speed, learning", "'sped'"]),
         (["--steps", 0], ["--steps", "at least 1", "0"]),
@@ -230,7 +247,7 @@ def test_every_cell_of_the_table_runs_through_all_parts(
     tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(compare, "SAMPLE", 20)
-    monkeypatch.setattr(bench, "measure", partial(bench.measure, rounds=1))
+    monkeypatch.setattr(speed, "measure", partial(speed.measure, rounds=1))
     keys = [entry.key for entry in table.TABLE]
     result = invoke("--cells", ",".join(keys), "--out", tmp_path)
     assert result.exit_code == 0, result.output
@@ -248,9 +265,19 @@ def test_every_cell_of_the_table_runs_through_all_parts(
     assert all(entry.label in page for entry in table.TABLE)
 
 
-def test_without_names_the_cells_of_the_article_take_part(found: Found, tmp_path: Path):
-    r = found(tmp_path, "--only", "same")
-    assert r["options"]["cells"] == ["naive", "vectorized", "peephole", "torch"]
+@pytest.mark.parametrize("part", ["same", "speed", "learning"])
+def test_without_names_the_bodies_of_the_article_take_part(found: Found, tmp_path: Path, part: str):
+    r = found(tmp_path, "--only", part)
+    assert r["options"]["cells"] == list(DEMO)
+    rows = r["agreement" if part == "same" else part]
+    wanted = [key for key, parts in DEMO.items() if part in parts]
+    assert list(dict.fromkeys(row["key"] for row in rows)) == wanted
+
+
+def test_a_cell_that_is_named_takes_part_in_everything(found: Found, tmp_path: Path):
+    r = found(tmp_path, "--cells", "lstm", "--only", "speed,learning")
+    assert [row["key"] for row in r["learning"]] == ["lstm", "torch"]
+    assert [row["key"] for row in r["speed"][:2]] == ["lstm", "torch"]
 
 
 @pytest.mark.parametrize("part", ["_same", "_speed", "_learning"])

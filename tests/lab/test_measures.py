@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+import flexrnn
 from flexrnn.fromscratch import CustomLSTM, NaiveCustomLSTM
-from flexrnn.lab import agreement, bench
+from flexrnn.lab import agreement, speed, terminal
 from flexrnn.lab.gates import of_custom_lstm
 from flexrnn.lab.results import Speed, summaries
 from flexrnn.lab.table import TABLE, Entry, choose, naive_from_torch, torch_lstm
@@ -74,24 +75,34 @@ def test_a_wrong_final_state_is_noticed():
         ("naive", (8, 0)),
         ("vectorized", (2, 0)),
         ("peephole", (2, 0)),
-        ("lstm", (2, 0)),
         ("torch", (1, 1)),
     ],
 )
 def test_products_are_counted(key: str, products: tuple[int, int]):
-    assert bench.count_products(entry(key).build(3, 4), 3) == products
+    assert speed.count_products(entry(key).build(3, 4), 3) == products
+
+
+@pytest.mark.parametrize(
+    ("key", "as_written"), [("naive-lstm", (8, 0)), ("lstm", (2, 0)), ("gru", (2, 0))]
+)
+def test_products_of_what_is_compiled_are_its_programs(key: str, as_written: tuple[int, int]):
+    layer = entry(key).build(3, 4)
+    with flexrnn.backend("interpreter"):
+        assert speed.count_products(layer, 3) == (1, 1)
+    with flexrnn.backend("reference"):
+        assert speed.count_products(layer, 3) == as_written
 
 
 def test_counting_leaves_onednn_as_it_was():
     before = torch.backends.mkldnn.enabled
-    bench.count_products(torch_lstm(3, 4), 3)
+    speed.count_products(torch_lstm(3, 4), 3)
     assert torch.backends.mkldnn.enabled == before
 
 
 def test_times_come_in_whole_rounds_and_survive_an_early_end():
     rows: list[Speed] = []
     entries = choose()
-    rounds = bench.measure(entries, SIZE, rows, rounds=9)
+    rounds = speed.measure(entries, SIZE, rows, rounds=9)
     assert [next(rounds), next(rounds)] == [1, 2]
     cast(Any, rounds).close()
     assert [row.key for row in rows] == [entry.key for entry in entries]
@@ -101,17 +112,33 @@ def test_times_come_in_whole_rounds_and_survive_an_early_end():
 
 def test_rounds_end_with_the_time_but_not_before_five():
     rows: list[Speed] = []
-    assert list(bench.measure(choose(), SIZE, rows, rounds=9, seconds=0)) == [1, 2, 3, 4, 5]
+    assert list(speed.measure(choose(), SIZE, rows, rounds=9, seconds=0)) == [1, 2, 3, 4, 5]
 
 
 def test_sizes_follow_the_options():
-    assert bench.sizes(3, 7, 8) == [
+    assert speed.sizes(3, 7, 8) == [
         {"batch": 1, "seq": 7, "hidden": 8},
         {"batch": 3, "seq": 7, "hidden": 2},
         {"batch": 3, "seq": 7, "hidden": 8},
         {"batch": 3, "seq": 7, "hidden": 16},
     ]
-    assert len(bench.sizes(1, 7, 8)) == 3
+    assert len(speed.sizes(1, 7, 8)) == 3
+
+
+def test_the_headline_is_of_the_naive_body_at_the_size_trained():
+    rows = [
+        Speed(key, label, SIZE, 1, 0, [], [ms])
+        for key, label, ms in (
+            ("naive", "Naive", 42.0),
+            ("naive-lstm", "Compiled", 4.5),
+            ("torch", "T", 4.0),
+        )
+    ]
+    said = terminal.headline({"options": SIZE, "speed": summaries(rows)})
+    assert "at B 3 T 7 H 5: 10.5 times as long" in said
+    assert "compiled, 1.12 times" in said
+    assert not terminal.headline({"options": {**SIZE, "seq": 6}, "speed": summaries(rows)})
+    assert not terminal.headline({"options": SIZE, "speed": summaries(rows[1:])})
 
 
 def test_medians_quartiles_and_ratios():

@@ -118,8 +118,16 @@ def test_facts_name_what_was_measured(whole: Whole):
     exact = [row for row in found["agreement"] if row["dtype"] == "float64" and not row["why_not"]]
     largest = max(max(r["output"], r["states"], *r["gradients"].values()) for r in exact)
     assert numbers[0] == f"{largest:.0e}"
+    for at, keys in ((1, found["options"]["twins"].values()), (2, found["options"]["twins"])):
+        ratios = [
+            row["training"]["ratio"]
+            for row in found["speed"]
+            if row["key"] in keys and row["size"] == {"batch": 3, "seq": 12, "hidden": 5}
+        ]
+        assert len(ratios) == 3
+        assert numbers[at].split("×")[0] == f"{min(ratios):.1f}"
     bits = [row["bits_per_character"] for row in found["learning"]]
-    assert numbers[2] == f"{min(bits):.2f} – {max(bits):.2f}"
+    assert numbers[3] == f"{min(bits):.2f} – {max(bits):.2f}"
 
 
 def test_what_a_terminal_would_obey_is_not_sent_to_it():

@@ -1,4 +1,4 @@
-"""The command line: `flexrnn compare`, and room for more."""
+"""The command line: `flexrnn compare` and `flexrnn bench`."""
 
 import io
 import sys
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from flexrnn.lab.bench import cases
 from flexrnn.lab.errors import UsageError
 from flexrnn.lab.table import BASELINE, TABLE
 
@@ -111,6 +112,110 @@ def compare(
         raise typer.Exit(INTERRUPTED) from None
     if results.state == "interrupted":
         raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def bench(
+    cells: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME,...",
+            help=f"What to measure: {', '.join(cases.names())}; or module:Class, a Cell of your "
+            "own. Comma-separated or repeated; all but article-peephole-lstm by default.",
+            show_default=False,
+        ),
+    ] = None,
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="B,T,I,H",
+            help="Rows, steps, features of the input, hidden units. Repeatable; eight sizes by "
+            "default.",
+            show_default=False,
+        ),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32, float64 or bfloat16.")] = "float32",
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads; as many as torch has by default.")
+    ] = None,
+    seconds: Annotated[
+        float, typer.Option(help="For each layer, size and mode, with what it is beside.")
+    ] = 2.0,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODE",
+            help="inference, or training: forward and backward. Both by default.",
+            show_default=False,
+        ),
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="The engine of our layers: auto, cpu, interpreter or reference.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Of weights and inputs.")] = 0,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for the JSON and the chart.")
+    ] = Path("runs/bench"),
+    markdown: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the tables between a page's lines <!-- bench:... --> anew; a file that is "
+            "not there gets all tables. Repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    load: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Measure nothing: show and write what the JSON of another run has.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Measure how fast layers are on this machine, beside torch's: a ratio, if they are right.
+
+    Every layer's outputs and gradients are checked first; one that is wrong gets no ratio, and the
+    exit code is 1.
+
+    Ctrl-C ends it early and writes what there is by then.
+    """
+    console = Console()
+    try:
+        from flexrnn.lab.bench.markdown import check, update
+        from flexrnn.lab.bench.run import Options, reload, run
+
+        for page in markdown or ():
+            check(page)
+        if load is None:
+            options = Options(
+                cells=tuple(cells or ()),
+                sizes=tuple(size or ()),
+                dtype=dtype,
+                threads=threads,
+                seconds=seconds,
+                only=only,
+                backend=backend,
+                seed=seed,
+                out=out,
+            )
+            found = run(options, console)
+        else:
+            found = reload(load, console)
+        if found["state"] == "finished":
+            for page in markdown or ():
+                update(page, found)
+    except UsageError as error:
+        typer.echo(f"flexrnn: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("flexrnn: interrupted before anything was measured", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    if found["state"] == "interrupted":
+        raise typer.Exit(INTERRUPTED)
+    if any(row["why_not"] for row in found["rows"]):
+        raise typer.Exit(1)
 
 
 def main() -> None:

@@ -1,15 +1,11 @@
 """`flexrnn compare`: run the three parts one after the other, and write down after each thing done.
 
 same      are they the same function?   agreement.py
-speed     what does a step cost?        bench.py
+speed     what does a step cost?        speed.py
 learning  what does each learn?         train.py, and gates.py to look inside
 """
 
-import signal
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +13,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from flexrnn.lab import agreement, bench, report, terminal
+from flexrnn.lab import agreement, report, speed, terminal
 from flexrnn.lab.errors import UsageError
+from flexrnn.lab.files import check_folder, no_interrupt
 from flexrnn.lab.gates import NAMES
 from flexrnn.lab.results import Learning, Results, machine, write, write_json
-from flexrnn.lab.table import BASELINE, Entry, choose, split_names
+from flexrnn.lab.table import BASELINE, PARTS, Entry, choose, split_names
 from flexrnn.lab.tasks import (
     Text,
     check_length,
@@ -33,7 +30,6 @@ from flexrnn.lab.tasks import (
 )
 
 SIZES = ("steps", "hidden", "seq", "batch", "threads")
-PARTS = ["same", "speed", "learning"]
 SENTENCE = 64  # characters that still have room side by side
 UNITS = 32  # hidden units a heat map shows
 SAMPLE = 400  # characters
@@ -65,7 +61,7 @@ class Options:
             >>> Options(only=("learning,same",)).parts()
             ['same', 'learning']
         """
-        wanted = split_names(self.only, PARTS, "--only") or PARTS
+        wanted = split_names(self.only, list(PARTS), "--only") or PARTS
         return [part for part in PARTS if part in wanted]
 
 
@@ -83,13 +79,13 @@ def run(options: Options, console: Console) -> Results:
         UsageError: an option, the text or the folder cannot be used.
     """
     began = time.perf_counter()
-    entries, parts = choose(options.cells), options.parts()
+    parts, entries = options.parts(), choose(options.cells)
     _check_numbers(options)
     text = None
     if options.text is not None or "learning" in parts:
         text = _load(options.text)
         check_length(text, options.batch, options.seq)
-    _check_folder(options.out)
+    check_folder(options.out)
 
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
@@ -106,6 +102,7 @@ def run(options: Options, console: Console) -> Results:
     try:
         terminal.show_start(console, results)
         for part in parts:
+            entries = choose(options.cells, part)
             if part == "same":
                 _same(results, entries, options, console)
             elif part == "speed":
@@ -121,7 +118,7 @@ def run(options: Options, console: Console) -> Results:
         raise
     finally:
         torch.set_num_threads(threads)
-        with _no_interrupt():
+        with no_interrupt():
             save()
     terminal.show_end(console, results, options.out)
     return results
@@ -135,16 +132,6 @@ def _check_numbers(options: Options) -> None:
         raise UsageError(f"--seed: expected a number from 0 to 2^63 - 1, got {options.seed}")
 
 
-def _check_folder(out: Path) -> None:
-    """Find out now, not after the work, whether the folder can be written."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise UsageError(f"--out {out}: {error.strerror or error}") from None
-
-
 def _load(path: Path | None) -> Text:
     return split(*python_reference()) if path is None else split(str(path), read_file(path))
 
@@ -156,6 +143,7 @@ def _plain_options(options: Options, entries: list[Entry], parts: list[str]) -> 
         "cells": [entry.key for entry in entries],
         "only": parts,
         "colours": {entry.key: entry.colour for entry in entries},
+        "twins": {entry.key: entry.twin for entry in entries if entry.twin},
     }
 
 
@@ -187,10 +175,10 @@ def _same(results: Results, entries: list[Entry], options: Options, console: Con
 
 def _speed(results: Results, entries: list[Entry], options: Options, console: Console) -> None:
     with terminal.progress(console) as bars:
-        for size in bench.sizes(options.batch, options.seq, options.hidden):
+        for size in speed.sizes(options.batch, options.seq, options.hidden):
             name = f"Speed, {terminal.size_name(size)}"
-            bar = bars.add_task(name, total=bench.ROUNDS, note="")
-            for done in bench.measure(entries, size, results.speed, options.seed):
+            bar = bars.add_task(name, total=speed.ROUNDS, note="")
+            for done in speed.measure(entries, size, results.speed, options.seed):
                 bars.update(bar, completed=done)
             bars.update(bar, total=bars.tasks[bar].completed)  # the time may end the rounds early
     terminal.show_speed(console, results)
@@ -277,17 +265,3 @@ def _look_inside(results: Results, entry: Entry, model: Any, numbers: Any, shown
             },
         }
     )
-
-
-@contextmanager
-def _no_interrupt() -> Iterator[None]:
-    """The results are being written; a second Ctrl-C must not cost them."""
-    try:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:  # not the main thread: nothing can interrupt it here
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

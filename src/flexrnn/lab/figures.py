@@ -93,7 +93,11 @@ def bars(results: dict[str, Any], kind: str) -> str:
     )
     figure.update_yaxes(autorange="reversed", showgrid=False)
     return html(
-        figure, f"bars-{kind}", 440, legend=True, margin={"l": 56, "r": 40, "t": 16, "b": 50}
+        figure,
+        f"bars-{kind}",
+        max(440, 150 + 16 * len(rows)),
+        legend=True,
+        margin={"l": 56, "r": 40, "t": 16, "b": 50},
     )
 
 

@@ -119,14 +119,24 @@ def facts(results: dict[str, Any]) -> list[tuple[str, str]]:
         and row["key"] != "torch"
         and row["training"]["ratio"]
     ]
-    if trained:
-        ratios = [row["training"]["ratio"] for row in trained]
-        low, high = f"{min(ratios):.1f}×", f"{max(ratios):.1f}×"
-        found.append((
-            low if low == high else f"{low} – {high}",
-            "as long as torch.nn.LSTM is what the others take, forward and backward, at the size "
-            "trained here ({batch} sequences of {seq} steps, {hidden} units).".format(**options),
-        ))  # fmt: skip
+    twins = options.get("twins", {})
+    by_hand = [row for row in trained if row["key"] in twins.values()]
+    compiled = [row for row in trained if row["key"] in twins]
+    others = [row for row in trained if row not in by_hand + compiled]
+    for rows, who in (
+        (by_hand, "the loops written by hand take"),
+        (compiled, "the same loop bodies take, unchanged and compiled"),
+        (others, "the other layers take" if by_hand or compiled else "the others take"),
+    ):
+        if rows:
+            ratios = [row["training"]["ratio"] for row in rows]
+            low, high = f"{min(ratios):.1f}×", f"{max(ratios):.1f}×"
+            found.append((
+                low if low == high else f"{low} – {high}",
+                f"as long as torch.nn.LSTM is what {who}, forward and backward, at the size "
+                f"trained here ({options['batch']} sequences of {options['seq']} steps, "
+                f"{options['hidden']} units).",
+            ))  # fmt: skip
     scored = [row for row in results["learning"] if row["bits_per_character"] is not None]
     if scored:
         bits = [row["bits_per_character"] for row in scored]

@@ -15,6 +15,7 @@ from flexrnn.lab.gates import Recording
 from flexrnn.lab.gates import of_custom_lstm as recorded
 
 BASELINE = "torch"
+PARTS = ("same", "speed", "learning")
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class Entry:
         back: an `nn.LSTM` with this competitor's weights; the inverse of `carry`.
         why_not: where `carry` is `None`, the reason, a sentence for the report.
         record: the gates over one sequence, for the heat maps; `None` draws none.
-        unasked: whether it takes part where `--cells` names nobody.
+        unasked: the parts of a run in which it takes part where `--cells` names nobody.
+        twin: the key of the entry that is written by hand what this one is compiled from.
     """
 
     key: str
@@ -43,7 +45,8 @@ class Entry:
     back: Callable[[Any], nn.LSTM] | None = None
     why_not: str = ""
     record: Callable[[Any, Tensor], Recording] | None = None
-    unasked: bool = True
+    unasked: tuple[str, ...] = PARTS
+    twin: str = ""
 
 
 def torch_lstm(input_size: int, hidden_size: int) -> nn.LSTM:
@@ -95,14 +98,15 @@ def cell_to_torch(ours: flexrnn.NaiveLSTM) -> nn.LSTM:
     return to_torch(naive)
 
 
-def of_library(key: str, name: str, colour: str, why_not: str = "", **weights: Any) -> Entry:
+def of_library(key: str, name: str, colour: str, why_not: str = "", **more: Any) -> Entry:
     """The entry of `flexrnn.{name}`, which takes part only where `--cells` names it."""
 
     def build(input_size: int, hidden_size: int) -> nn.Module:
         return getattr(flexrnn, name)(input_size, hidden_size, batch_first=True)
 
     label = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)  # may break over lines
-    return Entry(key, label, colour, build, why_not=why_not, unasked=False, **weights)
+    more = {"label": label, "unasked": (), **more}
+    return Entry(key=key, colour=colour, build=build, why_not=why_not, **more)
 
 
 READS_C = "another function by design: the gates read the cell state c instead of the output h"
@@ -110,15 +114,27 @@ SEES_C = "another function by design: the gates see the cell state c beside the 
 NORMS = "another function by design: products and cell state are normalised"
 NO_LSTM = "another function by design: no LSTM"
 
-# The order here is the order everywhere. The baseline is what all others are compared with.
+SEEN = ("same", "speed")  # training them, too, would take the demo minutes more
+
+# The order here is the order everywhere: what is written by hand, the same loop bodies compiled,
+# other layers. The baseline is what all others are compared with.
 TABLE: list[Entry] = [
     Entry("naive", "Naive", "#d1495b", NaiveCustomLSTM, naive_from_torch, to_torch),
     Entry("vectorized", "Vectorised", "#e08e1b", CustomLSTM, from_torch, to_torch, "", recorded),
     Entry("peephole", "Peephole", "#2a8f7b", peephole, None, None, READS_C, recorded),
-    of_library("lstm", "LSTM", "#7a5195", carry=lstm_from_torch, back=lstm_to_torch),
-    of_library("naive-lstm", "NaiveLSTM", "#5f6b73", carry=cell_from_torch, back=cell_to_torch),
+    of_library(
+        "naive-lstm", "NaiveLSTM", "#8c1c2f", label="Naive (compiled)", twin="naive",
+        carry=cell_from_torch, back=cell_to_torch, unasked=PARTS,
+    ),
+    of_library(
+        "lstm", "LSTM", "#96590a", label="LSTM (compiled)", twin="vectorized",
+        carry=lstm_from_torch, back=lstm_to_torch, unasked=SEEN,
+    ),
+    of_library(
+        "article-peephole-lstm", "ArticlePeepholeLSTM", "#14574a", READS_C,
+        label="Peephole (compiled)", twin="peephole", unasked=SEEN,
+    ),
     of_library("peephole-lstm", "PeepholeLSTM", "#4c9fc4", SEES_C),
-    of_library("article-peephole-lstm", "ArticlePeepholeLSTM", "#c45ab3", READS_C),
     of_library("layer-norm-lstm", "LayerNormLSTM", "#b56576", NORMS),
     of_library("gru", "GRU", "#8a9a3b", NO_LSTM),
     of_library("rnn", "RNN", "#6b4f3a", NO_LSTM),
@@ -126,13 +142,14 @@ TABLE: list[Entry] = [
 ]  # fmt: skip
 
 
-def choose(names: Iterable[str] = ()) -> list[Entry]:
-    """The entries of these names in the table's order; where none is named, the article's.
+def choose(names: Iterable[str] = (), part: str | None = None) -> list[Entry]:
+    """The entries of these names in the table's order; where none is named, those of the demo.
 
     The baseline is always among them: without it there is nothing to compare with.
 
     Args:
         names: keys of the table; one string may hold several, separated by commas.
+        part: one of `PARTS`: only those that take part in it.
 
     Raises:
         UsageError: a name is not in the table.
@@ -143,7 +160,7 @@ def choose(names: Iterable[str] = ()) -> list[Entry]:
         ['vectorized', 'torch']
     """
     known = [entry.key for entry in TABLE]
-    unasked = [entry.key for entry in TABLE if entry.unasked]
+    unasked = [e.key for e in TABLE if (part in e.unasked if part else e.unasked)]
     wanted = split_names(names, known, "--cells") or unasked
     return [entry for entry in TABLE if entry.key in wanted or entry.key == BASELINE]
 

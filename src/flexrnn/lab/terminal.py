@@ -98,7 +98,7 @@ def show_speed(console: Console, results: Results) -> None:
     """Medians and ratios."""
     table = _table(
         "Speed: median milliseconds, all cells in turn",
-        ["B × T × H", "Cell"],
+        ["B×T×H", "Cell"],
         ["products", "forward", "x", "fwd+bwd", "x"],
     )
     last: Any = None
@@ -107,18 +107,47 @@ def show_speed(console: Console, results: Results) -> None:
         if first and last is not None:
             table.add_section()
         last = row["size"]
-        sizes = " × ".join(str(last[name]) for name in ("batch", "seq", "hidden"))
+        sizes = "×".join(str(last[name]) for name in ("batch", "seq", "hidden"))
         cells = [sizes if first else "", row["label"], products(row)]
         for kind in ("forward", "training"):
-            cells += [milliseconds(row[kind]["median_ms"]), number(row[kind]["ratio"], ".2f")]
+            cells += [milliseconds(row[kind]["median_ms"]), times(row[kind]["ratio"])]
         table.add_row(*cells)
     console.print(table)
+    if said := headline(results.as_dict()):
+        console.print(said, highlight=False, style="bold")
     console.print(
-        "B batch, T steps, H hidden = input width; x: times as long as torch.nn.LSTM. Products: "
-        "matrix products a step, counted; torch.nn.LSTM does one more for the inputs of all steps "
-        "together (counted with oneDNN off, which would hide them all in one kernel).",
+        "B batch, T steps, H hidden = input width; x: times as long as torch.nn.LSTM. Compiled: "
+        "flexrnn.NaiveLSTM, flexrnn.LSTM, ... are those loop bodies as FlexRNN runs them. "
+        "Products: matrix products a step, counted; 1/T: one more for the inputs of all steps "
+        "together (torch.nn.LSTM's with oneDNN off, which would hide them in one kernel).",
         highlight=False,
         style="dim",
+    )
+
+
+def times(ratio: float | None) -> str:
+    """A ratio, in four characters.
+
+    Example:
+        >>> from flexrnn.lab.terminal import times
+        >>> times(1.234), times(12.34)
+        ('1.23', '12.3')
+    """
+    return number(ratio, ".2f" if ratio is None or ratio < 10 else ".1f")
+
+
+def headline(found: dict[str, Any]) -> str:
+    """What compiling does for the naive loop body in training, at the size trained."""
+    size = {name: found["options"][name] for name in ("batch", "seq", "hidden")}
+    ratios = {
+        row["key"]: times(row["training"]["ratio"]) for row in found["speed"] if row["size"] == size
+    }
+    if not {"naive", "naive-lstm"} <= set(ratios):
+        return ""
+    return (
+        f"The article's naive loop body, forward and backward at {size_name(size)}: "
+        f"{ratios['naive']} times as long as torch.nn.LSTM by hand; unchanged and compiled, "
+        f"{ratios['naive-lstm']} times."
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flexrnn.engine.scan import backend
+import flexrnn
 from flexrnn.lab.results import Speed
 from flexrnn.lab.table import Entry
 
@@ -24,7 +24,7 @@ def sizes(batch: int, seq: int, hidden: int) -> list[dict[str, int]]:
     """The sizes to measure: as trained, one sequence alone, and a narrower and a wider layer.
 
     Example:
-        >>> from flexrnn.lab.bench import sizes
+        >>> from flexrnn.lab.speed import sizes
         >>> sizes(32, 64, 128)[0]
         {'batch': 1, 'seq': 64, 'hidden': 128}
     """
@@ -48,21 +48,31 @@ class _Counter(TorchDispatchMode):
 def count_products(layer: nn.Module, input_size: int) -> tuple[int, int]:
     """Matrix products of one more time step, and those done once whatever the length.
 
-    Counted, not derived: a sequence of two steps against one of one, as the cell is written and not
-    compiled. oneDNN, which runs `nn.LSTM` on the CPU, hides its products in one kernel; it is off
-    while counting, so that `nn.LSTM` shows what torch does without it: one product a step, and one
-    for the inputs of all steps together.
+    Of a layer that runs compiled they are its program's. Of any other they are counted, not
+    derived: a sequence of two steps against one of one. oneDNN, which runs `nn.LSTM` on the CPU,
+    hides its products in one kernel; it is off while counting, so that `nn.LSTM` shows what torch
+    does without it: one product a step, and one for the inputs of all steps together.
 
     Example:
+        >>> import flexrnn
         >>> from flexrnn.fromscratch import NaiveCustomLSTM
-        >>> from flexrnn.lab.bench import count_products
+        >>> from flexrnn.lab.speed import count_products
         >>> count_products(NaiveCustomLSTM(3, 4), 3)
         (8, 0)
     """
     dtype = next((parameter.dtype for parameter in layer.parameters()), torch.get_default_dtype())
+    if isinstance(layer, flexrnn.FlexRNN):
+        (found,) = flexrnn.explain(layer, torch.zeros(2, 2, input_size, dtype=dtype)).steps
+        if found.program is not None and found.engine != "reference":
+            graph, plan = found.program
+            loop, once = (
+                sum(graph.nodes[i].op == "product" for i in part)
+                for part in (plan.loop, plan.hoisted)
+            )
+            return loop, once
 
     def products(T: int) -> int:
-        with torch.no_grad(), backend("reference"), _Counter() as counter:
+        with torch.no_grad(), _Counter() as counter:
             layer(torch.zeros(2, T, input_size, dtype=dtype))
         return counter.count
 

@@ -1,0 +1,150 @@
+"""What needs a process of its own: the peak memory of training, and the time of a first call.
+
+The child runs this file: `python -m flexrnn.lab.bench.apart TASK`, where TASK is JSON, and so is
+the last line that it prints.
+"""
+
+import ctypes
+import gc
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import flexrnn
+from flexrnn.lab.bench.cases import Case, Size, find
+from flexrnn.lab.bench.clock import calls
+
+SMALL = Size(4, 8, 32, 64)  # of a first call: what is compiled serves all sizes
+_MODULE = "flexrnn.lab.bench.apart"
+
+
+def memory(case: Case, who: int, size: Size, dtype: torch.dtype, backend: str) -> dict[str, Any]:
+    """Bytes by which a training step raises the memory of a process that has nothing else to do.
+
+    Layer, input and the output's gradient are there before; the layer's buffers, what it keeps for
+    the backward pass, output and gradients are counted.
+
+    Args:
+        case: the comparison.
+        who: 0 for ours, k for the k-th rival.
+        size: the input's.
+        dtype: of everything.
+        backend: ours; a rival's does not matter.
+
+    Returns:
+        `{"bytes": ...}`, or `{"why_not": ...}` where the system (Linux does) does not tell.
+    """
+    return _child("memory", case, who, size, dtype, backend)
+
+
+def first_use(case: Case, dtype: torch.dtype, backend: str) -> dict[str, Any]:
+    """Seconds of the first training step of a process beyond those of the second one.
+
+    Returns:
+        `{"empty": ..., "full": ...}`: where nothing has been compiled on this machine, and where
+        another process has compiled it; or `{"why_not": ...}`.
+    """
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="flexrnn-bench-") as folder:  # private
+        for cache in ("empty", "full"):
+            said = _child("first", case, 0, SMALL, dtype, backend, FLEXRNN_CACHE_DIR=folder)
+            if "why_not" in said:
+                return said
+            found[cache] = said["seconds"]
+    return found
+
+
+def _child(
+    task: str,
+    case: Case,
+    who: int,
+    size: Size,
+    dtype: torch.dtype,
+    backend: str,
+    **environment: str,
+) -> dict[str, Any]:
+    wanted = {
+        "task": task,
+        "case": case.key,
+        "who": who,
+        "size": size,
+        "mode": case.modes[-1],
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "backend": backend,
+    }
+    # It finds what this process finds: a cell of one's own, say.
+    path = os.pathsep.join(filter(None, sys.path))
+    child = subprocess.run(
+        [sys.executable, "-m", _MODULE, json.dumps(wanted)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": path, **environment},
+    )
+    if child.returncode:
+        said = child.stderr.strip().splitlines()
+        return {"why_not": said[-1] if said else f"exit status {child.returncode}"}
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def _main(wanted: dict[str, Any]) -> dict[str, Any]:
+    torch.set_num_threads(wanted["threads"])
+    case, size = find(wanted["case"]), Size(*wanted["size"])
+    dtype, mode = getattr(torch, wanted["dtype"]), wanted["mode"]
+    with flexrnn.backend(wanted["backend"]):
+        if wanted["task"] == "memory":
+            return _risen(case, wanted["who"], size, dtype)
+        prepare, run = calls(
+            case.ours, case.build(case.ours, size, dtype), case.given(size, dtype), mode
+        )
+        seconds = []
+        for _ in range(2):
+            prepare()
+            began = time.perf_counter()
+            run()
+            seconds.append(time.perf_counter() - began)
+        return {"seconds": max(0.0, seconds[0] - seconds[1])}
+
+
+def _risen(case: Case, who: int, size: Size, dtype: torch.dtype) -> dict[str, Any]:
+    contestant = (case.ours, *case.rivals)[who]
+    layer = case.build(contestant, size, dtype)
+    prepare, run = calls(contestant, layer, case.given(size, dtype), "training")
+    # Load and compile everything, with next to no memory: by two time steps. torch's layers prepare
+    # something for every length, which is no part of a step, but keep no memory for the next one.
+    steps = size.steps if who else min(2, size.steps)
+    warm = calls(contestant, layer, case.given(size._replace(steps=steps), dtype), "training")
+    for step in (*warm, *warm, prepare):
+        step()
+    del warm
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that it counts anew
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is that from now on
+    except (OSError, AttributeError) as error:
+        return {"why_not": f"the system does not tell: {error}"}
+    before = _status("VmRSS")
+    for _ in range(2):
+        prepare()
+        run()
+    return {"bytes": _status("VmHWM") - before}
+
+
+def _status(name: str) -> int:
+    text = Path("/proc/self/status").read_text()
+    found = re.search(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
+    assert found, text
+    return 1024 * int(found[1])
+
+
+if __name__ == "__main__":
+    print(json.dumps(_main(json.loads(sys.argv[1]))))

@@ -1,0 +1,66 @@
+"""How much of the machine is used: the arithmetic of products, counted; the peak, measured."""
+
+import time
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import flexrnn
+from flexrnn.lab.bench.cases import Case, Size
+
+EDGE = 2048  # of the square matrices whose product is the peak
+PEAK_SECONDS = 1.0
+
+
+def peak(dtype: torch.dtype, seconds: float = PEAK_SECONDS, edge: int = EDGE) -> float:
+    """GFLOP/s of torch's best product of two large square matrices, on the threads that it has."""
+    a, b, out = (torch.randn(edge, edge).to(dtype) for _ in range(3))
+    torch.mm(a, b, out=out)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while True:
+        start = time.perf_counter()
+        torch.mm(a, b, out=out)
+        now = time.perf_counter()
+        best = min(best, now - start)
+        if now > end:
+            return 2e-9 * edge**3 / best
+
+
+def count(case: Case, layer: nn.Module, size: Size, dtype: torch.dtype) -> dict[str, float]:
+    """The operations of one run's matrix products, for each mode: a multiplication and an addition.
+
+    Counted, not derived, as the reference does them: a sequence of two steps against one of one.
+    What a cell computes element by element is not among them. Of one step, where runs are steps.
+
+    Example:
+        >>> import torch
+        >>> from flexrnn.lab.bench.cases import Size, find
+        >>> from flexrnn.lab.bench.flops import count
+        >>> case, size = find("lstm"), Size(5, 7, 3, 4)
+        >>> count(case, case.build(case.ours, size, torch.float32), size, torch.float32)
+        {'inference': 7840.0, 'training': 22880.0}
+    """
+    found = {}
+    for mode in case.modes:
+        one, two = (_counted(case, layer, size._replace(steps=T), dtype, mode) for T in (1, 2))
+        steps = 1 if case.stepwise else size.steps
+        every = (two - one) / size.batch  # of a row and step
+        rows = len(case.given(size, dtype).x) if case.packed else steps * size.batch
+        found[mode] = one - every * size.batch + every * rows
+    return found
+
+
+def _counted(case: Case, layer: nn.Module, size: Size, dtype: torch.dtype, mode: str) -> int:
+    """Of whole sequences: of packed ones of so few steps half of the rows may be gone."""
+    x = torch.zeros(size.steps, size.batch, size.input, dtype=dtype, requires_grad=True)
+    with (
+        flexrnn.backend("reference"),
+        torch.set_grad_enabled(mode == "training"),
+        FlopCounterMode(display=False) as counter,
+    ):
+        output = layer(x)[0]
+        if mode == "training":
+            output.sum().backward()
+    layer.zero_grad()
+    return counter.get_total_flops()
