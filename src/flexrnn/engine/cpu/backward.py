@@ -52,8 +52,8 @@ class Backward:
                 self.kept[index] = like_it.shape, at
             elif kind == "sum":
                 count = kernel.loop.sums[name]
-                at = area.take(sizes.threads * count)
-                rows[name] = Rows(SCRATCH, row=count, offset=at)
+                at = area.take(sizes.threads * 2 * count)
+                rows[name] = Rows(SCRATCH, row=2 * count, offset=at)
                 self.sums[int(rest)] = at, count
         self.launch = self.loop.launch(sizes)
         self.before, self.computed = self.loop.before(), self.loop.computed()
@@ -99,8 +99,8 @@ class Backward:
             values[index] = kept
         totals = {}
         for index, (at, count) in self.sums.items():
-            total = scratch[at : at + self.sizes.threads * count].view(-1, count)
-            totals[index] = total.zero_()
+            total = scratch[at : at + self.sizes.threads * 2 * count].view(-1, 2, count)
+            totals[index] = total.zero_()[:, 0]
         self.launch(memory)
         gradients = {f"state.{f}": ring[(steps - 1) & 1] for f, ring in carries.items()}
         for index in self.kept:

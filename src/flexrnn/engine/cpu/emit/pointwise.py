@@ -124,9 +124,13 @@ class Pointwise:
         self.lines.append(f"store<TAIL>({address}, {value}, n);")
 
     def _sum(self, k: int, store: Store) -> str:
-        """Sum a value over the rows in a register; the line that adds it to the memory."""
+        """Sum a value over the rows in a register; the line that adds it to the memory.
+
+        The second half of that memory holds what rounding has cut off.
+        """
         value = self.use(store.node)
         self.lines.append(f"sum{k} += {value};")
         sizes = sizes_of(self.graph.nodes[store.node].shape)
         address = self.context.address(store.place, sizes, self.number, rowed=False)
-        return f"store<TAIL>({address}, load<TAIL>({address}, n) + sum{k}, n);"
+        lost = f"f.{self.context.buffer(store.place.buffer)}_row / 2"
+        return f"add_exactly<TAIL>({address}, {address} + {lost}, sum{k}, n);"

@@ -39,6 +39,14 @@ struct Barrier {
     }
 };
 
+// Adds to numbers in memory and remembers what rounding cuts off, so that a sum over very many
+// steps and rows errs no more than a short one (Kahan 1965).
+template <bool TAIL> INLINE void add_exactly(REAL* total, REAL* lost, vec v, int n) {
+    const vec old = load<TAIL>(total, n), more = v - load<TAIL>(lost, n), now = old + more;
+    store<TAIL>(lost, (now - old) - more, n);
+    store<TAIL>(total, now, n);
+}
+
 // Rows `first` to `last` of one block of a weight's columns, as they lie in memory: element (k, n)
 // of the block lies `(k - first) * row + n * column` numbers behind `p[pointer]`.
 struct Piece {
