@@ -130,6 +130,11 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "noise for nobody": (lambda c, z, h: (torch.randn_like(z), z + h)[1], "it draws random"),
     "the sum of all": (lambda c, z, h: h + z.sum(), ACROSS),
     "the largest of a column": (lambda c, z, h: h - z.amax(0), ACROSS),
+    "a maximum and its place": (
+        lambda c, z, h: h + z.max(-1, keepdim=True).values, "amax and amin, which find the value"),
+    "a minimum and its place": (
+        lambda c, z, h: h + torch.min(z, 1)[0][:, None], "amax and amin, which find the value"),
+    "the largest of all": (lambda c, z, h: h + z.max(), ACROSS),
     "one row": (lambda c, z, h: h + z[0], ACROSS),
     "rows shifted": (lambda c, z, h: h + z.roll(1, 0), ACROSS),
     "rows but one": (lambda c, z, h: h + F.pad(z[1:], (0, 0, 0, 1)), "the batch"),
