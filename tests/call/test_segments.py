@@ -1,6 +1,6 @@
 # pyright: reportPrivateUsage=false
 # What a storage is known by has no public name.
-"""`checkpoint_every`: the same numbers and gradients, to the bit by the reference, in less memory."""
+"""`checkpoint_every`: the same numbers and gradients (by the reference to the bit), less memory."""
 
 import weakref
 from collections.abc import Callable
