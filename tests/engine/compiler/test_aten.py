@@ -209,6 +209,7 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         torch.einsum("bi,ghi->bgh", h, c.wide.view(2, 4, 4)).unbind(1), x
     ),
     "columns": lambda c, x, h: (c.U @ h.mT).mT + (c.V.T @ h.T * 2).T + x @ c.W,
+    "columns by t": lambda c, x, h: (c.U.t() @ h.t()).t() + x @ c.W + c.b.t(),
     # gradients switched off
     "no_grad": without_gradients,
     # written by others than the table
