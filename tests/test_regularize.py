@@ -211,8 +211,9 @@ def test_engines_give_the_same_numbers_and_a_seed_repeats_them(
         assert_close(again, other, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("engine", ["reference", "cpu"], indirect=True)
 @pytest.mark.parametrize(("cell", "own"), ALL)
-def test_finite_differences_agree(cell: Any, own: dict[str, Any]) -> None:
+def test_finite_differences_agree(cell: Any, own: dict[str, Any], engine: str) -> None:
     hidden = {} if cell in (cells.NaiveLSTMCell, cells.ArticlePeepholeLSTMCell) else {
         "weight_drop": 0.2
     }  # fmt: skip

@@ -61,7 +61,8 @@ def test_they_are_sequences_cut_by_hand(
     )
 
 
-def test_finite_differences_agree(make: Make, hand: Any) -> None:
+@pytest.mark.parametrize("engine", ["reference", "cpu"], indirect=True)
+def test_finite_differences_agree(make: Make, engine: str, hand: Any) -> None:
     layer = make(num_layers=2, bidirectional=True, learn_initial_state=True)
     names = [name for name, _ in layer.named_parameters()]
     x, hx = randn(3, 2, I), state_of(hand, layer, 2)
