@@ -90,7 +90,7 @@ class RandomCell(flexrnn.Cell):
 def with_states(count: int) -> type[RandomCell]:
     """The class with that many states."""
     fields = [(name, Tensor) for name in "abcd"[:count]]
-    state: Any = NamedTuple(f"States{count}", fields)  # pyright: ignore[reportArgumentType]
+    state: Any = NamedTuple(f"States{count}", fields)
     return type(f"RandomCell{count}", (RandomCell,), {"State": state})
 
 
