@@ -9,7 +9,7 @@ from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.kernel import SCRATCH, Rows
-from flexrnn.engine.cpu.plan import Loop, Plan, Sizes, timed, width
+from flexrnn.engine.cpu.plan import Loop, Plan, Sizes, timed, values_of, width
 from flexrnn.engine.cpu.pool import POOL
 
 
@@ -80,7 +80,7 @@ class Backward:
         """Run it; the gradients by the names of the inputs."""
         program, graph, (steps, batch, *_) = self.program, self.program.graph, self.sizes
         memory = dict(given)
-        values = {i: given[n] for n, i in graph.inputs.items() if n in given and i not in self.olds}
+        values = values_of(program, given)
         if self.computed:
             interpreter.compute_nodes(program, self.before, values, (batch,), like)
             memory |= {name: values[i].contiguous() for name, i in self.computed.items()}

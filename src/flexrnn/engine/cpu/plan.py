@@ -117,14 +117,31 @@ def operands(
     state: Sequence[Tensor],
     tensors: Mapping[str, Tensor],
 ) -> dict[str, Tensor]:
-    """The operands of a call by the names of the program's inputs, as loops can read them."""
+    """The operands of a call by the names of the program's inputs, as loops can read them.
+
+    What had to be cast, such as truth values, is there as it came, too, as `original.NAME`.
+    """
     dtype = state[0].dtype
-    given = {f"x{k}": dense(x if x.dtype == dtype else x.to(dtype)) for k, x in enumerate(xs)}
-    for name, tensor in tensors.items():
-        given[f"param.{name}"] = tensor if tensor.dtype == dtype else tensor.to(dtype)
+    given = {f"x{k}": x for k, x in enumerate(xs)}
+    given |= {f"param.{name}": tensor for name, tensor in tensors.items()}
+    for name, tensor in list(given.items()):
+        if tensor.dtype != dtype:
+            given[f"original.{name}"] = tensor
+            given[name] = tensor.to(dtype)
+    for k in range(len(xs)):
+        given[f"x{k}"] = dense(given[f"x{k}"])
     for field, first in zip(program.fields, state, strict=True):
         given[f"state.{field}"] = first.contiguous()
     return given
+
+
+def values_of(program: Program, given: Mapping[str, Tensor]) -> dict[int, Tensor]:
+    """Inputs and parameters as torch computes with them, by their nodes."""
+    return {
+        index: given.get(f"original.{name}", given[name])
+        for name, index in program.graph.inputs.items()
+        if name in given and not name.startswith("state.")
+    }
 
 
 def dense(tensor: Tensor) -> Tensor:
