@@ -1,5 +1,6 @@
 """The layer owns the parameters; a copy of the cell borrows them for a call."""
 
+import inspect
 from typing import Any
 
 import pytest
@@ -102,6 +103,53 @@ def test_buffers_stay_with_the_cell_and_keep_what_a_step_writes() -> None:
     layer(torch.randn(7, 2, 3))
     layer.step(torch.randn(2, 3))
     assert [cell.steps.item() for cell in layer.cells] == [8, 8]
+
+
+class Noting(Cell):
+    """A cell whose step keeps what it was last given, in an attribute or a buffer."""
+
+    State = HiddenState
+    last: Any
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None, buffer=False):
+        super().__init__(input_size, hidden_size)
+        if buffer:
+            self.register_buffer("last", torch.zeros(()))
+        else:
+            self.last = None
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        self.last = x.detach().mean()
+        return HiddenState(self.drop_recurrent(state.h) + x.sum(-1, keepdim=True))
+
+
+NOTED = inspect.getsourcelines(Noting.step)[1] + 1
+
+
+@pytest.mark.usefixtures("by_reference")
+@pytest.mark.parametrize("dropped", [0.0, 0.5])
+def test_an_attribute_that_a_step_sets_is_lost_with_a_warning(dropped: float) -> None:
+    layer: Any = FlexRNN(Noting, 3, 5, recurrent_dropout=dropped)
+    with pytest.warns(UserWarning, match="sets the attribute") as caught:
+        layer(torch.ones(1, 2, 3))
+    assert layer.cells[0].last is None
+    (told,) = caught
+    assert str(told.message).startswith("Noting sets the attribute last of a copy of itself that")
+    assert (told.filename, told.lineno) == (__file__, NOTED)
+
+
+@pytest.mark.usefixtures("by_reference")
+@pytest.mark.parametrize("dropped", [0.0, 0.5])
+def test_a_buffer_that_a_step_sets_stays_without_a_word(dropped: float) -> None:
+    layer: Any = FlexRNN(Noting, 3, 5, buffer=True, recurrent_dropout=dropped)
+    layer(torch.stack([torch.zeros(2, 3), torch.ones(2, 3)]))
+    assert layer.cells[0].last == 1
+
+
+def test_a_cell_that_is_called_itself_keeps_its_attributes() -> None:
+    cell = Noting(3, 5)
+    cell(torch.ones(2, 3))
+    assert cell.last == 1
 
 
 @pytest.mark.usefixtures("by_reference")

@@ -35,6 +35,14 @@ def test_every_python_block_is_a_test() -> None:
     assert written["docs/tutorial.md"] >= 20
 
 
+@pytest.mark.parametrize("page", ["lengths", "regularize", "streaming", "initial", "record"])
+def test_every_feature_has_an_example_that_runs_and_says_what_it_costs(page: str) -> None:
+    head, *sections = (ROOT / f"docs/{page}.md").read_text(encoding="utf-8").split("\n## ")
+    for section in sections or [head]:
+        assert "```python\n" in section, section[:60]
+        assert "**Cost**: " in section, section[:60]
+
+
 def test_a_wrong_block_fails(tmp_path: Path) -> None:
     shutil.copy(ROOT / "conftest.py", tmp_path)
     readme = tmp_path / "README.md"

@@ -79,10 +79,11 @@ def test_taps_are_those_of_a_loop_by_hand(layer: FlexRNN, x: Tensor) -> None:
     assert_close(output, layer(x)[0], rtol=0, atol=0)
 
 
-def test_it_listens_whatever_engine_was_chosen(layer: FlexRNN, x: Tensor) -> None:
+@pytest.mark.parametrize("engine", ["interpreter", "cpu"])
+def test_it_listens_whatever_engine_was_chosen(layer: FlexRNN, x: Tensor, engine: str) -> None:
     with record(layer) as expected:
         layer(x)
-    with flexrnn.backend("interpreter"), record(layer) as taps:
+    with flexrnn.backend(engine), record(layer) as taps:
         layer(x)
     assert_close(taps, expected, rtol=0, atol=0)
 

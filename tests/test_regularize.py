@@ -37,7 +37,7 @@ def randn(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64)
 
 
-@pytest.fixture(params=["reference", "interpreter"])
+@pytest.fixture(params=["reference", "interpreter", "cpu"])
 def engine(request: pytest.FixtureRequest) -> Iterator[str]:
     with flexrnn.backend(request.param):
         yield request.param
@@ -203,13 +203,17 @@ def test_engines_give_the_same_numbers_and_a_seed_repeats_them(
         return [output, *states, *torch.autograd.grad(loss, [x, *layer.parameters()],
                 allow_unused=True, materialize_grads=True)]  # fmt: skip
 
-    first, second, other = result("reference"), result("reference"), result("interpreter")
+    first, second = result("reference"), result("reference")
     assert_close(first, second, rtol=0, atol=0)
-    assert_close(other, first, rtol=1e-11, atol=1e-12)
+    for engine in ("interpreter", "cpu"):
+        other, again = result(engine), result(engine)
+        assert_close(other, first, rtol=1e-11, atol=1e-12)
+        assert_close(again, other, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("engine", ["reference", "cpu"], indirect=True)
 @pytest.mark.parametrize(("cell", "own"), ALL)
-def test_finite_differences_agree(cell: Any, own: dict[str, Any]) -> None:
+def test_finite_differences_agree(cell: Any, own: dict[str, Any], engine: str) -> None:
     hidden = {} if cell in (cells.NaiveLSTMCell, cells.ArticlePeepholeLSTMCell) else {
         "weight_drop": 0.2
     }  # fmt: skip

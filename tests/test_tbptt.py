@@ -1,6 +1,6 @@
 """Truncated backpropagation: the numbers of one call, the gradients of its chunks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -17,6 +17,13 @@ T, B, I, H = 11, 4, 3, 5
 
 def randn(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64)
+
+
+@pytest.fixture(params=["reference", "interpreter", "cpu"], autouse=True)
+def engine(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Each engine that runs here, in force."""
+    with flexrnn.backend(request.param):
+        yield
 
 
 @pytest.fixture(params=[flexrnn.LSTM, flexrnn.GRU])

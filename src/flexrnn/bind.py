@@ -15,7 +15,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from flexrnn.cell import Cell
+from flexrnn.cell import LENT, Cell
 from flexrnn.engine import traced
 from flexrnn.engine.step import frozen, members
 from flexrnn.engine.witness import CannotWatchError, Witness
@@ -72,9 +72,15 @@ def bind(cell: C, slots: tuple[Slot, ...], layer: nn.Module) -> C:
         traced.specialize(False)
     else:
         copy = _copy(cell, {})
+    copy.__dict__[LENT] = "call"
     for slot in slots:
         copy.get_submodule(slot.module)._parameters[slot.name] = getattr(layer, slot.flat)
     return copy
+
+
+def copy_of(cell: C) -> C:
+    """A copy of a cell that shares everything with it, buffers too, but its own attributes."""
+    return _copy(cell, {})
 
 
 def tensors_of(cell: Cell) -> dict[str, Tensor]:
@@ -97,8 +103,9 @@ def with_tensors(cell: C, tensors: Mapping[str, Tensor]) -> C:
     The cell may be one that has given its parameters up: they are put back.
     """
     copy = _copy(cell, {})
+    copy.__dict__.pop(LENT, None)
     for module in set(copy.modules()):
-        module._buffers = dict(module._buffers)
+        module.__dict__["_buffers"] = dict(module._buffers)
     for path, tensor in tensors.items():
         prefix, _, name = path.rpartition(".")
         module = copy.get_submodule(prefix)

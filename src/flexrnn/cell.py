@@ -2,12 +2,14 @@
 
 import inspect
 import math
+import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
 from flexrnn.engine.step import make_exportable
 
 
@@ -169,10 +171,33 @@ class Cell(nn.Module):
         """What a layer with recurrent dropout masks; the identity without it."""
         return h
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if LENT in self.__dict__ and not torch.compiler.is_compiling():
+            _tell_of_the_loss(self, name)
+        super().__setattr__(name, value)
+
     def extra_repr(self) -> str:
         """Sizes, as `repr` shows them."""
         bias = self.__dict__.get("bias", True)  # a cell may also have a parameter of this name
         return f"{self.input_size}, {self.hidden_size}" + ("" if bias is True else f", bias={bias}")
+
+
+LENT = "_lent"  # marks a copy of a cell: made for a "call", or for a "trace"
+
+
+def _tell_of_the_loss(cell: Cell, name: str) -> None:
+    """Refuse, or warn, that an attribute is set on a copy; a copy shares its cell's buffers."""
+    what = type(cell).__name__
+    if vars(cell)[LENT] == "trace":
+        place = users_line(frames())
+        raise CannotCompileError(f"{what}.step changes the attribute {name}, {place}")
+    if name not in vars(cell)["_buffers"]:
+        warnings.warn(
+            f"{what} sets the attribute {name} of a copy of itself that lasts for one call; the "
+            "next call does not see it. What travels from step to step belongs into State, what "
+            "stays into a buffer (register_buffer), what is to be looked at into self.tap",
+            stacklevel=3,
+        )
 
 
 def field_sizes(cell: Cell) -> tuple[int, ...]:

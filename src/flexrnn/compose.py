@@ -6,14 +6,16 @@ with the inputs; what is the same for a whole sequence (a mask, the state to whi
 travels as further fields of the state, which the step hands on as they are.
 """
 
+import inspect
 from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flexrnn.bind import identity, tensors_of, with_tensors
-from flexrnn.cell import Cell, checked_step, field_names
+from flexrnn.bind import copy_of, identity, tensors_of, with_tensors
+from flexrnn.cell import LENT, Cell, checked_step, field_names
+from flexrnn.engine.compiler.refusal import CannotCompileError
 from flexrnn.engine.step import frozen
 from flexrnn.regularize import Drop
 
@@ -56,7 +58,7 @@ class CellStep:
                         "masks": masks}  # fmt: skip
         self.ragged, self.reset, self.masks = ragged, reset, masks
         self.zoned, self.expected = zoned, expected
-        self._running = with_tensors(cell, {}) if masks else cell  # whose drop_recurrent is ours
+        self._running = copy_of(cell) if masks else cell  # whose drop_recurrent is ours
 
     def __call__(self, inputs: tuple[Tensor, ...], state: Any) -> Any:
         """The new state: a `State` of the cell's, or a tuple where more fields travel with it."""
@@ -120,15 +122,19 @@ class CellStep:
         """The same call with other tensors in the place of the cell's own.
 
         Raises:
-            RuntimeError: the step changes attributes of the cell, by which it would tell the next
-                step what only the state may tell.
+            CannotCompileError: the step changes attributes of the cell, by which it would tell the
+                next step what only the state may tell.
         """
         step = CellStep(with_tensors(self.cell, tensors), **self.options)
+        step._running.__dict__[LENT] = "trace"  # what is set is told at its line
         before = _attributes(step._running)
         new = step(inputs, state)
-        for name, value in _attributes(step._running).items():
+        for name, value in _attributes(step._running).items():  # inside a list, say, or a module
             if before.get(name) != value:
-                raise RuntimeError(f"{type(self.cell).__name__}.step changes the attribute {name}")
+                raise CannotCompileError(
+                    f"{type(self.cell).__name__}.step changes the attribute {name}, "
+                    f"{_definition(self.cell.step)}"
+                )
         return tuple(new)
 
     def key(self) -> Hashable:
@@ -138,6 +144,11 @@ class CellStep:
     def recipe(self) -> tuple[Any, ...]:
         """How the step is made from the layer's cell, by which Dynamo recognises it."""
         return (_from_origin, self.origin, *self.options.values())
+
+
+def _definition(step: Any) -> str:
+    code = getattr(inspect.unwrap(step), "__code__", None)
+    return f"at {code.co_filename}:{code.co_firstlineno}" if code else "at a place not known"
 
 
 def _from_origin(tensors: Mapping[str, Tensor], origin: Cell, *options: Any) -> CellStep:

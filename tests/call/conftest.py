@@ -43,7 +43,7 @@ def make(request: pytest.FixtureRequest) -> Callable[..., FlexRNN]:
     return made
 
 
-@pytest.fixture(params=["reference", "interpreter"])
+@pytest.fixture(params=["reference", "interpreter", "cpu"])
 def engine(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each engine that runs here, in force."""
     with flexrnn.backend(request.param):

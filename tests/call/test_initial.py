@@ -61,7 +61,8 @@ def test_they_are_used_without_a_state_and_not_with_one(make: Make, engine: str,
     assert all(g is None for g in unused)
 
 
-def test_finite_differences_agree_also_through_resets(make: Make) -> None:
+@pytest.mark.parametrize("engine", ["reference", "cpu"], indirect=True)
+def test_finite_differences_agree_also_through_resets(make: Make, engine: str) -> None:
     layer, x = make(num_layers=2, bidirectional=True, learn_initial_state=True), randn(3, 2, I)
     names = [n for n, _ in layer.named_parameters() if n.startswith("initial")]
     reset = torch.tensor([[0, 1], [1, 0], [1, 0]]).bool()

@@ -61,7 +61,8 @@ def test_they_are_sequences_cut_by_hand(
     )
 
 
-def test_finite_differences_agree(make: Make, hand: Any) -> None:
+@pytest.mark.parametrize("engine", ["reference", "cpu"], indirect=True)
+def test_finite_differences_agree(make: Make, engine: str, hand: Any) -> None:
     layer = make(num_layers=2, bidirectional=True, learn_initial_state=True)
     names = [name for name, _ in layer.named_parameters()]
     x, hx = randn(3, 2, I), state_of(hand, layer, 2)
@@ -117,6 +118,40 @@ def test_what_came_before_a_cut_may_have_been_anything(make: Make, engine: str) 
     layer, x, reset = make(), randn(T, 1, I), torch.zeros(T, 1).bool()
     x[:3], reset[3] = torch.nan, True
     assert_close(layer(x, reset=reset)[0][3:], layer(x[3:])[0], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_what_came_before_a_cut_spoils_its_own_gradients_and_those_of_the_weights(
+    make: Make, engine: str, hand: Any, poison: float
+) -> None:
+    """The loss looks behind the cut alone; but a weight's gradient is a sum over all steps."""
+    layer, x, reset = make(), randn(T, 2, I), torch.zeros(T, 2).bool()
+    hx = tuple(f.requires_grad_() for f in state_of(hand, layer, 2))
+    x[:3, 0], reset[3] = poison, True
+    fresh = x[3:].clone().requires_grad_()
+
+    def gradients(x: Tensor) -> tuple[Tensor, ...]:
+        x.requires_grad_()
+        loss = layer(x, hand.given(hx), reset=reset)[0][3:].square().sum()
+        leaves = [x, *hx, *layer.parameters()]
+        return torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+
+    by_x, *others = gradients(x)
+    assert by_x[:3, 0].isnan().all()  # 0 · NaN
+    assert not by_x[:3, 1].any()
+    output, _ = layer(fresh)
+    (expected,) = torch.autograd.grad(output.square().sum(), fresh, retain_graph=True)
+    assert_close(by_x[3:], expected, rtol=1e-11, atol=1e-12)
+    assert any(g.isnan().any() for g in others[len(hx) :])
+    assert all(not f[:, 1].any() for f in others[: len(hx)])
+
+    # With other numbers in their place, whatever numbers, they are those of the segment alone.
+    by_x, *others = gradients(torch.where(x.detach().isfinite(), x.detach(), 0))
+    assert not by_x[:3].any()
+    expected = torch.autograd.grad(
+        output.square().sum(), list(layer.parameters()), allow_unused=True, materialize_grads=True
+    )
+    assert_close(tuple(others[len(hx) :]), expected, rtol=1e-11, atol=1e-12)
 
 
 def test_a_packed_sequence_is_the_same_as_lengths(make: Make, engine: str, hand: Any) -> None:

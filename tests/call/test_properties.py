@@ -1,10 +1,10 @@
-"""What holds for lengths, resets and streaming at any size: found by Hypothesis."""
+"""What holds for lengths, resets and streaming at any size, by every engine: Hypothesis."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
@@ -12,7 +12,11 @@ from torch.testing import assert_close
 from flexrnn import FlexRNN
 
 Make = Callable[..., FlexRNN]
-few = settings(max_examples=12, deadline=None)
+few = settings(
+    max_examples=12,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # one engine for all examples
+)
 
 
 class Case(NamedTuple):
@@ -58,7 +62,9 @@ def close(ours: object, theirs: object) -> None:
 
 @few
 @given(case=cases(), poison=st.sampled_from([torch.nan, torch.inf, -torch.inf, 1e300]))
-def test_padding_is_irrelevant(make: Make, hand: Any, case: Case, poison: float) -> None:
+def test_padding_is_irrelevant(
+    make: Make, engine: str, hand: Any, case: Case, poison: float
+) -> None:
     layer, x, hx = setup(make, case, hand)
     valid = (torch.arange(case.T)[:, None] < torch.tensor(case.lengths))[..., None]
     results = []
@@ -76,7 +82,9 @@ def test_padding_is_irrelevant(make: Make, hand: Any, case: Case, poison: float)
 
 @few
 @given(case=cases())
-def test_the_order_of_the_rows_is_irrelevant(make: Make, hand: Any, case: Case) -> None:
+def test_the_order_of_the_rows_is_irrelevant(
+    make: Make, engine: str, hand: Any, case: Case
+) -> None:
     layer, x, hx = setup(make, case, hand)
     reset = torch.rand(case.T, case.B) < 0.3
     result = hand.run(layer, x, hx, lengths=case.lengths, reset=reset)
@@ -91,7 +99,7 @@ def test_the_order_of_the_rows_is_irrelevant(make: Make, hand: Any, case: Case) 
 
 @few
 @given(case=cases())
-def test_a_length_is_a_cut(make: Make, hand: Any, case: Case) -> None:
+def test_a_length_is_a_cut(make: Make, engine: str, hand: Any, case: Case) -> None:
     layer, x, hx = setup(make, case, hand)
     result = hand.run(layer, x, hx, lengths=case.lengths)
     for b, length in enumerate(case.lengths):
@@ -107,7 +115,7 @@ def test_a_length_is_a_cut(make: Make, hand: Any, case: Case) -> None:
 
 @few
 @given(case=cases(one_way=True))
-def test_a_reset_is_two_calls(make: Make, hand: Any, case: Case) -> None:
+def test_a_reset_is_two_calls(make: Make, engine: str, hand: Any, case: Case) -> None:
     layer, x, hx = setup(make, case, hand)
     reset = torch.zeros(case.T, case.B).bool()
     reset[case.at] = True
@@ -121,7 +129,9 @@ def test_a_reset_is_two_calls(make: Make, hand: Any, case: Case) -> None:
 
 @few
 @given(case=cases())
-def test_a_reset_is_two_calls_in_both_directions(make: Make, hand: Any, case: Case) -> None:
+def test_a_reset_is_two_calls_in_both_directions(
+    make: Make, engine: str, hand: Any, case: Case
+) -> None:
     layer, x, _ = setup(make, case, hand)
     reset = torch.zeros(case.T, case.B).bool()
     reset[case.at] = True
@@ -133,7 +143,7 @@ def test_a_reset_is_two_calls_in_both_directions(make: Make, hand: Any, case: Ca
 
 @few
 @given(case=cases(one_way=True))
-def test_streaming_is_the_sequence(make: Make, hand: Any, case: Case) -> None:
+def test_streaming_is_the_sequence(make: Make, engine: str, hand: Any, case: Case) -> None:
     layer, x, hx = setup(make, case, hand)
     reset, state, outputs = torch.rand(case.T, case.B) < 0.3, hand.given(hx), []
     for x_t, reset_t in zip(x, reset, strict=True):

@@ -13,6 +13,8 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from flexrnn import backend
+
 B, T, H = 3, 41, 5
 
 
@@ -74,15 +76,17 @@ def test_an_episode_knows_nothing_of_the_one_before(agent: rl.Agent, rollouts: l
 WAYS = ["flexrnn.GRU, one call", "torch.nn.GRU, step by step", "flexrnn.GRU, step by step"]
 
 
+@pytest.mark.parametrize("engine", ["reference", "interpreter", "cpu"])
 @pytest.mark.parametrize("way", WAYS[1:])
 def test_one_call_has_the_gradients_of_the_common_loop(
-    agent: rl.Agent, rollouts: list[rl.Rollout], way: str
+    agent: rl.Agent, rollouts: list[rl.Rollout], way: str, engine: str
 ):
     who, rollout = command.in_double(agent, rollouts[1])
     ways = command.contestants(who)
     assert list(ways) == WAYS
     expected = command.gradients(ways[way][0], rollout, ways[way][1])
-    got = command.gradients(who, rollout, rl.at_once)
+    with backend(engine):
+        got = command.gradients(who, rollout, rl.at_once)
     assert got.keys() == expected.keys()
     for name in got:
         assert got[name].dtype == torch.float64

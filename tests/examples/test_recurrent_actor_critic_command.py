@@ -128,11 +128,16 @@ def test_ctrl_c_keeps_what_was_learned(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process")
 def test_the_file_runs_as_a_program_and_ctrl_c_ends_it(tmp_path: Path):
     call = [sys.executable, str(EXAMPLE), *SMALL, "--steps", "1000000", "--out", str(tmp_path)]
-    process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert any("Resets in the middle" in line for line in process.stdout)  # now it learns
-    process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=60)
+    with subprocess.Popen(
+        call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert any("Resets in the middle" in line for line in process.stdout)  # now it learns
+            process.send_signal(signal.SIGINT)
+            rest, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()  # if it did not end, as where whoever runs the tests ignores SIGINT
     assert (process.returncode, errors) == (130, "")
     assert str(tmp_path / "report.html") in rest
     assert found(tmp_path)["speed"]

@@ -3,7 +3,7 @@
 import inspect
 import warnings
 
-from flexrnn.engine.compiler.spelling import is_users
+from flexrnn.engine.compiler.refusal import is_users
 
 _warned: set[str] = set()
 

@@ -94,6 +94,7 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "weight normalised by rows": lambda c, x, h: x @ c.W @ F.normalize(c.V, dim=1) + h,
     "weight normalised as a whole": lambda c, x, h: x @ c.W + h @ (c.V / c.V.norm()),
     "sum of a weight": lambda c, x, h: x @ c.W * c.V.sum() + h * c.V.mean(),
+    "largest of a weight": lambda c, x, h: x @ c.W * c.V.max() + h * (c.U.min() + c.V.amax()),
     "number as a parameter": lambda c, x, h: x @ c.W * c.one.exp() + h * c.one,
     "row as a parameter": lambda c, x, h: x @ c.W * c.row + h,
     "low rank": lambda c, x, h: x @ c.W + h @ (c.low @ c.high),
@@ -208,6 +209,7 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         torch.einsum("bi,ghi->bgh", h, c.wide.view(2, 4, 4)).unbind(1), x
     ),
     "columns": lambda c, x, h: (c.U @ h.mT).mT + (c.V.T @ h.T * 2).T + x @ c.W,
+    "columns by t": lambda c, x, h: (c.U.t() @ h.t()).t() + x @ c.W + c.b.t(),
     # gradients switched off
     "no_grad": without_gradients,
     # written by others than the table

@@ -96,6 +96,48 @@ def test_a_damaged_program_is_refused_by_line(old: str, new: str, reason: str) -
     assert reason in str(caught.value)
 
 
+HEAD = "flexrnn program 1\n%0 = input name=x0 : (B, 4)\n%1 = input name=state.h : (B, 4)\n"
+LOSS = "%2 = input name=cotangent.h : (B, 4)\n"
+WHOLE: dict[str, tuple[str, str]] = {
+    "no input": (
+        HEAD.replace("x0", "x1") + "output state.h = %1\n",
+        "expected the inputs x0, x1, ... and a state"),
+    "no state": (HEAD.replace("state.h", "x1") + "output x0 = %1\n", "and a state"),
+    "the batch behind": (
+        HEAD.replace("x0 : (B, 4)", "x0 : (4, B)") + "output state.h = %1\n",
+        "expected the batch first and only there, got 'x0'"),
+    "no new state": (HEAD + "output grad.x0 = %0\n", "expected a new state for each old one"),
+    "a state of nothing": (
+        HEAD + "output state.h = %1\noutput state.c = %1\n", "a new state for each old one"),
+    "a state of another shape": (
+        HEAD + "%2 = slice %1 axis=-1 start=0 stop=2 : (B, 2)\noutput state.h = %2\n",
+        "expected 'state.h' of the shape of 'state.h'"),
+    "a gradient of nothing": (
+        HEAD + LOSS + "output state.h = %1\noutput grad.x1 = %0\n",
+        "expected 'grad.x1' to belong to an input"),
+    "a gradient without a loss": (
+        HEAD + "output state.h = %1\noutput grad.x0 = %0\n",
+        "expected a cotangent of each state, and no other"),
+    "a state from the backward pass": (
+        HEAD + LOSS + "output state.h = %2\n", "to come before the backward pass"),
+    "a sum over the batch in the loop": (
+        HEAD + "%2 = outer %1 %1 : (4, 4)\n%3 = product %1 %2 : (B, 4)\noutput state.h = %3\n",
+        "expected sums over the batch after the loops"),
+    "another spelling": (
+        HEAD + "%2 = constant value=1.0 : ()\noutput state.h = %1\n",
+        "expected the text as it was written"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", WHOLE)
+def test_a_whole_text_that_is_no_program_is_refused(what: str) -> None:
+    text, reason = WHOLE[what]
+    with pytest.raises(ValueError, match=r"^program: ") as caught:
+        loads(text)
+    assert reason in str(caught.value)
+    assert loads(HEAD + "output state.h = %1\n").fields == ("h",)
+
+
 def test_a_program_that_ends_too_early_is_refused() -> None:
     head = TEXT[: TEXT.index("output ")]
     with pytest.raises(ValueError, match="ends too early"):

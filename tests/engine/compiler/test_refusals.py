@@ -91,6 +91,21 @@ class Straight(torch.autograd.Function):
         return grads
 
 
+def switched_on(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    with torch.enable_grad():
+        return h + z
+
+
+def slope_by_backward(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    v = h.detach()
+    v.requires_grad_()
+    return z + v
+
+
+def heads(z: Tensor) -> Tensor:
+    return torch.stack([z, z], 1)  # (B, 2, 5)
+
+
 def custom(c: Any, z: Tensor, h: Tensor) -> Tensor:
     signs: Any = Straight.apply(z)
     return h + signs
@@ -130,8 +145,37 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "noise for nobody": (lambda c, z, h: (torch.randn_like(z), z + h)[1], "it draws random"),
     "the sum of all": (lambda c, z, h: h + z.sum(), ACROSS),
     "the largest of a column": (lambda c, z, h: h - z.amax(0), ACROSS),
+    "a maximum and its place": (
+        lambda c, z, h: h + z.max(-1, keepdim=True).values, "amax and amin, which find the value"),
+    "a minimum and its place": (
+        lambda c, z, h: h + torch.min(z, 1)[0][:, None], "amax and amin, which find the value"),
+    "the largest of all": (lambda c, z, h: h + z.max(), ACROSS),
     "one row": (lambda c, z, h: h + z[0], ACROSS),
     "rows shifted": (lambda c, z, h: h + z.roll(1, 0), ACROSS),
+    "all rows shifted": (lambda c, z, h: h + z.roll(1), ACROSS),
+    "heads and units at once": (
+        lambda c, z, h: h + heads(z).sum((1, 2))[:, None], "several axes at once"),
+    "the largest of a head": (
+        lambda c, z, h: h + heads(z).amax(1), "anything but the last axis"),
+    "the third norm": (lambda c, z, h: h + z.norm(3, -1, keepdim=True), "a norm of order 3"),
+    "a layer norm of heads": (
+        lambda c, z, h: h + F.layer_norm(heads(z), (2, 5))[:, 0], "more than the last axis"),
+    "a group norm of heads": (
+        lambda c, z, h: h + F.group_norm(heads(z), 1)[:, 0], "more than the hidden axis"),
+    "softplus with a threshold": (
+        lambda c, z, h: h + F.softplus(z, threshold=1), "a softplus with a threshold"),
+    "the largest number": (
+        lambda c, z, h: h + torch.nan_to_num(z), "the largest number of the dtype"),
+    "every second unit": (lambda c, z, h: h + z[:, ::2].sum(-1, True), "a slice with a step"),
+    "no unit": (lambda c, z, h: h + heads(z).mT[:, 2:2].sum(1)[:, :1], "a slice of nothing"),
+    "rows by their numbers": (lambda c, z, h: h + z.t().unbind(1)[0], COURSE),
+    "a part of turned rows": (lambda c, z, h: h + z.t()[:, ::2].sum(-1), COURSE),
+    "a product of rows and rows": (
+        lambda c, z, h: h + torch.addmm(c.inner.bias, z, h.T @ z), "the batch"),
+    "rows for heads": (
+        lambda c, z, h: h + torch.bmm(z.expand(2, -1, 5).mT, heads(h).transpose(0, 1)).sum((0, 1)),
+        "the batch"),
+    "rows flattened": (lambda c, z, h: h + z.reshape(5, -1).T, "the batch"),
     "rows but one": (lambda c, z, h: h + F.pad(z[1:], (0, 0, 0, 1)), "the batch"),
     "a running sum": (lambda c, z, h: h + z.cumsum(0), UNKNOWN),
     "rows sorted": (lambda c, z, h: h + z.sort(0).values, UNKNOWN),
@@ -166,6 +210,23 @@ def test_refused_with_the_line_of_the_persons_code(name: str, function_layer: An
     assert file == __file__
     if function.__name__ == "<lambda>" or "sized" not in function.__qualname__:
         assert first <= int(line) < first + len(lines)
+
+
+@pytest.mark.parametrize("name", ["a leaf", "gradients on"])
+def test_derivatives_inside_a_step_are_refused_by_line(name: str, function_layer: Any) -> None:
+    function = {"a leaf": slope_by_backward, "gradients on": switched_on}[name]
+    layer, x = function_layer(function), torch.randn(2, 3, 3, dtype=torch.float64)
+    line = inspect.getsourcelines(function)[1] + {"a leaf": 2, "gradients on": 1}[name]
+    with flexrnn.backend("interpreter"), torch.no_grad(), pytest.raises(RuntimeError) as caught:
+        layer(x)
+    assert str(caught.value).endswith(f"{__file__}:{line}")
+
+
+def test_a_parameter_that_is_not_dense_is_refused(function_layer: Any) -> None:
+    layer, x = function_layer(lambda c, z, h: h + z), torch.randn(2, 3, 3, dtype=torch.float64)
+    layer.cells[0].register_buffer("table", torch.eye(5).to_sparse())
+    with flexrnn.backend("interpreter"), pytest.raises(RuntimeError, match=r"dense .*sparse_coo"):
+        layer(x)
 
 
 @pytest.mark.parametrize("name", ["more than one row", "exactly one row"])
@@ -225,7 +286,11 @@ def test_a_step_that_changes_an_attribute_is_refused(how: str, attribute: str) -
     layer = flexrnn.FlexRNN(Remembers, 3, 5, dtype=torch.float64, how=how)
     with flexrnn.backend("interpreter"), pytest.raises(RuntimeError) as caught:
         layer(torch.randn(2, 3, 3, dtype=torch.float64))
-    assert f"Remembers.step changes the attribute {attribute}" in str(caught.value)
+    told, _, place = str(caught.value).rpartition(", at ")
+    assert told == f"Remembers.step changes the attribute {attribute}"
+    lines, first = inspect.getsourcelines(Remembers.step)
+    at = {"tensor": "self.last, z = z", "number": "self.count += 1"}.get(how, "def step")
+    assert place == f"{__file__}:{first + next(k for k, row in enumerate(lines) if at in row)}"
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.complex128])

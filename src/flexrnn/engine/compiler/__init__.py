@@ -2,6 +2,6 @@
 
     trace -> merge -> split -> autodiff -> schedule
 
-Each of these turns a graph (`graph.py`) into a graph; `passes.py` runs them in this order, and
-`program.py` holds what comes out.
+`trace` makes a graph (`graph.py`) of a step; the next three turn it into another; `schedule` says
+when each node is computed. `passes.py` runs them in this order, `program.py` holds what comes out.
 """

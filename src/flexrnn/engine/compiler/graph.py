@@ -257,7 +257,7 @@ _KINDS = {"axis": int, "start": int, "stop": int, "shape": tuple}  # the others 
 def _check_signature(op: str, shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> None:
     if op in SHAPES:
         _, operands, names = SHAPES[op]
-        fits = len(shapes) == operands or (op == "concat" and shapes)
+        fits = len(shapes) > 0 if op == "concat" else len(shapes) == operands
     elif op in OPS:
         names = tuple(name for name, _ in OPS[op].attributes)
         fits = len(shapes) == len(OPS[op].domain)

@@ -66,8 +66,6 @@ def _rule(new: Graph, node: Node, args: tuple[int, ...]) -> int | None:
         return args[1]  # so that of a sequence that has ended what never changes stays constant
     if node.op == "reshape" and new.nodes[args[0]].op == "reshape":
         return _reshape(new, new.nodes[args[0]].args[0], node.attr("shape"))
-    if node.op in ("reshape", "expand") and new.nodes[args[0]].shape == node.shape:
-        return args[0]
     return None
 
 

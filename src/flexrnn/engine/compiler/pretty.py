@@ -18,8 +18,6 @@ _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "gt": ">", "lt": "<", 
           "le": "<=", "eq": "==", "ne": "!=", "product": "@"}  # fmt: skip
 _LONGEST = 60  # characters of a formula
 _SHORT = 16  # of an operand for which a line of its own would gain nothing
-_LONGEST = 60  # characters of a formula
-_SHORT = 16  # of an operand for which a line of its own would gain nothing
 _STRENGTH = {"+": 1, "-": 1, "*": 2, "/": 2, "@": 3}
 
 

@@ -2,7 +2,8 @@
 
 A node that depends on parameters alone is computed once; on parameters and input alone, for all T
 steps at once; only what depends on the state stays in the loop. Sums are regrouped first, so that
-of `x W + b + h U` all but the last addition leaves the loop.
+of `x W + b + h U` all but the last addition leaves the loop. Which node goes where follows from its
+dependence; `schedule` says it.
 """
 
 from enum import IntEnum

@@ -189,6 +189,7 @@ class Loop:
         if self.kernel.shape is Shape.FEW and sizes.steps * sizes.batch * read < _LITTLE:
             threads = 1
         across = threads > 1 and (sizes.batch < threads or read > _CACHED_WEIGHTS)
+        self.given = {}  # the call that is laid out outlives this one, and its operands must not
         return self.kernel.launch(
             self.rows,
             weights,

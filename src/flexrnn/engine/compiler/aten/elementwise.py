@@ -57,12 +57,11 @@ def _softplus(b: Builder, x: Ref, beta: float = 1, threshold: float = 20) -> Ref
 
 
 def _elu(b: Builder, x: Ref, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Ref:
-    if (alpha, scale, input_scale) == (1.6732632423543772, 1.0507009873554805, 1):
+    if input_scale != 1:
+        raise Unsupported("an elu whose operand is scaled")
+    if (alpha, scale) == (1.6732632423543772, 1.0507009873554805):
         return b.op("selu", x)
     y = b.op("elu", x, alpha=float(alpha))
-    if input_scale != 1:  # of the negative side alone
-        y = b.op("elu", b.op("mul", x, float(input_scale)), alpha=float(alpha))
-        y = b.op("where", b.op("gt", x, 0.0), x, y)
     return y if scale == 1 else b.op("mul", y, float(scale))
 
 

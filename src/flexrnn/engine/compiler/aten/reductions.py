@@ -33,12 +33,19 @@ def _shaped(b: Builder, reduced: Ref, axis: int, keepdim: bool) -> Ref:
     return reduced if keepdim else b.reshape(reduced, without(b.shape(reduced), axis))
 
 
+def _is_of_all(dims: Any) -> bool:
+    return not dims and not isinstance(dims, int)
+
+
+def _in_a_row(b: Builder, a: Ref) -> Ref:
+    """All numbers of a parameter along one axis."""
+    return b.reshape(a, (_count(b.shape(a)),))
+
+
 @handles(HANDLERS, "sum")
 def _sum(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Ref:
-    if not dims and not isinstance(dims, int):
-        if BATCH in b.shape(a):
-            raise Unsupported("it works across the batch")
-        return b.reshape(b.op("sum", b.reshape(a, (math.prod(map(int, b.shape(a))),))), ())
+    if _is_of_all(dims):
+        return b.reshape(b.op("sum", _in_a_row(b, a)), ())
     axis = _axis(b, a, dims)
     if axis == -1:
         return _shaped(b, b.op("sum", a), axis, keepdim)
@@ -51,6 +58,8 @@ def _sum(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False, **kwargs: 
 
 @handles(HANDLERS, "amax")
 def _amax(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False) -> Ref:
+    if _is_of_all(dims):
+        return b.reshape(b.op("amax", _in_a_row(b, a)), ())
     _last(b, a, dims)
     return _shaped(b, b.op("amax", a), -1, keepdim)
 
@@ -60,10 +69,27 @@ def _amin(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False) -> Ref:
     return b.op("neg", _amax(b, b.op("neg", a), dims, keepdim))
 
 
+@handles(HANDLERS, "max")
+def _max(b: Builder, a: Ref, *dims: Any) -> Ref:
+    return _amax(b, a) if not dims else _place()
+
+
+@handles(HANDLERS, "min")
+def _min(b: Builder, a: Ref, *dims: Any) -> Ref:
+    return _amin(b, a) if not dims else _place()
+
+
+def _place() -> Ref:
+    # The derivative goes to that place, were there several that are equal; amax shares it.
+    raise Unsupported(
+        "it finds a place as well; amax and amin, which find the value alone, would do"
+    )
+
+
 @handles(HANDLERS, "mean")
 def _mean(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Ref:
     shape = b.shape(a)
-    count = shape[_axis(b, a, dims)] if dims or isinstance(dims, int) else _count(shape)
+    count = _count(shape) if _is_of_all(dims) else shape[_axis(b, a, dims)]
     return b.op("div", _sum(b, a, dims, keepdim), float(count))
 
 

@@ -33,15 +33,6 @@ def _addmm(b: Builder, bias: Ref, a: Ref, w: Ref, *, beta: float = 1, alpha: flo
     return b.op("add", product, bias)
 
 
-@handles(HANDLERS, "t", "numpy_T")
-def _t(b: Builder, a: Ref) -> Ref:
-    if len(b.shape(a)) < 2:
-        return a
-    if BATCH in b.shape(a):
-        raise Unsupported("it moves the batch")
-    return b.op("transpose", a)
-
-
 # Shapes -------------------------------------------------------------------------------------------
 
 

@@ -67,6 +67,11 @@ def transpose(graph: Graph, value: Ref | View, dim0: int, dim1: int) -> View:
     return permute(graph, view, dims)
 
 
+def turn(graph: Graph, value: Ref | View) -> Ref | View:
+    """Both axes exchanged; what has one axis stays."""
+    return value if len(as_view(graph, value).axes) < 2 else transpose(graph, value, 0, 1)
+
+
 def unsqueeze(graph: Graph, value: Ref | View, dim: int) -> View:
     """An axis of size one more."""
     axes = list(as_view(graph, value).axes)
@@ -266,6 +271,7 @@ def _product_of_rows(graph: Graph, a: View, w: View) -> View:
 MOVES = {
     "permute": permute,
     "transpose": transpose,
+    "t": turn,
     "unsqueeze": unsqueeze,
     "squeeze": squeeze,
     "view": view,

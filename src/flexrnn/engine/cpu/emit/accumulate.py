@@ -47,9 +47,13 @@ class Accumulators:
         self.sums[index] = (shared, [leaf for leaf in leaves if leaf not in products])
 
     def _leaves(self, index: int) -> list[int]:
-        found = []
-        for arg in self.graph.nodes[index].args:
-            found += self._leaves(arg) if self._interior(arg) else [arg]
+        found, pending = [], list(reversed(self.graph.nodes[index].args))
+        while pending:
+            arg = pending.pop()
+            if self._interior(arg):
+                pending.extend(reversed(self.graph.nodes[arg].args))
+            else:
+                found.append(arg)
         return found
 
     def _interior(self, index: int) -> bool:

@@ -44,42 +44,57 @@ class Pointwise:
 
     def use(self, index: int) -> str:
         """The variable or expression that holds a node's value, computed where it is not yet."""
-        if index not in self.names:
-            constant = self.low.constant_of(index)
-            if constant is not None and not self.graph.nodes[index].boolean:
-                return self.context.literal(constant)
-            self.names[index] = f"v{len(self.names)}"
-            self._define(index)
-        return self.names[index]
+        pending = [index]
+        while pending:  # no recursion, for a step may be longer than Python's stack is deep
+            missing = [a for a in self._read(pending[-1]) if not self._is_at_hand(a)]
+            if missing and not self._is_at_hand(pending[-1]):
+                pending.extend(reversed(missing))
+            else:
+                self._define(pending.pop())
+        constant = None if index in self.names else self.low.constant_of(index)
+        return self.names[index] if constant is None else self.context.literal(constant)
+
+    def _is_at_hand(self, index: int) -> bool:
+        number = self.low.constant_of(index) is not None and not self.graph.nodes[index].boolean
+        return number or index in self.names
+
+    def _read(self, index: int) -> tuple[int, ...]:
+        """What a node's line reads by name."""
+        node, low = self.graph.nodes[index], self.low
+        here = low.in_register(index, self.number, self.stage.domain)
+        if here and (index in low.blocks or node.op in REDUCTIONS):
+            return ()
+        if node.op == "detach":
+            return () if low.in_memory(index) else node.args
+        inline = not low.rowed(index)  # of parameters alone
+        if node.op not in OPS or not (here or inline):
+            return ()
+        terms = self.accumulators.sums.get(index)
+        return node.args if terms is None else tuple(terms[1])
 
     def _define(self, index: int) -> None:
+        if self._is_at_hand(index):
+            return
         node, low = self.graph.nodes[index], self.low
-        name = self.names[index]
         here = low.in_register(index, self.number, self.stage.domain)
-        inline = not low.rowed(index) and node.op in OPS  # of parameters alone
+        read = [self.use(a) for a in self._read(index)]
+        if node.op == "detach" and read:
+            self.names[index] = read[0]
+            return
+        name = self.names[index] = f"v{len(self.names)}"
         if here and index in low.blocks:
             text = self._tile(self.accumulators.of[index])
         elif here and node.op in REDUCTIONS:
             text = self._total(index)
-        elif node.op == "detach" and not low.in_memory(index):
-            self.names[index] = self.use(node.args[0])
-            return
-        elif (here or inline) and node.op in OPS:
-            terms = self.accumulators.sums.get(index)
-            text = self._operation(index) if terms is None else self._joined(terms)
+        elif index in self.accumulators.sums:
+            text = " + ".join([self._tile(self.accumulators.sums[index][0]), *read])
+        elif node.op in OPS and (here or not low.rowed(index)):
+            text = expression(node.op, *read, **dict(node.attrs))
         else:
             text = self.context.load(index, self.number)
         kind = "mask" if node.boolean else "vec"
         lines = self.lines if low.rowed(index) else self.once
         lines.append(f"const {kind} {name} = {text};")
-
-    def _operation(self, index: int) -> str:
-        node = self.graph.nodes[index]
-        return expression(node.op, *map(self.use, node.args), **dict(node.attrs))
-
-    def _joined(self, terms: tuple[int, list[int]]) -> str:
-        accumulator, others = terms
-        return " + ".join([self._tile(accumulator), *map(self.use, others)])
 
     def _tile(self, accumulator: int) -> str:
         count = self.accumulators.count * self.width
