@@ -11,6 +11,7 @@ from torch import Tensor
 from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.cpu import openmp
 from flexrnn.engine.cpu.extract import Extract, extract
 from flexrnn.engine.cpu.kernel import Kernel, Rows
 from flexrnn.engine.cpu.stages import lower
@@ -162,7 +163,7 @@ def backward(
     }
     interpreter.compute_nodes(program, parts.before, values, (batch,), like)
 
-    threads = torch.get_num_threads()
+    threads = openmp.threads()
     rows: dict[str, Rows] = {}
     for index, made in zip(plan.saved, saved, strict=True):
         rows[f"saved.{index}"] = _rows(made)
@@ -305,7 +306,7 @@ def _call(
         kind, _, rest = weight.weight.partition(".")
         index = int(rest) if kind == "once" else program.graph.inputs[weight.weight]
         weights[weight.weight] = values[index]
-    threads = torch.get_num_threads()
+    threads = openmp.threads()
     size = sum(w.numel() * w.element_size() for w in weights.values())
     across = threads > 1 and (batch < threads or size > _CACHED_WEIGHTS)
     kernel(rows, weights, steps=steps, batch=batch, reverse=reverse, across=across,
