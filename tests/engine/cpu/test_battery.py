@@ -174,3 +174,10 @@ def test_half_types_are_refused_by_name() -> None:
     layer = flexrnn.GRU(3, 5, dtype=torch.bfloat16, backend="cpu")
     with pytest.raises(RuntimeError, match="float32 and float64"):
         layer(torch.randn(4, 2, 3, dtype=torch.bfloat16))
+
+
+@pytest.mark.parametrize("cell", [cells.LSTMCell, cells.GRUCell], ids=["LSTM", "GRU"])
+def test_weights_above_4_mib(judge: Judge, cell: Any) -> None:
+    """Threads share units then, and sums have many terms."""
+    layer = flexrnn.FlexRNN(cell, 40, 777)
+    judge(layer, *operands(layer, 3, 9))
