@@ -239,6 +239,8 @@ def first_weight(cell: Cell) -> Tensor | None:
 def autocasts(x: Tensor) -> bool:
     """Whether autocast is choosing dtypes now on this tensor's device; some, as meta, have none."""
     kind = x.device.type
+    if kind == "cpu":  # the common case first, at which every call looks
+        return torch.is_autocast_enabled("cpu")
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 

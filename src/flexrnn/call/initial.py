@@ -53,6 +53,8 @@ def initial_state(
     """The fields of the state before the first step, each `(L·D, B, width)`."""
     if not learned:
         each = [first_state(cell, (batch,), dtype, device) for cell in cells]
+        if len(each) == 1:
+            return tuple(field[None] for field in each[0])
         return tuple(map(torch.stack, zip(*each, strict=True)))
     fields = []
     for field in field_names(cells[0]):

@@ -79,7 +79,9 @@ def run(
         x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
 
     def stacked(rows: Sequence[tuple[Tensor, ...]]) -> Any:
-        return cells[0].State(*(torch.stack(f).to(out_dtype) for f in zip(*rows, strict=True)))
+        one = len(rows) == 1
+        fields = [f[0][None] if one else torch.stack(f) for f in zip(*rows, strict=True)]
+        return cells[0].State(*(f.to(out_dtype) for f in fields))
 
     return x, stacked(finals), stacked(histories) if every_state else None
 

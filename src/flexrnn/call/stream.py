@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexrnn.call import quick
+
 
 def step(
     layer: Any, x: Any, state: Any, reset: Any, forward: Callable[..., Any]
@@ -21,10 +23,13 @@ def step(
         forward: `FlexRNN`'s own, which takes all of this; that of a subclass may not.
     """
     _check(layer, x, reset)
+    own = getattr(layer.forward, "__func__", None) is forward
+    if own and reset is None and (result := quick.step(layer, x, state)) is not None:
+        return result
     axis = 1 if layer.batch_first and x.dim() == 2 else 0
     options = {} if reset is None else {"reset": reset.unsqueeze(axis)}
     arguments = (x.unsqueeze(axis), state)
-    if getattr(layer.forward, "__func__", None) is forward:
+    if own:
         output, state = layer(*arguments, **options)
     else:
         output, state = _by_another_forward(layer, arguments, options)

@@ -63,6 +63,11 @@ AUTO: tuple[str, ...] = ("cpu", "reference")  # the fastest first; the last can 
 _DTYPES = (torch.float32, torch.float64)  # those that generated code knows
 
 
+def source(engine: str, program: Program) -> str:
+    """The code that an engine generates for a program, or nothing."""
+    return cpu.source(program) if engine == "cpu" else ""
+
+
 def not_served(engine: str, like: Tensor) -> str:
     """Why an engine is not for tensors of this kind, or nothing.
 

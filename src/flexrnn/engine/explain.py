@@ -25,6 +25,7 @@ class StepReport(NamedTuple):
     refusal: str  # why there is none: operation, file and line
     saved_bytes: int  # kept for the backward pass, over all steps and rows
     stages: tuple[tuple[str, str], ...]  # the name of a pass and the formulas after it
+    source: str = ""  # the code that the engine generates, if it does
 
 
 class Explanation(NamedTuple):
@@ -53,7 +54,8 @@ def explain(layer: nn.Module, x: Any, stages: bool = False) -> Explanation:
         stages: show what the step is after every pass of the compiler.
 
     Returns:
-        An `Explanation`; print it.
+        An `Explanation`; print it. Of every layer and direction it holds in `steps` the engine, the
+        program and, where code is generated, its `source`.
 
     Raises:
         TypeError, ValueError, RuntimeError: as the layer does for this input.
@@ -108,7 +110,9 @@ def _report(
     texts = [(after, formulas(graph)) for after, graph in graphs]
     rows = xs[0].shape[0] * state[0].shape[0]
     saved = saved_floats(*program) * rows * state[0].element_size()
-    return StepReport(name, *chosen, program, "", saved, (*texts, ("schedule", pretty(program))))
+    stages = (*texts, ("schedule", pretty(program)))
+    source = engines.source(chosen[0], program)
+    return StepReport(name, *chosen, program, "", saved, stages, source)
 
 
 def _choose(

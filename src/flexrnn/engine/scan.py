@@ -93,6 +93,11 @@ def in_force(backend: str) -> str:
     return _here.chosen or backend
 
 
+def is_watched() -> bool:
+    """Whether something stands in for every engine."""
+    return _here.watch is not None
+
+
 @contextmanager
 def watched(watch: Callable[..., Any]) -> Iterator[None]:
     """Let `watch(step, state, xs, keep)` stand in for every engine inside the block."""

@@ -32,7 +32,7 @@ class Program(NamedTuple):
     @property
     def fields(self) -> tuple[str, ...]:
         """The state's fields, in order."""
-        return tuple(name[6:] for name in self.graph.inputs if name.startswith("state."))
+        return self.schedule.fields
 
 
 def build(graph: Graph) -> Program:
@@ -117,7 +117,8 @@ def _check_order(program: Program) -> None:
     for name, index in graph.outputs.items():
         if name.startswith("state.") and depends[index] == Dependence.COTANGENT:
             raise ValueError(f"program: expected {name!r} to come before the backward pass")
-    computed = (i for stage in plan[: Schedule._fields.index("after")] for i in stage)
+    stages = (plan.once, plan.hoisted, plan.loop, plan.prepare, plan.reverse)
+    computed = (i for stage in stages for i in stage)
     if any(graph.nodes[i].op in ("outer", "batch_sum") for i in computed):
         raise ValueError("program: expected sums over the batch after the loops")
 

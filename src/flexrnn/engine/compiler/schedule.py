@@ -30,6 +30,7 @@ class Schedule(NamedTuple):
     after: tuple[int, ...] = ()
     saved: tuple[int, ...] = ()  # of the forward pass, at every step, for the backward pass
     kept: tuple[int, ...] = ()  # of `reverse`, at every step, for `after`
+    fields: tuple[str, ...] = ()  # of the state, in order
 
 
 def schedule(graph: Graph) -> Schedule:
@@ -62,6 +63,7 @@ def schedule(graph: Graph) -> Schedule:
         after=tuple(sorted(after)),
         saved=tuple(sorted(saved | _states_read(graph, reverse | after))),
         kept=tuple(sorted(kept & cotangents)),
+        fields=tuple(name[6:] for name in graph.inputs if name.startswith("state.")),
     )
 
 

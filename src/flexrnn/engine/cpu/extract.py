@@ -25,10 +25,9 @@ _ALIASES = ("slice", "reshape", "expand", "detach", "constant")
 
 
 class Part(NamedTuple):
-    """One loop, and the nodes of the program that torch computes before and after it."""
+    """One loop, and the nodes of the program that torch computes after it."""
 
     graph: Graph
-    before: tuple[int, ...]  # of parameters alone, and hoisted products with what they need
     after: tuple[int, ...]  # products over the batch and what follows from them
 
 
@@ -82,7 +81,6 @@ class _Loop:
         self.inline = _inlined(self.source)
         self.graph = Graph()
         self.where: dict[int, int] = {}
-        self.before: set[int] = set()
 
     def output(self, name: str, index: int) -> None:
         self.graph.outputs[name] = self.copy(index)
@@ -114,29 +112,19 @@ class _Loop:
         if node.op == "input":
             return self.operand(node.attr("name"), index)
         if self.depends[index] == Dependence.PARAMETER and not self.inline[index]:
-            return self.given(f"once.{index}", index)
+            return self.input(f"once.{index}", index)
         return None
 
     def _weight(self, index: int) -> int:
         if self.source.nodes[index].op == "input":
             return self.copy(index)
-        return self.given(f"once.{index}", index)
+        return self.input(f"once.{index}", index)
 
     def operand(self, name: str, index: int) -> int:
         """An input of the program."""
         if name.startswith("state."):
             field = name[6:]
             return self.input(("const." if field in self.constant else "before.") + field, index)
-        return self.input(name, index)
-
-    def given(self, name: str, index: int) -> int:
-        """A value that torch computes before the loop."""
-        pending = [index]
-        while pending:
-            node = pending.pop()
-            if node not in self.before and self.source.nodes[node].op != "input":
-                self.before.add(node)
-                pending.extend(self.source.nodes[node].args)
         return self.input(name, index)
 
     def input(self, name: str, index: int) -> int:
@@ -171,11 +159,11 @@ class _Forward(_Loop):
 
     def in_memory(self, index: int) -> int | None:
         if self.is_hoisted(index):
-            return self.given(f"hoisted.{index}", index)
+            return self.input(f"hoisted.{index}", index)
         return super().in_memory(index)
 
     def part(self) -> Part:
-        return Part(self.graph, tuple(sorted(self.before)), ())
+        return Part(self.graph, ())
 
 
 class _Backward(_Loop):
@@ -238,7 +226,7 @@ def _backward(
     for index in roots:
         if index not in after and not _at_hand(loop, index):
             loop.output(f"kept.{index}", index)
-    return Part(loop.graph, tuple(sorted(loop.before)), tuple(sorted(after & needed)))
+    return Part(loop.graph, tuple(sorted(after & needed)))
 
 
 def _at_hand(loop: _Backward, index: int) -> bool:

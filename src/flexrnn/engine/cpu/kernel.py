@@ -1,6 +1,8 @@
 """One compiled loop, and how it is called."""
 
 import ctypes
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -8,22 +10,61 @@ from torch import Tensor
 
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.cpu import cpp
-from flexrnn.engine.cpu.emit import Source, source
+from flexrnn.engine.cpu.emit import Shape, Source, source
 from flexrnn.engine.cpu.isa import machine
+from flexrnn.engine.cpu.pieces import Piece
 from flexrnn.engine.cpu.stages import Loop, lower
 from flexrnn.engine.cpu.toolchain import library
 
-_LINE = 64  # bytes of a cache line, on which packed weights and scratch memory begin
+SCRATCH = "scratch"  # what a loop has for itself while it runs
+_LINE = 64  # bytes of a cache line, on which everything in an area begins
 
 
 class Rows(NamedTuple):
-    """A piece of memory that a loop is given."""
+    """Where a buffer of a loop lies."""
 
-    data: Tensor
+    memory: str  # the name of the tensor
     time: int = 0  # numbers from one time step to the next
     row: int = 0  # from one row of the batch to the next
     ring: bool = False  # only the last two steps are there
-    first: Tensor | None = None  # of a state: what comes before the first step
+    first: str = ""  # of a state: the tensor with what comes before the first step
+    offset: int = 0  # numbers from the tensor's first
+
+
+class Area:
+    """A piece of memory that is dealt out: how many numbers it must hold."""
+
+    def __init__(self, itemsize: int):
+        self.unit, self.size = _LINE // itemsize, 0
+
+    def take(self, numbers: int) -> int:
+        """Where so many numbers begin."""
+        at, self.size = self.size, self.size + -(-numbers // self.unit) * self.unit
+        return at
+
+
+class Launch:
+    """A call of a loop with everything decided but where the tensors lie."""
+
+    def __init__(
+        self,
+        run: Callable[..., None],
+        pointers: Sequence[tuple[str, int]],
+        sizes: Sequence[int],
+        constants: ctypes.Array[ctypes.c_double],
+        threads: int,
+    ):
+        self._run, self._pointers, self._threads = run, pointers, threads
+        self._kind = ctypes.c_void_p * len(pointers)
+        self._sizes = (ctypes.c_long * len(sizes))(*sizes)
+        self._constants = constants
+
+    def __call__(self, memory: Mapping[str, Tensor]) -> None:
+        """Run the loop on these tensors."""
+        at = {name: tensor.data_ptr() for name, tensor in memory.items()}
+        at[""] = 0
+        pointers = self._kind(*[at[name] + offset for name, offset in self._pointers])
+        self._run(pointers, self._sizes, self._constants, self._threads)
 
 
 class Kernel:
@@ -32,18 +73,17 @@ class Kernel:
     Args:
         graph: of the loop; see `extract`.
         backward: it runs from the last step to the first.
-        single: for a batch of one row.
+        shape: of the calls for which it is.
         dtype: of every number.
     """
 
-    def __init__(self, graph: Graph, *, backward: bool, single: bool, dtype: torch.dtype):
+    def __init__(self, graph: Graph, *, backward: bool, shape: Shape, dtype: torch.dtype):
         isa = machine()
+        self.shape = shape
         self.itemsize = 4 if dtype == torch.float32 else 8
         self.lanes = isa.vector_bytes // self.itemsize
         self.loop: Loop = lower(graph)
-        self.source: Source = source(
-            self.loop, backward=backward, registers=isa.sums, single=single
-        )
+        self.source: Source = source(self.loop, backward=backward, registers=isa.sums, shape=shape)
         real = "float" if dtype == torch.float32 else "double"
         self.text = cpp.prologue(real, isa) + "\n" + self.source.text
         self._run = library(self.text).run
@@ -51,80 +91,71 @@ class Kernel:
         self._run.restype = None
         constants = self.source.constants
         self._constants = (ctypes.c_double * len(constants))(*constants)
-        self._sizes = self.source.sizes
-        self._fixed = [
-            name for name in self.source.buffers if name.startswith(("temporary", "partial"))
-        ]
 
-    def scratch(self, batch: int, threads: int) -> list[tuple[str, int, int]]:
-        """`(name, numbers, numbers a row)` of what the loop wants for itself."""
-        wanted = []
-        for name in self._fixed:
-            if name.startswith("temporary"):
-                row = self.loop.temporaries[name]
-                wanted.append((name, batch * row, row))
-            else:
-                index = sorted(self.loop.partial)[int(name.partition(".")[2])]
-                heads = self.loop.partial[index].heads
-                wanted.append((name, threads * batch * heads * self.lanes, 0))
-        for weight, (heads, inner, units) in zip(
-            self.source.weights, self.source.panels, strict=True
-        ):
-            columns = weight.width * self.lanes
-            tiles = -(-units // columns)
-            numbers = heads * tiles * inner * len(weight.starts) * columns
-            wanted.append((weight.pointer, numbers, 0))
-        return wanted
+    @property
+    def weight_bytes(self) -> int:
+        """Of all packed weights."""
+        return sum(math.prod(w.shape) * len(w.blocks) * self.itemsize for w in self.source.weights)
 
-    def __call__(
+    def launch(
         self,
-        rows: dict[str, Rows],
-        weights: dict[str, Tensor],
+        rows: Mapping[str, Rows],
+        weights: Sequence[Sequence[Piece]],
+        area: Area,
         *,
         steps: int,
         batch: int,
         reverse: bool,
         across: bool,
         threads: int,
-    ) -> None:
-        """Run the loop.
+    ) -> Launch:
+        """Decide everything about a call but where its tensors lie.
 
         Args:
-            rows: what every buffer is.
-            weights: right operands of products, `(K, N)` or `(G, K, N)` in any layout.
-            steps, batch: T and B.
+            rows: where every buffer lies, but for the loop's own.
+            weights: the pieces of every weight of the source.
+            area: of the memory named `SCRATCH`; what the loop wants for itself is taken there.
+            steps: T.
+            batch: B.
             reverse: the sequence goes from its end to its beginning.
             across: threads share the units of all rows; otherwise the rows.
             threads: how many.
         """
-        wanted = self.scratch(batch, threads)
-        unit = _LINE // self.itemsize
-        places, total = {}, 0
-        for name, numbers, row in wanted:
-            places[name] = (total, row)
-            total += -(-numbers // unit) * unit
-        first = next(iter(weights.values()), None)
-        some = next(iter(rows.values())).data if first is None else first
-        scratch = torch.empty(total, dtype=some.dtype)
-        base = scratch.data_ptr()
-        pointers: list[int] = []
+        pointers: list[tuple[str, int]] = []
         strides: list[int] = []
         for name in self.source.buffers:
-            if name in places:
-                offset, row = places[name]
-                pointers += (base + offset * self.itemsize, 0)
-                strides += (0, row, 0)
-            else:
-                given = rows[name]
-                ahead = 0 if given.first is None else given.first.data_ptr()
-                pointers += (given.data.data_ptr(), ahead)
-                strides += (given.time, given.row, given.ring)
+            given = rows.get(name) or self._own(name, area, batch, threads)
+            pointers += ((given.memory, given.offset * self.itemsize), (given.first, 0))
+            strides += (given.time, given.row, given.ring)
         for weight in self.source.weights:
-            tensor = weights[weight.weight]
-            offset, _ = places[weight.pointer]
-            pointers += (tensor.data_ptr(), base + offset * self.itemsize)
-            strides += (0, *tensor.stride()) if tensor.dim() == 2 else tensor.stride()
-        sizes = (steps, batch, reverse, across, *self._sizes, *strides)
-        p = (ctypes.c_void_p * len(pointers))(*pointers)
-        s = (ctypes.c_long * len(sizes))(*sizes)
-        self._run(p, s, self._constants, threads)
+            heads, inner, units = weight.shape
+            columns = weight.width * self.lanes
+            numbers = heads * -(-units // columns) * inner * len(weight.blocks) * columns
+            numbers = 0 if self.shape is Shape.FEW else numbers
+            pointers.append((SCRATCH, area.take(numbers) * self.itemsize))
+        before = 4 + len(self.source.sizes) + len(strides)
+        at, table = before + 2 * len(self.source.weights), list[int]()
+        for weight, parts in zip(self.source.weights, weights, strict=True):
+            strides += (at + len(table), len(parts))
+            for piece in parts:
+                table += (len(pointers), *_place(piece, weight.blocks, weight.shape[-1]))
+                pointers.append((piece.memory, piece.offset * self.itemsize))
+        sizes = (steps, batch, reverse, across, *self.source.sizes, *strides, *table)
+        return Launch(self._run, pointers, sizes, self._constants, threads)
+
+    def _own(self, name: str, area: Area, batch: int, threads: int) -> Rows:
+        """A buffer that the loop wants for itself."""
+        kind, _, which = name.partition(".")
+        if kind == "temporary":
+            row = self.loop.temporaries[name]
+            return Rows(SCRATCH, row=row, offset=area.take(batch * row))
+        index = sorted(self.loop.partial)[int(which)]
+        heads = self.loop.partial[index].heads
+        return Rows(SCRATCH, offset=area.take(threads * batch * heads * self.lanes))
+
+
+def _place(piece: Piece, blocks: Sequence[int], units: int) -> tuple[int, ...]:
+    """A piece as loop.h has it: block, first, last, and the strides of head, row and column."""
+    (first, last), (column, _) = piece.box[-2:]
+    head = piece.strides[0] if len(piece.strides) == 3 else 0
+    return (blocks.index(column // units), first, last, head, *piece.strides[-2:])

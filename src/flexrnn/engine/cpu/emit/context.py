@@ -60,6 +60,9 @@ class Context:
         return self.buffers[name].name
 
     def _plain(self, name: str) -> str:
+        kind, _, rest = name.partition(".")
+        if rest.isdigit():  # a node's number, which means nothing here
+            return f"{kind}{sum(other.startswith(f'{kind}.') for other in self.buffers)}"
         plain = re.sub(r"\W", "_", name)
         while plain in {b.name for b in self.buffers.values()}:
             plain += "_"

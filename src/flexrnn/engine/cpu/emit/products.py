@@ -1,5 +1,6 @@
 """The products of a stage: tiles of a few rows and vectors of columns, summed in registers."""
 
+from enum import Enum
 from typing import NamedTuple
 
 from flexrnn.engine.cpu.emit.accumulate import Accumulators
@@ -12,16 +13,25 @@ _MOST_ROWS = 8
 _CHAINS = 4  # sums that are under way at once, for an addition takes four cycles to come out
 
 
+class Shape(Enum):
+    """For which calls a loop is compiled."""
+
+    FEW = "few"  # steps and rows: weights are read where they lie
+    ROW = "row"  # one row, and many steps
+    ROWS = "rows"  # any number of rows
+
+
 class Packed(NamedTuple):
     """A weight that is laid out anew before the loop, so that tiles read it in order."""
 
     pointer: str  # of the frame
     weight: str  # the input of the loop's graph
     stage: int
-    starts: tuple[str, ...]  # sizes: the first column of every block
+    blocks: tuple[int, ...]  # of columns, each as many as the stage has units
     inner: str  # size: K
     per_head: bool  # whether every head has a weight of its own
     width: int  # vectors of every block in a tile
+    shape: tuple[int, int, int]  # heads, K, columns of a block
 
 
 class Tile(NamedTuple):
@@ -32,15 +42,17 @@ class Tile(NamedTuple):
     chains: int  # sums of alternate k that are kept apart until the end
 
 
-def tile_of(sums: int, registers: int, *, single: bool) -> Tile:
+def tile_of(sums: int, registers: int, shape: Shape) -> Tile:
     """The shape of tiles of so many sums.
 
     Args:
         sums: how many sums of products a unit has.
         registers: how many vectors of sums the machine holds.
-        single: the batch is one row. Then memory is what limits, and a narrow tile divides better.
+        shape: of the calls. Where memory is what limits, a narrow tile divides better.
     """
-    if single:
+    if shape is Shape.FEW:
+        return Tile(1, 1, 1)
+    if shape is Shape.ROW:
         return Tile(1, 1, max(1, _CHAINS // sums))
     width = max(1, _WIDE // sums)
     return Tile(min(_MOST_ROWS, max(1, registers // (sums * width))), width, 1)
@@ -49,14 +61,50 @@ def tile_of(sums: int, registers: int, *, single: bool) -> Tile:
 class Products:
     """Writes `productsK`, for stage K."""
 
-    def __init__(self, context: Context, number: int, accumulators: Accumulators, tile: Tile):
-        self.context, self.number, self.tile = context, number, tile
+    def __init__(
+        self,
+        context: Context,
+        number: int,
+        accumulators: Accumulators,
+        tile: Tile,
+        *,
+        in_place: bool = False,
+    ):
+        self.context, self.number, self.tile, self.in_place = context, number, tile, in_place
         self.stage = context.loop.stages[number]
         self.accumulators = accumulators
         self.packed: list[Packed] = []
 
     def text(self) -> str:
         """The function."""
+        return self._in_place() if self.in_place else self._in_order()
+
+    def _in_place(self) -> str:
+        """Weights are read where they lie."""
+        lines = [
+            "template <int R>",
+            f"INLINE void products{self.number}(const Frame& f, long r, long head, long tile, "
+            "REAL* out) {",
+            "    const long unit = tile * VL;",
+            f"    const int units = int(least(VL, f.W{self.number} - unit));",
+            f"    for (int i = 0; i < {self.accumulators.count}; i++)",
+            "        *(vec*)(out + i * VL) = vec{};",
+        ]
+        for k, product in enumerate(self.stage.products):
+            packed, address, _ = self._operands(k, product)
+            sums = [self.accumulators.of[product.blocks[block]] for block in packed.blocks]
+            head = "head" if packed.per_head else "0"
+            lines += [
+                "    {",
+                f"        const int sums[] = {{{', '.join(map(str, sums))}}};",
+                f"        add_in_place(out, sums, {address}, f.p, f.{packed.pointer}, "
+                f"f.{packed.pointer}_count, {head}, unit, units);",
+                "    }",
+            ]
+        return "\n".join([*lines, "}"])
+
+    def _in_order(self) -> str:
+        """Weights have been packed; sums stay in registers."""
         count, chains = self.accumulators.count * self.tile.width, self.tile.chains
         total = " + ".join(f"acc[{chain}][i][j]" for chain in range(chains))
         lines = [
@@ -77,29 +125,35 @@ class Products:
         ]
         return "\n".join(lines)
 
-    def _term(self, k: int, product: Product) -> list[str]:
-        """Add one product to its sums."""
-        context, number, tile = self.context, self.number, self.tile
-        units = self.stage.domain.units
-        blocks = sorted(product.blocks)
+    def _operands(self, k: int, product: Product) -> tuple[Packed, str, str]:
+        """The weight of a product, and where its left operand begins and how far rows are apart."""
+        context, number = self.context, self.number
         name = f"{number}_{k}"
         weight = context.graph.nodes[product.weight]
+        inner, per_head = int(weight.shape[-2]), len(weight.shape) == 3
         packed = Packed(
             pointer=f"packed{name}",
             weight=weight.attr("name"),
             stage=number,
-            starts=tuple(context.size(f"c{name}_{b}", b * units) for b in blocks),
-            inner=context.size(f"K{name}", int(weight.shape[-2])),
-            per_head=len(weight.shape) == 3,
-            width=tile.width,
+            blocks=tuple(sorted(product.blocks)),
+            inner=context.size(f"K{name}", inner),
+            per_head=per_head,
+            width=self.tile.width,
+            shape=(self.stage.domain.heads if per_head else 1, inner, self.stage.domain.units),
         )
         self.packed.append(packed)
-        panel = len(blocks) * tile.width
-        tiles = f"ceil_div(f.W{number}, {tile.width} * VL)"
-        which = f"(head * {tiles} + tile)" if packed.per_head else "tile"
         left = context.low.place(product.left)
         sizes = sizes_of(context.graph.nodes[product.left].shape)
         address = context.address(left, (*sizes[:-1], 1), number)  # of k = 0
+        return packed, address, f"f.{context.buffer(left.buffer)}_row"
+
+    def _term(self, k: int, product: Product) -> list[str]:
+        """Add one product to its sums."""
+        tile, blocks = self.tile, sorted(product.blocks)
+        packed, address, row = self._operands(k, product)
+        panel = len(blocks) * tile.width
+        tiles = f"ceil_div(f.W{self.number}, {tile.width} * VL)"
+        which = f"(head * {tiles} + tile)" if packed.per_head else "tile"
         pairs = [
             (self.accumulators.of[product.blocks[block]] * tile.width + v, b * tile.width + v)
             for b, block in enumerate(blocks)
@@ -108,7 +162,7 @@ class Products:
         lines = [
             "{",
             f"    const REAL* a = {address};",
-            f"    const long row = f.{context.buffer(left.buffer)}_row;",
+            f"    const long row = {row};",
             f"    const REAL* w = f.{packed.pointer} + {which} * {packed.inner} * {panel} * VL;",
             "    long k = 0;",
         ]

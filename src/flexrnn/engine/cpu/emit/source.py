@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from flexrnn.engine.cpu.emit.accumulate import Accumulators
 from flexrnn.engine.cpu.emit.context import Buffer, Context
 from flexrnn.engine.cpu.emit.pointwise import Pointwise
-from flexrnn.engine.cpu.emit.products import Packed, Products, Tile, tile_of
+from flexrnn.engine.cpu.emit.products import Packed, Products, Shape, Tile, tile_of
 from flexrnn.engine.cpu.stages import Loop
 
 HEAD = ("T", "B", "reverse", "across")  # the first sizes; then `Source.sizes`, then the strides
@@ -16,10 +16,11 @@ class Source:
     """A loop's source, and what to hand it.
 
     The function `run(p, s, c, threads)` takes pointers, sizes and constants. Pointers: for every
-    buffer where it begins and, of a `before`, the first state; then every weight; then where each
-    is packed. Sizes: those of `HEAD`, of `sizes`; of every buffer the distances from time to time
-    and from row to row, and whether time goes in a ring of two; of every weight the distances
-    between its heads, rows and columns.
+    buffer where it begins and, of a `before`, the first state; then where every weight
+    is packed; then every piece of a weight. Sizes: those of `HEAD`, of `sizes`; of every buffer the
+    distances from time to time and from row to row, and whether time goes in a ring of two; of
+    every weight where in the sizes its pieces begin and how many there are; then the pieces, as
+    `Piece` in loop.h.
     """
 
     text: str
@@ -27,20 +28,20 @@ class Source:
     constants: tuple[float, ...]
     buffers: dict[str, Buffer]
     weights: tuple[Packed, ...]
-    panels: tuple[tuple[int, int, int], ...]  # of every weight: K, W, numbers a unit and k; heads
 
 
-def source(loop: Loop, *, backward: bool, registers: int, single: bool) -> Source:
+def source(loop: Loop, *, backward: bool, registers: int, shape: Shape) -> Source:
     """Write the source of a loop.
 
     Args:
         loop: its stages.
         backward: it runs from the last step to the first.
         registers: vectors of sums of products that the machine holds.
-        single: the batch is one row; else any number.
+        shape: of the calls for which it is.
     """
     context = Context(loop, backward=backward)
-    texts, weights, panels = [], [], []
+    texts, weights = [], []
+    in_place = shape is Shape.FEW
     for number, stage in enumerate(loop.stages):
         context.size(f"W{number}", stage.domain.units)
         context.size(f"G{number}", stage.domain.heads)
@@ -48,35 +49,35 @@ def source(loop: Loop, *, backward: bool, registers: int, single: bool) -> Sourc
         texts.append(f"// Stage {number}: {products}{len(stage.values)} values.\n")
         accumulators = Accumulators(loop, number)
         if stage.products:
-            tile = tile_of(accumulators.count, registers, single=single)
-            writer = Products(context, number, accumulators, tile)
+            tile = tile_of(accumulators.count, registers, shape)
+            writer = Products(context, number, accumulators, tile, in_place=in_place)
             texts.append(writer.text())
             weights += writer.packed
-            for packed in writer.packed:
-                inner = context.sizes[packed.inner.removeprefix("f.")]
-                heads = stage.domain.heads if packed.per_head else 1
-                panels.append((heads, inner, stage.domain.units))
             texts.append(Pointwise(context, number, accumulators, tile.width).text())
             texts.append(_tiles(context, number, accumulators.count, tile))
         else:
             texts.append(Pointwise(context, number, accumulators, 1).text())
             texts.append(_rows(context, number))
-    run = _run(context, weights, len(loop.stages))
-    text = "\n".join([_frame(context, weights), *texts, run])
+    run = _run(context, weights, in_place)
+    text = "\n".join([_frame(context, weights, in_place), *texts, run])
     return Source(
         text,
         tuple(context.sizes.values()),
         tuple(context.constants),
         context.buffers,
         tuple(weights),
-        tuple(panels),
     )
 
 
-def _frame(context: Context, weights: list[Packed]) -> str:
+def _frame(context: Context, weights: list[Packed], in_place: bool) -> str:
     sizes = [f"    long {name};" for name in context.sizes]
     buffers = [f"    REAL* {b.name};\n    long {b.name}_row;" for b in context.buffers.values()]
     packed = [f"    REAL* {w.pointer};" for w in weights]
+    if in_place:
+        packed = [
+            "    void** p;",
+            *(f"    const Piece* {w.pointer};\n    long {w.pointer}_count;" for w in weights),
+        ]
     return "\n".join([
         "struct Frame {  // what a thread knows at a step",
         "    long B;",
@@ -103,7 +104,7 @@ def _tiles(context: Context, number: int, count: int, tile: Tile) -> str:
         f"    alignas(64) REAL out[{tile.rows * count * tile.width} * VL];",
         f"    const long tiles = ceil_div(f.W{number}, {tile.width} * VL);",
         f"    const Range mine = share(f.G{number} * tiles, f.id, f.of);",
-        *_cleared(context, number),
+        *_cleared(context, number, "f.rows"),
         "    for (long i = mine.first; i < mine.last; i++) {",
         "        // Up and down in turn: what was read last is still in the cache.",
         "        const long at = down ? mine.last - 1 - (i - mine.first) : i;",
@@ -128,13 +129,13 @@ def _tiles(context: Context, number: int, count: int, tile: Tile) -> str:
 
 
 def _rows(context: Context, number: int) -> str:
-    """A function that goes through the rows of a thread, and the units of each."""
+    """A function that goes through some rows of a thread, and the units of each."""
     return "\n".join([
-        f"static void stage{number}(const Frame& f, bool) {{",
+        f"static void stage{number}(const Frame& f, Range rows) {{",
         f"    const long tiles = ceil_div(f.W{number}, VL);",
         f"    const Range mine = share(f.G{number} * tiles, f.id, f.of);",
-        *_cleared(context, number),
-        "    for (long r = f.rows.first; r < f.rows.last; r++)",
+        *_cleared(context, number, "rows"),
+        "    for (long r = rows.first; r < rows.last; r++)",
         "        for (long at = mine.first; at < mine.last; at++) {",
         "            const long head = at / tiles, unit = at % tiles * VL;",
         f"            const long left = f.W{number} - unit;",
@@ -145,7 +146,7 @@ def _rows(context: Context, number: int) -> str:
     ])  # fmt: skip
 
 
-def _cleared(context: Context, number: int) -> list[str]:
+def _cleared(context: Context, number: int, rows: str) -> list[str]:
     """Begin the reductions that this stage gathers."""
     lines = []
     for index in context.loop.stages[number].reduced:
@@ -156,7 +157,7 @@ def _cleared(context: Context, number: int) -> list[str]:
             else "broadcast(-REAL(__builtin_inf()))"
         )
         lines += [
-            "    for (long r = f.rows.first; r < f.rows.last; r++)",
+            f"    for (long r = {rows}.first; r < {rows}.last; r++)",
             f"        for (long head = 0; head < f.G{number}; head++)",
             f"            *(vec*)(f.{buffer} + ((f.part * f.B + r) * f.G{number} + head) * VL) = "
             f"{begin};",
@@ -164,7 +165,34 @@ def _cleared(context: Context, number: int) -> list[str]:
     return lines
 
 
-def _run(context: Context, weights: list[Packed], stages: int) -> str:
+def _passes(context: Context) -> list[str]:
+    """What a thread does at one step.
+
+    Stages without products follow one another row by row, for what one writes the next one reads;
+    where threads share the units of a row, they meet after every stage.
+    """
+    stages = context.loop.stages
+    lines, k = [], 0
+    while k < len(stages):
+        if stages[k].products:
+            lines += [f"        stage{k}(f, t & 1);", "        if (across) barrier.wait(count);"]
+            k += 1
+            continue
+        first = k
+        while k < len(stages) and not stages[k].products:
+            k += 1
+        lines += [
+            "        if (across) {",
+            *(f"            stage{j}(f, f.rows), barrier.wait(count);" for j in range(first, k)),
+            "        } else {",
+            "            for (long r = f.rows.first; r < f.rows.last; r++)",
+            f"                {', '.join(f'stage{j}(f, {{r, r + 1}})' for j in range(first, k))};",
+            "        }",
+        ]
+    return lines
+
+
+def _run(context: Context, weights: list[Packed], in_place: bool) -> str:
     """What a thread does, and the entry that starts all of them."""
     sizes = len(HEAD)
     strides = sizes + len(context.sizes)
@@ -191,33 +219,32 @@ def _run(context: Context, weights: list[Packed], stages: int) -> str:
             past = f"({ring} ? t - 1 & 1 : past) * {time}"
             steps.append(f"        f.{buffer.name} = t ? {base} + {past} : {first};")
     packing = []
+    if in_place:
+        begin.append("    f.p = p;")
     for k, weight in enumerate(weights):
-        at = 2 * len(context.buffers) + 2 * k
-        begin.append(f"    f.{weight.pointer} = (REAL*)p[{at + 1}];")
+        first, count = (f"s[{columns + 2 * k + j}]" for j in range(2))
+        if in_place:
+            begin += [
+                f"    f.{weight.pointer} = (const Piece*)(s + {first});",
+                f"    f.{weight.pointer}_count = {count};",
+            ]
+            continue
+        begin.append(f"    f.{weight.pointer} = (REAL*)p[{2 * len(context.buffers) + k}];")
         heads = f"f.G{weight.stage}" if weight.per_head else "1"
-        blocks = len(weight.starts)
-        panel = blocks * weight.width
-        stride = [f"s[{columns + 3 * k + j}]" for j in range(3)]
+        panel = len(weight.blocks) * weight.width
         packing += [
             "    {",
-            f"        const long starts[] = {{{', '.join(weight.starts)}}};",
             f"        const long tiles = ceil_div(f.W{weight.stage}, {weight.width} * VL);",
             f"        const Range mine = share({heads} * tiles, id, count);",
             "        for (long i = mine.first; i < mine.last; i++)",
-            f"            pack(f.{weight.pointer} + i * {weight.inner} * {panel} * VL, "
-            f"(const REAL*)p[{at}] + i / tiles * {stride[0]},",
-            f"                 {weight.inner}, {stride[1]}, {stride[2]}, starts, {blocks}, "
-            f"i % tiles * {weight.width} * VL,",
-            f"                 f.W{weight.stage}, {weight.width} * VL);",
+            f"            pack(f.{weight.pointer} + i * {weight.inner} * {panel} * VL, p, "
+            f"(const Piece*)(s + {first}), {count},",
+            f"                 i / tiles, {len(weight.blocks)}, i % tiles * {weight.width} * VL, "
+            f"f.W{weight.stage}, {weight.width} * VL);",
             "    }",
         ]
-    if weights:
+    if packing:
         packing.append("    barrier.wait(count);")
-    passes = [
-        line
-        for k in range(stages)
-        for line in (f"        stage{k}(f, t & 1);", "        if (across) barrier.wait(count);")
-    ]
     if context.backward:
         loop = ["    for (long t = T - 1, done = 0; t >= 0; t--, done++) {"]
     else:
@@ -240,7 +267,7 @@ def _run(context: Context, weights: list[Packed], stages: int) -> str:
         "        const long now = reverse ? T - 1 - t : t;",
         "        [[maybe_unused]] const long past = reverse ? now + 1 : now - 1;",
         *steps,
-        *passes,
+        *_passes(context),
         "    }",
         "}\n",
         'extern "C" __attribute__((visibility("default")))',

@@ -39,22 +39,81 @@ struct Barrier {
     }
 };
 
+// Rows `first` to `last` of one block of a weight's columns, as they lie in memory: element (k, n)
+// of the block lies `(k - first) * row + n * column` numbers behind `p[pointer]`.
+struct Piece {
+    long pointer, block, first, last, head, row, column;
+};
+
+// out[n] += sum over k of a[k] * w[n * column + k]: a weight whose columns lie in one piece each.
+INLINE void add_dots(REAL* out, const REAL* a, const REAL* w, long K, long column, int units) {
+    constexpr int AT_ONCE = 8;  // columns: enough sums to hide how long one multiply-add takes
+    const long whole = K / VL * VL;
+    const int rest = int(K - whole);
+    for (int n = 0; n < units; n += AT_ONCE) {
+        vec sums[AT_ONCE] = {};
+        const int some = int(least(AT_ONCE, units - n));
+        const REAL* from[AT_ONCE];  // where fewer are left, the last is read several times
+        for (int j = 0; j < AT_ONCE; j++) from[j] = w + (n + least(j, some - 1)) * column;
+        for (long k = 0; k < whole; k += VL) {
+            const vec x = load<false>(a + k);
+            for (int j = 0; j < AT_ONCE; j++) sums[j] += x * load<false>(from[j] + k);
+        }
+        if (rest) {
+            const vec x = load<true>(a + whole, rest);
+            for (int j = 0; j < AT_ONCE; j++) sums[j] += x * load<true>(from[j] + whole, rest);
+        }
+        for (int j = 0; j < some; j++) out[n + j] += sum(sums[j]);
+    }
+}
+
+// out[n] += sum over k of a[k] * w[k * row + n]: a weight whose rows lie in one piece each.
+INLINE void add_rows(REAL* out, const REAL* a, const REAL* w, long K, long row, int units) {
+    constexpr int AT_ONCE = 4;  // rows
+    vec sums[AT_ONCE] = {};
+    long k = 0;
+    if (units == VL) {
+        for (; k + AT_ONCE <= K; k += AT_ONCE)
+            for (int j = 0; j < AT_ONCE; j++)
+                sums[j] += broadcast(a[k + j]) * load<false>(w + (k + j) * row);
+        for (; k < K; k++) sums[0] += broadcast(a[k]) * load<false>(w + k * row);
+    } else {
+        for (; k < K; k++) sums[0] += broadcast(a[k]) * load<true>(w + k * row, units);
+    }
+    *(vec*)out += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// Products of one row with a weight as it lies in memory, for calls of so few steps and rows that
+// laying it out anew would take longer. Block b adds to the vector `sums[b]` of `out`.
+INLINE void add_in_place(REAL* out, const int* sums, const REAL* a, void** p, const Piece* pieces,
+                         long count, long head, long unit, int units) {
+    for (long i = 0; i < count; i++) {
+        const Piece& piece = pieces[i];
+        const REAL* w = (const REAL*)p[piece.pointer] + head * piece.head + unit * piece.column;
+        REAL* into = out + sums[piece.block] * VL;
+        const long K = piece.last - piece.first;
+        if (piece.row == 1) add_dots(into, a + piece.first, w, K, piece.column, units);
+        else add_rows(into, a + piece.first, w, K, piece.row, units);
+    }
+}
+
 // Columns of a weight, so that a tile of a product reads memory in order: for each k, the tile's
-// `width` columns of every block. Element (k, n) of the weight lies at w[k * row + n * column].
-static void pack(REAL* out, const REAL* w, long K, long row, long column, const long* starts,
-                 int blocks, long unit, long units, int width) {
-    long valid = least(width, units - unit);
-    for (int b = 0; b < blocks; b++) {
-        const REAL* from = w + (starts[b] + unit) * column;
-        REAL* into = out + b * width;
-        long stride = long(blocks) * width;
+// `width` columns of every block.
+static void pack(REAL* out, void** p, const Piece* pieces, long count, long head, int blocks,
+                 long unit, long units, int width) {
+    const long valid = least(width, units - unit), stride = long(blocks) * width;
+    for (long i = 0; i < count; i++) {
+        const Piece& piece = pieces[i];
+        const long row = piece.row, column = piece.column, K = piece.last - piece.first;
+        const REAL* from = (const REAL*)p[piece.pointer] + head * piece.head + unit * column;
+        REAL* into = out + piece.first * stride + piece.block * width;
         if (column == 1) {
             for (long k = 0; k < K; k++)
                 for (long j = 0; j < width; j++)
                     into[k * stride + j] = j < valid ? from[k * row + j] : 0;
         } else {
             for (long k0 = 0; k0 < K; k0 += VL) {
-                long k1 = least(k0 + VL, K);
+                const long k1 = least(k0 + VL, K);
                 for (long j = 0; j < width; j++)
                     for (long k = k0; k < k1; k++)
                         into[k * stride + j] = j < valid ? from[k * row + j * column] : 0;

@@ -1,0 +1,198 @@
+"""A program's backward pass, laid out for one kind of call."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from flexrnn.engine import interpreter
+from flexrnn.engine.compiler.graph import Graph
+from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.cpu.kernel import SCRATCH, Rows
+from flexrnn.engine.cpu.plan import Loop, Plan, Sizes, timed, width
+from flexrnn.engine.cpu.pool import POOL
+
+
+class Backward:
+    """The backward pass; arguments as in `plan.laid_out`."""
+
+    def __init__(
+        self,
+        program: Program,
+        plan: Plan,
+        keep: tuple[str, ...],
+        sizes: Sizes,
+        given: Mapping[str, Tensor],
+        like: Tensor,
+    ):
+        part, kernel = plan.parts.backward, plan.backward
+        assert part is not None
+        assert kernel is not None
+        self.program, self.sizes = program, sizes
+        self.part = part
+        self.constant = plan.parts.constant
+        self.olds = {program.graph.inputs[f"state.{f}"]: f"state.{f}" for f in program.fields}
+        self.loop = Loop(program, part, kernel, given)
+        self._states(keep, given)
+        graph, rows, area = program.graph, self.loop.rows, self.loop.area
+        for index in program.schedule.saved:
+            rows[f"saved.{index}"] = timed(f"saved.{index}", given[f"saved.{index}"])
+        roots = set(graph.outputs.values())
+        self.kept: dict[int, tuple[torch.Size, int | None]] = {}  # shape; where in SCRATCH
+        self.sums: dict[int, tuple[int, int]] = {}  # where in SCRATCH, how many numbers
+        for name in part.graph.outputs:
+            kind, _, rest = name.partition(".")
+            if kind == "kept":
+                index = int(rest)
+                inner = tuple(int(s) for s in graph.nodes[index].shape[1:])
+                like_it = torch.empty((sizes.steps, sizes.batch, *inner), device="meta")
+                at = None if index in roots else area.take(like_it.numel())
+                memory = name if at is None else SCRATCH
+                rows[name] = timed(memory, like_it)._replace(offset=at or 0)
+                self.kept[index] = like_it.shape, at
+            elif kind == "sum":
+                count = kernel.loop.sums[name]
+                at = area.take(sizes.threads * count)
+                rows[name] = Rows(SCRATCH, row=count, offset=at)
+                self.sums[int(rest)] = at, count
+        self.launch = self.loop.launch(sizes)
+        self.before, self.computed = self.loop.before(), self.loop.computed()
+        self.after = self._ordered(given)
+
+    def _states(self, keep: tuple[str, ...], given: Mapping[str, Tensor]) -> None:
+        rows, batch = self.loop.rows, self.sizes.batch
+        for field in self.program.fields:
+            initial = given[f"state.{field}"]
+            wide = width(initial)
+            new = f"saved.{self.program.graph.outputs[f'state.{field}']}"
+            if field in self.constant:
+                rows[f"const.{field}"] = Rows(f"state.{field}", row=wide)
+            elif new in given:
+                rows[f"after.{field}"] = timed(new, given[new])
+                rows[f"before.{field}"] = rows[f"after.{field}"]._replace(first=f"state.{field}")
+            ring = Rows(f"carry.{field}", batch * wide, wide, ring=True)
+            rows[f"carry.{field}"] = ring._replace(first=f"final.{field}")
+            rows[f"passed.{field}"] = ring
+            if field in keep:
+                rows[f"grad.{field}"] = timed(f"grad.{field}", given[f"grad.{field}"])
+
+    def __call__(self, given: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
+        """Run it; the gradients by the names of the inputs."""
+        program, graph, (steps, batch, *_) = self.program, self.program.graph, self.sizes
+        memory = dict(given)
+        values = {i: given[n] for n, i in graph.inputs.items() if n in given and i not in self.olds}
+        if self.computed:
+            interpreter.compute_nodes(program, self.before, values, (batch,), like)
+            memory |= {name: values[i].contiguous() for name, i in self.computed.items()}
+        for index in program.schedule.saved:
+            values[index] = _truth(graph, index, given[f"saved.{index}"])
+        carries = {}
+        for field in program.fields:
+            shape = given[f"state.{field}"].shape
+            carries[field] = memory[f"carry.{field}"] = like.new_empty(2, *shape)
+        scratch = memory[SCRATCH] = POOL.take(self.loop.area.size, like.dtype)
+        for index, (shape, at) in self.kept.items():
+            if at is None:
+                kept = memory[f"kept.{index}"] = like.new_empty(shape)
+            else:
+                kept = scratch[at : at + shape.numel()].view(shape)
+            values[index] = kept
+        totals = {}
+        for index, (at, count) in self.sums.items():
+            total = scratch[at : at + self.sizes.threads * count].view(-1, count)
+            totals[index] = total.zero_()
+        self.launch(memory)
+        gradients = {f"state.{f}": ring[(steps - 1) & 1] for f, ring in carries.items()}
+        for index in self.kept:
+            values[index] = _truth(graph, index, values[index])
+        for index, total in totals.items():
+            node = graph.nodes[index]
+            inner = tuple(int(s) for s in graph.nodes[node.args[0]].shape[1:])
+            total = total.sum(0).reshape(1, *inner)
+            values[index] = total.sum_to_size(tuple(int(s) for s in node.shape))
+        self._after(values, given, like)
+        for name, index in graph.outputs.items():
+            kind, _, target = name.partition(".")
+            if kind == "grad" and target not in gradients:
+                gradients[target] = values[index]
+        return gradients
+
+    def _after(self, values: dict[int, Tensor], given: Mapping[str, Tensor], like: Tensor) -> None:
+        """Gradients of weights and of the input: products over all steps and rows."""
+        rows = (self.sizes.steps, self.sizes.batch)
+        for how, index in self.after:
+            node = self.program.graph.nodes[index]
+            if how == "old":
+                values[index] = self._before(index, given)
+            elif how == "outer":
+                values[index] = self._outer(index, values, given)
+            else:
+                args = [values[a] for a in node.args]
+                values[index] = interpreter.compute(node, args, rows, like)
+
+    def _ordered(self, given: Mapping[str, Tensor]) -> list[tuple[str, int]]:
+        """What `_after` does, in an order in which it can."""
+        graph = self.program.graph
+        done = {graph.inputs[n] for n in given if n in graph.inputs and n not in self.olds.values()}
+        done |= {*self.kept, *self.sums, *self.program.schedule.saved}
+        order: list[tuple[str, int]] = []
+        pending = list(reversed(self.part.after))
+        while pending:
+            index = pending[-1]
+            node = graph.nodes[index]
+            outer = node.op == "outer" and len(node.shape) == 2
+            needed = node.args
+            if outer and self._is_recorded(node.args[0], given):
+                needed = node.args[1:]
+            missing = [a for a in needed if a not in done]
+            if index in done or not missing:
+                pending.pop()
+            else:
+                pending.extend(missing)
+                continue
+            if index not in done:
+                done.add(index)
+                order.append(("outer" if outer else "old" if index in self.olds else "", index))
+        return order
+
+    def _is_recorded(self, index: int, given: Mapping[str, Tensor]) -> bool:
+        """Whether a node is a state before each step, all of whose values are there."""
+        return index in self.olds and self._history(index) in given
+
+    def _history(self, index: int) -> str:
+        """The name of the memory of the values after each step, of a state before it."""
+        return f"saved.{self.program.graph.outputs[self.olds[index]]}"
+
+    def _before(self, index: int, given: Mapping[str, Tensor]) -> Tensor:
+        """A state before every step, `(T, B, ...)`."""
+        initial = given[self.olds[index]][None]
+        if self.program.graph.outputs[self.olds[index]] == index:  # it never changes
+            return initial.expand(self.sizes.steps, *initial.shape[1:])
+        history = given[self._history(index)]
+        if self.sizes.reverse:
+            return torch.cat([history[1:], initial])
+        return torch.cat([initial, history[:-1]])
+
+    def _outer(self, index: int, values: dict[int, Tensor], given: Mapping[str, Tensor]) -> Tensor:
+        """The sum over steps and rows of the products of a left and a right operand.
+
+        Computed as the transposed matrix, for that is how `nn.Linear` and its like hold a weight.
+        """
+        left, right = self.program.graph.nodes[index].args
+        g = values[right]
+        if left in values:
+            return (_flat(g).T @ _flat(values[left])).T
+        # A state: the initial one, then those after every step but the last.
+        history, initial = given[self._history(left)], given[self.olds[left]]
+        edge, olds, g = (g[-1], history[1:], g[:-1]) if self.sizes.reverse else (
+            g[0], history[:-1], g[1:])  # fmt: skip
+        return (_flat(edge).T @ _flat(initial)).addmm_(_flat(g).T, _flat(olds)).T
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def _truth(graph: Graph, index: int, numbers: Tensor) -> Tensor:
+    """Truth values as torch has them; in a loop's memory they are 1 and 0."""
+    return numbers != 0 if graph.nodes[index].boolean else numbers

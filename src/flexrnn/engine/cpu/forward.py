@@ -1,0 +1,136 @@
+"""A program's forward pass, laid out for one kind of call."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from flexrnn.engine import interpreter
+from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.cpu.kernel import SCRATCH, Area, Rows
+from flexrnn.engine.cpu.plan import Loop, Plan, Sizes, width
+from flexrnn.engine.cpu.pool import POOL
+from flexrnn.engine.interpreter import Run
+
+_SAVED = "saved"  # the memory of what only the backward pass reads
+
+
+class _Part(NamedTuple):
+    """A tensor that is a part of an area."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+    def of(self, area: Tensor) -> Tensor:
+        return area.as_strided(self.shape, self.strides, self.offset)
+
+
+class Forward:
+    """The forward pass; arguments as in `plan.laid_out`."""
+
+    def __init__(
+        self,
+        program: Program,
+        plan: Plan,
+        keep: tuple[str, ...],
+        sizes: Sizes,
+        given: Mapping[str, Tensor],
+        like: Tensor,
+    ):
+        self.program, self.sizes, self.keep = program, sizes, keep
+        self.loop = Loop(program, plan.parts.forward, plan.forward, given)
+        self.constant = plan.parts.constant
+        self.saved_area = Area(plan.forward.itemsize)
+        self.histories: dict[str, tuple[int, ...]] = {}  # those that the caller gets
+        self.parts: dict[str, _Part] = {}  # name of a saved buffer or an end -> where it lies
+        self._states(plan, given)
+        graph = program.graph
+        for index in program.schedule.saved:
+            if f"saved.{index}" in plan.parts.forward.graph.outputs:
+                self._save(f"saved.{index}", tuple(int(s) for s in graph.nodes[index].shape[1:]))
+        self.launch = self.loop.launch(sizes)
+        self.before, self.computed = self.loop.before(), self.loop.computed()
+        self.saved = [self._source(index) for index in program.schedule.saved]
+
+    def _states(self, plan: Plan, given: Mapping[str, Tensor]) -> None:
+        """Where the states lie: whole where somebody reads them later, else the last two."""
+        rows = self.loop.rows
+        for field in self.program.fields:
+            first = given[f"state.{field}"]
+            wide = width(first)
+            if field in self.constant:
+                rows[f"const.{field}"] = Rows(f"state.{field}", row=wide)
+                continue
+            lies = Rows("", self.sizes.batch * wide, wide)
+            if field in self.keep:
+                lies = lies._replace(memory=f"history.{field}")
+                self.histories[field] = (self.sizes.steps, *first.shape)
+            elif field in plan.parts.recorded:
+                lies = lies._replace(
+                    memory=_SAVED, offset=self._save(f"history.{field}", first.shape[1:])
+                )
+            else:
+                at = self.loop.area.take(2 * first.numel())
+                lies = lies._replace(memory=SCRATCH, ring=True, offset=at)
+                last = at + ((self.sizes.steps - 1) & 1) * first.numel()
+                self.parts[f"end.{field}"] = _Part(first.shape, first.stride(), last)
+            rows[f"after.{field}"] = lies
+            rows[f"before.{field}"] = lies._replace(first=f"state.{field}")
+
+    def _save(self, name: str, inner: tuple[int, ...]) -> int:
+        """Take memory for a value at every step."""
+        shape = (self.sizes.steps, self.sizes.batch, *inner)
+        strides = [1] * len(shape)
+        for axis in range(len(shape) - 2, -1, -1):
+            strides[axis] = strides[axis + 1] * shape[axis + 1]
+        at = self.saved_area.take(strides[0] * shape[0])
+        self.parts[name] = _Part(shape, tuple(strides), at)
+        self.loop.rows[name] = Rows(_SAVED, strides[0], strides[1], offset=at)
+        return at
+
+    def _source(self, index: int) -> str:
+        """Where a saved value is found once the loop is done."""
+        if f"saved.{index}" in self.parts:
+            return f"saved.{index}"
+        fields = (*self.keep, *self.program.fields)
+        news = self.program.graph.outputs
+        field = next((f for f in fields if news[f"state.{f}"] == index), None)
+        return f"node.{index}" if field is None else f"history.{field}"
+
+    def __call__(self, given: Mapping[str, Tensor], like: Tensor) -> Run:
+        """Run it."""
+        program, steps = self.program, self.sizes.steps
+        memory = dict(given)
+        if self.computed:
+            values = {program.graph.inputs[name]: tensor for name, tensor in given.items()}
+            rows = (steps, self.sizes.batch)
+            interpreter.compute_nodes(program, self.before, values, rows, like)
+            memory |= {name: values[i].contiguous() for name, i in self.computed.items()}
+        for field, shape in self.histories.items():
+            memory[f"history.{field}"] = like.new_empty(shape)
+        scratch = memory[SCRATCH] = POOL.take(self.loop.area.size, like.dtype)
+        if self.saved_area.size:
+            memory[_SAVED] = POOL.take(self.saved_area.size, like.dtype)
+        self.launch(memory)
+        history = {}
+        for field in self.keep:
+            history[field] = (
+                given[f"state.{field}"].expand(steps, *given[f"state.{field}"].shape).contiguous()
+                if field in self.constant
+                else memory[f"history.{field}"]
+            )
+        for name in self.saved:
+            if name in self.parts:
+                memory[name] = self.parts[name].of(memory[_SAVED])
+        last = 0 if self.sizes.reverse else steps - 1
+        final = []
+        for field in program.fields:
+            if field in self.constant:
+                end = given[f"state.{field}"]
+            elif f"end.{field}" in self.parts:
+                end = self.parts[f"end.{field}"].of(scratch)
+            else:
+                end = memory[f"history.{field}"][last]
+            final.append(end.clone())
+        return Run(history, tuple(final), tuple(memory[name] for name in self.saved))

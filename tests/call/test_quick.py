@@ -1,0 +1,166 @@
+"""The shortest way of `layer.step`: taken where it may be, with the numbers of the long one."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import flexrnn
+from flexrnn import FlexRNN
+from flexrnn.call import quick
+
+Make = Callable[..., FlexRNN]
+B, I, H = 4, 3, 5
+
+
+@pytest.fixture(autouse=True)
+def without_derivatives() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def begun(layer: FlexRNN, batch: int = B) -> Any:
+    """A state that is not zero."""
+    return layer.step(randn(batch, I))[1]
+
+
+def is_taken(layer: FlexRNN, x: Tensor, state: Any) -> bool:
+    return quick.step(layer, x, state) is not None
+
+
+@pytest.mark.parametrize("batch", [1, 2, 9])
+@pytest.mark.parametrize("layers", [1, 3])
+def test_it_gives_the_numbers_of_the_reference(make: Make, layers: int, batch: int) -> None:
+    layer = make(num_layers=layers, batch_first=layers == 3)
+    state, x = begun(layer, batch), randn(batch, I)
+    with flexrnn.backend("reference"):
+        assert not is_taken(layer, x, state)
+        expected = layer.step(x, state)
+    found = layer.step(x, state)
+    assert type(found[1]) is type(expected[1])
+    assert_close(found, expected, rtol=1e-13, atol=1e-14)
+    assert is_taken(layer, x, state) == (not list(layer.cells[0].children()))
+
+
+def test_nothing_of_the_result_is_anybody_elses_memory() -> None:
+    layer = flexrnn.LSTM(I, H, dtype=torch.float64)
+    state, x = begun(layer), randn(B, I)
+    before = [s.clone() for s in state]
+    output, (h, c) = layer.step(x, state)
+    kept = h.clone()
+    output.fill_(0)
+    c.fill_(7)
+    layer.step(x, state)
+    assert_close(h, kept, rtol=0, atol=0)
+    assert_close(list(state), before, rtol=0, atol=0)
+
+
+def test_a_weight_counts_as_it_is_at_the_call() -> None:
+    layer = flexrnn.GRU(I, H, dtype=torch.float64)
+    state, x = begun(layer), randn(B, I)
+    first = layer.step(x, state)[0]
+    layer.weight_hh_l0.mul_(2)
+    second = layer.step(x, state)[0]
+    layer.weight_hh_l0 = nn.Parameter(layer.weight_hh_l0 / 2)
+    assert is_taken(layer, x, state)
+    assert not torch.equal(first, second)
+    assert_close(layer.step(x, state)[0], first)
+    weights = {name: torch.zeros_like(p) for name, p in layer.named_parameters()}
+
+    class Stepped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor, state: Tensor) -> Tensor:
+            return self.layer.step(x, state)[0]
+
+    names = {f"layer.{name}": weight for name, weight in weights.items()}
+    with_zeros = torch.func.functional_call(Stepped(), names, (x, state))
+    assert_close(with_zeros, state[0] / 2)  # z = 1/2, n = 0
+
+
+class ScaledCell(flexrnn.cells.RNNCell):
+    scale = 1.0
+
+    def step(self, x: Any, state: Any) -> Any:
+        (h,) = super().step(x, state)
+        h = h * self.scale
+        extra = getattr(self, "offset", None)
+        return self.State(h if extra is None else h + extra)
+
+
+def test_what_the_cell_holds_counts_as_it_is_at_the_call() -> None:
+    layer = FlexRNN(ScaledCell, I, H, dtype=torch.float64)
+    cell: Any = layer.cells[0]
+    state, x = begun(layer), randn(B, I)
+    first = layer.step(x, state)[0]
+    assert is_taken(layer, x, state)
+    cell.scale = 3.0
+    assert_close(layer.step(x, state)[0], 3 * first)
+    cell.offset = torch.ones(H, dtype=torch.float64)
+    assert not is_taken(layer, x, state)
+    assert_close(layer.step(x, state)[0], 3 * first + 1)
+    del cell.offset
+    assert is_taken(layer, x, state)
+    cell.register_buffer("offset", torch.ones(H, dtype=torch.float64))
+    assert not is_taken(layer, x, state)
+    assert_close(layer.step(x, state)[0], 3 * first + 1)
+
+
+def test_it_is_not_taken_where_more_is_asked_for() -> None:
+    layer = flexrnn.LSTM(I, H, dtype=torch.float64)
+    state, x = begun(layer), randn(B, I)
+    assert is_taken(layer, x, state)
+    with torch.enable_grad():
+        assert not is_taken(layer, x, state)
+    with flexrnn.record(layer):
+        assert not is_taken(layer, x, state)
+    with flexrnn.backend("interpreter"):
+        assert not is_taken(layer, x, state)
+    with torch.autocast("cpu"):
+        assert not is_taken(layer, x, state)
+    for register in (layer.register_forward_hook, layer.register_forward_pre_hook):
+        handle = register(lambda *_: None)
+        assert not is_taken(layer, x, state)
+        handle.remove()
+    for other in (None, state[0], state[:1], [*state], (state[0], state[1][:, :2]),
+                  (state[0].float(), state[1])):  # fmt: skip
+        assert not is_taken(layer, x, other)
+    for wrong in (x[0], x[:, :2], x.float(), x[:2]):
+        assert not is_taken(layer, wrong, state)
+    assert is_taken(layer, x, state)
+    zoned = flexrnn.LSTM(I, H, dtype=torch.float64, zoneout=0.1)
+    assert not is_taken(zoned, x, state)
+    dropped = flexrnn.LSTM(I, H, 2, dtype=torch.float64, dropout=0.1)
+    assert not is_taken(dropped, x, begun(dropped))
+    assert is_taken(dropped.eval(), x, begun(dropped))
+
+
+def test_tensors_of_another_kind_take_the_long_way() -> None:
+    layer = flexrnn.RNN(I, H, dtype=torch.float64)
+    state, x = begun(layer), randn(B, I)
+    mapped = torch.func.vmap(lambda x, state: layer.step(x, state)[0], (0, 1))
+    assert_close(mapped(x[:, None], state[:, :, None]), layer.step(x, state)[0][:, None])
+    with torch.inference_mode():
+        assert_close(layer.step(x, state), tuple(t.clone() for t in layer.step(x, state)))
+    assert not layer.step(x, state)[0].is_inference()
+
+
+def test_a_step_that_is_no_program_takes_the_long_way() -> None:
+    class Centred(flexrnn.cells.RNNCell):
+        def step(self, x: Any, state: Any) -> Any:
+            (h,) = super().step(x, state)
+            return self.State(h - h.mean(0))
+
+    layer = FlexRNN(Centred, I, H, dtype=torch.float64)
+    state, x = torch.zeros(1, B, H, dtype=torch.float64), randn(B, I)
+    assert not is_taken(layer, x, state)
+    assert_close(layer.step(x, state)[0].mean(0), torch.zeros(H, dtype=torch.float64))
