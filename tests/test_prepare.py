@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pack_sequence
 import flexrnn
 from flexrnn import cells
 from flexrnn.engine.compiler import passes
-from flexrnn.engine.cpu import compiler, engine, kernel
+from flexrnn.engine.cpu import compiler, engine, kernel, plan
 from flexrnn.engine.cpu.toolchain import Toolchain
 
 I, H = 3, 5
@@ -35,7 +35,7 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(compiler, "compile_library", noted)
     monkeypatch.setattr(kernel, "library", toolchain.library)
     monkeypatch.setattr(engine, "library", toolchain.library)
-    monkeypatch.setattr(engine, "_plans", WeakKeyDictionary())
+    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
     monkeypatch.setattr(passes, "_programs", {})
     return texts
 
@@ -45,6 +45,7 @@ def every_call(layer: flexrnn.FlexRNN, marks: Callable[[int, int], dict[str, Any
     dtype = layer.all_weights[0][0].dtype
     for T, B, x_learns, state_learns in [
         (20, 1, False, False),
+        (3, 2, True, True),
         (9, 7, True, False),
         (3, 64, False, True),
     ]:
@@ -59,6 +60,11 @@ def every_call(layer: flexrnn.FlexRNN, marks: Callable[[int, int], dict[str, Any
             for state in (None, hx):
                 output, *_ = layer(x, state, **marks(T, B))
                 output.sum().backward()
+    if not layer.bidirectional:
+        state = None
+        with torch.no_grad():
+            for x in torch.randn(3, 2, I, dtype=dtype):
+                _, state = layer.eval().step(x, state)
     if marks(2, 1):
         layer(pack_sequence([torch.randn(4, I, dtype=dtype)] * 2))
 
@@ -84,7 +90,7 @@ def test_afterwards_no_call_runs_the_compiler(compiled: list[str], name: str) ->
     layer = flexrnn.FlexRNN(cell, I, H, backend="cpu", **options)
     assert flexrnn.compile(layer, **asked) is layer
     before = len(compiled)
-    assert before >= 4  # forward and backward, for one row and for many
+    assert before >= 4  # forward and backward, for one row and for more
     assert len(set(compiled)) == before
 
     def marks(T: int, B: int) -> dict[str, Any]:

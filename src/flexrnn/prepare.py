@@ -19,9 +19,9 @@ def compile(  # noqa: A001  # as torch.compile
 ) -> M:
     """Compile the loops of a layer for the CPU now, which else happens at its first calls.
 
-    It calls every layer with zeros, of a few steps and of one row and two, in training and in
-    evaluation mode, with gradients and without, under `backend("cpu")`. Generated code tells no
-    other sizes apart: it serves every T and B, in this process and, from disk, in the next.
+    It calls every layer with zeros, of two steps and of more, of one row and of more, in training
+    and in evaluation mode, with gradients and without, under `backend("cpu")`. Generated code tells
+    no other sizes apart: it serves every T and B, in this process and, from disk, in the next.
     No hook runs; parameters, their `.grad`, buffers, modes and random generators stay as they are.
 
     Args:
@@ -97,11 +97,12 @@ def _mode(layer: nn.Module, training: bool) -> Iterator[None]:
 
 
 def _call(layer: FlexRNN, asked: set[str]) -> None:
-    """Call a layer with these arguments, with every number of rows and kind of gradient."""
+    """Call a layer with these arguments, at sizes and with gradients of every kind."""
     example = next(layer.parameters(), torch.empty(0))
     own = _Alone(layer)
-    steps = max(2, (layer.checkpoint_every or 0) + 1)  # a second segment begins from a result
-    for rows in (1, 2):
+    # Of segments the second begins from a result, and the last may be a short one.
+    many = max(16, 2 * (layer.checkpoint_every or 0) + 1)
+    for steps, rows in ((2, 1), (many, 1), (many, 16)):
         axes = (rows, steps) if layer.batch_first else (steps, rows)
         x = torch.zeros(*axes, layer.input_size, dtype=example.dtype, device=example.device)
         marks: dict[str, Any] = {}

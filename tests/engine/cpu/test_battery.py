@@ -15,12 +15,12 @@ from torch import Tensor
 import flexrnn
 from flexrnn import cells
 from flexrnn.cell import field_sizes
-from flexrnn.engine.cpu import engine
+from flexrnn.engine.cpu import plan
 from flexrnn.engine.cpu.isa import Isa
 
 Judge = Callable[..., None]
 DOUBLE, SINGLE = DTYPES = (torch.float64, torch.float32)
-SIZES = [(5, 3, 7, 9), (1, 2, 1, 1), (4, 13, 33, 40), (3, 1, 4, 16), (7, 1, 2, 33)]  # T, B, I, H
+SIZES = [(5, 3, 7, 9), (1, 2, 1, 1), (4, 13, 33, 40), (3, 1, 4, 16), (11, 1, 2, 33)]  # T, B, I, H
 CELLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "LSTM": (cells.LSTMCell, {}),
     "projection": (cells.LSTMCell, {"proj_size": 2}),
@@ -53,8 +53,8 @@ def test_a_cell(judge: Judge, name: str, dtype: torch.dtype, size: tuple[int, ..
     judge(layer, *operands(layer, T, B))
 
 
-T, B, I, H = 7, 4, 3, 11
-LENGTHS = {"lengths": torch.tensor([7, 2, 5, 1])}
+T, B, I, H = 10, 4, 3, 11
+LENGTHS = {"lengths": torch.tensor([10, 2, 5, 1])}
 RESET = {"reset": torch.rand(T, B, generator=torch.Generator().manual_seed(0)) < 0.3}
 FEATURES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "two layers in two directions": (
@@ -115,7 +115,7 @@ def test_one_row_has_lengths_and_resets_too(judge: Judge) -> None:
 
 def test_each_set_of_instructions(judge: Judge, isa: Isa, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEXRNN_ISA", isa.name)
-    monkeypatch.setattr(engine, "_plans", WeakKeyDictionary())
+    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
     for cell in (cells.LSTMCell, cells.LayerNormLSTMCell):
         layer = flexrnn.FlexRNN(cell, 3, 13)
         judge(layer, *operands(layer, 4, 7))
@@ -181,3 +181,4 @@ def test_weights_above_4_mib(judge: Judge, cell: Any) -> None:
     """Threads share units then, and sums have many terms."""
     layer = flexrnn.FlexRNN(cell, 40, 777)
     judge(layer, *operands(layer, 3, 9))
+    judge(layer, *operands(layer, 2, 3))

@@ -11,7 +11,7 @@ import flexrnn
 from flexrnn import cells
 from flexrnn.engine.compiler import passes
 from flexrnn.engine.compiler.ops import OPS
-from flexrnn.engine.cpu import engine, kernel
+from flexrnn.engine.cpu import kernel, plan
 
 Judge = Callable[..., None]
 
@@ -20,7 +20,7 @@ Judge = Callable[..., None]
 def nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs and loops are made anew, and forgotten with their faults."""
     monkeypatch.setattr(passes, "_programs", {})
-    monkeypatch.setattr(engine, "_plans", WeakKeyDictionary())
+    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
 
 
 def judged(judge: Judge, cell: Any, T: int = 5, B: int = 3, H: int = 35) -> None:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import flexrnn
 from flexrnn import cells
-from flexrnn.engine.cpu import engine, kernel
+from flexrnn.engine.cpu import kernel, plan
 
 Threads = Callable[[int], Any]
 Results = Callable[..., dict[str, Tensor]]
@@ -29,6 +29,7 @@ SHARED: dict[str, tuple[Any, tuple[int, int, int, int]]] = {  # T, B, I, H
     "sums over all units": (cells.LayerNormLSTMCell, (10, 1, 5, 37)),
     "sums over the rows' units": (cells.LayerNormLSTMCell, (10, 7, 5, 37)),
     "units, weights above 4 MiB": (cells.LSTMCell, (3, 9, 40, 530)),
+    "units, weights read in place": (cells.LSTMCell, (2, 3, 40, 530)),
     "units and sums, weights above 4 MiB": (cells.LayerNormLSTMCell, (3, 9, 40, 530)),
 }
 
@@ -90,7 +91,7 @@ def test_as_many_threads_run_as_torch_has_and_by_its_runtime() -> None:
 def test_python_threads_at_once_get_the_numbers_that_each_would_get_alone(
     threads: Threads, results: Results, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "_plans", WeakKeyDictionary())  # they also make them at once
+    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())  # they also make them at once
     layers = [
         flexrnn.FlexRNN(cell, 5, 19, bidirectional=True, dtype=torch.float64)
         for cell in (cells.LSTMCell, cells.GRUCell, cells.LSTMCell)
@@ -112,7 +113,7 @@ def test_python_threads_at_once_get_the_numbers_that_each_would_get_alone(
 
 def test_a_call_lets_other_python_threads_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """What another thread counts while the loop runs, and nothing else does."""
-    monkeypatch.setattr(engine, "_plans", WeakKeyDictionary())
+    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
     compiled, counted, seen = kernel.library, [0], list[int]()
 
     class Watched:

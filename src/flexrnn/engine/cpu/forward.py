@@ -8,7 +8,7 @@ from torch import Tensor
 from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.kernel import SCRATCH, Area, Rows
-from flexrnn.engine.cpu.plan import Loop, Plan, Sizes, width
+from flexrnn.engine.cpu.plan import Loop, Plan, Sizes, truth, width
 from flexrnn.engine.cpu.pool import POOL
 from flexrnn.engine.interpreter import Run
 
@@ -103,7 +103,9 @@ class Forward:
         program, steps = self.program, self.sizes.steps
         memory = dict(given)
         if self.computed:
-            values = {program.graph.inputs[name]: tensor for name, tensor in given.items()}
+            graph = program.graph
+            named = ((graph.inputs[name], tensor) for name, tensor in given.items())
+            values = {index: truth(graph, index, tensor) for index, tensor in named}
             rows = (steps, self.sizes.batch)
             interpreter.compute_nodes(program, self.before, values, rows, like)
             memory |= {name: values[i].contiguous() for name, i in self.computed.items()}
