@@ -96,5 +96,13 @@ def test_what_is_counted_in_int_is_small(shape: Shape) -> None:
     for loop in (compiled.forward, compiled.backward):
         assert loop is not None
         text = loop.source.text
-        assert set(re.findall(r"\bint (\w+)", text)) <= {"R", "i", "j", "n", "threads", "units", "sums"}
+        assert set(re.findall(r"\bint (\w+)", text)) <= {
+            "R",
+            "i",
+            "j",
+            "n",
+            "threads",
+            "units",
+            "sums",
+        }
         assert not re.search(r"\b(unsigned|short|int[0-9]+_t|auto)\b", text)

@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# What a call hands to a loop is nobody else's business.
 """Generated loops in a program of their own, under sanitizers: memory, undefined behaviour, races.
 
 The program has every call's memory in pieces of just the size that the loop is told, so that a
@@ -18,13 +20,13 @@ from torch import Tensor
 
 import flexrnn
 from flexrnn import cells
-from flexrnn.engine.cpu import compiler, cpp, engine, kernel
+from flexrnn.engine.cpu import compiler, cpp, kernel, plan
 from flexrnn.engine.cpu.isa import machine, runnable
-from flexrnn.engine.cpu.kernel import Kernel, Rows
+from flexrnn.engine.cpu.kernel import SCRATCH, Area, Kernel, Launch
 from flexrnn.engine.step import CannotRunError
 
 CELLS = [cells.LSTMCell, cells.GRUCell, cells.LayerNormLSTMCell]
-SIZES = [(3, 1, 2, 5), (2, 7, 3, 19), (1, 2, 1, 5)]  # T, B, I, H
+SIZES = [(9, 1, 2, 5), (2, 7, 3, 19), (1, 2, 1, 5)]  # T, B, I, H
 SANITIZERS = {
     # Unoptimised: that compiles in a third of the time and leaves every access as it is written.
     "address": ("-O0", "-fsanitize=address"),
@@ -46,7 +48,7 @@ typedef void Work(void**, const long*, const double*, long, long, Barrier&);
 struct Memory {
     std::vector<void*> pieces;
     unsigned state = 1;
-    void* piece(long numbers) {  // aligned as cache lines are, and not a number longer than told
+    REAL* piece(long numbers) {  // aligned as cache lines are, and not a number longer than told
         void* p = nullptr;
         if (posix_memalign(&p, 64, numbers * sizeof(REAL))) abort();
         for (long i = 0; i < numbers; i++) {
@@ -54,7 +56,7 @@ struct Memory {
             ((REAL*)p)[i] = REAL(state >> 8) / (1 << 23) - 1;
         }
         pieces.push_back(p);
-        return p;
+        return (REAL*)p;
     }
     ~Memory() {
         for (void* p : pieces) free(p);
@@ -73,42 +75,43 @@ static void together(Work* work, void** p, const long* s, const double* c, long 
 
 
 class Call(NamedTuple):
-    """One run of a loop: what `Kernel.__call__` is given."""
+    """One run of a loop: its source, and what `Launch.__call__` hands it."""
 
-    kernel: Kernel
-    rows: dict[str, Rows]
-    weights: dict[str, Tensor]
-    sizes: dict[str, Any]
+    source: str
+    launch: Launch
+    memory: dict[str, Tensor]
+    areas: dict[str, dict[int, int]]  # where the pieces of an area begin, and their sizes
 
     def text(self) -> str:
         """The same run in C++, on memory of its own."""
-        loop, threads = self.kernel, self.sizes["threads"]
-        fixed = {n: (k, row) for n, k, row in loop.scratch(self.sizes["batch"], threads)}
-        pieces: list[int] = []
-        strides: list[int] = []
-        for name in loop.source.buffers:
-            if name in fixed:
-                numbers, row = fixed[name]
-                pieces += (numbers, 0)
-                strides += (0, row, 0)
+        launch, memory = self.launch, dict[tuple[str, int], int]()
+        pointers: list[str] = []
+        for name, offset in launch._pointers:
+            at = offset // memory_size(self.memory)
+            piece = (name, at if name in self.areas else 0)
+            if name:
+                whole = name not in self.areas
+                memory[piece] = extent(self.memory[name]) if whole else self.areas[name][at]
+                number = list(memory).index(piece)
+                pointers.append(f"m{number} + {at if whole else 0}")
             else:
-                given = self.rows[name]
-                pieces += (extent(given.data), 0 if given.first is None else extent(given.first))
-                strides += (given.time, given.row, given.ring)
-        for weight in loop.source.weights:
-            tensor = self.weights[weight.weight]
-            pieces += (extent(tensor), fixed[weight.pointer][0])
-            strides += (0, *tensor.stride()) if tensor.dim() == 2 else tensor.stride()
-        head = (self.sizes[name] for name in ("steps", "batch", "reverse", "across"))
-        s = (*map(int, head), *loop.source.sizes, *map(int, strides))
-        memory = (f"m.piece({n})" if n else "nullptr" for n in pieces)
+                pointers.append("nullptr")
+        made = "\n".join(
+            f"        REAL* m{k} = m.piece({n});" for k, n in enumerate(memory.values())
+        )
         return f"""    {{
         Memory m;
-        void* p[] = {{{", ".join(memory)}}};
-        const long s[] = {{{", ".join(map(str, s))}}};
-        const double c[] = {{{", ".join([*map(repr, loop.source.constants), "0"])}}};
-        together(%s, p, s, c, {threads});
+{made}
+        void* p[] = {{{", ".join(pointers)}}};
+        const long s[] = {{{", ".join(map(str, launch._sizes))}}};
+        const double c[] = {{{", ".join([*map(repr, launch._constants), "0"])}}};
+        together(%s, p, s, c, {launch._threads});
     }}"""
+
+
+def memory_size(memory: dict[str, Tensor]) -> int:
+    """Bytes of a number."""
+    return memory[SCRATCH].element_size()
 
 
 def extent(tensor: Tensor) -> int:
@@ -120,28 +123,56 @@ def extent(tensor: Tensor) -> int:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     """The calls of loops that layers make; here they are noted only, and nothing is compiled."""
     noted: list[Call] = []
+    taken: list[tuple[Area, dict[int, int]]] = []  # of every area, in the order in which they came
+    sources: dict[Launch, tuple[str, dict[str, dict[int, int]]]] = {}
+    init, take, lay_out = Area.__init__, Area.take, Kernel.launch
 
-    def note(self: Kernel, rows: Any, weights: Any, **sizes: Any) -> None:
-        noted.append(Call(self, dict(rows), dict(weights), sizes))
+    def new_area(self: Area, itemsize: int) -> None:
+        init(self, itemsize)
+        taken.append((self, {}))
+
+    def take_noted(self: Area, numbers: int) -> int:
+        at = take(self, numbers)
+        found = next(pieces for area, pieces in taken if area is self)
+        found[at] = max(numbers, found.get(at, 0))
+        return at
+
+    def launch(self: Kernel, rows: Any, weights: Any, area: Area, **sizes: Any) -> Launch:
+        made = lay_out(self, rows, weights, area, **sizes)
+        own = next(k for k, (other, _) in enumerate(taken) if other is area)
+        areas = {SCRATCH: taken[own][1]}
+        for _, pieces in taken[own + 1 :]:  # a forward pass has another, of what it saves
+            areas["saved"] = pieces
+        sources[made] = self.source.text, areas
+        taken.clear()
+        return made
+
+    def note(self: Launch, memory: dict[str, Tensor]) -> None:
+        source, areas = sources[self]
+        noted.append(Call(source, self, dict(memory), areas))
 
     class Nothing:
         def __init__(self, text: str):
             self.run = self
 
-    monkeypatch.setattr(Kernel, "__call__", note)
+    monkeypatch.setattr(Area, "__init__", new_area)
+    monkeypatch.setattr(Area, "take", take_noted)
+    monkeypatch.setattr(Kernel, "launch", launch)
+    monkeypatch.setattr(Launch, "__call__", note)
     monkeypatch.setattr(kernel, "library", Nothing)
-    monkeypatch.setattr(engine, "_plans", WeakKeyDictionary())
+    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
+    monkeypatch.setattr(plan, "_LITTLE", 0)  # two threads also where one would be faster
     return noted
 
 
 def program(calls: list[Call], change: Callable[[str], str]) -> str:
     """C++ of a program that makes the calls; every loop once, in a namespace of its own."""
-    texts = {call.kernel.source.text: f"loop{k}" for k, call in enumerate(calls)}
+    texts = {call.source: f"loop{k}" for k, call in enumerate(calls)}
     parts = [cpp.prologue("float", machine()), MAIN]
     for text, name in texts.items():
         named = change(text).replace("void run(", f"void run_{name}(")
         parts.append(f"namespace {name} {{\n{named}\n}}\n")
-    runs = [call.text() % f"{texts[call.kernel.source.text]}::work" for call in calls]
+    runs = [call.text() % f"{texts[call.source]}::work" for call in calls]
     return "\n".join([*parts, "int main() {", *runs, '    puts("done");', "}", ""])
 
 
