@@ -16,6 +16,7 @@ from flexrnn.engine.explain import explain
 from flexrnn.engine.fallback import FallbackWarning
 from flexrnn.engine.scan import backend, scan
 from flexrnn.layer import FlexRNN
+from flexrnn.prepare import compile  # noqa: A004
 from flexrnn.record import record
 from flexrnn.swap import replace
 from flexrnn.tbptt import tbptt
@@ -38,6 +39,7 @@ __all__ = [
     "RNNCell",
     "backend",
     "cells",
+    "compile",
     "explain",
     "fromscratch",
     "init",

@@ -168,12 +168,7 @@ def peak(steps: int, every: int | None) -> int:
     return seen.most
 
 
-LEAK = "the plan of a call, which is kept, keeps the operands of the call that it was made for"
-
-
-@pytest.mark.parametrize(
-    "engine", [*ENGINES[:2], pytest.param("cpu", marks=pytest.mark.xfail(reason=LEAK))]
-)
+@pytest.mark.parametrize("engine", ENGINES)
 def test_the_peak_of_memory_falls(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What remains is the output at every step, its copy, and one segment."""
     monkeypatch.setattr(POOL, "limit", 0)  # what is kept for a later call is not this one's

@@ -1,11 +1,21 @@
-"""Libraries of their own for these tests, and every set of instructions that this machine has."""
+"""Libraries of their own for these tests, every set of instructions, and the judge of an engine."""
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
+import flexrnn
 from flexrnn.engine.cpu.isa import runnable
+
+FEW = 4  # ulp that DESIGN.md's rule leaves to chance
+EXACT = 1e-12  # relative norm error that float64 may have
+SINGLE = torch.float32
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,3 +29,97 @@ def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "isa" in metafunc.fixturenames:
         metafunc.parametrize("isa", runnable(), ids=lambda isa: isa.name, scope="module")
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture
+def threads() -> Callable[[int], Any]:
+    """A block in which torch has so many threads."""
+    return _threads
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [] if value is None else [tensor for part in value for tensor in _tensors(part)]
+
+
+def _results(
+    layer: flexrnn.FlexRNN, engine: str, x: Tensor, hx: Any = None, **marks: Any
+) -> dict[str, Tensor | None]:
+    """What a layer returns, and every gradient of a weighted sum of it, by a named engine."""
+    torch.manual_seed(1)  # of masks
+    given = {"x": x, **{f"hx {k}": h for k, h in enumerate(_tensors(hx))}}
+    leaves = {**given, **dict(layer.named_parameters())}
+    with flexrnn.backend(engine):
+        outs = _tensors(layer(x, hx, **marks))
+    loss = torch.zeros((), dtype=x.dtype)
+    for out in outs:  # weights of its own for every number, the same in both dtypes
+        weights = torch.linspace(-1, 2, out.numel()).to(out.dtype).view_as(out)
+        loss = loss + (out * weights).sum()
+    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    named: dict[str, Tensor | None] = {f"result {k}": o.detach() for k, o in enumerate(outs)}
+    return named | {f"gradient of {n}": g for n, g in zip(leaves, gradients, strict=True)}
+
+
+@pytest.fixture
+def results() -> Callable[..., dict[str, Tensor | None]]:
+    """What a layer returns, and every gradient of a weighted sum of it, by a named engine."""
+    return _results
+
+
+@pytest.fixture
+def judge() -> Callable[..., None]:
+    """Assert that the cpu engine is as exact as DESIGN.md asks, in values and every gradient.
+
+    Golden is the reference in float64. The relative norm error of each tensor is at most 1e-12 in
+    float64; in float32 at most twice the reference's own and a few ulp, taken over several draws of
+    the operands, for the error of a few numbers is chance. Threads are 1, 2 and 3 in turn.
+    """
+
+    def check(layer: flexrnn.FlexRNN, x: Tensor, hx: Any = None, **marks: Any) -> None:
+        single = x.dtype == SINGLE
+        in_double = copy.deepcopy(layer).double()
+        errors: dict[str, Tensor] = {}
+        for draw in range(6 if single else 3):
+            given = [t.detach() if draw == 0 else torch.randn_like(t) for t in (x, *(hx or ()))]
+            theirs = exact = _by("reference", layer, given, hx, marks)
+            if single:
+                exact = _by("reference", in_double, [t.double() for t in given], hx, marks)
+            with _threads(1 + draw % 3):
+                ours = _by("cpu", layer, given, hx, marks)
+            for name in exact:
+                found = _errors(name, ours[name], theirs[name], exact[name])
+                errors[name] = errors.get(name, torch.zeros_like(found)) + found
+        for name, squares in errors.items():
+            error, own, norm = squares.sqrt().tolist()
+            limit = 2 * own + FEW * torch.finfo(SINGLE).eps * norm if single else EXACT * norm
+            assert error <= limit, f"{name}: error {error:.3g}, allowed {limit:.3g} of {norm:.3g}"
+
+    return check
+
+
+def _by(
+    engine: str, layer: flexrnn.FlexRNN, given: list[Tensor], hx: Any, marks: dict[str, Any]
+) -> dict[str, Tensor | None]:
+    x, *state = (t.clone(memory_format=torch.preserve_format).requires_grad_() for t in given)
+    return _results(layer, engine, x, tuple(state) if hx is not None else None, **marks)
+
+
+def _errors(name: str, ours: Tensor | None, theirs: Tensor | None, exact: Tensor | None) -> Tensor:
+    """Squared norms: of the engine's error, of the reference's own, of the golden tensor."""
+    if ours is None or theirs is None or exact is None:  # no influence: no gradient, or zeros
+        assert not any(t is not None and t.any() for t in (ours, theirs, exact)), name
+        return torch.zeros(3, dtype=torch.float64)
+    assert ours.shape == exact.shape, name
+    norms = ((ours - exact).norm(), (theirs - exact).norm(), exact.norm())
+    return torch.stack([norm.double() for norm in norms]).square()

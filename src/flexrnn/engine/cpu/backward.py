@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 from flexrnn.engine import interpreter
-from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.kernel import SCRATCH, Rows
-from flexrnn.engine.cpu.plan import Loop, Plan, Sizes, timed, values_of, width
+from flexrnn.engine.cpu.plan import Loop, Plan, Sizes, timed, truth, values_of, width
 from flexrnn.engine.cpu.pool import POOL
 
 
@@ -85,7 +84,7 @@ class Backward:
             interpreter.compute_nodes(program, self.before, values, (batch,), like)
             memory |= {name: values[i].contiguous() for name, i in self.computed.items()}
         for index in program.schedule.saved:
-            values[index] = _truth(graph, index, given[f"saved.{index}"])
+            values[index] = truth(graph, index, given[f"saved.{index}"])
         carries = {}
         for field in program.fields:
             shape = given[f"state.{field}"].shape
@@ -104,7 +103,7 @@ class Backward:
         self.launch(memory)
         gradients = {f"state.{f}": ring[(steps - 1) & 1] for f, ring in carries.items()}
         for index in self.kept:
-            values[index] = _truth(graph, index, values[index])
+            values[index] = truth(graph, index, values[index])
         for index, total in totals.items():
             node = graph.nodes[index]
             inner = tuple(int(s) for s in graph.nodes[node.args[0]].shape[1:])
@@ -196,8 +195,3 @@ class Backward:
 
 def _flat(tensor: Tensor) -> Tensor:
     return tensor.reshape(-1, tensor.shape[-1])
-
-
-def _truth(graph: Graph, index: int, numbers: Tensor) -> Tensor:
-    """Truth values as torch has them; in a loop's memory they are 1 and 0."""
-    return numbers != 0 if graph.nodes[index].boolean else numbers

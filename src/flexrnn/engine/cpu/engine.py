@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.program import Program
-from flexrnn.engine.cpu import emit
+from flexrnn.engine.cpu import emit, openmp
 from flexrnn.engine.cpu.backward import Backward
 from flexrnn.engine.cpu.extract import extract
 from flexrnn.engine.cpu.forward import Forward
@@ -81,7 +81,7 @@ def forward(
     like = state[0]
     _check(like)
     given = operands(program, xs, state, tensors)
-    sizes = Sizes(xs[0].shape[0], xs[0].shape[1], reverse, torch.get_num_threads())
+    sizes = Sizes(xs[0].shape[0], xs[0].shape[1], reverse, openmp.threads())
     return laid_out(Forward, program, tuple(keep), sizes, given, like)(given, like)
 
 
@@ -106,5 +106,5 @@ def backward(
         given[f"final.{field}"] = cotangent.contiguous()
     for field, cotangent in history.items():
         given[f"grad.{field}"] = dense(cotangent)
-    sizes = Sizes(xs[0].shape[0], xs[0].shape[1], reverse, torch.get_num_threads())
+    sizes = Sizes(xs[0].shape[0], xs[0].shape[1], reverse, openmp.threads())
     return laid_out(Backward, program, tuple(history), sizes, given, like)(given, like)

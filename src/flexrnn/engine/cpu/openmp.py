@@ -5,6 +5,7 @@ of `torch.set_num_threads`.
 """
 
 import ctypes
+import os
 from functools import cache
 from pathlib import Path
 
@@ -42,3 +43,30 @@ def mapped() -> set[Path]:
     lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     files = {Path(fields[5]) for line in lines if len(fields := line.split(maxsplit=5)) == 6}
     return {f for f in files if f.name.startswith(("libgomp", "libomp", "libiomp"))}
+
+
+class _Pool:
+    """The runtime's threads, beside the one that calls it.
+
+    Fork copies none of them, and GNU's runtime waits in the child for those that its parent had,
+    in torch's operations as in loops. So a child of a process in which loops had threads has one.
+    """
+
+    def __init__(self) -> None:
+        self.started = self.lost = False
+        os.register_at_fork(after_in_child=self._lose)
+
+    def _lose(self) -> None:
+        if self.started:
+            self.lost = True
+            torch.set_num_threads(1)
+
+
+_pool = _Pool()
+
+
+def threads() -> int:
+    """With how many threads a loop runs: as many as torch has; one where fork has lost them."""
+    count = 1 if _pool.lost else torch.get_num_threads()
+    _pool.started = _pool.started or count > 1
+    return count

@@ -163,6 +163,11 @@ def width(tensor: Tensor) -> int:
     return math.prod(tensor.shape[1:])
 
 
+def truth(graph: Graph, index: int, numbers: Tensor) -> Tensor:
+    """Truth values as torch has them; in a loop's memory they are 1 and 0."""
+    return numbers != 0 if graph.nodes[index].boolean else numbers
+
+
 class Loop:
     """A loop in the making: where its buffers lie, and what torch computes before it.
 

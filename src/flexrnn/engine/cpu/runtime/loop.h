@@ -1,6 +1,6 @@
 // What every generated loop needs: shares of work, a barrier between threads, packed weights.
 
-extern "C" int sched_yield();
+extern "C" int sched_yield() noexcept;
 extern "C" int omp_get_thread_num();
 extern "C" int omp_get_num_threads();
 

@@ -1,0 +1,111 @@
+"""Tests of the test: a fault is planted, and `judge` must notice."""
+
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import pytest
+import torch
+
+import flexrnn
+from flexrnn import cells
+from flexrnn.engine.compiler import passes
+from flexrnn.engine.compiler.ops import OPS
+from flexrnn.engine.cpu import kernel, plan
+
+Judge = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs and loops are made anew, and forgotten with their faults."""
+    monkeypatch.setattr(passes, "_programs", {})
+    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
+
+
+def judged(judge: Judge, cell: Any, T: int = 5, B: int = 3, H: int = 35) -> None:
+    layer = flexrnn.FlexRNN(cell, 7, H, dtype=torch.float64)
+    fields = len(cell.State._fields)
+    hx = tuple(torch.randn(1, B, H, dtype=torch.float64) for _ in range(fields))
+    judge(layer, torch.randn(T, B, 7, dtype=torch.float64), hx)
+
+
+def at_two_sizes(judge: Judge, cell: Any) -> None:
+    # One row, so that threads share units; steps enough that no luck keeps them together.
+    judged(judge, cell, T=200, B=1)
+    judged(judge, cell)
+
+
+def wrong_derivative(name: str) -> Any:
+    """The row of an operation, with one cotangent a thousandth too large."""
+    row = OPS[name]
+    assert row.vjp is not None
+    vjp = row.vjp
+
+    def wrong(*operands: Any, **attributes: float) -> tuple[Any, ...]:
+        *others, last = vjp(*operands, **attributes)
+        return (*others, last * 1.001)
+
+    return row._replace(vjp=wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "cell"),
+    [
+        ("tanh", cells.RNNCell),
+        ("sigmoid", cells.GRUCell),
+        ("mul", cells.LSTMCell),
+        ("rsqrt", cells.LayerNormLSTMCell),
+    ],
+)
+def test_a_wrong_derivative(
+    judge: Judge, monkeypatch: pytest.MonkeyPatch, name: str, cell: Any
+) -> None:
+    monkeypatch.setitem(OPS, name, wrong_derivative(name))
+    with pytest.raises(AssertionError, match="gradient of"):
+        judged(judge, cell)
+
+
+def test_a_wrong_form_of_an_operation_in_cpp(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OPS, "sub", OPS["sub"]._replace(cpp="{a} - {b} * REAL(1.001)"))
+    with pytest.raises(AssertionError, match="result 0"):
+        judged(judge, cells.GRUCell)
+
+
+FAULTS = {
+    "no barrier at all": ("void wait(long count) {", "void wait(long count) { return;"),
+    "one barrier a step too few": ("if (across) barrier.wait(count);", ""),
+    "a barrier that lets the first pass": ("== count) {", "<= count) {"),
+    "the last of an odd number of rows is left out": ("share(B, id,", "share(B - B % 2, id,"),
+    "units behind the last whole vector are left out": ("if (left > 0)", "if (left > VL)"),
+    "a thread too few in a sum over all": ("part < f.parts", "part < f.parts - 1"),
+    "a sum over time forgets what it had": (") + sum0, n);", ") * REAL(0) + sum0, n);"),
+    "a weight's last row is left out": ("(long k = 0; k < K;", "(long k = 1; k < K;"),
+}  # fmt: skip
+CELL_OF = {"a thread too few in a sum over all": cells.LayerNormLSTMCell}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_line_of_cpp(judge: Judge, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    right, wrong = FAULTS[fault]
+    planted: list[int] = []
+    compiled = kernel.library
+
+    def library(text: str) -> Any:
+        planted.append(text.count(right))
+        return compiled(text.replace(right, wrong))
+
+    monkeypatch.setattr(kernel, "library", library)
+    with pytest.raises(AssertionError, match=": error"):
+        at_two_sizes(judge, CELL_OF.get(fault, cells.RNNCell))
+    assert any(planted), "the line that was to be spoilt is not there"
+
+
+def test_without_a_fault_nothing_is_noticed(judge: Judge) -> None:
+    for cell in (cells.RNNCell, cells.LayerNormLSTMCell):
+        at_two_sizes(judge, cell)
+
+
+def test_memory_that_nobody_wrote_is_nan() -> None:
+    """Otherwise a number that is left out might be right by chance."""
+    assert torch.empty(1000).isnan().all()

@@ -1,0 +1,256 @@
+# pyright: reportPrivateUsage=false
+# What a call hands to a loop is nobody else's business.
+"""Generated loops in a program of their own, under sanitizers: memory, undefined behaviour, races.
+
+The program has every call's memory in pieces of just the size that the loop is told, so that a
+number before or behind one is seen, and runs the threads' function by `std::thread`, which the
+sanitizer of threads knows, unlike GCC's OpenMP runtime.
+"""
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import pytest
+import torch
+from torch import Tensor
+
+import flexrnn
+from flexrnn import cells
+from flexrnn.engine.cpu import compiler, cpp, kernel, plan
+from flexrnn.engine.cpu.isa import machine, runnable
+from flexrnn.engine.cpu.kernel import SCRATCH, Area, Kernel, Launch
+from flexrnn.engine.step import CannotRunError
+
+CELLS = [cells.LSTMCell, cells.GRUCell, cells.LayerNormLSTMCell]
+SIZES = [(9, 1, 2, 5), (2, 7, 3, 19), (1, 2, 1, 5)]  # T, B, I, H
+SANITIZERS = {
+    # Unoptimised: that compiles in a third of the time and leaves every access as it is written.
+    "address": ("-O0", "-fsanitize=address"),
+    "both": ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+    "thread": ("-O1", "-fsanitize=thread"),
+}
+
+MAIN = """
+#include <cstdio>
+#include <cstdlib>
+#include <thread>
+#include <vector>
+
+extern "C" int omp_get_thread_num() { return 0; }  // asked for by what nobody calls here
+extern "C" int omp_get_num_threads() { return 1; }
+
+typedef void Work(void**, const long*, const double*, long, long, Barrier&);
+
+struct Memory {
+    std::vector<void*> pieces;
+    unsigned state = 1;
+    REAL* piece(long numbers) {  // aligned as cache lines are, and not a number longer than told
+        void* p = nullptr;
+        if (posix_memalign(&p, 64, numbers * sizeof(REAL))) abort();
+        for (long i = 0; i < numbers; i++) {
+            state = state * 1664525u + 1013904223u;
+            ((REAL*)p)[i] = REAL(state >> 8) / (1 << 23) - 1;
+        }
+        pieces.push_back(p);
+        return (REAL*)p;
+    }
+    ~Memory() {
+        for (void* p : pieces) free(p);
+    }
+};
+
+static void together(Work* work, void** p, const long* s, const double* c, long count) {
+    Barrier barrier;
+    std::vector<std::thread> threads;
+    for (long id = 1; id < count; id++)
+        threads.emplace_back([=, &barrier] { work(p, s, c, id, count, barrier); });
+    work(p, s, c, 0, count, barrier);
+    for (std::thread& thread : threads) thread.join();
+}
+"""
+
+
+class Call(NamedTuple):
+    """One run of a loop: its source, and what `Launch.__call__` hands it."""
+
+    source: str
+    launch: Launch
+    memory: dict[str, Tensor]
+    areas: dict[str, dict[int, int]]  # where the pieces of an area begin, and their sizes
+
+    def text(self) -> str:
+        """The same run in C++, on memory of its own."""
+        launch, memory = self.launch, dict[tuple[str, int], int]()
+        pointers: list[str] = []
+        for name, offset in launch._pointers:
+            at = offset // memory_size(self.memory)
+            piece = (name, at if name in self.areas else 0)
+            if name:
+                whole = name not in self.areas
+                memory[piece] = extent(self.memory[name]) if whole else self.areas[name][at]
+                number = list(memory).index(piece)
+                pointers.append(f"m{number} + {at if whole else 0}")
+            else:
+                pointers.append("nullptr")
+        made = "\n".join(
+            f"        REAL* m{k} = m.piece({n});" for k, n in enumerate(memory.values())
+        )
+        return f"""    {{
+        Memory m;
+{made}
+        void* p[] = {{{", ".join(pointers)}}};
+        const long s[] = {{{", ".join(map(str, launch._sizes))}}};
+        const double c[] = {{{", ".join([*map(repr, launch._constants), "0"])}}};
+        together(%s, p, s, c, {launch._threads});
+    }}"""
+
+
+def memory_size(memory: dict[str, Tensor]) -> int:
+    """Bytes of a number."""
+    return memory[SCRATCH].element_size()
+
+
+def extent(tensor: Tensor) -> int:
+    """Numbers from the first to the last that a tensor reaches."""
+    return 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
+    """The calls of loops that layers make; here they are noted only, and nothing is compiled."""
+    noted: list[Call] = []
+    taken: list[tuple[Area, dict[int, int]]] = []  # of every area, in the order in which they came
+    sources: dict[Launch, tuple[str, dict[str, dict[int, int]]]] = {}
+    init, take, lay_out = Area.__init__, Area.take, Kernel.launch
+
+    def new_area(self: Area, itemsize: int) -> None:
+        init(self, itemsize)
+        taken.append((self, {}))
+
+    def take_noted(self: Area, numbers: int) -> int:
+        at = take(self, numbers)
+        found = next(pieces for area, pieces in taken if area is self)
+        found[at] = max(numbers, found.get(at, 0))
+        return at
+
+    def launch(self: Kernel, rows: Any, weights: Any, area: Area, **sizes: Any) -> Launch:
+        made = lay_out(self, rows, weights, area, **sizes)
+        own = next(k for k, (other, _) in enumerate(taken) if other is area)
+        areas = {SCRATCH: taken[own][1]}
+        for _, pieces in taken[own + 1 :]:  # a forward pass has another, of what it saves
+            areas["saved"] = pieces
+        sources[made] = self.source.text, areas
+        taken.clear()
+        return made
+
+    def note(self: Launch, memory: dict[str, Tensor]) -> None:
+        source, areas = sources[self]
+        noted.append(Call(source, self, dict(memory), areas))
+
+    class Nothing:
+        def __init__(self, text: str):
+            self.run = self
+
+    monkeypatch.setattr(Area, "__init__", new_area)
+    monkeypatch.setattr(Area, "take", take_noted)
+    monkeypatch.setattr(Kernel, "launch", launch)
+    monkeypatch.setattr(Launch, "__call__", note)
+    monkeypatch.setattr(kernel, "library", Nothing)
+    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
+    monkeypatch.setattr(plan, "_LITTLE", 0)  # two threads also where one would be faster
+    return noted
+
+
+def program(calls: list[Call], change: Callable[[str], str]) -> str:
+    """C++ of a program that makes the calls; every loop once, in a namespace of its own."""
+    texts = {call.source: f"loop{k}" for k, call in enumerate(calls)}
+    parts = [cpp.prologue("float", machine()), MAIN]
+    for text, name in texts.items():
+        named = change(text).replace("void run(", f"void run_{name}(")
+        parts.append(f"namespace {name} {{\n{named}\n}}\n")
+    runs = [call.text() % f"{texts[call.source]}::work" for call in calls]
+    return "\n".join([*parts, "int main() {", *runs, '    puts("done");', "}", ""])
+
+
+def every_call(cells: list[Any], threads: Any) -> None:
+    """Forward and backward passes of the cells, at every size."""
+    for cell in cells:
+        for T, B, I, H in SIZES:
+            layer = flexrnn.FlexRNN(cell, I, H, bidirectional=True, backend="cpu")
+            x = torch.randn(T, B, I, requires_grad=True)
+            for count in (1, 2):
+                with threads(count):
+                    output, state = layer(x)
+                    loss = output.sum() + sum(s.sum() for s in state)
+                    torch.autograd.grad(loss, [x, *layer.parameters()])
+
+
+@pytest.fixture
+def ran(
+    calls: list[Call], threads: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    """Run calls of layers as a program under a sanitizer."""
+
+    def run(
+        sanitizer: str,
+        isa: str = "plain",
+        cells: list[Any] = CELLS,
+        change: Callable[[str], str] = str,
+    ) -> "subprocess.CompletedProcess[str]":
+        monkeypatch.setenv("FLEXRNN_ISA", isa)
+        found, options = compiler.find(), ("-g", "-pthread", *SANITIZERS[sanitizer])
+        try:
+            empty = compiler.compile_program(found, machine(), "int main() {}", tmp_path, *options)
+            subprocess.run([empty], check=True, capture_output=True)
+        except (CannotRunError, subprocess.CalledProcessError) as cause:
+            pytest.skip(f"no sanitizer of this kind here: {cause}")
+        every_call(cells, threads)
+        assert len(calls) == len(cells) * len(SIZES) * 8
+        text = program(calls, change)
+        driver = compiler.compile_program(found, machine(), text, tmp_path, *options)
+        return subprocess.run([driver], capture_output=True, text=True, check=False, timeout=120)
+
+    return run
+
+
+CLEAN = ("", "done\n", 0)
+
+
+def test_memory_and_defined_behaviour(ran: Any) -> None:
+    done = ran("both")
+    assert (done.stderr, done.stdout, done.returncode) == CLEAN
+
+
+@pytest.mark.skipif(runnable()[0].name == "plain", reason="this machine has no other")
+def test_memory_by_wide_vectors(ran: Any) -> None:
+    """Less than it seems: the sanitizer looks into no load and store of a masked instruction."""
+    done = ran("address", runnable()[0].name)
+    assert (done.stderr, done.stdout, done.returncode) == CLEAN
+
+
+def test_no_races(ran: Any) -> None:
+    done = ran("thread")
+    assert (done.stderr, done.stdout, done.returncode) == CLEAN
+
+
+FAULTS = [
+    ("address", r"(point\d)<true>", r"\1<false>", "heap-buffer-overflow"),
+    ("address", r"share\(B, id,", "share(B + 1, id,", "heap-buffer-overflow"),
+    ("thread", r"if \(across\) barrier\.wait\(count\);", "", "data race"),
+]
+
+
+@pytest.mark.parametrize(("sanitizer", "right", "wrong", "told"), FAULTS)
+def test_a_fault_is_noticed(ran: Any, sanitizer: str, right: str, wrong: str, told: str) -> None:
+    def change(text: str) -> str:
+        changed, count = re.subn(right, wrong, text)
+        assert count
+        return changed
+
+    done = ran(sanitizer, "plain", [cells.RNNCell], change)
+    assert done.returncode
+    assert told in done.stderr

@@ -1,0 +1,223 @@
+"""Threads: how many, the same bits from as many, several callers at once, and what fork leaves."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import flexrnn
+from flexrnn import cells
+from flexrnn.engine.cpu import kernel, plan
+
+Threads = Callable[[int], Any]
+Results = Callable[..., dict[str, Tensor]]
+
+# Determinism
+
+SHARED: dict[str, tuple[Any, tuple[int, int, int, int]]] = {  # T, B, I, H
+    "units, one row": (cells.LSTMCell, (10, 1, 5, 37)),
+    "rows": (cells.LSTMCell, (10, 13, 5, 37)),
+    "sums over all units": (cells.LayerNormLSTMCell, (10, 1, 5, 37)),
+    "sums over the rows' units": (cells.LayerNormLSTMCell, (10, 7, 5, 37)),
+    "units, weights above 4 MiB": (cells.LSTMCell, (3, 9, 40, 530)),
+    "units, weights read in place": (cells.LSTMCell, (2, 3, 40, 530)),
+    "units and sums, weights above 4 MiB": (cells.LayerNormLSTMCell, (3, 9, 40, 530)),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_the_same_input_gives_the_same_bits(threads: Threads, results: Results, name: str) -> None:
+    cell, (T, B, I, H) = SHARED[name]
+    layer, x = flexrnn.FlexRNN(cell, I, H), torch.randn(T, B, I, requires_grad=True)
+    reference = results(layer, "reference", x)
+    for count in (1, 2):
+        with threads(count):
+            first, *others = (results(layer, "cpu", x) for _ in range(4))
+        for other in others:
+            for tensor in first:
+                assert torch.equal(first[tensor], other[tensor]), tensor
+        for tensor, right in reference.items():  # another number of threads: other rounding alone
+            error = (first[tensor] - right).norm() / right.norm()
+            assert error < 1e-5, f"{tensor}, {count} threads: {error:.3g}"
+
+
+# How many
+
+USED = """
+import os, torch, flexrnn
+from flexrnn.engine.cpu import openmp
+
+def tasks():
+    return len(os.listdir("/proc/self/task"))
+
+layer, x = flexrnn.LSTM(3, 64, backend="cpu"), torch.randn(5, 8, 3)
+with torch.no_grad():
+    torch.set_num_threads(1)
+    layer(x)
+    before = tasks()
+    for count in (1, 2, 3, 5):
+        torch.set_num_threads(count)
+        layer(x)
+        print(tasks() - before + 1)
+assert openmp.mapped() == {openmp.runtime()}, openmp.mapped()
+"""
+
+
+def run(program: str) -> str:
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert (ran.stderr, ran.returncode) == ("", 0)
+    return ran.stdout
+
+
+def test_as_many_threads_run_as_torch_has_and_by_its_runtime() -> None:
+    assert run(USED).split() == ["1", "2", "3", "5"]
+
+
+# Several callers
+
+
+def test_python_threads_at_once_get_the_numbers_that_each_would_get_alone(
+    threads: Threads, results: Results, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())  # they also make them at once
+    layers = [
+        flexrnn.FlexRNN(cell, 5, 19, bidirectional=True, dtype=torch.float64)
+        for cell in (cells.LSTMCell, cells.GRUCell, cells.LSTMCell)
+    ]
+    xs = [torch.randn(40, batch, 5, dtype=torch.float64) for batch in (1, 3, 6)]
+    calls = [(layer, x.requires_grad_()) for layer in layers for x in xs] * 3
+    alone = [results(layer, "reference", x) for layer, x in calls]
+
+    def call(k: int) -> dict[str, Tensor]:
+        layer, x = calls[k]
+        with threads(1 + k % 2):
+            return results(layer, "cpu", x)
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(call, range(len(calls))))
+    for ours, right in zip(together, alone, strict=True):
+        torch.testing.assert_close(ours, right, rtol=1e-11, atol=1e-11)
+
+
+def test_a_call_lets_other_python_threads_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another thread counts while the loop runs, and nothing else does."""
+    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
+    compiled, counted, seen = kernel.library, [0], list[int]()
+
+    class Watched:
+        """A library whose `run` notes how far the other thread has come meanwhile."""
+
+        def __init__(self, text: str):
+            self._run: Any = compiled(text).run
+
+        @property
+        def run(self) -> Any:
+            return self
+
+        def __call__(self, *args: Any) -> None:
+            self._run.argtypes = self.argtypes
+            before = counted[0]
+            self._run(*args)
+            seen.append(counted[0] - before)
+
+        argtypes: Any = None
+        restype: Any = None
+
+    monkeypatch.setattr(kernel, "library", Watched)
+    layer, x = flexrnn.RNN(3, 33, backend="cpu"), torch.randn(100_000, 2, 3)
+    stop = threading.Event()
+
+    def count() -> None:
+        while not stop.is_set():
+            counted[0] += 1
+            time.sleep(0)  # lets go by itself; the other never does
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000)
+    other = threading.Thread(target=count)
+    try:
+        other.start()
+        with torch.no_grad():
+            for _ in range(5):
+                layer(x)
+    finally:
+        stop.set()
+        other.join()
+        sys.setswitchinterval(interval)
+    assert len(seen) == 5
+    assert max(seen) > 0
+
+
+# Fork
+
+
+def expected(layer: flexrnn.FlexRNN, x: Tensor) -> Tensor:
+    with flexrnn.backend("reference"):
+        return layer(x)[0].detach()
+
+
+class Encoded(Dataset[Tensor]):
+    """Items that a layer makes, in a worker."""
+
+    def __init__(self, layer: flexrnn.FlexRNN, xs: Tensor):
+        self.layer, self.xs = layer, xs
+
+    def __len__(self) -> int:
+        return len(self.xs)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.layer(self.xs[index])[0].detach()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_workers_of_a_data_loader(threads: Threads) -> None:
+    layer = flexrnn.LSTM(3, 17, backend="cpu")
+    xs = torch.randn(6, 20, 2, 3)
+    with threads(2):
+        right = torch.stack([layer(x)[0].detach() for x in xs])  # threads have run
+        loader = DataLoader(Encoded(layer, xs), batch_size=1, num_workers=2,
+                            multiprocessing_context="fork", timeout=60)  # fmt: skip
+        found = torch.cat(list(loader))
+    torch.testing.assert_close(found, right)
+
+
+FORKED = """
+import os, signal, torch, flexrnn
+
+torch.set_num_threads(2)
+layer, x = flexrnn.LSTM(3, 17, backend="cpu"), torch.randn(20, 4, 3, requires_grad=True)
+
+def call():
+    output, _ = layer(x)
+    return [output, *torch.autograd.grad(output.square().sum(), [x, *layer.parameters()])]
+
+first = call()
+child = os.fork()
+if child == 0:
+    signal.alarm(30)  # instead of waiting for threads that are not there
+    try:
+        assert torch.get_num_threads() == 1
+        for again, right in zip(call(), first):
+            torch.testing.assert_close(again, right)
+        os._exit(0)
+    finally:
+        os._exit(1)
+assert os.waitpid(child, 0)[1] == 0
+torch.testing.assert_close(call(), first)  # the parent goes on
+"""
+
+
+def test_a_fork_after_threads_have_run() -> None:
+    run("import warnings; warnings.simplefilter('ignore', DeprecationWarning)\n" + FORKED)
