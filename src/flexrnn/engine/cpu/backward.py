@@ -12,6 +12,9 @@ from flexrnn.engine.cpu.plan import Loop, Plan, Sizes, timed, truth, values_of, 
 from flexrnn.engine.cpu.pool import POOL
 
 
+_NARROW = 64  # columns: with fewer, torch's product of the transposed matrices is the faster
+
+
 class Backward:
     """The backward pass; arguments as in `plan.laid_out`."""
 
@@ -179,6 +182,8 @@ class Backward:
         args = self.program.graph.nodes[index].args
         if all(arg in values for arg in args):
             left, right = (_flat(values[arg]) for arg in args)
+            if right.shape[1] < _NARROW <= left.shape[1]:
+                return (right.T @ left).T.contiguous()
             return left.T @ right
         first, others = (-1, slice(None, -1)) if self.sizes.reverse else (0, slice(1, None))
         past = slice(1, None) if self.sizes.reverse else slice(None, -1)

@@ -8,6 +8,8 @@ from flexrnn.engine.cpu.emit.pointwise import Pointwise
 from flexrnn.engine.cpu.emit.products import Packed, Products, Shape, Tile, tile_of
 from flexrnn.engine.cpu.stages import Loop
 
+_ROWS = 4  # that stages without products go through together
+
 HEAD = ("T", "B", "reverse", "across")  # the first sizes; then `Source.sizes`, then the strides
 
 
@@ -135,13 +137,15 @@ def _rows(context: Context, number: int) -> str:
         f"    const long tiles = ceil_div(f.W{number}, VL);",
         f"    const Range mine = share(f.G{number} * tiles, f.id, f.of);",
         *_cleared(context, number, "rows"),
-        "    for (long r = rows.first; r < rows.last; r++)",
+        "    for (long r = rows.first, n; r < rows.last; r += n) {",
+        f"        n = least({_ROWS}, rows.last - r);",
         "        for (long at = mine.first; at < mine.last; at++) {",
         "            const long head = at / tiles, unit = at % tiles * VL;",
         f"            const long left = f.W{number} - unit;",
-        f"            if (left >= VL) point{number}<false>(f, nullptr, r, 1, head, unit, VL);",
-        f"            else point{number}<true>(f, nullptr, r, 1, head, unit, int(left));",
+        f"            if (left >= VL) point{number}<false>(f, nullptr, r, n, head, unit, VL);",
+        f"            else point{number}<true>(f, nullptr, r, n, head, unit, int(left));",
         "        }",
+        "    }",
         "}\n",
     ])  # fmt: skip
 
@@ -168,8 +172,8 @@ def _cleared(context: Context, number: int, rows: str) -> list[str]:
 def _passes(context: Context) -> list[str]:
     """What a thread does at one step.
 
-    Stages without products follow one another row by row, for what one writes the next one reads;
-    where threads share the units of a row, they meet after every stage.
+    Stages without products follow one another a few rows at a time, for what one writes the next
+    one reads; where threads share the units of a row, they meet after every stage.
     """
     stages = context.loop.stages
     lines, k = [], 0
@@ -185,8 +189,10 @@ def _passes(context: Context) -> list[str]:
             "        if (across) {",
             *(f"            stage{j}(f, f.rows), barrier.wait(count);" for j in range(first, k)),
             "        } else {",
-            "            for (long r = f.rows.first; r < f.rows.last; r++)",
-            f"                {', '.join(f'stage{j}(f, {{r, r + 1}})' for j in range(first, k))};",
+            f"            for (long r = f.rows.first; r < f.rows.last; r += {_ROWS}) {{",
+            f"                const Range some = {{r, least(r + {_ROWS}, f.rows.last)}};",
+            *(f"                stage{j}(f, some);" for j in range(first, k)),
+            "            }",
             "        }",
         ]
     return lines
