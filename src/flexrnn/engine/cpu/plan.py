@@ -17,7 +17,9 @@ from flexrnn.engine.cpu.pieces import Box, Piece, pieces
 
 _CACHED_WEIGHTS = 4 << 20  # bytes of weights above which threads share units instead of rows
 _FEW = 8  # rows over all steps, up to which laying out weights costs more than it saves
+_SMALL = 64 << 10  # numbers of weights that a core's cache holds beside everything else
 _LITTLE = 256 << 10  # bytes of weights that are read, for which a second thread comes too late
+_BRIEF = 48 << 10  # bytes of weights a stage, for which threads wait longer than they work
 _KEPT = 64  # calls of a program, each of its own T, B and strides, that stay laid out
 
 
@@ -41,16 +43,22 @@ class Plan(NamedTuple):
 class _Known(NamedTuple):
     plans: dict[Hashable, Plan]
     calls: dict[Hashable, Any]
+    weights: int  # numbers in right operands of the forward pass's products
 
 
 _known: WeakKeyDictionary[Graph, _Known] = WeakKeyDictionary()
 
 
-def shape_of(sizes: Sizes) -> Shape:
-    """Which of the loops that a program can be compiled to serves a call."""
+def shape_of(program: Program, sizes: Sizes) -> Shape:
+    """Which of the loops that a program can be compiled to serves a call.
+
+    The loop for a single row leaves the input's product to torch, so as to read fewer weights at
+    every step. Where all of them stay in the cache anyway, it is the dearer one.
+    """
     if sizes.steps * sizes.batch <= _FEW:
         return Shape.FEW
-    return Shape.ROW if sizes.batch == 1 else Shape.ROWS
+    single = sizes.batch == 1 and _of(program).weights > _SMALL
+    return Shape.ROW if single else Shape.ROWS
 
 
 def plan_of(program: Program, keep: Sequence[str], shape: Shape, dtype: torch.dtype) -> Plan:
@@ -97,7 +105,7 @@ def laid_out(
     key = (kind, keep, sizes, like.dtype, *[tensor.stride() for tensor in given.values()])
     call = calls.get(key)
     if call is None:
-        plan = plan_of(program, keep, shape_of(sizes), like.dtype)
+        plan = plan_of(program, keep, shape_of(program, sizes), like.dtype)
         call = calls[key] = kind(program, plan, keep, sizes, given, like)
         while len(calls) > _KEPT:
             calls.pop(next(iter(calls)), None)
@@ -107,8 +115,14 @@ def laid_out(
 def _of(program: Program) -> _Known:
     known = _known.get(program.graph)
     if known is None:
-        known = _known[program.graph] = _Known({}, {})
+        known = _known[program.graph] = _Known({}, {}, _weights(program))
     return known
+
+
+def _weights(program: Program) -> int:
+    nodes, plan = program.graph.nodes, program.schedule
+    products = (nodes[i] for i in (*plan.hoisted, *plan.loop) if nodes[i].op == "product")
+    return sum(math.prod(int(s) for s in nodes[node.args[1]].shape) for node in products)
 
 
 def operands(
@@ -192,6 +206,8 @@ class Loop:
                 self.rows[name] = self._input(name, sizes)
         read, threads = self.kernel.weight_bytes, sizes.threads
         if self.kernel.shape is Shape.FEW and sizes.steps * sizes.batch * read < _LITTLE:
+            threads = 1
+        if sizes.batch == 1 and read < _BRIEF * len(self.kernel.loop.stages):
             threads = 1
         across = threads > 1 and (sizes.batch < threads or read > _CACHED_WEIGHTS)
         self.given = {}  # the call that is laid out outlives this one, and its operands must not
