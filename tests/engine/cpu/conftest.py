@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import flexrnn
+from flexrnn.engine.cpu import plan
 from flexrnn.engine.cpu.isa import runnable
 
 FEW = 4  # ulp that DESIGN.md's rule leaves to chance
@@ -24,6 +25,13 @@ def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLEXRNN_CACHE_DIR", str(folder))
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def threads_where_one_would_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the sizes of tests, loops would otherwise never share units."""
+    monkeypatch.setattr(plan, "_LITTLE", 0)
+    monkeypatch.setattr(plan, "_BRIEF", 0)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -82,16 +90,21 @@ def judge() -> Callable[..., None]:
     """Assert that the cpu engine is as exact as DESIGN.md asks, in values and every gradient.
 
     Golden is the reference in float64. The relative norm error of each tensor is at most 1e-12 in
-    float64; in float32 at most twice the reference's own and a few ulp, taken over several draws of
-    the operands, for the error of a few numbers is chance. Threads are 1, 2 and 3 in turn.
+    float64; in float32 at most twice the reference's own and a few ulp: in the median of several
+    draws of the operands, for both errors of a few numbers are chance, and in none of them ten
+    times that. Threads are 1, 2 and 3 in turn.
     """
 
     def check(layer: flexrnn.FlexRNN, x: Tensor, hx: Any = None, **marks: Any) -> None:
         single = x.dtype == SINGLE
         in_double = copy.deepcopy(layer).double()
-        errors: dict[str, Tensor] = {}
+        errors: dict[str, list[Tensor]] = {}
         for draw in range(6 if single else 3):
-            given = [t.detach() if draw == 0 else torch.randn_like(t) for t in (x, *(hx or ()))]
+            generator = torch.Generator().manual_seed(draw)  # not the one that masks are drawn by
+            given = [
+                t.detach() if draw == 0 else torch.empty_like(t).normal_(generator=generator)
+                for t in (x, *(hx or ()))
+            ]
             theirs = exact = _by("reference", layer, given, hx, marks)
             if single:
                 exact = _by("reference", in_double, [t.double() for t in given], hx, marks)
@@ -99,11 +112,14 @@ def judge() -> Callable[..., None]:
                 ours = _by("cpu", layer, given, hx, marks)
             for name in exact:
                 found = _errors(name, ours[name], theirs[name], exact[name])
-                errors[name] = errors.get(name, torch.zeros_like(found)) + found
-        for name, squares in errors.items():
-            error, own, norm = squares.sqrt().tolist()
+                errors.setdefault(name, []).append(found)
+        for name, draws in errors.items():
+            error, own, norm = torch.stack(draws).unbind(1)
             limit = 2 * own + FEW * torch.finfo(SINGLE).eps * norm if single else EXACT * norm
-            assert error <= limit, f"{name}: error {error:.3g}, allowed {limit:.3g} of {norm:.3g}"
+            ratios = torch.where(error == 0, 0, error / limit)
+            told = f"{name}: error {error.tolist()}, allowed {limit.tolist()}"
+            assert ratios.max() <= (10 if single else 1), told
+            assert ratios.median() <= 1, told
 
     return check
 
@@ -116,10 +132,10 @@ def _by(
 
 
 def _errors(name: str, ours: Tensor | None, theirs: Tensor | None, exact: Tensor | None) -> Tensor:
-    """Squared norms: of the engine's error, of the reference's own, of the golden tensor."""
+    """Norms: of the engine's error, of the reference's own, of the golden tensor."""
     if ours is None or theirs is None or exact is None:  # no influence: no gradient, or zeros
         assert not any(t is not None and t.any() for t in (ours, theirs, exact)), name
         return torch.zeros(3, dtype=torch.float64)
     assert ours.shape == exact.shape, name
     norms = ((ours - exact).norm(), (theirs - exact).norm(), exact.norm())
-    return torch.stack([norm.double() for norm in norms]).square()
+    return torch.stack([norm.double() for norm in norms])

@@ -79,7 +79,7 @@ FAULTS = {
     "the last of an odd number of rows is left out": ("share(B, id,", "share(B - B % 2, id,"),
     "units behind the last whole vector are left out": ("if (left > 0)", "if (left > VL)"),
     "a thread too few in a sum over all": ("part < f.parts", "part < f.parts - 1"),
-    "a sum over time forgets what it had": (") + sum0, n);", ") * REAL(0) + sum0, n);"),
+    "a sum over time forgets what it had": ("now = old + more;", "now = more;"),
     "a weight's last row is left out": ("(long k = 0; k < K;", "(long k = 1; k < K;"),
 }  # fmt: skip
 CELL_OF = {"a thread too few in a sum over all": cells.LayerNormLSTMCell}

@@ -161,7 +161,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     monkeypatch.setattr(Launch, "__call__", note)
     monkeypatch.setattr(kernel, "library", Nothing)
     monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
-    monkeypatch.setattr(plan, "_LITTLE", 0)  # two threads also where one would be faster
     return noted
 
 

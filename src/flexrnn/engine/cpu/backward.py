@@ -11,7 +11,6 @@ from flexrnn.engine.cpu.kernel import SCRATCH, Rows
 from flexrnn.engine.cpu.plan import Loop, Plan, Sizes, timed, truth, values_of, width
 from flexrnn.engine.cpu.pool import POOL
 
-
 _NARROW = 64  # columns: with fewer, torch's product of the transposed matrices is the faster
 
 

@@ -15,6 +15,7 @@ from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.cpu.copies import with_copies
 from flexrnn.engine.cpu.places import Domain, Place, domain_of, in_one_piece, sizes_of
+from flexrnn.engine.cpu.sink import sink
 from flexrnn.engine.step import CannotRunError
 
 REDUCTIONS = ("sum", "amax")
@@ -66,6 +67,7 @@ def lower(graph: Graph) -> Loop:
     lowering = Lowering(with_copies(graph))
     for index in sorted(lowering.alive):
         lowering.assign(index)
+    sink(lowering)
     lowering.settle()
     low = lowering
     return Loop(low.graph, low.stages, low.temporaries, low.partial, low.sums, low)
@@ -85,6 +87,7 @@ class Lowering:
         self.memory: dict[int, Place] = {}
         self.temporaries: dict[str, int] = {}
         self.partial: dict[int, Domain] = {}
+        self.gathered: dict[int, int] = {}  # reduction -> the stage that goes over its operand
         self.sums: dict[str, int] = {}
 
     # Which stage ------------------------------------------------------------------------------
@@ -102,7 +105,7 @@ class Lowering:
             domain = self.domain(node.args[0])
             gather = self._place_in(domain, self._ready(node.args[0], domain))
             self.stages[gather].reduced.append(index)
-            self.partial[index] = domain
+            self.partial[index], self.gathered[index] = domain, gather
             final = self._place_in(self.domain(index), gather + 1)
             self.stage[index] = final
             self.stages[final].values.append(index)

@@ -10,6 +10,7 @@ class Accumulators:
         of: block of a product -> number of its sum.
         sums: `add` node -> the sum that holds its products, and the operands that are no products.
         count: how many sums there are.
+        groups: of products that share sums, the products' numbers and the sums.
     """
 
     def __init__(self, loop: Loop, number: int):
@@ -24,6 +25,7 @@ class Accumulators:
         for block in self.blocks:
             if block not in self.of:
                 self.of[block] = self._new()
+        self.groups = self._grouped()
 
     @property
     def count(self) -> int:
@@ -32,6 +34,16 @@ class Accumulators:
 
     def _new(self) -> int:
         return self.count
+
+    def _grouped(self) -> list[tuple[list[int], list[int]]]:
+        found: list[tuple[list[int], set[int]]] = []
+        for k, product in enumerate(self.stage.products):
+            sums = {self.of[block] for block in product.blocks.values()}
+            shared = [group for group in found if group[1] & sums]
+            found = [group for group in found if not group[1] & sums]
+            products = [p for group in shared for p in group[0]]
+            found.append(([*products, k], sums.union(*(group[1] for group in shared))))
+        return [(products, sorted(sums)) for products, sums in found]
 
     def _join(self, index: int) -> None:
         """Let the products under a tree of additions share a sum."""

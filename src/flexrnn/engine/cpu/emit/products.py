@@ -46,7 +46,7 @@ def tile_of(sums: int, registers: int, shape: Shape) -> Tile:
     """The shape of tiles of so many sums.
 
     Args:
-        sums: how many sums of products a unit has.
+        sums: how many sums of products a unit has in registers at once.
         registers: how many vectors of sums the machine holds.
         shape: of the calls. Where memory is what limits, a narrow tile divides better.
     """
@@ -105,25 +105,27 @@ class Products:
 
     def _in_order(self) -> str:
         """Weights have been packed; sums stay in registers."""
-        count, chains = self.accumulators.count * self.tile.width, self.tile.chains
-        total = " + ".join(f"acc[{chain}][i][j]" for chain in range(chains))
         lines = [
             "template <int R>",
             f"INLINE void products{self.number}(const Frame& f, long r, long head, long tile, "
             "REAL* out) {",
-            f"    vec acc[{chains}][R][{count}] = {{}};",
         ]
-        for k, product in enumerate(self.stage.products):
-            lines += [f"    {line}" for line in self._term(k, product)]
-        lines += [
-            "#pragma GCC unroll 8",
-            "    for (int i = 0; i < R; i++)",
-            "#pragma GCC unroll 32",
-            f"        for (int j = 0; j < {count}; j++) "
-            f"*(vec*)(out + (i * {count} + j) * VL) = {total};",
-            "}",
-        ]
-        return "\n".join(lines)
+        for products, sums in self.accumulators.groups:
+            lines += [f"    {line}" for line in self._group(products, sums)]
+        return "\n".join([*lines, "}"])
+
+    def _group(self, products: list[int], sums: list[int]) -> list[str]:
+        """Products that share sums, and the sums into the tile."""
+        count, width, chains = self.accumulators.count, self.tile.width, self.tile.chains
+        places = [s * width + v for s in sums for v in range(width)]
+        lines = ["{", f"    vec acc[{chains}][R][{len(places)}] = {{}};"]
+        for k in products:
+            lines += [f"    {line}" for line in self._term(k, self.stage.products[k], places)]
+        lines += ["#pragma GCC unroll 8", "    for (int i = 0; i < R; i++) {"]
+        for j, place in enumerate(places):
+            total = " + ".join(f"acc[{chain}][i][{j}]" for chain in range(chains))
+            lines.append(f"        *(vec*)(out + (i * {count * width} + {place}) * VL) = {total};")
+        return [*lines, "    }", "}"]
 
     def _operands(self, k: int, product: Product) -> tuple[Packed, str, str]:
         """The weight of a product, and where its left operand begins and how far rows are apart."""
@@ -147,15 +149,18 @@ class Products:
         address = context.address(left, (*sizes[:-1], 1), number)  # of k = 0
         return packed, address, f"f.{context.buffer(left.buffer)}_row"
 
-    def _term(self, k: int, product: Product) -> list[str]:
-        """Add one product to its sums."""
+    def _term(self, k: int, product: Product, places: list[int]) -> list[str]:
+        """Add one product to its sums, which have these places in the tile."""
         tile, blocks = self.tile, sorted(product.blocks)
         packed, address, row = self._operands(k, product)
         panel = len(blocks) * tile.width
         tiles = f"ceil_div(f.W{self.number}, {tile.width} * VL)"
         which = f"(head * {tiles} + tile)" if packed.per_head else "tile"
         pairs = [
-            (self.accumulators.of[product.blocks[block]] * tile.width + v, b * tile.width + v)
+            (
+                places.index(self.accumulators.of[product.blocks[block]] * tile.width + v),
+                b * tile.width + v,
+            )
             for b, block in enumerate(blocks)
             for v in range(tile.width)
         ]

@@ -51,7 +51,8 @@ def source(loop: Loop, *, backward: bool, registers: int, shape: Shape) -> Sourc
         texts.append(f"// Stage {number}: {products}{len(stage.values)} values.\n")
         accumulators = Accumulators(loop, number)
         if stage.products:
-            tile = tile_of(accumulators.count, registers, shape)
+            widest = max(len(sums) for _, sums in accumulators.groups)
+            tile = tile_of(widest, registers, shape)
             writer = Products(context, number, accumulators, tile, in_place=in_place)
             texts.append(writer.text())
             weights += writer.packed
