@@ -14,8 +14,9 @@ from torch.nn.utils.rnn import pack_sequence
 import flexrnn
 from flexrnn import cells
 from flexrnn.engine.compiler import passes
-from flexrnn.engine.cpu import compiler, engine, kernel, plan
-from flexrnn.engine.cpu.toolchain import Toolchain
+from flexrnn.engine.cpu import engine, kernel, plan
+from flexrnn.engine.cpu.build import compiler
+from flexrnn.engine.cpu.build.toolchain import Toolchain
 
 I, H = 3, 5
 

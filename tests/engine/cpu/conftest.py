@@ -12,7 +12,7 @@ from torch import Tensor
 
 import flexrnn
 from flexrnn.engine.cpu import plan
-from flexrnn.engine.cpu.isa import runnable
+from flexrnn.engine.cpu.build.isa import runnable
 
 FEW = 4  # ulp that DESIGN.md's rule leaves to chance
 EXACT = 1e-12  # relative norm error that float64 may have

@@ -16,7 +16,7 @@ import flexrnn
 from flexrnn import cells
 from flexrnn.cell import field_sizes
 from flexrnn.engine.cpu import plan
-from flexrnn.engine.cpu.isa import Isa
+from flexrnn.engine.cpu.build.isa import Isa
 
 Judge = Callable[..., None]
 DOUBLE, SINGLE = DTYPES = (torch.float64, torch.float32)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flexrnn.engine.cpu import cache
+from flexrnn.engine.cpu.build import cache
 from flexrnn.engine.step import CannotRunError
 
 

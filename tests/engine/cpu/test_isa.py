@@ -4,9 +4,9 @@ import re
 
 import pytest
 
+from flexrnn.engine.cpu.build.isa import ISAS, Isa, machine, runnable
+from flexrnn.engine.cpu.build.toolchain import library
 from flexrnn.engine.cpu.cpp import prologue
-from flexrnn.engine.cpu.isa import ISAS, Isa, machine, runnable
-from flexrnn.engine.cpu.toolchain import library
 from flexrnn.engine.step import CannotRunError
 
 ASK = """
@@ -28,7 +28,7 @@ def test_a_set_with_a_missing_instruction_is_not_taken(
 ) -> None:
     for missing in ISAS[k].needs:
         has = frozenset(ISAS[0].needs) - {missing}
-        monkeypatch.setattr("flexrnn.engine.cpu.isa.features", lambda has=has: has)
+        monkeypatch.setattr("flexrnn.engine.cpu.build.isa.features", lambda has=has: has)
         assert all(missing not in isa.needs for isa in runnable())
         assert runnable()[-1] == ISAS[-1]
 
@@ -43,7 +43,7 @@ def test_it_can_be_asked_for_less_but_not_for_more(
 ) -> None:
     monkeypatch.setenv("FLEXRNN_ISA", isa.name)
     assert machine() == isa
-    monkeypatch.setattr("flexrnn.engine.cpu.isa.runnable", lambda: ISAS[-1:])
+    monkeypatch.setattr("flexrnn.engine.cpu.build.isa.runnable", lambda: ISAS[-1:])
     if isa.name != "plain":
         message = f"FLEXRNN_ISA: expected one of plain on this machine, got '{isa.name}'"
         with pytest.raises(CannotRunError, match=f"^{re.escape(message)}$"):

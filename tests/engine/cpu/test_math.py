@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from flexrnn.engine.compiler.ops import OPS, Op
+from flexrnn.engine.cpu.build.isa import Isa
+from flexrnn.engine.cpu.build.toolchain import library
 from flexrnn.engine.cpu.cpp import expression, prologue
-from flexrnn.engine.cpu.isa import Isa
-from flexrnn.engine.cpu.toolchain import library
 
 ATTRIBUTES: dict[str, dict[str, float]] = {"clamp": {"low": -1.0, "high": 1.5}}
 BOOLEAN_OPERANDS = {"and": (0, 1), "or": (0, 1), "not": (0,), "where": (0,)}

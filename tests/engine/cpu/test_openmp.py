@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from flexrnn.engine.cpu import openmp
+from flexrnn.engine.cpu.build import openmp
 
 SOURCE = """
 extern "C" int omp_get_max_threads();
@@ -17,8 +17,8 @@ extern "C" __attribute__((visibility("default"))) int started(int n) {
 """
 PROGRAM = f"""
 import torch
-from flexrnn.engine.cpu import openmp
-from flexrnn.engine.cpu.toolchain import library
+from flexrnn.engine.cpu.build import openmp
+from flexrnn.engine.cpu.build.toolchain import library
 
 torch.set_num_threads(3)
 torch.randn(300, 300) @ torch.randn(300, 300)

@@ -20,8 +20,9 @@ from torch import Tensor
 
 import flexrnn
 from flexrnn import cells
-from flexrnn.engine.cpu import compiler, cpp, kernel, plan
-from flexrnn.engine.cpu.isa import machine, runnable
+from flexrnn.engine.cpu import cpp, kernel, plan
+from flexrnn.engine.cpu.build import compiler
+from flexrnn.engine.cpu.build.isa import machine, runnable
 from flexrnn.engine.cpu.kernel import SCRATCH, Area, Kernel, Launch
 from flexrnn.engine.step import CannotRunError
 

@@ -54,7 +54,7 @@ def test_the_same_input_gives_the_same_bits(threads: Threads, results: Results, 
 
 USED = """
 import os, torch, flexrnn
-from flexrnn.engine.cpu import openmp
+from flexrnn.engine.cpu.build import openmp
 
 def tasks():
     return len(os.listdir("/proc/self/task"))

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from flexrnn.engine.cpu import cache, compiler
-from flexrnn.engine.cpu.isa import ISAS, machine
-from flexrnn.engine.cpu.toolchain import Toolchain, cache_key
+from flexrnn.engine.cpu.build import cache, compiler
+from flexrnn.engine.cpu.build.isa import ISAS, machine
+from flexrnn.engine.cpu.build.toolchain import Toolchain, cache_key
 from flexrnn.engine.step import CannotRunError
 
 SEVEN = 'extern "C" __attribute__((visibility("default"))) int answer() { return 7; }\n'
 EIGHT = SEVEN.replace("7", "8")
 PROGRAM = f"""
-from flexrnn.engine.cpu.toolchain import library
+from flexrnn.engine.cpu.build.toolchain import library
 print(library({SEVEN!r}).answer())
 """
 
@@ -261,11 +261,11 @@ def test_the_key_holds_all_that_a_library_depends_on(monkeypatch: pytest.MonkeyP
     keys.append(cache_key(SEVEN, isa, found._replace(command=("/another/g++",))))
     keys.append(cache_key(SEVEN, isa._replace(options=("-mavx",)), found))
     for changed in (
-        ("flexrnn.engine.cpu.compiler.OPTIONS", ("-O2",)),
+        ("flexrnn.engine.cpu.build.compiler.OPTIONS", ("-O2",)),
         ("torch.__version__", "another"),
-        ("flexrnn.engine.cpu.toolchain.features", lambda: frozenset({"fma"})),
-        ("flexrnn.engine.cpu.openmp.runtime", lambda: None),
-        ("flexrnn.engine.cpu.toolchain.version", lambda: "another"),
+        ("flexrnn.engine.cpu.build.toolchain.features", lambda: frozenset({"fma"})),
+        ("flexrnn.engine.cpu.build.openmp.runtime", lambda: None),
+        ("flexrnn.engine.cpu.build.toolchain.version", lambda: "another"),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(*changed)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flexrnn.engine.cpu import compiler
+from flexrnn.engine.cpu.build import compiler
+from flexrnn.engine.cpu.build.isa import Isa
 from flexrnn.engine.cpu.cpp import prologue
-from flexrnn.engine.cpu.isa import Isa
 
 DRIVER = """
 #include <sys/mman.h>

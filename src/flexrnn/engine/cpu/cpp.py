@@ -5,7 +5,7 @@ from functools import cache
 from importlib import resources
 
 from flexrnn.engine.compiler.ops import OPS
-from flexrnn.engine.cpu.isa import Isa
+from flexrnn.engine.cpu.build.isa import Isa
 
 RUNTIME = ("vector.h", "math.h", "loop.h")
 

@@ -7,14 +7,15 @@ from torch import Tensor
 
 from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.program import Program
-from flexrnn.engine.cpu import emit, openmp
+from flexrnn.engine.cpu import emit
 from flexrnn.engine.cpu.backward import Backward
-from flexrnn.engine.cpu.extract import extract
+from flexrnn.engine.cpu.build import openmp
+from flexrnn.engine.cpu.build.isa import machine
+from flexrnn.engine.cpu.build.toolchain import library
 from flexrnn.engine.cpu.forward import Forward
-from flexrnn.engine.cpu.isa import machine
+from flexrnn.engine.cpu.lowering.extract import extract
+from flexrnn.engine.cpu.lowering.stages import lower
 from flexrnn.engine.cpu.plan import Sizes, dense, is_known, laid_out, operands
-from flexrnn.engine.cpu.stages import lower
-from flexrnn.engine.cpu.toolchain import library
 from flexrnn.engine.interpreter import Run
 from flexrnn.engine.step import CannotRunError
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.cpu import cpp
+from flexrnn.engine.cpu.build.isa import machine
+from flexrnn.engine.cpu.build.toolchain import library
 from flexrnn.engine.cpu.emit import Shape, Source, source
-from flexrnn.engine.cpu.isa import machine
+from flexrnn.engine.cpu.lowering.stages import Loop, lower
 from flexrnn.engine.cpu.pieces import Piece
-from flexrnn.engine.cpu.stages import Loop, lower
-from flexrnn.engine.cpu.toolchain import library
 
 SCRATCH = "scratch"  # what a loop has for itself while it runs
 _LINE = 64  # bytes of a cache line, on which everything in an area begins

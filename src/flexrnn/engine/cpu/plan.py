@@ -11,8 +11,8 @@ from torch import Tensor
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.emit import Packed, Shape
-from flexrnn.engine.cpu.extract import Extract, Part, extract
 from flexrnn.engine.cpu.kernel import Area, Kernel, Launch, Rows
+from flexrnn.engine.cpu.lowering.extract import Extract, Part, extract
 from flexrnn.engine.cpu.pieces import Box, Piece, pieces
 
 _CACHED_WEIGHTS = 4 << 20  # bytes of weights above which threads share units instead of rows

@@ -7,7 +7,7 @@ from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from flexrnn.engine.cpu import compiler, isa
+from flexrnn.engine.cpu.build import compiler, isa
 from flexrnn.engine.step import CannotRunError
 from flexrnn.lab import results as common
 

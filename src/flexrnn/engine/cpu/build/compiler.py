@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from flexrnn.engine.cpu import openmp
-from flexrnn.engine.cpu.isa import Isa
+from flexrnn.engine.cpu.build import openmp
+from flexrnn.engine.cpu.build.isa import Isa
 from flexrnn.engine.step import CannotRunError
 
 NAMES = ("g++", "clang++", "c++")

@@ -6,7 +6,7 @@ they lie. Where that is not in one piece, a node is put in between that some sta
 
 from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.ops import OPS
-from flexrnn.engine.cpu.places import sizes_of
+from flexrnn.engine.cpu.lowering.places import sizes_of
 from flexrnn.engine.step import CannotRunError
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from flexrnn.engine.cpu import cache, compiler, openmp
-from flexrnn.engine.cpu.isa import Isa, features, machine
+from flexrnn.engine.cpu.build import cache, compiler, openmp
+from flexrnn.engine.cpu.build.isa import Isa, features, machine
 from flexrnn.engine.step import CannotRunError
 
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.ops import OPS
-from flexrnn.engine.cpu.copies import with_copies
-from flexrnn.engine.cpu.places import Domain, Place, domain_of, in_one_piece, sizes_of
-from flexrnn.engine.cpu.sink import sink
+from flexrnn.engine.cpu.lowering.copies import with_copies
+from flexrnn.engine.cpu.lowering.places import Domain, Place, domain_of, in_one_piece, sizes_of
+from flexrnn.engine.cpu.lowering.sink import sink
 from flexrnn.engine.step import CannotRunError
 
 REDUCTIONS = ("sum", "amax")

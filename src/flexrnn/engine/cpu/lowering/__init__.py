@@ -1,0 +1,1 @@
+"""From a program to the stages of its loops: what runs where, and where everything lies."""
