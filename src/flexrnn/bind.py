@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from flexrnn.cell import LENT, Cell
 from flexrnn.engine import traced
 from flexrnn.engine.step import frozen, members
+from flexrnn.engine.tables import trim
 from flexrnn.engine.witness import CannotWatchError, Witness
 
 C = TypeVar("C", bound=Cell)
@@ -127,14 +128,9 @@ def identity(module: nn.Module) -> Hashable:
         return value
     number = _numbers.setdefault(value, next(_count))
     _known[id(module)] = (ref(module), witness, number)
-    _trim(_known)
-    _trim(_numbers)
+    trim(_known, _KEPT)
+    trim(_numbers, _KEPT)
     return number
-
-
-def _trim(table: dict[Any, Any]) -> None:
-    while len(table) > _KEPT:
-        table.pop(next(iter(table)), None)
 
 
 _known: dict[int, tuple[ref[nn.Module], Witness, int]] = {}

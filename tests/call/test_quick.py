@@ -165,3 +165,38 @@ def test_a_step_that_is_no_program_takes_the_long_way() -> None:
     state, x = torch.zeros(1, B, H, dtype=torch.float64), randn(B, I)
     assert not is_taken(layer, x, state)
     assert_close(layer.step(x, state)[0].mean(0), torch.zeros(H, dtype=torch.float64))
+
+
+class TiedCell(flexrnn.Cell):
+    State = flexrnn.cells.HiddenState
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None,
+                 dtype: Any = None, tied: bool = False):  # fmt: skip
+        super().__init__(input_size, hidden_size)
+        self.a = nn.Parameter(torch.rand(hidden_size, dtype=dtype))
+        self.b = self.a if tied else nn.Parameter(torch.rand(hidden_size, dtype=dtype))
+        self.register_parameter("c", nn.Parameter(torch.rand(hidden_size)) if bias else None)
+
+    def step(self, x: Any, state: Any) -> Any:
+        (h,) = state
+        h = torch.tanh(h * self.a + x.sum(-1, keepdim=True)) + self.b
+        c: Any = self.c
+        return self.State(h if c is None else h + c.to(h.dtype))
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_layers_that_differ_in_which_parameters_they_have_do_not_meet(order: int) -> None:
+    options: list[dict[str, Any]] = [{"bias": False}, {"tied": True, "bias": False}, {}]
+    layers = [FlexRNN(TiedCell, I, H, dtype=torch.float64, **o) for o in options]
+    x, state = randn(B, I), randn(1, B, H)
+    for layer in layers[order:] + layers[:order]:
+        with flexrnn.backend("reference"):
+            expected = layer.step(x, state)
+        assert_close(layer.step(x, state), expected, rtol=1e-13, atol=1e-14)
+
+
+def test_tensors_without_memory_take_the_long_way() -> None:
+    layer = flexrnn.LSTM(I, H, dtype=torch.float64)
+    state, x = begun(layer), randn(B, I)
+    assert not is_taken(layer, x, (state[0], state[1].to("meta")))
+    assert not is_taken(layer.to("meta"), x, state)

@@ -21,6 +21,7 @@ from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.compiler.trace import CannotCompileError
 from flexrnn.engine.ordinary import Call, kind
 from flexrnn.engine.step import CannotRunError
+from flexrnn.engine.tables import trim
 from flexrnn.record import is_recorded
 
 _ENGINE = "cpu"
@@ -90,7 +91,7 @@ def _run(layer: Any, x: Tensor, fields: tuple[Any, ...]) -> tuple[Tensor, Any] |
     for k, (cell, slots) in enumerate(zip(layer.cells, layer._slots, strict=True)):
         key = (
             identity(cell),
-            k,  # by which the parameters are named
+            slots,  # which parameters there are, and which are one
             dtype,
             torch.get_default_dtype(),
             torch.is_inference_mode_enabled(),
@@ -101,7 +102,7 @@ def _run(layer: Any, x: Tensor, fields: tuple[Any, ...]) -> tuple[Tensor, Any] |
             return None
         tensors = {name: getattr(layer, flat) for name, flat, _ in way.params}
         for tensor, (*_, shape) in zip(tensors.values(), way.params, strict=True):
-            if tensor.shape != shape or tensor.dtype is not dtype or type(tensor) not in _PLAIN:
+            if tensor.shape != shape or tensor.dtype is not dtype or not _lies_here(tensor):
                 return None
         own = [field[k] for field in fields]
         keep = way.program.fields[:1]
@@ -115,14 +116,15 @@ def _run(layer: Any, x: Tensor, fields: tuple[Any, ...]) -> tuple[Tensor, Any] |
     return output[0], state[0] if len(state) == 1 else state
 
 
-_PLAIN = (Tensor, nn.Parameter)
+def _lies_here(tensor: Tensor) -> bool:
+    return tensor.is_cpu and type(tensor) in (Tensor, nn.Parameter)
 
 
 def _fit(
     fields: tuple[Any, ...], widths: tuple[int, ...], layers: int, batch: int, dtype: torch.dtype
 ) -> bool:
     return len(fields) == len(widths) and all(
-        field.shape == (layers, batch, width) and field.dtype is dtype
+        field.shape == (layers, batch, width) and field.dtype is dtype and field.is_cpu
         for field, width in zip(fields, widths, strict=True)
     )
 
@@ -150,6 +152,5 @@ def _remember(
     if not isinstance(key[0], int):  # nobody could see that the cell has changed
         return way
     _ways[key] = way
-    while len(_ways) > _KEPT:
-        _ways.pop(next(iter(_ways)), None)
+    trim(_ways, _KEPT)
     return way

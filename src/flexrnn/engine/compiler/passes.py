@@ -1,5 +1,6 @@
 """From a composed step to a program: all passes in their order, and the cache of what came out."""
 
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,14 @@ from flexrnn.engine.step import ComposedStep
 _programs: dict[Any, Program | str] = {}
 _one_at_a_time = threading.RLock()  # torch's tracer is one for all threads
 _KEPT = 512  # programs; the oldest goes first
+
+
+def _unlock() -> None:
+    global _one_at_a_time
+    _one_at_a_time = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_unlock)  # a thread that is not copied may hold it
 
 
 def compile_step(

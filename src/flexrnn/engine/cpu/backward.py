@@ -8,13 +8,13 @@ from torch import Tensor
 from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.kernel import SCRATCH, Rows
-from flexrnn.engine.cpu.plan import Loop, Plan, Sizes, timed, truth, values_of, width
+from flexrnn.engine.cpu.plan import Loop, OfProgram, Plan, Sizes, timed, truth, values_of, width
 from flexrnn.engine.cpu.pool import POOL
 
 _NARROW = 64  # columns: with fewer, torch's product of the transposed matrices is the faster
 
 
-class Backward:
+class Backward(OfProgram):
     """The backward pass; arguments as in `plan.laid_out`."""
 
     def __init__(
@@ -29,7 +29,8 @@ class Backward:
         part, kernel = plan.parts.backward, plan.backward
         assert part is not None
         assert kernel is not None
-        self.program, self.sizes = program, sizes
+        super().__init__(program)
+        self.sizes = sizes
         self.part = part
         self.constant = plan.parts.constant
         self.olds = {program.graph.inputs[f"state.{f}"]: f"state.{f}" for f in program.fields}
@@ -84,7 +85,9 @@ class Backward:
         values = values_of(program, given)
         if self.computed:
             interpreter.compute_nodes(program, self.before, values, (batch,), like)
-            memory |= {name: values[i].contiguous() for name, i in self.computed.items()}
+            memory |= {
+                name: values[i].to(like.dtype).contiguous() for name, i in self.computed.items()
+            }
         for index in program.schedule.saved:
             values[index] = truth(graph, index, given[f"saved.{index}"])
         carries = {}

@@ -15,7 +15,7 @@ from flexrnn.engine.cpu.build.toolchain import library
 from flexrnn.engine.cpu.forward import Forward
 from flexrnn.engine.cpu.lowering.extract import extract
 from flexrnn.engine.cpu.lowering.stages import lower
-from flexrnn.engine.cpu.plan import Sizes, dense, is_known, laid_out, operands
+from flexrnn.engine.cpu.plan import Sizes, dense, is_known, laid_out, materialized, operands
 from flexrnn.engine.interpreter import Run
 from flexrnn.engine.step import CannotRunError
 
@@ -104,8 +104,8 @@ def backward(
     for index, tensor in zip(program.schedule.saved, saved, strict=True):
         given[f"saved.{index}"] = dense(tensor)
     for field, cotangent in zip(program.fields, final, strict=True):
-        given[f"final.{field}"] = cotangent.contiguous()
+        given[f"final.{field}"] = materialized(cotangent).contiguous()
     for field, cotangent in history.items():
-        given[f"grad.{field}"] = dense(cotangent)
+        given[f"grad.{field}"] = dense(materialized(cotangent))
     sizes = Sizes(xs[0].shape[0], xs[0].shape[1], reverse, openmp.threads())
     return laid_out(Backward, program, tuple(history), sizes, given, like)(given, like)

@@ -8,7 +8,7 @@ from torch import Tensor
 from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.kernel import SCRATCH, Area, Rows
-from flexrnn.engine.cpu.plan import Loop, Plan, Sizes, values_of, width
+from flexrnn.engine.cpu.plan import Loop, OfProgram, Plan, Sizes, values_of, width
 from flexrnn.engine.cpu.pool import POOL
 from flexrnn.engine.interpreter import Run
 
@@ -26,7 +26,7 @@ class _Part(NamedTuple):
         return area.as_strided(self.shape, self.strides, self.offset)
 
 
-class Forward:
+class Forward(OfProgram):
     """The forward pass; arguments as in `plan.laid_out`."""
 
     def __init__(
@@ -38,7 +38,8 @@ class Forward:
         given: Mapping[str, Tensor],
         like: Tensor,
     ):
-        self.program, self.sizes, self.keep = program, sizes, keep
+        super().__init__(program)
+        self.sizes, self.keep = sizes, keep
         self.loop = Loop(program, plan.parts.forward, plan.forward, given)
         self.constant = plan.parts.constant
         self.saved_area = Area(plan.forward.itemsize)
@@ -49,6 +50,7 @@ class Forward:
         for index in program.schedule.saved:
             if f"saved.{index}" in plan.parts.forward.graph.outputs:
                 self._save(f"saved.{index}", tuple(int(s) for s in graph.nodes[index].shape[1:]))
+        self.saves = any(name.startswith(("saved.", "history.")) for name in self.parts)
         self.launch = self.loop.launch(sizes)
         self.before, self.computed = self.loop.before(), self.loop.computed()
         self.saved = [self._source(index) for index in program.schedule.saved]
@@ -106,17 +108,19 @@ class Forward:
             values = values_of(program, given)
             rows = (steps, self.sizes.batch)
             interpreter.compute_nodes(program, self.before, values, rows, like)
-            memory |= {name: values[i].contiguous() for name, i in self.computed.items()}
+            memory |= {
+                name: values[i].to(like.dtype).contiguous() for name, i in self.computed.items()
+            }
         for field, shape in self.histories.items():
             memory[f"history.{field}"] = like.new_empty(shape)
         scratch = memory[SCRATCH] = POOL.take(self.loop.area.size, like.dtype)
-        if self.saved_area.size:
+        if self.saves:
             memory[_SAVED] = POOL.take(self.saved_area.size, like.dtype)
         self.launch(memory)
         history = {}
         for field in self.keep:
             history[field] = (
-                given[f"state.{field}"].expand(steps, *given[f"state.{field}"].shape).contiguous()
+                given[f"state.{field}"].repeat(steps, *[1] * given[f"state.{field}"].dim())
                 if field in self.constant
                 else memory[f"history.{field}"]
             )

@@ -1,9 +1,11 @@
+# pyright: reportPrivateUsage=false
+# Whether a tensor is one of zeros that has no memory has no public name.
 """A program, divided and compiled for one kind of call; and what forward and backward share."""
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor
@@ -14,6 +16,8 @@ from flexrnn.engine.cpu.emit import Packed, Shape
 from flexrnn.engine.cpu.kernel import Area, Kernel, Launch, Rows
 from flexrnn.engine.cpu.lowering.extract import Extract, Part, extract
 from flexrnn.engine.cpu.pieces import Box, Piece, pieces
+from flexrnn.engine.step import CannotRunError
+from flexrnn.engine.tables import trim
 
 _CACHED_WEIGHTS = 4 << 20  # bytes of weights above which threads share units instead of rows
 _FEW = 8  # rows over all steps, up to which laying out weights costs more than it saves
@@ -66,6 +70,8 @@ def plan_of(program: Program, keep: Sequence[str], shape: Shape, dtype: torch.dt
     plans = _of(program).plans
     key = (tuple(keep), shape, dtype)
     if key not in plans:
+        if any(0 in node.shape for node in program.graph.nodes):
+            raise CannotRunError("the cpu engine wants every tensor to have a number in a row")
         parts = extract(program, hoist=shape is Shape.ROW, keep=keep)
         forward = Kernel(parts.forward.graph, backward=False, shape=shape, dtype=dtype)
         backward = None
@@ -107,8 +113,7 @@ def laid_out(
     if call is None:
         plan = plan_of(program, keep, shape_of(program, sizes), like.dtype)
         call = calls[key] = kind(program, plan, keep, sizes, given, like)
-        while len(calls) > _KEPT:
-            calls.pop(next(iter(calls)), None)
+        trim(calls, _KEPT)
     return call
 
 
@@ -139,14 +144,23 @@ def operands(
     given = {f"x{k}": x for k, x in enumerate(xs)}
     given |= {f"param.{name}": tensor for name, tensor in tensors.items()}
     for name, tensor in list(given.items()):
+        if tensor.is_neg() or tensor._is_zerotensor():
+            tensor = given[name] = materialized(tensor)
         if tensor.dtype != dtype:
             given[f"original.{name}"] = tensor
             given[name] = tensor.to(dtype)
     for k in range(len(xs)):
         given[f"x{k}"] = dense(given[f"x{k}"])
     for field, first in zip(program.fields, state, strict=True):
-        given[f"state.{field}"] = first.contiguous()
+        given[f"state.{field}"] = materialized(first).contiguous()
     return given
+
+
+def materialized(tensor: Tensor) -> Tensor:
+    """A tensor whose memory holds its numbers: not their negatives, and not nothing for zeros."""
+    if tensor._is_zerotensor():
+        return torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu")
+    return tensor.resolve_neg()
 
 
 def values_of(program: Program, given: Mapping[str, Tensor]) -> dict[int, Tensor]:
@@ -182,7 +196,21 @@ def truth(graph: Graph, index: int, numbers: Tensor) -> Tensor:
     return numbers != 0 if graph.nodes[index].boolean else numbers
 
 
-class Loop:
+class OfProgram:
+    """Something that is known of a program, and does not keep it alive."""
+
+    def __init__(self, program: Program):
+        self._graph, self._schedule = ref(program.graph), program.schedule
+
+    @property
+    def program(self) -> Program:
+        """The program, which who calls holds."""
+        graph = self._graph()
+        assert graph is not None
+        return Program(graph, self._schedule)
+
+
+class Loop(OfProgram):
     """A loop in the making: where its buffers lie, and what torch computes before it.
 
     Args:
@@ -193,7 +221,8 @@ class Loop:
     """
 
     def __init__(self, program: Program, part: Part, kernel: Kernel, given: Mapping[str, Tensor]):
-        self.program, self.part, self.kernel, self.given = program, part, kernel, given
+        super().__init__(program)
+        self.part, self.kernel, self.given = part, kernel, given
         self.rows: dict[str, Rows] = {}
         self.area = Area(kernel.itemsize)
         self._computed: set[int] = set()

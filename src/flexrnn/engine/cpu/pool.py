@@ -7,6 +7,7 @@ keeps (a graph that is retained, two that are alive) is never written to.
 """
 
 import os
+import sys
 import threading
 
 import torch
@@ -23,7 +24,9 @@ class Pool:
     def __init__(self, limit: int = LIMIT):
         self.limit = limit
         self._lock = threading.Lock()
-        self._blocks: list[tuple[Tensor, int]] = []  # and how many hold one that is free
+        self._blocks: list[
+            tuple[Tensor, tuple[int, int]]
+        ] = []  # and how many hold one that is free
 
     def take(self, numbers: int, dtype: torch.dtype) -> Tensor:
         """Memory for so many numbers, one-dimensional; nobody else has it while it lives."""
@@ -36,7 +39,7 @@ class Pool:
                     return _unwritten(block[:])
             with torch.inference_mode(False):  # else autograd could never save it
                 # Somewhat more, for the next may want more.
-                block = torch.empty(numbers + numbers // 8, dtype=dtype)
+                block = torch.empty(numbers + numbers // 8, dtype=dtype, device="cpu")
             if block.nbytes > self.limit:
                 return block
             self._blocks.append((block, _holders(block)))
@@ -55,8 +58,10 @@ class Pool:
         self._lock = threading.Lock()
 
 
-def _holders(block: Tensor) -> int:
-    return torch._C._storage_Use_Count(block.untyped_storage()._cdata)
+def _holders(block: Tensor) -> tuple[int, int]:
+    """How many tensors hold a block, and how many in Python hold its storage."""
+    storage = block.untyped_storage()
+    return torch._C._storage_Use_Count(storage._cdata), sys.getrefcount(storage)
 
 
 def _unwritten(block: Tensor) -> Tensor:

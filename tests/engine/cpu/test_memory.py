@@ -1,0 +1,165 @@
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+"""What lies in memory otherwise than a loop reads it, and memory that is used again."""
+
+import gc
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+import flexrnn
+from flexrnn.engine.compiler import passes
+from flexrnn.engine.cpu import plan
+from flexrnn.engine.cpu.pool import Pool
+from flexrnn.engine.tables import trim
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def by_both(call: Callable[[], Any]) -> None:
+    """The cpu engine gives what the reference gives."""
+    found = []
+    for engine in ("cpu", "reference"):
+        torch.manual_seed(0)
+        with flexrnn.backend(engine):
+            found.append(call())
+    assert_close(found[0], found[1], rtol=1e-12, atol=1e-13)
+
+
+def test_a_block_is_lent_to_one_at_a_time() -> None:
+    pool = Pool()
+    first = pool.take(5000, torch.float32)
+    place = first.data_ptr()
+    assert pool.take(5000, torch.float32).data_ptr() != place
+    view = first[7:9]
+    del first
+    assert pool.take(5000, torch.float32).data_ptr() != place
+    storage = view.untyped_storage()  # as those who move saved tensors elsewhere hold it
+    del view
+    assert pool.take(5000, torch.float32).data_ptr() != place
+    del storage
+    assert pool.take(5000, torch.float32).data_ptr() == place
+
+
+def test_a_block_is_neither_of_another_dtype_nor_far_too_large() -> None:
+    pool = Pool()
+    place = pool.take(5000, torch.float32).data_ptr()
+    assert pool.take(5000, torch.float64).data_ptr() != place
+    assert pool.take(2000, torch.float32).data_ptr() != place
+    assert pool.take(4000, torch.float32).data_ptr() == place
+
+
+def test_the_pool_keeps_to_its_limit() -> None:
+    pool = Pool(limit=100_000)
+    held = [pool.take(4000, torch.float32) for _ in range(20)]
+    assert len({block.data_ptr() for block in held}) == 20
+    assert sum(block.nbytes for block, _ in pool._blocks) <= 100_000
+    assert pool.take(1 << 20, torch.float32).shape[0] >= 1 << 20  # larger than all that is kept
+    pool.clear()
+    assert not pool._blocks
+
+
+def test_a_block_made_in_inference_mode_can_be_saved_later() -> None:
+    layer, x = flexrnn.LSTM(3, 5), torch.randn(17, 2, 3)
+    with flexrnn.backend("cpu"):
+        with torch.inference_mode():
+            layer(x)
+        layer(x)[0].sum().backward()
+
+
+def test_another_default_device_is_not_the_loops() -> None:
+    layer, x = flexrnn.LSTM(3, 5), torch.randn(4000, 2, 3)
+    expected = layer(x)[0].detach()
+    with torch.device("meta"):
+        output = layer(x)[0]
+        output.sum().backward()
+    assert_close(output.detach(), expected)
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "LayerNormLSTM"])
+def test_an_empty_batch_learns_nothing(cell: str) -> None:
+    layer = getattr(flexrnn, cell)(3, 5, dtype=torch.float64)
+    x = randn(6, 0, 3).requires_grad_()
+    by_both(lambda: torch.autograd.grad(layer(x)[0].sum(), [x, *layer.parameters()]))
+
+
+def test_truth_values_that_torch_computes_or_that_lie_crosswise() -> None:
+    mask = (randn(6) > 0)[::2]
+    x, h = randn(20, 4, 3), randn(4, 3)
+    by_both(lambda: flexrnn.scan(
+        lambda x, s, m: torch.where(m, torch.tanh(s + x), s * 0.5), h, x, (mask,)))  # fmt: skip
+    a, b = (randn(1, n) > 0 for n in (1, 2))
+    by_both(lambda: flexrnn.scan(
+        lambda x, s, a, b: torch.where(torch.cat([a, b], -1), torch.tanh(s + x), s * 0.5),
+        h, x, (a, b)))  # fmt: skip
+
+
+def imaginary(*shape: int) -> Tensor:
+    """Numbers whose memory holds their negatives."""
+    tensor = torch.randn(shape, dtype=torch.complex128).conj().imag
+    assert tensor.is_neg()
+    return tensor
+
+
+def test_memory_that_holds_negatives_or_nothing() -> None:
+    def step(x: Any, s: Any, w: Any) -> Any:
+        return torch.tanh(x + s @ w)
+
+    x, h, w = imaginary(12, 2, 3), imaginary(2, 3), imaginary(3, 3)
+    by_both(lambda: flexrnn.scan(step, h, x, (w,)))
+    layer, x = flexrnn.RNN(3, 4, dtype=torch.float64), randn(12, 2, 3).requires_grad_()
+    weight = imaginary(12, 2, 4)
+    by_both(lambda: torch.autograd.grad(layer(x)[0], x, weight))
+    zeros = torch._efficientzerotensor((12, 2, 4), dtype=torch.float64)
+    by_both(lambda: torch.autograd.grad(layer(x)[0], x, zeros))
+
+
+def test_a_state_that_never_changes_is_returned_as_a_copy() -> None:
+    state = randn(2, 3)
+    with flexrnn.backend("cpu"):
+        states, final = flexrnn.scan(lambda x, s: (s[0], s[1] + x), (state, randn(2, 3)),
+                                     randn(1, 2, 3))  # fmt: skip
+    before = state.clone()
+    states[0].mul_(5)
+    final[0].mul_(5)
+    assert torch.equal(state, before)
+
+
+def test_tensors_without_numbers_are_the_references() -> None:
+    with flexrnn.backend("cpu"), pytest.raises(RuntimeError, match="a number in a row"):
+        flexrnn.scan(lambda x, s: s + x, randn(2, 0), randn(3, 2, 0))
+
+
+def test_a_program_that_nobody_holds_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "_programs", {})
+    gc.collect()
+    before = len(plan._known)
+    with flexrnn.backend("cpu"):
+        flexrnn.RNN(3, 7, dtype=torch.float64)(randn(12, 2, 3))
+    assert len(plan._known) == before + 1
+    passes._programs.clear()
+    gc.collect()
+    assert len(plan._known) == before
+
+
+def test_a_table_that_several_threads_trim() -> None:
+    table: dict[int, int] = {}
+
+    def fill(first: int) -> None:
+        for k in range(3000):
+            table[first + k] = k
+            trim(table, 8)
+
+    threads = [threading.Thread(target=fill, args=(k * 10_000,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    trim(table, 8)
+    assert len(table) <= 8
