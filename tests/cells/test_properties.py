@@ -69,7 +69,9 @@ def call(layer: FlexRNN, x: Any, state: tuple[Tensor, ...]) -> tuple[Any, tuple[
 
 
 def close(ours: object, theirs: object) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+    # One row and several are different loops, which round differently; a norm over a few units that
+    # are nearly equal enlarges that by up to 1 / sqrt(1e-5), some three hundred times.
+    torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
 
 
 @few
