@@ -60,7 +60,6 @@ class Engine(Protocol):
 
 ENGINES: dict[str, Engine] = {"interpreter": interpreter, "cpu": cpu}
 AUTO: tuple[str, ...] = ("cpu", "reference")  # the fastest first; the last can run everything
-_DTYPES = (torch.float32, torch.float64)  # those that generated code knows
 
 
 def source(engine: str, program: Program) -> str:
@@ -78,7 +77,7 @@ def not_served(engine: str, like: Tensor) -> str:
     if like.device.type != "cpu":
         return f"serves the CPU, not {like.device.type}"
     autocast = like.dtype != torch.float64 and torch.is_autocast_enabled("cpu")
-    if like.dtype not in _DTYPES or autocast:
+    if like.dtype not in cpu.DTYPES or autocast:
         found = "autocast" if autocast else str(like.dtype)
         return f"computes in float32 and float64, not under {found}"
     return ""

@@ -25,7 +25,11 @@ class StepReport(NamedTuple):
     refusal: str  # why there is none: operation, file and line
     saved_bytes: int  # kept for the backward pass, over all steps and rows
     stages: tuple[tuple[str, str], ...]  # the name of a pass and the formulas after it
-    source: str = ""  # the code that the engine generates, if it does
+
+    @property
+    def source(self) -> str:
+        """The code that the engine generates, if it does."""
+        return "" if self.program is None else engines.source(self.engine, self.program)
 
 
 class Explanation(NamedTuple):
@@ -111,8 +115,7 @@ def _report(
     rows = xs[0].shape[0] * state[0].shape[0]
     saved = saved_floats(*program) * rows * state[0].element_size()
     stages = (*texts, ("schedule", pretty(program)))
-    source = engines.source(chosen[0], program)
-    return StepReport(name, *chosen, program, "", saved, stages, source)
+    return StepReport(name, *chosen, program, "", saved, stages)
 
 
 def _choose(

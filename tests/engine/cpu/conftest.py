@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import flexrnn
-from flexrnn.engine.cpu import plan
+from flexrnn.engine.cpu import layout
 from flexrnn.engine.cpu.build.isa import runnable
 
 FEW = 4  # ulp that DESIGN.md's rule leaves to chance
@@ -30,8 +30,8 @@ def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 @pytest.fixture(autouse=True)
 def threads_where_one_would_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the sizes of tests, loops would otherwise never share units."""
-    monkeypatch.setattr(plan, "_LITTLE", 0)
-    monkeypatch.setattr(plan, "_BRIEF", 0)
+    monkeypatch.setattr(layout, "_LITTLE", 0)
+    monkeypatch.setattr(layout, "_BRIEF", 0)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -15,6 +15,7 @@ from flexrnn.engine.compiler.program import Program, build
 from flexrnn.engine.compiler.split import regroup_sums
 from flexrnn.engine.compiler.trace import CannotCompileError, alone, trace
 from flexrnn.engine.step import ComposedStep
+from flexrnn.engine.tables import trim
 
 _programs: dict[Any, Program | str] = {}
 _one_at_a_time = threading.RLock()  # torch's tracer is one for all threads
@@ -71,8 +72,7 @@ def compile_step(
         with _one_at_a_time:
             program = _programs.get(key) or _compiled(step, xs, state, wanted)
             _programs[key] = program
-            while len(_programs) > _KEPT:
-                _programs.pop(next(iter(_programs)), None)
+            trim(_programs, _KEPT)
     if isinstance(program, str):
         raise CannotCompileError(program)
     return program

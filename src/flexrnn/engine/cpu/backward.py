@@ -1,20 +1,22 @@
 """A program's backward pass, laid out for one kind of call."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from flexrnn.engine import interpreter
+from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.kernel import SCRATCH, Rows
-from flexrnn.engine.cpu.plan import Loop, OfProgram, Plan, Sizes, timed, truth, values_of, width
-from flexrnn.engine.cpu.pool import POOL
+from flexrnn.engine.cpu.layout import Layout, timed, values_of, width
+from flexrnn.engine.cpu.plan import Plan, Sizes
 
 _NARROW = 64  # columns: with fewer, torch's product of the transposed matrices is the faster
 
 
-class Backward(OfProgram):
+class Backward:
     """The backward pass; arguments as in `plan.laid_out`."""
 
     def __init__(
@@ -24,50 +26,52 @@ class Backward(OfProgram):
         keep: tuple[str, ...],
         sizes: Sizes,
         given: Mapping[str, Tensor],
-        like: Tensor,
     ):
         part, kernel = plan.parts.backward, plan.backward
         assert part is not None
         assert kernel is not None
-        super().__init__(program)
         self.sizes = sizes
-        self.part = part
-        self.constant = plan.parts.constant
         self.olds = {program.graph.inputs[f"state.{f}"]: f"state.{f}" for f in program.fields}
-        self.loop = Loop(program, part, kernel, given)
-        self._states(keep, given)
-        graph, rows, area = program.graph, self.loop.rows, self.loop.area
+        self.news = {i: program.graph.outputs[name] for i, name in self.olds.items()}
+        self.layout = Layout(program, kernel, sizes)
+        self._states(program, plan.parts.constant, keep, given)
+        graph, rows, area = program.graph, self.layout.rows, self.layout.area
         for index in program.schedule.saved:
             rows[f"saved.{index}"] = timed(f"saved.{index}", given[f"saved.{index}"])
         roots = set(graph.outputs.values())
-        self.kept: dict[int, tuple[torch.Size, int | None]] = {}  # shape; where in SCRATCH
+        self.kept: dict[int, tuple[tuple[int, ...], int | None]] = {}  # shape; where in SCRATCH
         self.sums: dict[int, tuple[int, int]] = {}  # where in SCRATCH, how many numbers
         for name in part.graph.outputs:
             kind, _, rest = name.partition(".")
             if kind == "kept":
                 index = int(rest)
                 inner = tuple(int(s) for s in graph.nodes[index].shape[1:])
-                like_it = torch.empty((sizes.steps, sizes.batch, *inner), device="meta")
-                at = None if index in roots else area.take(like_it.numel())
+                shape, row = (sizes.steps, sizes.batch, *inner), math.prod(inner)
+                at = None if index in roots else area.take(math.prod(shape))
                 memory = name if at is None else SCRATCH
-                rows[name] = timed(memory, like_it)._replace(offset=at or 0)
-                self.kept[index] = like_it.shape, at
+                rows[name] = Rows(memory, sizes.batch * row, row, offset=at or 0)
+                self.kept[index] = shape, at
             elif kind == "sum":
                 count = kernel.loop.sums[name]
                 at = area.take(sizes.threads * 2 * count)
                 rows[name] = Rows(SCRATCH, row=2 * count, offset=at)
                 self.sums[int(rest)] = at, count
-        self.launch = self.loop.launch(sizes)
-        self.before, self.computed = self.loop.before(), self.loop.computed()
-        self.after = self._ordered(given)
+        self.layout.finish(given)
+        self.after = self._ordered(program, part.after, given)
 
-    def _states(self, keep: tuple[str, ...], given: Mapping[str, Tensor]) -> None:
-        rows, batch = self.loop.rows, self.sizes.batch
-        for field in self.program.fields:
+    def _states(
+        self,
+        program: Program,
+        constant: frozenset[str],
+        keep: tuple[str, ...],
+        given: Mapping[str, Tensor],
+    ) -> None:
+        rows, batch = self.layout.rows, self.sizes.batch
+        for field in program.fields:
             initial = given[f"state.{field}"]
             wide = width(initial)
-            new = f"saved.{self.program.graph.outputs[f'state.{field}']}"
-            if field in self.constant:
+            new = f"saved.{program.graph.outputs[f'state.{field}']}"
+            if field in constant:
                 rows[f"const.{field}"] = Rows(f"state.{field}", row=wide)
             elif new in given:
                 rows[f"after.{field}"] = timed(new, given[new])
@@ -80,67 +84,70 @@ class Backward(OfProgram):
 
     def __call__(self, given: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
         """Run it; the gradients by the names of the inputs."""
-        program, graph, (steps, batch, *_) = self.program, self.program.graph, self.sizes
-        memory = dict(given)
-        values = values_of(program, given)
-        if self.computed:
-            interpreter.compute_nodes(program, self.before, values, (batch,), like)
-            memory |= {
-                name: values[i].to(like.dtype).contiguous() for name, i in self.computed.items()
-            }
+        program, steps = self.layout.program, self.sizes.steps
+        graph, values = program.graph, values_of(program, given)
+        memory = self.layout.memory(given, (self.sizes.batch,), like, values)
+        scratch = memory[SCRATCH]
         for index in program.schedule.saved:
-            values[index] = truth(graph, index, given[f"saved.{index}"])
+            values[index] = _truth(graph, index, given[f"saved.{index}"])
         carries = {}
         for field in program.fields:
             shape = given[f"state.{field}"].shape
             carries[field] = memory[f"carry.{field}"] = like.new_empty(2, *shape)
-        scratch = memory[SCRATCH] = POOL.take(self.loop.area.size, like.dtype)
         for index, (shape, at) in self.kept.items():
             if at is None:
                 kept = memory[f"kept.{index}"] = like.new_empty(shape)
             else:
-                kept = scratch[at : at + shape.numel()].view(shape)
+                kept = scratch[at : at + math.prod(shape)].view(shape)
             values[index] = kept
         totals = {}
         for index, (at, count) in self.sums.items():
             total = scratch[at : at + self.sizes.threads * 2 * count].view(-1, 2, count)
             totals[index] = total.zero_()[:, 0]
-        self.launch(memory)
+        self.layout.run(memory)
         gradients = {f"state.{f}": ring[(steps - 1) & 1] for f, ring in carries.items()}
         for index in self.kept:
-            values[index] = truth(graph, index, values[index])
+            values[index] = _truth(graph, index, values[index])
         for index, total in totals.items():
             node = graph.nodes[index]
             inner = tuple(int(s) for s in graph.nodes[node.args[0]].shape[1:])
             total = total.sum(0).reshape(1, *inner)
             values[index] = total.sum_to_size(tuple(int(s) for s in node.shape))
-        self._after(values, given, like)
+        self._after(program, values, given, like)
         for name, index in graph.outputs.items():
             kind, _, target = name.partition(".")
             if kind == "grad" and target not in gradients:
                 gradients[target] = values[index]
         return gradients
 
-    def _after(self, values: dict[int, Tensor], given: Mapping[str, Tensor], like: Tensor) -> None:
+    def _after(
+        self,
+        program: Program,
+        values: dict[int, Tensor],
+        given: Mapping[str, Tensor],
+        like: Tensor,
+    ) -> None:
         """Gradients of weights and of the input: products over all steps and rows."""
         rows = (self.sizes.steps, self.sizes.batch)
         for how, index in self.after:
-            node = self.program.graph.nodes[index]
+            node = program.graph.nodes[index]
             if how == "old":
                 values[index] = self._before(index, given)
             elif how == "outer":
-                values[index] = self._outer(index, values, given)
+                values[index] = self._outer(node.args, values, given)
             else:
                 args = [values[a] for a in node.args]
                 values[index] = interpreter.compute(node, args, rows, like)
 
-    def _ordered(self, given: Mapping[str, Tensor]) -> list[tuple[str, int]]:
+    def _ordered(
+        self, program: Program, after: Sequence[int], given: Mapping[str, Tensor]
+    ) -> list[tuple[str, int]]:
         """What `_after` does, in an order in which it can."""
-        graph = self.program.graph
+        graph = program.graph
         done = {graph.inputs[n] for n in given if n in graph.inputs and n not in self.olds.values()}
-        done |= {*self.kept, *self.sums, *self.program.schedule.saved}
+        done |= {*self.kept, *self.sums, *program.schedule.saved}
         order: list[tuple[str, int]] = []
-        pending = list(reversed(self.part.after))
+        pending = list(reversed(after))
         while pending:
             index = pending[-1]
             node = graph.nodes[index]
@@ -163,25 +170,26 @@ class Backward(OfProgram):
 
     def _history(self, index: int) -> str:
         """The name of the memory of the values after each step, of a state before it."""
-        return f"saved.{self.program.graph.outputs[self.olds[index]]}"
+        return f"saved.{self.news[index]}"
 
     def _before(self, index: int, given: Mapping[str, Tensor]) -> Tensor:
         """A state before every step, `(T, B, ...)`."""
         initial = given[self.olds[index]][None]
-        if self.program.graph.outputs[self.olds[index]] == index:  # it never changes
+        if self.news[index] == index:  # it never changes
             return initial.expand(self.sizes.steps, *initial.shape[1:])
         history = given[self._history(index)]
         if self.sizes.reverse:
             return torch.cat([history[1:], initial])
         return torch.cat([initial, history[:-1]])
 
-    def _outer(self, index: int, values: dict[int, Tensor], given: Mapping[str, Tensor]) -> Tensor:
+    def _outer(
+        self, args: Sequence[int], values: dict[int, Tensor], given: Mapping[str, Tensor]
+    ) -> Tensor:
         """The sum over steps and rows of the products of a left and a right operand.
 
         The states before the steps are the initial one and those after every step but the last:
         they lie in two places, and so there are two products.
         """
-        args = self.program.graph.nodes[index].args
         if all(arg in values for arg in args):
             left, right = (_flat(values[arg]) for arg in args)
             if right.shape[1] < _NARROW <= left.shape[1]:
@@ -198,6 +206,11 @@ class Backward(OfProgram):
                 edge.append(_flat(given[self.olds[arg]]))
                 rest.append(_flat(given[self._history(arg)][past]))
         return (edge[0].T @ edge[1]).addmm_(rest[0].T, rest[1])
+
+
+def _truth(graph: Graph, index: int, numbers: Tensor) -> Tensor:
+    """Truth values as torch has them; in a loop's memory they are 1 and 0."""
+    return numbers != 0 if graph.nodes[index].boolean else numbers
 
 
 def _flat(tensor: Tensor) -> Tensor:

@@ -19,11 +19,13 @@ from flexrnn.engine.cpu.plan import Sizes, dense, is_known, laid_out, materializ
 from flexrnn.engine.interpreter import Run
 from flexrnn.engine.step import CannotRunError
 
+DTYPES = (torch.float32, torch.float64)  # those that generated code knows
+
 
 def _check(like: Tensor) -> None:
     if like.device.type != "cpu":
         raise CannotRunError(f"the cpu engine runs on the CPU, got tensors on {like.device}")
-    if like.dtype not in (torch.float32, torch.float64):
+    if like.dtype not in DTYPES:
         raise CannotRunError(f"the cpu engine computes in float32 and float64, got {like.dtype}")
 
 
@@ -83,7 +85,7 @@ def forward(
     _check(like)
     given = operands(program, xs, state, tensors)
     sizes = Sizes(xs[0].shape[0], xs[0].shape[1], reverse, openmp.threads())
-    return laid_out(Forward, program, tuple(keep), sizes, given, like)(given, like)
+    return laid_out(Forward, program, tuple(keep), sizes, given, like.dtype)(given, like)
 
 
 def backward(
@@ -108,4 +110,4 @@ def backward(
     for field, cotangent in history.items():
         given[f"grad.{field}"] = dense(materialized(cotangent))
     sizes = Sizes(xs[0].shape[0], xs[0].shape[1], reverse, openmp.threads())
-    return laid_out(Backward, program, tuple(history), sizes, given, like)(given, like)
+    return laid_out(Backward, program, tuple(history), sizes, given, like.dtype)(given, like)

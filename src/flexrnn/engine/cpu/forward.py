@@ -1,14 +1,16 @@
 """A program's forward pass, laid out for one kind of call."""
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
 
-from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.kernel import SCRATCH, Area, Rows
-from flexrnn.engine.cpu.plan import Loop, OfProgram, Plan, Sizes, values_of, width
+from flexrnn.engine.cpu.layout import Layout, width
+from flexrnn.engine.cpu.lowering.places import in_one_piece
+from flexrnn.engine.cpu.plan import Plan, Sizes
 from flexrnn.engine.cpu.pool import POOL
 from flexrnn.engine.interpreter import Run
 
@@ -26,7 +28,7 @@ class _Part(NamedTuple):
         return area.as_strided(self.shape, self.strides, self.offset)
 
 
-class Forward(OfProgram):
+class Forward:
     """The forward pass; arguments as in `plan.laid_out`."""
 
     def __init__(
@@ -36,29 +38,26 @@ class Forward(OfProgram):
         keep: tuple[str, ...],
         sizes: Sizes,
         given: Mapping[str, Tensor],
-        like: Tensor,
     ):
-        super().__init__(program)
         self.sizes, self.keep = sizes, keep
-        self.loop = Loop(program, plan.parts.forward, plan.forward, given)
+        self.layout = Layout(program, plan.forward, sizes)
         self.constant = plan.parts.constant
         self.saved_area = Area(plan.forward.itemsize)
         self.histories: dict[str, tuple[int, ...]] = {}  # those that the caller gets
         self.parts: dict[str, _Part] = {}  # name of a saved buffer or an end -> where it lies
-        self._states(plan, given)
-        graph = program.graph
+        self._states(program, plan, given)
         for index in program.schedule.saved:
             if f"saved.{index}" in plan.parts.forward.graph.outputs:
-                self._save(f"saved.{index}", tuple(int(s) for s in graph.nodes[index].shape[1:]))
+                inner = program.graph.nodes[index].shape[1:]
+                self._save(f"saved.{index}", tuple(int(s) for s in inner))
         self.saves = any(name.startswith(("saved.", "history.")) for name in self.parts)
-        self.launch = self.loop.launch(sizes)
-        self.before, self.computed = self.loop.before(), self.loop.computed()
-        self.saved = [self._source(index) for index in program.schedule.saved]
+        self.saved = [self._source(program, index) for index in program.schedule.saved]
+        self.layout.finish(given)
 
-    def _states(self, plan: Plan, given: Mapping[str, Tensor]) -> None:
+    def _states(self, program: Program, plan: Plan, given: Mapping[str, Tensor]) -> None:
         """Where the states lie: whole where somebody reads them later, else the last two."""
-        rows = self.loop.rows
-        for field in self.program.fields:
+        rows = self.layout.rows
+        for field in program.fields:
             first = given[f"state.{field}"]
             wide = width(first)
             if field in self.constant:
@@ -73,7 +72,7 @@ class Forward(OfProgram):
                     memory=_SAVED, offset=self._save(f"history.{field}", first.shape[1:])
                 )
             else:
-                at = self.loop.area.take(2 * first.numel())
+                at = self.layout.area.take(2 * first.numel())
                 lies = lies._replace(memory=SCRATCH, ring=True, offset=at)
                 last = at + ((self.sizes.steps - 1) & 1) * first.numel()
                 self.parts[f"end.{field}"] = _Part(first.shape, first.stride(), last)
@@ -83,40 +82,30 @@ class Forward(OfProgram):
     def _save(self, name: str, inner: tuple[int, ...]) -> int:
         """Take memory for a value at every step."""
         shape = (self.sizes.steps, self.sizes.batch, *inner)
-        strides = [1] * len(shape)
-        for axis in range(len(shape) - 2, -1, -1):
-            strides[axis] = strides[axis + 1] * shape[axis + 1]
-        at = self.saved_area.take(strides[0] * shape[0])
-        self.parts[name] = _Part(shape, tuple(strides), at)
-        self.loop.rows[name] = Rows(_SAVED, strides[0], strides[1], offset=at)
+        strides = in_one_piece("", shape).strides
+        at = self.saved_area.take(math.prod(shape))
+        self.parts[name] = _Part(shape, strides, at)
+        self.layout.rows[name] = Rows(_SAVED, strides[0], strides[1], offset=at)
         return at
 
-    def _source(self, index: int) -> str:
+    def _source(self, program: Program, index: int) -> str:
         """Where a saved value is found once the loop is done."""
         if f"saved.{index}" in self.parts:
             return f"saved.{index}"
-        fields = (*self.keep, *self.program.fields)
-        news = self.program.graph.outputs
+        fields = (*self.keep, *program.fields)
+        news = program.graph.outputs
         field = next((f for f in fields if news[f"state.{f}"] == index), None)
         return f"node.{index}" if field is None else f"history.{field}"
 
     def __call__(self, given: Mapping[str, Tensor], like: Tensor) -> Run:
         """Run it."""
-        program, steps = self.program, self.sizes.steps
-        memory = dict(given)
-        if self.computed:
-            values = values_of(program, given)
-            rows = (steps, self.sizes.batch)
-            interpreter.compute_nodes(program, self.before, values, rows, like)
-            memory |= {
-                name: values[i].to(like.dtype).contiguous() for name, i in self.computed.items()
-            }
+        program, (steps, batch, *_) = self.layout.program, self.sizes
+        memory = self.layout.memory(given, (steps, batch), like)
         for field, shape in self.histories.items():
             memory[f"history.{field}"] = like.new_empty(shape)
-        scratch = memory[SCRATCH] = POOL.take(self.loop.area.size, like.dtype)
         if self.saves:
             memory[_SAVED] = POOL.take(self.saved_area.size, like.dtype)
-        self.launch(memory)
+        self.layout.run(memory)
         history = {}
         for field in self.keep:
             history[field] = (
@@ -133,7 +122,7 @@ class Forward(OfProgram):
             if field in self.constant:
                 end = given[f"state.{field}"]
             elif f"end.{field}" in self.parts:
-                end = self.parts[f"end.{field}"].of(scratch)
+                end = self.parts[f"end.{field}"].of(memory[SCRATCH])
             else:
                 end = memory[f"history.{field}"][last]
             final.append(end.clone())

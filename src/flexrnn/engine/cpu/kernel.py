@@ -12,7 +12,7 @@ from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.cpu import cpp
 from flexrnn.engine.cpu.build.isa import machine
 from flexrnn.engine.cpu.build.toolchain import library
-from flexrnn.engine.cpu.emit import Shape, Source, source
+from flexrnn.engine.cpu.emit import HEAD, Shape, Source, source
 from flexrnn.engine.cpu.lowering.stages import Loop, lower
 from flexrnn.engine.cpu.pieces import Piece
 
@@ -133,7 +133,7 @@ class Kernel:
             numbers = heads * -(-units // columns) * inner * len(weight.blocks) * columns
             numbers = 0 if self.shape is Shape.FEW else numbers
             pointers.append((SCRATCH, area.take(numbers) * self.itemsize))
-        before = 4 + len(self.source.sizes) + len(strides)
+        before = len(HEAD) + len(self.source.sizes) + len(strides)
         at, table = before + 2 * len(self.source.weights), list[int]()
         for weight, parts in zip(self.source.weights, weights, strict=True):
             strides += (at + len(table), len(parts))

@@ -24,9 +24,8 @@ class Pool:
     def __init__(self, limit: int = LIMIT):
         self.limit = limit
         self._lock = threading.Lock()
-        self._blocks: list[
-            tuple[Tensor, tuple[int, int]]
-        ] = []  # and how many hold one that is free
+        # Each with who holds it while it is free.
+        self._blocks: list[tuple[Tensor, tuple[int, int]]] = []
 
     def take(self, numbers: int, dtype: torch.dtype) -> Tensor:
         """Memory for so many numbers, one-dimensional; nobody else has it while it lives."""

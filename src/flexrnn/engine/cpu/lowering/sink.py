@@ -35,8 +35,8 @@ def _is_stored(low: "Lowering", index: int) -> bool:
     """Whether a value goes to memory in any case: as an output, or read by where it lies."""
     if index in low.graph.outputs.values():
         return True
-    readers = (low.nodes[user].op for user in low.users[index] if user in low.alive)
-    return any(op not in OPS and op not in ("sum", "amax") for op in readers)
+    readers = (user for user in low.users[index] if user in low.alive)
+    return any(low.nodes[user].op not in OPS and user not in low.gathered for user in readers)
 
 
 def _first_read(low: "Lowering", index: int) -> int | None:

@@ -1,0 +1,161 @@
+"""A call of a loop, laid out: where its buffers lie, and what torch computes before it."""
+
+import math
+from collections.abc import Mapping
+from weakref import ref
+
+from torch import Tensor
+
+from flexrnn.engine import interpreter
+from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.cpu.emit import Packed, Shape
+from flexrnn.engine.cpu.kernel import SCRATCH, Area, Kernel, Rows
+from flexrnn.engine.cpu.lowering.places import in_one_piece
+from flexrnn.engine.cpu.pieces import Box, Piece, pieces
+from flexrnn.engine.cpu.plan import Sizes
+from flexrnn.engine.cpu.pool import POOL
+
+_CACHED_WEIGHTS = 4 << 20  # bytes of weights above which threads share units instead of rows
+_LITTLE = 256 << 10  # bytes of weights that are read, for which a second thread comes too late
+_BRIEF = 48 << 10  # bytes of weights a stage, for which threads wait longer than they work
+
+
+class Layout:
+    """One kind of call of one loop. It keeps neither the program nor any operand alive.
+
+    Args:
+        program: the program.
+        kernel: a loop of it, compiled.
+        sizes: of the call.
+    """
+
+    def __init__(self, program: Program, kernel: Kernel, sizes: Sizes):
+        self._graph, self._schedule = ref(program.graph), program.schedule
+        self.kernel, self.sizes = kernel, sizes
+        self.rows: dict[str, Rows] = {}
+        self.area = Area(kernel.itemsize)  # of the memory named SCRATCH
+        self._computed: set[int] = set()
+
+    @property
+    def program(self) -> Program:
+        """The program, which who calls holds."""
+        graph = self._graph()
+        assert graph is not None
+        return Program(graph, self._schedule)
+
+    def finish(self, given: Mapping[str, Tensor]) -> None:
+        """Lay out what is left: parameters, inputs, and what is made of them."""
+        weights = [self._weight(packed, given) for packed in self.kernel.source.weights]
+        for name in self.kernel.source.buffers:
+            if name not in self.rows and not name.startswith(("temporary", "partial")):
+                self.rows[name] = self._input(name, given)
+        steps, batch, reverse, threads = self.sizes
+        read = self.kernel.weight_bytes
+        if self.kernel.shape is Shape.FEW and steps * batch * read < _LITTLE:
+            threads = 1
+        if batch == 1 and read < _BRIEF * len(self.kernel.loop.stages):
+            threads = 1
+        self._launch = self.kernel.launch(
+            self.rows,
+            weights,
+            self.area,
+            steps=steps,
+            batch=batch,
+            reverse=reverse,
+            across=threads > 1 and (batch < threads or read > _CACHED_WEIGHTS),
+            threads=threads,
+        )
+        nodes = self.program.graph.nodes
+        needed = self.program.graph.ancestors(self._computed)
+        self._before = tuple(i for i in sorted(needed) if nodes[i].op != "input")
+
+    def memory(
+        self,
+        given: Mapping[str, Tensor],
+        rows: tuple[int, ...],
+        like: Tensor,
+        values: dict[int, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """The memory of a call: its operands, what torch makes of them before, and `SCRATCH`.
+
+        Args:
+            given: the operands.
+            rows: what stands in the place of the batch in what is computed.
+            like: a state.
+            values: the operands as torch computes with them, if somebody needs them further; what
+                is computed is added.
+        """
+        memory = dict(given)
+        if self._computed:
+            values = values_of(self.program, given) if values is None else values
+            interpreter.compute_nodes(self.program, self._before, values, rows, like)
+            for index in self._computed:
+                memory[f"node.{index}"] = values[index].to(like.dtype).contiguous()
+        memory[SCRATCH] = POOL.take(self.area.size, like.dtype)
+        return memory
+
+    def run(self, memory: Mapping[str, Tensor]) -> None:
+        """Run the loop."""
+        self._launch(memory)
+
+    def _input(self, name: str, given: Mapping[str, Tensor]) -> Rows:
+        kind, _, rest = name.partition(".")
+        if kind == "hoisted":
+            row = math.prod(int(s) for s in self.program.graph.nodes[int(rest)].shape[1:])
+            return Rows(self._node(int(rest)), self.sizes.batch * row, row)
+        if kind == "once":
+            return Rows(self._node(int(rest)))
+        if kind == "param":
+            straight = given[name].is_contiguous()
+            return Rows(name if straight else self._node(self.program.graph.inputs[name]))
+        return timed(name, given[name])
+
+    def _node(self, index: int) -> str:
+        """The memory of a node that torch computes."""
+        self._computed.add(index)
+        return f"node.{index}"
+
+    def _weight(self, packed: Packed, given: Mapping[str, Tensor]) -> list[Piece]:
+        """Where the blocks of a weight lie; where they lie nowhere, torch computes it."""
+        graph = self.program.graph
+        kind, _, rest = packed.weight.partition(".")
+        index = int(rest) if kind == "once" else graph.inputs[packed.weight]
+        shape = tuple(int(s) for s in graph.nodes[index].shape)
+        outer = tuple((0, size) for size in shape[:-1])
+        units = packed.shape[-1]
+        boxes = [(*outer, (b * units, (b + 1) * units)) for b in packed.blocks]
+        found: list[Piece] = []
+        for box in boxes:
+            parts = pieces(graph, index, box, given) or []
+            if not parts or not all(self._can_read(piece, box) for piece in parts):
+                break
+            found += parts
+        else:
+            return found
+        memory, strides = self._node(index), in_one_piece("", shape).strides
+        return [Piece(memory, box[-1][0], box, strides) for box in boxes]
+
+    def _can_read(self, piece: Piece, box: Box) -> bool:
+        """Whether a loop can read a piece, which must be of all heads and columns of a box."""
+        whole = (*piece.box[:-2], piece.box[-1]) == (*box[:-2], box[-1])
+        # In place, rows or columns are read by vectors.
+        return whole and (self.kernel.shape is not Shape.FEW or 1 in piece.strides[-2:])
+
+
+def values_of(program: Program, given: Mapping[str, Tensor]) -> dict[int, Tensor]:
+    """Inputs and parameters as torch computes with them, by their nodes."""
+    return {
+        index: given.get(f"original.{name}", given[name])
+        for name, index in program.graph.inputs.items()
+        if name in given and not name.startswith("state.")
+    }
+
+
+def timed(name: str, tensor: Tensor) -> Rows:
+    """A tensor `(T, B, ...)` whose rows lie in one piece."""
+    return Rows(name, tensor.stride(0), tensor.stride(1))
+
+
+def width(tensor: Tensor) -> int:
+    """Numbers in a row of a state `(B, ...)`."""
+    return math.prod(tensor.shape[1:])
