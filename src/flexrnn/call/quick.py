@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from flexrnn.bind import Slot, bind, identity, tensors_of
-from flexrnn.cell import Cell, autocasts, field_sizes
+from flexrnn.call.stack import stacked
+from flexrnn.cell import Cell, autocasts, field_sizes, unwrap
 from flexrnn.compose import CellStep
 from flexrnn.engine import engines, scan
 from flexrnn.engine.compiler.passes import compile_step
@@ -109,11 +110,7 @@ def _run(layer: Any, x: Tensor, fields: tuple[Any, ...]) -> tuple[Tensor, Any] |
         ran = engines.ENGINES[_ENGINE].forward(way.program, (output,), own, tensors, keep)
         output = ran.history[keep[0]]
         finals.append(ran.final)
-    if layers == 1:
-        state = cell.State(*(field[None] for field in finals[0]))
-    else:
-        state = cell.State(*map(torch.stack, zip(*finals, strict=True)))
-    return output[0], state[0] if len(state) == 1 else state
+    return output[0], unwrap(stacked(cell, finals, dtype))
 
 
 def _lies_here(tensor: Tensor) -> bool:

@@ -78,12 +78,15 @@ def run(
             histories.append(history)
         x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
 
-    def stacked(rows: Sequence[tuple[Tensor, ...]]) -> Any:
-        one = len(rows) == 1
-        fields = [f[0][None] if one else torch.stack(f) for f in zip(*rows, strict=True)]
-        return cells[0].State(*(f.to(out_dtype) for f in fields))
+    states = stacked(cells[0], histories, out_dtype) if every_state else None
+    return x, stacked(cells[0], finals, out_dtype), states
 
-    return x, stacked(finals), stacked(histories) if every_state else None
+
+def stacked(cell: Cell, rows: Sequence[tuple[Tensor, ...]], dtype: torch.dtype) -> Any:
+    """A `State` of the cell's whose fields have an axis more, of layers and directions."""
+    one = len(rows) == 1
+    fields = [f[0][None] if one else torch.stack(f) for f in zip(*rows, strict=True)]
+    return cell.State(*(f.to(dtype) for f in fields))
 
 
 def _dropped(x: Tensor, p: float, lengths: Tensor | None) -> Tensor:
