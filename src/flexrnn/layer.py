@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from flexrnn.bind import Slot, bind, move_parameters
-from flexrnn.call import direction, stack, stream
+from flexrnn.call import direction, shown, stack, stream
 from flexrnn.call.initial import add_learned, initial_state, reset_learned, unbatched
 from flexrnn.call.marks import Marks, check_alone, check_lengths, check_reset, marks
 from flexrnn.cell import Cell, first_weight, loop_dtypes, unwrap
@@ -383,33 +383,15 @@ class FlexRNN(nn.Module):
             yield bind(cast(Cell, cell), slots, self)
 
     def __repr__(self) -> str:
-        shown = self.__class__.__new__(self.__class__)  # with the parameters back in their cells
+        copy = self.__class__.__new__(self.__class__)  # with the parameters back in their cells
         cells = nn.ModuleList(self._bound_cells())
-        shown.__dict__.update(self.__dict__, _modules={**self._modules, "cells": cells})
-        return super(FlexRNN, shown).__repr__()
+        copy.__dict__.update(self.__dict__, _modules={**self._modules, "cells": cells})
+        return super(FlexRNN, copy).__repr__()
 
     def extra_repr(self) -> str:
         """Arguments that are not at their defaults, as `torch.nn.LSTM` shows them."""
         name = "" if type(self) is not FlexRNN else type(self.cells[0]).__name__ + ", "
-        text = f"{name}{self.input_size}, {self.hidden_size}"
-        shown = {
-            "proj_size": 0,
-            "num_layers": 1,
-            "bias": True,
-            "batch_first": False,
-            "dropout": 0,
-            "bidirectional": False,
-            "zoneout": 0,
-            "recurrent_dropout": 0,
-            "weight_drop": 0,
-            "learn_initial_state": False,
-            "checkpoint_every": None,
-            "backend": "auto",
-        }
-        for name, default in shown.items():
-            if getattr(self, name) != default:
-                text += f", {name}={getattr(self, name)}"
-        return text
+        return name + shown.options(self)
 
 
 def _map(fn: Callable[[Tensor], Tensor], state: Any) -> Any:
