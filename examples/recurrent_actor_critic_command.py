@@ -1,7 +1,5 @@
 """The command line around `recurrent_actor_critic`: options, bars, times, and a page of it all."""
 
-import signal
-import tempfile
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -37,6 +35,7 @@ from torch import Tensor, nn
 import flexrnn
 from flexrnn.lab import figures, terminal
 from flexrnn.lab.errors import UsageError
+from flexrnn.lab.files import check_folder, no_interrupt
 from flexrnn.lab.results import machine, to_plain, write, write_json
 from flexrnn.lab.table import split_names
 
@@ -190,12 +189,7 @@ def check(options: Options, out: Path) -> None:
             pass
     except ValueError as error:
         raise UsageError(f"--{error}") from None
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise UsageError(f"--out {out}: {error.strerror or error}") from None
+    check_folder(out)
 
 
 def carry_out(options: Options, parts: list[str], out: Path, console: Console) -> str:
@@ -213,21 +207,20 @@ def carry_out(options: Options, parts: list[str], out: Path, console: Console) -
     except KeyboardInterrupt:
         state = "interrupted"
     finally:
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # writing is quick
-        found = {
-            "state": state,
-            "options": vars(options),
-            "machine": machine(),
-            "speed": [vars(speed) for speed in speeds],
-            "learning": [_without_agent(run) for run in runs],
-        }
-        write_json(out / "results.json", to_plain(found))
-        write(out / "report.html", page(found, speeds))
-        for run in runs:
-            if run.label == "with memory":
-                torch.save(run.agent.state_dict(), out / "agent.pt")
-        torch.set_num_threads(before)
-        signal.signal(signal.SIGINT, handler)
+        with no_interrupt():
+            found = {
+                "state": state,
+                "options": vars(options),
+                "machine": machine(),
+                "speed": [vars(speed) for speed in speeds],
+                "learning": [_without_agent(run) for run in runs],
+            }
+            write_json(out / "results.json", to_plain(found))
+            write(out / "report.html", page(found, speeds))
+            for run in runs:
+                if run.label == "with memory":
+                    torch.save(run.agent.state_dict(), out / "agent.pt")
+            torch.set_num_threads(before)
     console.print(
         f"{state.capitalize()}. The page: {out / 'report.html'}", highlight=False, soft_wrap=True
     )
