@@ -13,10 +13,10 @@ from flexrnn.engine.cpu.build import openmp
 from flexrnn.engine.cpu.build.isa import machine
 from flexrnn.engine.cpu.build.toolchain import library
 from flexrnn.engine.cpu.forward import Forward
-from flexrnn.engine.cpu.lowering.extract import extract
-from flexrnn.engine.cpu.lowering.stages import lower
 from flexrnn.engine.cpu.plan import Sizes, dense, is_known, laid_out, materialized, operands
 from flexrnn.engine.interpreter import Run
+from flexrnn.engine.lowering.extract import extract
+from flexrnn.engine.lowering.stages import lower
 from flexrnn.engine.step import CannotRunError
 
 DTYPES = (torch.float32, torch.float64)  # those that generated code knows

@@ -9,10 +9,10 @@ from torch import Tensor
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.kernel import SCRATCH, Area, Rows
 from flexrnn.engine.cpu.layout import Layout, width
-from flexrnn.engine.cpu.lowering.places import in_one_piece
 from flexrnn.engine.cpu.plan import Plan, Sizes
 from flexrnn.engine.cpu.pool import POOL
 from flexrnn.engine.interpreter import Run
+from flexrnn.engine.lowering.places import in_one_piece
 
 _SAVED = "saved"  # the memory of what only the backward pass reads
 

@@ -13,8 +13,8 @@ from flexrnn.engine.cpu import cpp
 from flexrnn.engine.cpu.build.isa import machine
 from flexrnn.engine.cpu.build.toolchain import library
 from flexrnn.engine.cpu.emit import HEAD, Shape, Source, source
-from flexrnn.engine.cpu.lowering.stages import Loop, lower
 from flexrnn.engine.cpu.pieces import Piece
+from flexrnn.engine.lowering.stages import Loop, lower
 
 SCRATCH = "scratch"  # what a loop has for itself while it runs
 _LINE = 64  # bytes of a cache line, on which everything in an area begins

@@ -10,10 +10,10 @@ from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.emit import Packed, Shape
 from flexrnn.engine.cpu.kernel import SCRATCH, Area, Kernel, Rows
-from flexrnn.engine.cpu.lowering.places import in_one_piece
 from flexrnn.engine.cpu.pieces import Box, Piece, pieces
 from flexrnn.engine.cpu.plan import Sizes
 from flexrnn.engine.cpu.pool import POOL
+from flexrnn.engine.lowering.places import in_one_piece
 
 _CACHED_WEIGHTS = 4 << 20  # bytes of weights above which threads share units instead of rows
 _LITTLE = 256 << 10  # bytes of weights that are read, for which a second thread comes too late

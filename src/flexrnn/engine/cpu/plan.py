@@ -14,7 +14,7 @@ from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.emit import Shape
 from flexrnn.engine.cpu.kernel import Kernel
-from flexrnn.engine.cpu.lowering.extract import Extract, extract
+from flexrnn.engine.lowering.extract import Extract, extract
 from flexrnn.engine.step import CannotRunError
 from flexrnn.engine.tables import trim
 

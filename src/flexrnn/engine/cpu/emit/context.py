@@ -4,8 +4,8 @@ import math
 import re
 from dataclasses import dataclass
 
-from flexrnn.engine.cpu.lowering.places import Place, sizes_of
-from flexrnn.engine.cpu.lowering.stages import Loop
+from flexrnn.engine.lowering.places import Place, sizes_of
+from flexrnn.engine.lowering.stages import Loop
 
 _PLAIN = (0.0, 1.0, 2.0, 0.5, -1.0, -0.5, -2.0)  # constants that no size can be
 

@@ -2,10 +2,10 @@
 
 from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.cpu.cpp import expression
-from flexrnn.engine.cpu.emit.accumulate import Accumulators
 from flexrnn.engine.cpu.emit.context import Context
-from flexrnn.engine.cpu.lowering.places import sizes_of
-from flexrnn.engine.cpu.lowering.stages import REDUCTIONS, Stage, Store
+from flexrnn.engine.lowering.accumulate import Accumulators
+from flexrnn.engine.lowering.places import sizes_of
+from flexrnn.engine.lowering.stages import REDUCTIONS, Stage, Store
 
 
 class Pointwise:

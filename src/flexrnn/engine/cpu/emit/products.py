@@ -3,10 +3,10 @@
 from enum import Enum
 from typing import NamedTuple
 
-from flexrnn.engine.cpu.emit.accumulate import Accumulators
 from flexrnn.engine.cpu.emit.context import Context
-from flexrnn.engine.cpu.lowering.places import sizes_of
-from flexrnn.engine.cpu.lowering.stages import Product
+from flexrnn.engine.lowering.accumulate import Accumulators
+from flexrnn.engine.lowering.places import sizes_of
+from flexrnn.engine.lowering.stages import Product
 
 _WIDE = 4  # vectors of columns in a tile, where one row of blocks has fewer
 _MOST_ROWS = 8

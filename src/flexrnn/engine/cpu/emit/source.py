@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from flexrnn.engine.cpu.emit.accumulate import Accumulators
 from flexrnn.engine.cpu.emit.context import Buffer, Context
 from flexrnn.engine.cpu.emit.pointwise import Pointwise
 from flexrnn.engine.cpu.emit.products import Packed, Products, Shape, Tile, tile_of
-from flexrnn.engine.cpu.lowering.stages import Loop
+from flexrnn.engine.lowering.accumulate import Accumulators
+from flexrnn.engine.lowering.stages import Loop
 
 _ROWS = 4  # that stages without products go through together
 

@@ -6,7 +6,7 @@ they lie. Where that is not in one piece, a node is put in between that some sta
 
 from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.ops import OPS
-from flexrnn.engine.cpu.lowering.places import sizes_of
+from flexrnn.engine.lowering.places import sizes_of
 from flexrnn.engine.step import CannotRunError
 
 
@@ -46,7 +46,7 @@ def _in_pieces(graph: Graph, index: int) -> bool:
 
 def _copy(graph: Graph, index: int) -> int:
     if not _rowed(graph, index):
-        raise CannotRunError("the cpu engine wants a row for each of the batch, got a parameter")
+        raise CannotRunError("generated code wants a row for each of the batch, got a parameter")
     if graph.nodes[index].boolean:
         return graph.add("or", index, index)
     return graph.add("mul", index, graph.constant(1.0))

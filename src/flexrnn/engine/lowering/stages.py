@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.ops import OPS
-from flexrnn.engine.cpu.lowering.copies import with_copies
-from flexrnn.engine.cpu.lowering.places import Domain, Place, domain_of, in_one_piece, sizes_of
-from flexrnn.engine.cpu.lowering.sink import sink
+from flexrnn.engine.lowering.copies import with_copies
+from flexrnn.engine.lowering.places import Domain, Place, domain_of, in_one_piece, sizes_of
+from flexrnn.engine.lowering.sink import sink
 from flexrnn.engine.step import CannotRunError
 
 REDUCTIONS = ("sum", "amax")
@@ -115,7 +115,7 @@ class Lowering:
             self.stage[index] = self._place_in(domain, ready)
             self.stages[self.stage[index]].values.append(index)
         else:
-            raise CannotRunError(f"the cpu engine has no form of {node.op} inside a loop")
+            raise CannotRunError(f"generated code has no form of {node.op} inside a loop")
 
     def _assign_product(self, index: int) -> None:
         left, weight = self.nodes[index].args
@@ -124,7 +124,7 @@ class Lowering:
         product = Product(index, left, weight)
         domain = Domain(outer, width)
         if len(self.nodes[weight].shape) == 3 and len(outer) != 1:
-            raise CannotRunError("the cpu engine has no products by heads of more than one axis")
+            raise CannotRunError("generated code has no products by heads of more than one axis")
         ready = self._ready(left, None)
         self.stage[index] = self._place_in(domain, ready)
         self.stages[self.stage[index]].products.append(product)
@@ -248,7 +248,7 @@ class Lowering:
             return self.memory[index]
         node = self.nodes[index]
         if node.op == "constant":
-            raise CannotRunError("the cpu engine reads a number where it wants a tensor")
+            raise CannotRunError("generated code reads a number where it wants a tensor")
         if node.op == "input":
             self.memory[index] = self._in_one_piece(node.attr("name"), index)
         elif node.op in _ALIASES and index not in self.blocks:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from flexrnn.engine.compiler.ops import OPS
 
 if TYPE_CHECKING:
-    from flexrnn.engine.cpu.lowering.stages import Lowering
+    from flexrnn.engine.lowering.stages import Lowering
 
 
 _FAR = 16  # operands of operands, as far as it is looked

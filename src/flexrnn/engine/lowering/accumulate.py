@@ -1,6 +1,6 @@
 """Which sums of products a tile holds: products that are added up anyway share a register."""
 
-from flexrnn.engine.cpu.lowering.stages import Loop
+from flexrnn.engine.lowering.stages import Loop
 
 
 class Accumulators:

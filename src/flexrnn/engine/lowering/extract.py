@@ -1,4 +1,4 @@
-"""What of a program runs inside the C++ loops, as graphs of their own, and what torch does around.
+"""What of a program runs inside generated loops, as graphs of their own; the rest is torch's.
 
 Two graphs come out, one a direction in time. Their inputs are what lies in memory:
 

@@ -1,1 +1,0 @@
-"""From a program to the stages of its loops: what runs where, and where everything lies."""
