@@ -27,13 +27,35 @@ class Op(NamedTuple):
     cheap: bool = True  # a handful of additions and multiplications, no transcendental function
     boolean: bool = False  # the result is a truth value
     attributes: tuple[tuple[str, float], ...] = ()  # numbers that are part of it, with defaults
-    cpp: str = ""  # of operands {a}, {b}, {c} and attributes by name; empty: a call of its name
-    triton: str = ""  # filled by the GPU engine
+    # How engines write it, of operands {a}, {b}, {c} and attributes by name; a call of the row's
+    # name where nothing is said.
+    form: str = ""  # in every language
+    cpp: str = ""  # in C++, where it differs
+    triton: str = ""  # in Triton's Python, where it differs
+
+    def written(self, form: str, operands: tuple[str, ...], literal: Callable[[float], str],
+                attributes: dict[str, float]) -> str:  # fmt: skip
+        """The operation in an engine's language.
+
+        Args:
+            form: in that language, or empty: `cpp` or `triton`.
+            operands: as that language has them; names, or in brackets.
+            literal: a number in that language.
+            attributes: the numbers that belong to it; those left out are the default.
+        """
+        numbers = {key: literal(attributes.get(key, value)) for key, value in self.attributes}
+        if form := form or self.form:
+            return form.format(
+                name=self.name, **dict(zip("abc", operands, strict=False)), **numbers
+            )
+        return f"{self.name}({', '.join((*operands, *numbers.values()))})"
 
 
 REAL = (-3.0, 3.0)
 POSITIVE = (0.1, 3.0)
 UNIT = (-0.9, 0.9)
+
+OWN = "tl.{name}({a})"  # one of Triton's own functions
 
 
 class Expression:
@@ -134,8 +156,8 @@ def _d_extremum(better: str) -> Derivative:
     return vjp
 
 
-def _compare(name: str, function: Callable[..., Tensor], cpp: str) -> Op:
-    return Op(name, function, None, (REAL, REAL), boolean=True, cpp=cpp)
+def _compare(name: str, function: Callable[..., Tensor], form: str) -> Op:
+    return Op(name, function, None, (REAL, REAL), boolean=True, form=form)
 
 
 def _d_clamp(g: Any, y: Any, x: Any, low: float, high: float) -> Any:
@@ -145,9 +167,9 @@ def _d_clamp(g: Any, y: Any, x: Any, low: float, high: float) -> Any:
 
 _ROWS = [
     # arithmetic
-    _binary("add", torch.add, lambda g, y, a, b: (g, g), cpp="{a} + {b}"),
-    _binary("sub", torch.sub, lambda g, y, a, b: (g, -g), cpp="{a} - {b}"),
-    _binary("mul", torch.mul, lambda g, y, a, b: (g * b, g * a), cpp="{a} * {b}"),
+    _binary("add", torch.add, lambda g, y, a, b: (g, g), form="{a} + {b}"),
+    _binary("sub", torch.sub, lambda g, y, a, b: (g, -g), form="{a} - {b}"),
+    _binary("mul", torch.mul, lambda g, y, a, b: (g * b, g * a), form="{a} * {b}"),
     _binary("div", torch.div, lambda g, y, a, b: (g / b, -(g * y) / b), REAL, POSITIVE,
             cpp="{a} / {b}"),
     _binary("pow", torch.pow, _d_pow, POSITIVE, REAL, cheap=False),
@@ -163,26 +185,26 @@ _ROWS = [
             REAL, POSITIVE),
     Op("lerp", torch.lerp, lambda g, y, a, b, w: (g * (-w + 1.0), g * w, g * (b - a)),
        (REAL, REAL, (0.0, 1.0))),
-    _unary("neg", torch.neg, lambda g, y, x: -g, cpp="-{a}"),
-    _unary("abs", torch.abs, lambda g, y, x: g * call("sign", x)),
+    _unary("neg", torch.neg, lambda g, y, x: -g, form="-{a}"),
+    _unary("abs", torch.abs, lambda g, y, x: g * call("sign", x), triton=OWN),
     _unary("sign", torch.sign, 0),
     _unary("reciprocal", torch.reciprocal, lambda g, y, x: -(g * y * y), POSITIVE,
             cpp="REAL(1) / {a}"),
-    _unary("square", torch.square, lambda g, y, x: g * x * 2.0, cpp="{a} * {a}"),
+    _unary("square", torch.square, lambda g, y, x: g * x * 2.0, form="{a} * {a}"),
     _unary("sqrt", torch.sqrt, lambda g, y, x: g * 0.5 / y, POSITIVE),
     _unary("rsqrt", torch.rsqrt, lambda g, y, x: g * y * y * y * -0.5, POSITIVE,
-            cpp="REAL(1) / sqrt({a})"),
-    _unary("floor", torch.floor, 0),
-    _unary("ceil", torch.ceil, 0),
-    _unary("round", torch.round, 0, cpp="rint({a})"),
+            cpp="REAL(1) / sqrt({a})", triton=OWN),
+    _unary("floor", torch.floor, 0, triton=OWN),
+    _unary("ceil", torch.ceil, 0, triton=OWN),
+    _unary("round", torch.round, 0, form="rint({a})"),
     _unary("trunc", torch.trunc, 0),
-    _unary("frac", torch.frac, lambda g, y, x: g, cpp="{a} - trunc({a})"),
+    _unary("frac", torch.frac, lambda g, y, x: g, form="{a} - trunc({a})"),
     # exponentials and their inverses
     _unary("exp", torch.exp, lambda g, y, x: g * y, cheap=False),
-    _unary("exp2", torch.exp2, lambda g, y, x: g * y * math.log(2), cheap=False),
+    _unary("exp2", torch.exp2, lambda g, y, x: g * y * math.log(2), cheap=False, triton=OWN),
     _unary("expm1", torch.expm1, lambda g, y, x: g * (y + 1.0), cheap=False),
-    _unary("log", torch.log, lambda g, y, x: g / x, POSITIVE, cheap=False),
-    _unary("log2", torch.log2, lambda g, y, x: g / x * (1 / math.log(2)), POSITIVE, cheap=False),
+    _unary("log", torch.log, lambda g, y, x: g / x, POSITIVE, cheap=False, triton=OWN),
+    _unary("log2", torch.log2, lambda g, y, x: g / x * (1 / math.log(2)), POSITIVE, cheap=False, triton=OWN),
     _unary("log10", torch.log10, lambda g, y, x: g / x * (1 / math.log(10)), POSITIVE, cheap=False),
     _unary("log1p", torch.log1p, lambda g, y, x: g / (x + 1.0), UNIT, cheap=False),
     _unary("sigmoid", torch.sigmoid, lambda g, y, x: g * y * (-y + 1.0), cheap=False),
@@ -197,12 +219,12 @@ _ROWS = [
            cheap=False),
     _unary("atanh", torch.atanh, lambda g, y, x: g / (-(x * x) + 1.0), UNIT, cheap=False),
     _unary("erf", torch.erf, lambda g, y, x: g * call("exp", -(x * x)) * (2 / math.sqrt(math.pi)),
-           cheap=False),
+           cheap=False, triton=OWN),
     _unary("erfc", torch.erfc,
            lambda g, y, x: g * call("exp", -(x * x)) * (-2 / math.sqrt(math.pi)), cheap=False),
     # circular functions
-    _unary("sin", torch.sin, lambda g, y, x: g * call("cos", x), cheap=False),
-    _unary("cos", torch.cos, lambda g, y, x: -(g * call("sin", x)), cheap=False),
+    _unary("sin", torch.sin, lambda g, y, x: g * call("cos", x), cheap=False, triton=OWN),
+    _unary("cos", torch.cos, lambda g, y, x: -(g * call("sin", x)), cheap=False, triton=OWN),
     _unary("tan", torch.tan, lambda g, y, x: g * (y * y + 1.0), (-1.2, 1.2), cheap=False),
     _unary("asin", torch.asin, lambda g, y, x: g * call("rsqrt", -(x * x) + 1.0), UNIT,
            cheap=False),
@@ -224,7 +246,7 @@ _ROWS = [
     _unary("mish", F.mish, _d_mish, cheap=False),
     _unary("hardtanh", F.hardtanh, lambda g, y, x, min_val, max_val: _select(
         _inside(x, min_val, max_val), g, 0.0), attributes=(("min_val", -1.0), ("max_val", 1.0)),
-        cpp="clamp({a}, {min_val}, {max_val})"),
+        form="clamp({a}, {min_val}, {max_val})"),
     _unary("hardsigmoid", F.hardsigmoid, lambda g, y, x: _select(
         _inside(x, -3.0, 3.0), g * (1 / 6), 0.0), (-4.0, 4.0)),
     _unary("hardswish", F.hardswish, lambda g, y, x: _select(
@@ -239,12 +261,12 @@ _ROWS = [
     _compare("le", torch.le, "{a} <= {b}"),
     _compare("eq", torch.eq, "{a} == {b}"),
     _compare("ne", torch.ne, "{a} != {b}"),
-    Op("and", torch.logical_and, None, (REAL, REAL), boolean=True, cpp="{a} & {b}"),
-    Op("or", torch.logical_or, None, (REAL, REAL), boolean=True, cpp="{a} | {b}"),
-    Op("not", torch.logical_not, None, (REAL,), boolean=True, cpp="~{a}"),
+    Op("and", torch.logical_and, None, (REAL, REAL), boolean=True, form="{a} & {b}"),
+    Op("or", torch.logical_or, None, (REAL, REAL), boolean=True, form="{a} | {b}"),
+    Op("not", torch.logical_not, None, (REAL,), boolean=True, form="~{a}"),
     Op("where", torch.where,
        lambda g, y, c, a, b: (None, _select(c, g, 0.0), _select(c, 0.0, g)), (REAL, REAL, REAL),
-       cpp="select({a}, {b}, {c})"),
+       cpp="select({a}, {b}, {c})", triton="tl.where({a}, {b}, {c})"),
 ]  # fmt: skip
 
 OPS: dict[str, Op] = {row.name: row for row in _ROWS}

@@ -22,10 +22,7 @@ def expression(name: str, *operands: str, **attributes: float) -> str:
         C++ of type `mask` where the row is boolean, else `vec`; put it in brackets to nest it.
     """
     op = OPS[name]
-    numbers = {key: literal(attributes.get(key, default)) for key, default in op.attributes}
-    if op.cpp:
-        return op.cpp.format(**dict(zip("abc", operands, strict=False)), **numbers)
-    return f"{name}({', '.join((*operands, *numbers.values()))})"
+    return op.written(op.cpp, operands, literal, attributes)
 
 
 def literal(value: float) -> str:

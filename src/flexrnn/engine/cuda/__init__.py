@@ -1,0 +1,1 @@
+"""The CUDA engine: programs run by generated Triton."""
