@@ -9,6 +9,7 @@ from torch import Tensor
 from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu import engine as cpu
+from flexrnn.engine.cuda import engine as cuda
 from flexrnn.engine.interpreter import Run
 
 
@@ -58,12 +59,14 @@ class Engine(Protocol):
         ...
 
 
-ENGINES: dict[str, Engine] = {"interpreter": interpreter, "cpu": cpu}
+ENGINES: dict[str, Engine] = {"interpreter": interpreter, "cpu": cpu, "cuda": cuda}
 AUTO: tuple[str, ...] = ("cpu", "reference")  # the fastest first; the last can run everything
 
 
-def source(engine: str, program: Program) -> str:
+def source(engine: str, program: Program, dtype: torch.dtype) -> str:
     """The code that an engine generates for a program, or nothing."""
+    if engine == "cuda":
+        return cuda.source(program, dtype)
     return cpu.source(program) if engine == "cpu" else ""
 
 

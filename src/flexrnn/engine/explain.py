@@ -25,11 +25,12 @@ class StepReport(NamedTuple):
     refusal: str  # why there is none: operation, file and line
     saved_bytes: int  # kept for the backward pass, over all steps and rows
     stages: tuple[tuple[str, str], ...]  # the name of a pass and the formulas after it
+    dtype: torch.dtype  # of the state
 
     @property
     def source(self) -> str:
         """The code that the engine generates, if it does."""
-        return "" if self.program is None else engines.source(self.engine, self.program)
+        return "" if self.program is None else engines.source(self.engine, self.program, self.dtype)
 
 
 class Explanation(NamedTuple):
@@ -108,14 +109,14 @@ def _report(
         graphs = passes(step, xs, state, wanted_of(step, state, xs))
     except CannotCompileError as refusal:
         chosen = _choose(backend, None, str(refusal), operands, state[0])
-        return StepReport(name, *chosen, None, str(refusal), 0, ())
+        return StepReport(name, *chosen, None, str(refusal), 0, (), state[0].dtype)
     program = build(graphs[-1][1])
     chosen = _choose(backend, program, "", operands, state[0])
     texts = [(after, formulas(graph)) for after, graph in graphs]
     rows = xs[0].shape[0] * state[0].shape[0]
     saved = saved_floats(*program) * rows * state[0].element_size()
     stages = (*texts, ("schedule", pretty(program)))
-    return StepReport(name, *chosen, program, "", saved, stages)
+    return StepReport(name, *chosen, program, "", saved, stages, state[0].dtype)
 
 
 def _choose(

@@ -38,8 +38,8 @@ def backend(name: str) -> Iterator[None]:
     """Run every layer inside the block by the named engine, whatever its own `backend` says.
 
     Args:
-        name: `"auto"`, the fastest that can; `"cpu"`, generated C++; `"interpreter"`, programs in
-            Python; `"reference"`, the eager loop.
+        name: `"auto"`, the fastest that can; `"cpu"`, generated C++; `"cuda"`, generated Triton;
+            `"interpreter"`, programs in Python; `"reference"`, the eager loop.
 
     Raises:
         ValueError: there is no engine of that name.

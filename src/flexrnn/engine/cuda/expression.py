@@ -30,3 +30,9 @@ def literal(value: float, dtype: str = "") -> str:
     """
     text = repr(float(value)) if math.isfinite(value) else f'float("{float(value)}")'
     return f"tl.full((), {text}, tl.{dtype})" if dtype else text
+
+
+def is_operator(name: str) -> bool:
+    """Whether an operation is written with Python's operators, between which a number may stand."""
+    form = OPS[name].triton or OPS[name].form
+    return bool(form) and "(" not in form

@@ -40,7 +40,9 @@ class Extract(NamedTuple):
     recorded: frozenset[str]  # fields whose every value the backward pass reads
 
 
-def extract(program: Program, *, hoist: bool, keep: Iterable[str]) -> Extract:
+def extract(
+    program: Program, *, hoist: bool, keep: Iterable[str], sum_inside: bool = True
+) -> Extract:
     """Divide a program.
 
     Args:
@@ -48,6 +50,7 @@ def extract(program: Program, *, hoist: bool, keep: Iterable[str]) -> Extract:
         hoist: products of the input are done for all steps at once, by torch; otherwise they are
             done step by step in the loop, beside those of the state.
         keep: fields whose derivative comes from outside at every step.
+        sum_inside: the loop sums over batch and time; otherwise torch does, once it is done.
     """
     graph, plan = program
     constant = frozenset(
@@ -67,7 +70,7 @@ def extract(program: Program, *, hoist: bool, keep: Iterable[str]) -> Extract:
             forward.output(f"saved.{index}", index)
     backward = None
     if any(name.startswith("grad.") for name in graph.outputs):
-        backward = _backward(program, constant, news, keep)
+        backward = _backward(program, constant, news, keep, sum_inside)
     return Extract(forward.part(), backward, constant, recorded)
 
 
@@ -195,7 +198,11 @@ class _Backward(_Loop):
 
 
 def _backward(
-    program: Program, constant: frozenset[str], news: dict[int, str], keep: Iterable[str]
+    program: Program,
+    constant: frozenset[str],
+    news: dict[int, str],
+    keep: Iterable[str],
+    sum_inside: bool,
 ) -> Part:
     graph, plan = program
     loop = _Backward(program, constant, news, keep)
@@ -217,7 +224,7 @@ def _backward(
     needed = graph.ancestors(roots)
     for index in sorted(after & needed):
         node = graph.nodes[index]
-        if node.op == "batch_sum" and node.args[0] not in after:
+        if sum_inside and node.op == "batch_sum" and node.args[0] not in after:
             loop.output(f"sum.{index}", node.args[0])
             continue
         for arg in node.args:

@@ -1,0 +1,134 @@
+"""The memory of a loop by its names in Triton, and where in it a node's numbers lie."""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from flexrnn.engine.lowering.places import Place, sizes_of
+from flexrnn.engine.lowering.stages import Loop
+
+_FIXED = ("const", "param", "once", "temporary", "partial")  # the same at every step
+_TRAVELS = {"before": "old", "carry": "old", "after": "new", "passed": "new"}
+
+
+class Buffer(NamedTuple):
+    """A piece of memory that a kernel is given, and how a step finds its rows in it.
+
+    `fixed`: they are the same at every step. `timed`: at every step its own. `old` and `new`: of a
+    state that travels, in a ring of two steps.
+    """
+
+    name: str  # of the pointer
+    kind: str
+    row: int  # numbers in a row, of what has rows
+
+
+class Names:
+    """Collects the memory that a loop uses.
+
+    Args:
+        loop: the stages.
+        parts: of every stage, into how many tiles a head's units are cut.
+        backward: it runs from the last step to the first, where `before` and `after` are histories.
+    """
+
+    def __init__(self, loop: Loop, parts: Sequence[int], *, backward: bool):
+        self.loop, self.graph, self.low = loop, loop.graph, loop.lowering
+        self.parts = parts
+        self.backward = backward
+        self.buffers: dict[str, Buffer] = {}
+
+    def buffer(self, name: str) -> str:
+        """The pointer to a piece of memory, at this step."""
+        if name not in self.buffers:
+            self.buffers[name] = Buffer(self._plain(name), self._kind(name), self._row(name))
+        return self.buffers[name].name
+
+    def _plain(self, name: str) -> str:
+        kind, _, rest = name.partition(".")
+        if rest.isdigit():  # a node's number, which means nothing here
+            return f"{kind}{sum(other.startswith(f'{kind}.') for other in self.buffers)}"
+        plain = re.sub(r"\W", "_", name)
+        while plain in {b.name for b in self.buffers.values()}:
+            plain += "_"
+        return plain
+
+    def _kind(self, name: str) -> str:
+        word = name.partition(".")[0]
+        if word in _FIXED:
+            return "fixed"
+        if self.backward and word in ("before", "after"):
+            return "timed"
+        return _TRAVELS.get(word, "timed")
+
+    def _row(self, name: str) -> int:
+        if name in self.loop.temporaries:
+            return self.loop.temporaries[name]
+        if name.startswith("partial."):
+            return self.loop.partial[self.partial_node(name)].heads
+        index = self.graph.inputs.get(name, self.graph.outputs.get(name, 0))
+        return math.prod(sizes_of(self.graph.nodes[index].shape))
+
+    def advance(self, used: Iterable[str]) -> list[str]:
+        """Lines that set pointers to where the rows of step t begin: `NAME_t` of what has steps."""
+        buffers = [self.buffers[name] for name in used]
+        lines = []
+        if any(b.kind == "timed" for b in buffers):
+            forth, back = ("T - 1 - t", "t") if self.backward else ("t", "T - 1 - t")
+            lines.append(f"at = ({back} if REVERSE else {forth}) * B.to(tl.int64)")
+        lines += [f"{b.name}_t = {b.name} + at * {b.row}" for b in buffers if b.kind == "timed"]
+        return lines
+
+    def element(self, name: str, real: str, operand: str) -> str:
+        """The type of a piece of memory's numbers."""
+        index = self.graph.inputs.get(name, self.graph.outputs.get(name))
+        if index is not None and self.graph.nodes[index].boolean:
+            return "tl.uint8"
+        travels = self.buffers[name].kind in ("old", "new")
+        return real if travels or name.partition(".")[0] in ("temporary", "partial") else operand
+
+    def partial(self, index: int) -> str:
+        """The name of the memory of a reduction's parts, one for every tile."""
+        return f"partial.{sorted(self.loop.partial).index(index)}"
+
+    def partial_node(self, name: str) -> int:
+        """The reduction whose parts lie in a piece of memory."""
+        return sorted(self.loop.partial)[int(name.partition(".")[2])]
+
+    def address(
+        self, place: Place, sizes: tuple[int, ...], stage: int, pointer: str, unit: str, rowed: bool
+    ) -> str:
+        """Where a place's units lie, of these rows and this head.
+
+        Args:
+            place: where a node lies.
+            sizes: of the node's axes.
+            stage: which reads or writes it.
+            pointer: to the buffer, at this step.
+            unit: the variable with the units.
+            rowed: the node has a row for each of the batch.
+        """
+        terms = [pointer]
+        if rowed:
+            terms.append(_times("row", self._row(place.buffer)))
+        if place.offset:
+            terms.append(str(place.offset))
+        for axis in range(-len(sizes), -1):
+            if sizes[axis] > 1 and place.strides[axis]:
+                terms.append(_times(self._head(axis, stage), place.strides[axis]))
+        if sizes[-1] > 1 and place.strides[-1]:
+            terms.append(unit)
+        return " + ".join(terms)
+
+    def _head(self, axis: int, stage: int) -> str:
+        """The number along an axis of heads, which counts from the end."""
+        outer = self.loop.stages[stage].domain.outer
+        if len(outer) == 1:
+            return "head"
+        inner = math.prod(outer[len(outer) + axis + 2 :]) if axis < -2 else 1
+        return f"(head // {inner} % {outer[axis + 1]})"
+
+
+def _times(index: str, stride: int) -> str:
+    return index if stride == 1 else f"{index} * {stride}"

@@ -1,0 +1,178 @@
+"""The Triton source of a loop: a function for every stage, and the kernels that call them.
+
+Two sets of kernels go over the same stages, for the tiers of `tiers.py`. `sequence` walks through
+all steps, each program with rows of its own; a narrow loop has it written as a whole. `stepK` is
+stage K at one step, whose tiles of units are programs of their own. `replayed_stepK` is the same
+for a recorded graph: it finds its arguments in a table of 64-bit numbers,
+
+    T, B, the first step of this replay, then the pointers, in the order of `Kernels.memory`.
+"""
+
+import math
+from typing import NamedTuple
+
+from flexrnn.engine.cuda.emit.names import Buffer, Names
+from flexrnn.engine.cuda.emit.stage import StageWriter
+from flexrnn.engine.cuda.emit.tiles import Tile, tile_of
+from flexrnn.engine.cuda.emit.whole import NotNarrowError, WholeWriter
+from flexrnn.engine.lowering.accumulate import Accumulators
+from flexrnn.engine.lowering.stages import Loop
+
+FIRST_POINTER = 3  # in the table
+_COMPILED = "REVERSE: tl.constexpr, M: tl.constexpr, PRECISION: tl.constexpr"
+
+
+class Kernel(NamedTuple):
+    """What is launched."""
+
+    name: str
+    used: tuple[str, ...]  # the memory that it is given
+    tiles: int  # programs that share a row
+
+
+class Kernels(NamedTuple):
+    """A source, and the kernels in it that make one step, or all."""
+
+    text: str
+    kernels: tuple[Kernel, ...]
+
+    @property
+    def memory(self) -> tuple[str, ...]:
+        """What any of them is given."""
+        return tuple(dict.fromkeys(name for kernel in self.kernels for name in kernel.used))
+
+
+class Source(NamedTuple):
+    """A loop, written for both tiers."""
+
+    sequence: Kernels
+    steps: Kernels
+    buffers: dict[str, Buffer]
+    parts: tuple[int, ...]  # of every stage, into how many tiles a head's units are cut
+    weights: tuple[int, ...]  # of every stage, numbers in the right operands of its products
+    narrow: bool  # `sequence` is written as a whole
+
+
+def source(loop: Loop, *, backward: bool, real: str, operand: str) -> Source:
+    """Write the source of a loop.
+
+    Args:
+        loop: its stages.
+        backward: it runs from the last step to the first.
+        real: the type of numbers in registers, `tl.float32` or `tl.float64`.
+        operand: the type of products' operands.
+    """
+    tiles: list[Tile] = []
+    for number, stage in enumerate(loop.stages):
+        sums = [len(sums) for _, sums in Accumulators(loop, number).groups]
+        tiles.append(tile_of(stage.domain.units, max(sums, default=0), half=operand != real))
+    parts = tuple(t.count(s.domain.units) for t, s in zip(tiles, loop.stages, strict=True))
+    names = Names(loop, parts, backward=backward)
+    writers = [StageWriter(names, k, tile, real=real, operand=operand)
+               for k, tile in enumerate(tiles)]  # fmt: skip
+    stages = [writer.text() for writer in writers]
+    used = [tuple(writer.used) for writer in writers]
+    counts = [p * s.domain.heads for p, s in zip(parts, loop.stages, strict=True)]
+    kernels = tuple(Kernel(f"step{k}", used[k], count) for k, count in enumerate(counts))
+    steps = Kernels("", kernels)
+    steps = steps._replace(text="\n\n".join([
+        *stages,
+        *(_step(names, k, used[k]) for k in range(len(stages))),
+        *(_replayed(names, k, used[k], steps.memory, real, operand) for k in range(len(stages))),
+    ]))  # fmt: skip
+    weights = tuple(
+        sum(math.prod(map(int, loop.graph.nodes[p.weight].shape)) for p in stage.products)
+        for stage in loop.stages
+    )
+    try:
+        whole = WholeWriter(names, real=real, operand=operand)
+        sequence, narrow = Kernels(whole.text(), (Kernel("sequence", tuple(whole.used), 1),)), True
+    except NotNarrowError:
+        everything = tuple(dict.fromkeys(name for names in used for name in names))
+        text = "\n\n".join([*stages, _sequence(names, used, everything, counts)])
+        sequence, narrow = Kernels(text, (Kernel("sequence", everything, 1),)), False
+    return Source(sequence, steps, names.buffers, parts, weights, narrow)
+
+
+def _advance(names: Names, used: tuple[str, ...]) -> list[str]:
+    """Lines that set every pointer to where a step's rows begin."""
+    buffers = [names.buffers[name] for name in used]
+    lines = names.advance(used)
+    if any(b.kind in ("old", "new") for b in buffers):
+        lines.append("old = (t % 2) * B.to(tl.int64)")
+    for b in buffers:
+        if where := {"old": "old", "new": "(B - old)"}.get(b.kind):
+            lines.append(f"{b.name}_t = {b.name} + {where} * {b.row}")
+    return lines
+
+
+def _call(names: Names, number: int, used: tuple[str, ...], tile: str) -> str:
+    """The call of a stage's function."""
+    buffers = (names.buffers[name] for name in used)
+    pointers = (b.name if b.kind == "fixed" else f"{b.name}_t" for b in buffers)
+    return f"stage{number}(B, rows, {tile}, {', '.join(pointers)}, M, PRECISION)"
+
+
+def _sequence(
+    names: Names, used: list[tuple[str, ...]], everything: tuple[str, ...], counts: list[int]
+) -> str:
+    lines = _advance(names, everything)
+    for number, count in enumerate(counts):
+        if count > 1:
+            call = _call(names, number, used[number], "tile")
+            lines += [f"for tile in range({count}):", f"    {call}"]
+        else:
+            lines.append(_call(names, number, used[number], "0"))
+        lines.append("tl.debug_barrier()")
+    pointers = ", ".join(names.buffers[name].name for name in everything)
+    return "\n".join([
+        '@jit(do_not_specialize=("T", "B"))',
+        f"def sequence(T, B, {pointers}, {_COMPILED}):",
+        "    # Every program has rows of its own, and walks through all steps.",
+        "    rows = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)",
+        "    for t in range(T):",
+        *(f"        {line}" for line in lines),
+        "",
+    ])  # fmt: skip
+
+
+def _step(names: Names, number: int, used: tuple[str, ...]) -> str:
+    pointers = ", ".join(names.buffers[name].name for name in used)
+    return "\n".join([
+        '@jit(do_not_specialize=("t", "T", "B"))',
+        f"def step{number}(t, T, B, {pointers}, {_COMPILED}):",
+        "    # Programs share rows and units; the next stage is another launch.",
+        "    rows = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)",
+        *(f"    {line}" for line in _advance(names, used)),
+        f"    {_call(names, number, used, 'tl.program_id(1)')}",
+        "",
+    ])  # fmt: skip
+
+
+def _replayed(
+    names: Names,
+    number: int,
+    used: tuple[str, ...],
+    memory: tuple[str, ...],
+    real: str,
+    operand: str,
+) -> str:
+    lines = []
+    for name in used:
+        at = FIRST_POINTER + memory.index(name)
+        kind = f"tl.pointer_type({names.element(name, real, operand)})"
+        # All memory begins at multiples of 16 bytes: the engine sees to it.
+        pointer = f"tl.multiple_of(tl.load(table + {at}).to({kind}), 16)"
+        lines.append(f"{names.buffers[name].name} = {pointer}")
+    return "\n".join([
+        '@jit(do_not_specialize=("ahead",))',
+        f"def replayed_step{number}(table, ahead, {_COMPILED}):",
+        "    T, B = tl.load(table), tl.load(table + 1)",
+        "    t = tl.load(table + 2) + ahead",
+        "    if t < T:",
+        *(f"        {line}" for line in lines),
+        "        rows = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)",
+        *(f"        {line}" for line in _advance(names, used)),
+        f"        {_call(names, number, used, 'tl.program_id(1)')}",
+        "",
+    ])  # fmt: skip

@@ -1,0 +1,42 @@
+"""Sizes of tiles: how many units, rows and inner columns a program of a kernel works on at once."""
+
+from typing import NamedTuple
+
+LEAST = 16  # of each side of a product
+_MOST_UNITS = 128
+_SUMS = 256  # columns of all sums of products together, in the registers of a program
+_INNER = 32  # columns of the left operand at a time; of half types twice as many
+
+
+class Tile(NamedTuple):
+    """The sizes of a stage's tiles."""
+
+    units: int
+    step: int
+
+    def count(self, units: int) -> int:
+        """Tiles of a head."""
+        return -(-units // self.units)
+
+    def inner(self, columns: int) -> int:
+        """Columns of a left operand that are read at once."""
+        return min(self.step, max(LEAST, power_above(columns)))
+
+
+def power_above(number: int) -> int:
+    """The least power of two that is not below."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+def tile_of(units: int, sums: int, *, half: bool) -> Tile:
+    """The sizes for a stage.
+
+    Args:
+        units: of its domain.
+        sums: of products that a unit has in registers at once.
+        half: operands of products are of 16 bits.
+    """
+    widest = min(_MOST_UNITS, power_above(units))
+    if sums:
+        widest = max(LEAST, min(widest, _SUMS // power_above(sums)))
+    return Tile(widest, _INNER * (2 if half else 1))

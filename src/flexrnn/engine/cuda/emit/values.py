@@ -1,0 +1,196 @@
+"""What the writers of stages share: how a node's value comes into a variable of Triton's."""
+
+from collections.abc import Sequence
+
+from flexrnn.engine.compiler.ops import OPS
+from flexrnn.engine.cuda.emit.names import Names
+from flexrnn.engine.cuda.emit.tiles import Tile
+from flexrnn.engine.cuda.expression import expression, is_operator, literal
+from flexrnn.engine.lowering.accumulate import Accumulators
+from flexrnn.engine.lowering.places import Place, sizes_of
+from flexrnn.engine.lowering.stages import REDUCTIONS, Product, Stage
+
+NEUTRAL = {"sum": "0.0", "amax": 'float("-inf")'}  # of a row's reduction
+
+
+class Values:
+    """Writes what a program computes for its rows and the units of a tile.
+
+    Args:
+        names: of the loop's memory.
+        real: the type of numbers in registers, `tl.float32` or `tl.float64`.
+        operand: the type of products' operands.
+    """
+
+    unit = "unit"  # the variables of the tile's units, and of which of them are there
+    inside = "inside"
+
+    def __init__(self, names: Names, *, real: str, operand: str):
+        self.buffers, self.real, self.operand = names, real, operand
+        self.graph, self.low = names.graph, names.low
+        self.names: dict[int, str] = {}  # node -> the variable that holds it
+        self.lines: list[str] = []
+        self.used: dict[str, None] = {}  # pointers, in the order in which they are first needed
+
+    def turn_to(self, number: int, tile: Tile) -> None:
+        """Go on with a stage."""
+        self.number, self.tile = number, tile
+        self.stage: Stage = self.buffers.loop.stages[number]
+        self.units = self.stage.domain.units
+        self.accumulators = Accumulators(self.buffers.loop, number)
+
+    def use(self, index: int) -> str:
+        """The variable or literal that holds a node's value, computed where it is not yet."""
+        pending = [index]
+        while pending:  # no recursion, for a step may be longer than Python's stack is deep
+            missing = [a for a in self.read(pending[-1]) if not self.is_at_hand(a)]
+            if missing and not self.is_at_hand(pending[-1]):
+                pending.extend(reversed(missing))
+            else:
+                self._define(pending.pop())
+        if index in self.names:
+            return self.names[index]
+        constant = self.low.constant_of(index)
+        assert constant is not None
+        return literal(constant)
+
+    def is_at_hand(self, index: int) -> bool:
+        """Whether a node needs no line of its own any more."""
+        number = self.low.constant_of(index) is not None and not self.graph.nodes[index].boolean
+        return number or index in self.names
+
+    def read(self, index: int) -> Sequence[int]:
+        """What a node's line reads by name."""
+        node, low = self.graph.nodes[index], self.low
+        here = low.in_register(index, self.number, self.stage.domain)
+        if here and (index in low.blocks or node.op in REDUCTIONS):
+            return ()
+        if node.op == "detach":
+            return () if low.in_memory(index) else node.args
+        inline = not low.rowed(index)  # of parameters alone
+        if node.op not in OPS or not (here or inline):
+            return ()
+        terms = self.accumulators.sums.get(index)
+        return node.args if terms is None else terms[1]
+
+    def _define(self, index: int) -> None:
+        if self.is_at_hand(index):
+            return
+        node, low = self.graph.nodes[index], self.low
+        here = low.in_register(index, self.number, self.stage.domain)
+        read = [self.use(a) for a in self.read(index)]
+        if node.op == "detach" and read:
+            self.names[index] = read[0]
+        elif here and index in low.blocks:
+            self.names[index] = self.accumulator(self.accumulators.of[index])
+        elif here and node.op in REDUCTIONS:
+            self.names[index] = self.total(index)
+        elif here and index in self.accumulators.sums:
+            first = self.accumulator(self.accumulators.sums[index][0])
+            self.names[index] = self.assign(index, " + ".join([first, *read]))
+        elif node.op in OPS and (here or not low.rowed(index)):
+            read = [
+                self._operand(node.op, a, text) for a, text in zip(node.args, read, strict=True)
+            ]
+            self.names[index] = self.assign(index, expression(node.op, *read, **dict(node.attrs)))
+        else:
+            self.names[index] = self.load(index)
+
+    def _operand(self, op: str, index: int, text: str) -> str:
+        """An operand's text; functions want a number to have a type, which operators give it."""
+        number = None if index in self.names else self.low.constant_of(index)
+        if number is None or is_operator(op):
+            return text
+        return literal(number, self.real.removeprefix("tl."))
+
+    def assign(self, index: int, text: str) -> str:
+        """A new variable for a node's value."""
+        name = f"v{len(self.names)}"
+        self.line(index, f"{name} = {text}")
+        return name
+
+    def line(self, index: int, text: str) -> None:
+        """Write a line that computes a node."""
+        self.lines.append(text)
+
+    def accumulator(self, number: int) -> str:
+        """The variable of a sum of products."""
+        return f"acc{number}"
+
+    def pointer(self, name: str) -> str:
+        """The pointer to a piece of memory, at this step."""
+        pointer = self.buffers.buffer(name)
+        self.used[name] = None
+        return pointer
+
+    def address(self, place: Place, sizes: tuple[int, ...], *, rowed: bool = True) -> str:
+        """Where a place's units lie, of these rows and this head."""
+        pointer = self.pointer(place.buffer)
+        return self.buffers.address(place, sizes, self.number, pointer, self.unit, rowed)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the units of a stage fill all its tiles."""
+        return self.units % self.tile.units == 0
+
+    def load(self, index: int) -> str:
+        """Read a node from memory, at these rows, this head and these units."""
+        node, rowed = self.graph.nodes[index], self.low.rowed(index)
+        place, sizes = self.low.place(index), sizes_of(node.shape)
+        address = self.address(place, sizes, rowed=rowed)
+        ragged = sizes[-1] > 1 and place.strides[-1] != 0 and not self.is_whole
+        masks = {(True, True): self.inside, (True, False): "live",
+                 (False, True): f"{self.unit} < {self.units}"}  # fmt: skip
+        mask = masks.get((rowed, ragged))
+        text = (
+            f"tl.load({address})" if mask is None else f"tl.load({address}, mask={mask}, other=0.0)"
+        )
+        return self.assign(index, f"{text} != 0" if node.boolean else f"{text}.to({self.real})")
+
+    def product_from_memory(self, product: Product) -> None:
+        """Add one product to its sums, some columns of its left operand at a time."""
+        weight = self.graph.nodes[product.weight]
+        inner, columns = int(weight.shape[-2]), int(weight.shape[-1])
+        left = self.low.place(product.left)
+        sizes = sizes_of(self.graph.nodes[product.left].shape)
+        address = self.address(left, (*sizes[:-1], 1))  # of k = 0
+        pointer = self.pointer(weight.attr("name"))
+        head = f" + head * {inner * columns}" if len(weight.shape) == 3 else ""
+        step = self.tile.inner(inner)
+        whole = inner % step == 0
+        mask = "live" if whole else f"live & (k < {inner})[None, :]"
+        tests = [] if whole else [f"(k < {inner})[:, None]"]
+        tests += [] if self.is_whole else [f"({self.unit} < {self.units})"]
+        some = f", mask={' & '.join(tests)}, other=0.0" if tests else ""
+        body = [
+            f"a = tl.load({address} + k[None, :], mask={mask}, other=0.0).to({self.operand})",
+            f"w = {pointer}{head} + k[:, None] * {columns} + {self.unit}",
+        ]
+        for block, index in sorted(product.blocks.items()):
+            acc = self.accumulator(self.accumulators.of[index])
+            shift = f" + {block * self.units}" if block else ""
+            body.append(f"{acc} = product(a, tl.load(w{shift}{some}), {acc}, PRECISION)")
+        if step >= inner:
+            self.lines += [f"k = tl.arange(0, {step})", *body]
+        else:
+            self.lines.append(f"for first in range(0, {inner}, {step}):")
+            body.insert(0, f"k = first + tl.arange(0, {step})")
+            self.lines += [f"    {line}" for line in body]
+
+    def stored(self, index: int) -> str:
+        """A node's value as memory holds it."""
+        value = self.use(index)
+        return f"({value}).to(tl.uint8)" if self.graph.nodes[index].boolean else value
+
+    def gathered(self, index: int) -> str:
+        """The expression that reduces this tile's part of each row, for a `sum` or an `amax`."""
+        node = self.graph.nodes[index]
+        value = self.use(node.args[0])
+        if not self.low.rowed(node.args[0]) or self.low.constant_of(node.args[0]) is not None:
+            value = f"(tl.zeros((M, {self.tile.units}), {self.real}) + {value})"
+        mask = "live" if self.is_whole else self.inside
+        return f"row_{node.op}(tl.where({mask}, {value}, {NEUTRAL[node.op]}))"
+
+    def total(self, index: int) -> str:
+        """The variable with what all tiles of a row have found."""
+        raise NotImplementedError

@@ -1,0 +1,82 @@
+"""From generated source to kernels that Triton compiles when they are first launched."""
+
+import hashlib
+import linecache
+from collections.abc import Mapping
+from functools import lru_cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexrnn.engine.step import CannotRunError
+
+_OLDEST = 7  # compute capability of devices that Triton compiles for
+
+# How kernels are compiled. A whole loop holds sums and weights in registers, of which more warps
+# have more; its loads depend on one another from step to step, and a pipeline would only copy
+# weights. Tiles read their operands in order.
+_EXACT = {"enable_fp_fusion": True}  # a sum of products is rounded once
+WHOLE = {"num_warps": 8, "num_stages": 1, **_EXACT}
+TILED = {"num_warps": 4, "num_stages": 3, **_EXACT}
+
+
+@lru_cache(maxsize=1)
+def _triton() -> ModuleType:
+    """Triton, which is imported where an engine is wanted that needs it.
+
+    Raises:
+        CannotRunError: it is not installed.
+    """
+    try:
+        import triton
+    except ImportError as cause:
+        raise CannotRunError(
+            f"the cuda engine needs Triton, which torch for CUDA brings on Linux: {cause}"
+        ) from None
+    return triton
+
+
+def interpreted() -> bool:
+    """Whether Triton runs kernels in Python, on any device (TRITON_INTERPRET=1)."""
+    return bool(_triton().knobs.runtime.interpret)
+
+
+def check(like: Tensor) -> None:
+    """Refuse a device on which no kernel runs.
+
+    Raises:
+        CannotRunError: as it says.
+    """
+    _triton()
+    if like.device.type != "cuda" and not interpreted():
+        raise CannotRunError(f"the cuda engine runs on CUDA, got tensors on {like.device}")
+    if like.device.type == "cuda" and torch.version.hip is None:
+        major, _ = torch.cuda.get_device_capability(like.device)
+        if major < _OLDEST:
+            raise CannotRunError(f"the cuda engine needs compute capability {_OLDEST}, got {major}")
+
+
+def processors(device: torch.device) -> int:
+    """How many programs run at the same time; of an H100 where kernels are interpreted."""
+    if device.type != "cuda":
+        return 132
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@lru_cache(maxsize=256)
+def module(text: str) -> Mapping[str, Any]:
+    """The names that a generated source defines.
+
+    Triton reads the source of a function again by the name of its file, so it is put where Python
+    keeps lines of files that were read.
+    """
+    triton = _triton()
+    from flexrnn.engine.cuda import functions, runtime
+
+    name = f"<flexrnn {hashlib.sha256(text.encode()).hexdigest()[:16]}>"
+    linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
+    space = {**vars(functions), **vars(runtime), "__name__": name, "jit": triton.jit}
+    exec(compile(text, name, "exec"), space)
+    return space

@@ -1,0 +1,84 @@
+"""A program, divided and written as kernels for one dtype."""
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+
+from flexrnn.engine.compiler.graph import Graph
+from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.cuda.emit import Source, source
+from flexrnn.engine.lowering.extract import Extract, extract
+from flexrnn.engine.lowering.stages import Loop, lower
+from flexrnn.engine.step import CannotRunError
+
+REAL = {  # of every dtype, what numbers in registers are
+    torch.float64: torch.float64,
+    torch.float32: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+}
+
+
+class Kernels(NamedTuple):
+    """One loop: its stages and their source."""
+
+    loop: Loop
+    source: Source
+
+
+class Plan(NamedTuple):
+    """A program in both directions of time."""
+
+    parts: Extract
+    forward: Kernels
+    backward: Kernels | None
+
+
+_plans: WeakKeyDictionary[Graph, dict[Hashable, Plan]] = WeakKeyDictionary()
+
+
+def plan_of(program: Program, keep: Sequence[str], dtype: torch.dtype) -> Plan:
+    """Write the kernels of a program, or find them written.
+
+    Args:
+        program: the program.
+        keep: fields of the state that are wanted at every step.
+        dtype: of inputs, parameters and states.
+
+    Raises:
+        CannotRunError: the program holds what no kernel does.
+    """
+    plans = _plans.setdefault(program.graph, {})
+    key = (tuple(keep), dtype)
+    if key not in plans:
+        plans[key] = _made(program, tuple(keep), dtype)
+    return plans[key]
+
+
+def _made(program: Program, keep: tuple[str, ...], dtype: torch.dtype) -> Plan:
+    if any(0 in node.shape for node in program.graph.nodes):
+        raise CannotRunError("the cuda engine wants every tensor to have a number in a row")
+    # The input's product is one large one for all steps, and so are sums over batch and time.
+    parts = extract(program, hoist=True, keep=keep, sum_inside=False)
+    outputs = parts.forward.graph.outputs
+    for field in program.fields:
+        if field not in parts.constant and (field in keep or field in parts.recorded):
+            outputs[f"history.{field}"] = outputs[f"after.{field}"]
+    backward = None
+    if parts.backward is not None:
+        backward = _kernels(parts.backward.graph, dtype, backward=True)
+    return Plan(parts, _kernels(parts.forward.graph, dtype, backward=False), backward)
+
+
+def _kernels(graph: Graph, dtype: torch.dtype, *, backward: bool) -> Kernels:
+    loop = lower(graph)
+    real, operand = f"tl.{REAL[dtype]}", f"tl.{dtype}"
+    text = source(
+        loop,
+        backward=backward,
+        real=real.replace("torch.", ""),
+        operand=operand.replace("torch.", ""),
+    )
+    return Kernels(loop, text)

@@ -1,0 +1,31 @@
+"""What generated kernels call beside elementwise functions: products, and reductions of rows."""
+
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def product(a, w, total, PRECISION: tl.constexpr):
+    """Add `a` (M, K) times `w` (K, N) to a total (M, N); sums are of the total's type."""
+    if INTERPRETED:  # Triton's interpreter multiplies the bits of bfloat16
+        a, w = a.to(total.dtype), w.to(total.dtype)
+    return tl.dot(a, w, total, input_precision=PRECISION, out_dtype=total.dtype)
+
+
+@triton.jit
+def row_sum(x):
+    """The sum of each row, (M, 1)."""
+    return tl.sum(x, axis=1, keep_dims=True)
+
+
+@triton.jit
+def row_amax(x):
+    """The greatest number of each row, (M, 1); NaN where there is one, as torch's."""
+    return tl.reduce(x, 1, _greater, keep_dims=True)
+
+
+@triton.jit
+def _greater(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
