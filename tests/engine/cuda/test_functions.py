@@ -1,13 +1,13 @@
-# pyright: reportPrivateImportUsage=false
 """Every row of the table in Triton against torch's function, at ordinary numbers and special ones.
 
 Triton interprets the functions here, on any machine; on one with a card they run there as well.
 """
 
-import importlib.util
+import importlib
 import linecache
 import math
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,8 +37,8 @@ def kernel(p, q, r, y, N: tl.constexpr):
 # Beside what is allowed everywhere: NumPy's functions, which differ from machine to machine by an
 # ulp, stand for the card's here, and some rows are made of several of them.
 ULPS = {"exp": 3, "exp2": 2, "log": 3, "log2": 3, "log10": 4, "log1p": 4, "sigmoid": 4, "sinh": 5,
-        "cosh": 5, "asinh": 4, "atanh": 4, "asin": 3, "atan2": 3, "tan": 4, "silu": 5, "erf": 1,
-        "log_sigmoid": 5, "softplus": 5, "gelu_tanh": 3, "erfc": 5}  # fmt: skip
+        "cosh": 5, "asinh": 4, "atanh": 4, "asin": 3, "atan": 3, "atan2": 3, "tan": 4, "silu": 5,
+        "erf": 1, "log_sigmoid": 5, "softplus": 5, "gelu_tanh": 3, "erfc": 5}  # fmt: skip
 ON_A_CARD = 3  # more: by which its exponential, its division and its logarithm are off at most
 
 
@@ -51,18 +51,19 @@ def interpretation(on: bool) -> Iterator[None]:
 
 
 def functions(interpreted: bool) -> ModuleType:
-    """The module of functions once more, decorated so or so."""
-    spec = importlib.util.find_spec("flexrnn.engine.cuda.functions")
-    assert spec is not None
-    assert spec.origin is not None
-    assert spec.loader is not None
-    spec = importlib.util.spec_from_file_location(f"functions_{interpreted}", spec.origin)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with interpretation(interpreted):
-        spec.loader.exec_module(module)
-    return module
+    """The package of functions once more, decorated so or so; the process keeps its own."""
+    name, above = "flexrnn.engine.cuda.functions", "flexrnn.engine.cuda"
+    with pytest.MonkeyPatch.context() as patch, interpretation(interpreted):
+        for module in [module for module in sys.modules if module.startswith(name)]:
+            patch.delitem(sys.modules, module)
+        before = vars(sys.modules[above]).get("functions")
+        loaded = importlib.import_module(name)
+        for module in [module for module in sys.modules if module.startswith(name)]:
+            del sys.modules[module]
+        delattr(sys.modules[above], "functions")
+        if before is not None:
+            sys.modules[above].__dict__["functions"] = before
+    return loaded
 
 
 class Kernels:
@@ -122,7 +123,7 @@ def allowed(rows: Any, name: str, given: tuple[Tensor, ...], kernels: Kernels) -
     if name == "pow" and kernels.interpreted and given[0].dtype == torch.float64:
         a, b = (x.double() for x in given)
         exponent = (b * a.abs().log2()).abs().nan_to_num(0, 0, 0).numpy()
-        return limit + np.where(exponent < 1100, exponent, 0)  # which its comment owns up to
+        return limit + np.where(exponent < 1100, exponent + 2, 0)  # which its comment owns up to
     return limit if kernels.interpreted or limit[0] <= 0.5 else limit + ON_A_CARD
 
 
@@ -203,7 +204,7 @@ def source(kernels: Kernels, result: str, real: str) -> Any:
 
 def ttir(kernels: Kernels, result: str, real: str) -> str:
     """A kernel as Triton has typed it, for which no card is needed."""
-    from triton._C.libtriton import ir  # pyright: ignore[reportMissingModuleSource]
+    from triton._C.libtriton import ir
     from triton.backends.compiler import GPUTarget
     from triton.compiler.compiler import make_backend
 

@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalOperand=false
+# To Python a number is no constant of Triton's, nor a block one.
 """Signs, choices, division, roundings and rests."""
 
 import math
@@ -5,10 +7,11 @@ from typing import Any
 
 import triton
 import triton.language as tl
+from triton import knobs
 from triton.language.extra import libdevice
 
 # Triton's interpreter calls no function of CUDA's: `pow` and `fmod` have other forms there.
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+INTERPRETED = tl.constexpr(bool(knobs.runtime.interpret))
 ALL = tl.constexpr(tl.PropagateNan.ALL)
 INF = tl.constexpr(math.inf)
 

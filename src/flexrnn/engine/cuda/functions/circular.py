@@ -1,3 +1,5 @@
+# pyright: reportArgumentType=false
+# To Python a number is no constant of Triton's, nor a block one.
 """Circular functions and their inverses."""
 
 import math
