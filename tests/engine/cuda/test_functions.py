@@ -209,7 +209,8 @@ def ttir(kernels: Kernels, result: str, real: str) -> str:
     from triton.compiler.compiler import make_backend
 
     target = GPUTarget(*HOPPER)
-    backend, context = make_backend(target), ir.context()
+    backend: Any = make_backend(target)
+    context = ir.context()
     ir.load_dialects(context)
     backend.load_dialects(context)
     options = backend.parse_options({"enable_fp_fusion": True})
