@@ -1,1 +1,1 @@
-"""The CUDA engine: programs run by generated Triton, and by torch's products before and after it."""
+"""The CUDA engine: programs run by generated Triton, and by torch's products around it."""

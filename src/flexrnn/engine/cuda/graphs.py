@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flexrnn.engine.cuda import kernels
 from flexrnn.engine.cuda.calls import Call
-from flexrnn.engine.cuda.emit import FIRST_POINTER, Source
+from flexrnn.engine.cuda.emit import Source
 from flexrnn.engine.tables import trim
 
 STEPS = 32  # of a graph

@@ -22,9 +22,9 @@ REAL = {  # of every dtype, what numbers in registers are
 
 
 class Kernels(NamedTuple):
-    """One loop: its stages and their source."""
+    """One loop, lowered and written."""
 
-    loop: Loop
+    stages: Loop
     source: Source
 
 

@@ -1,9 +1,11 @@
+# pyright: basic, reportAttributeAccessIssue=false, reportIndexIssue=false
+# Triton reads these functions; to Python its blocks and its functions have other types.
 """What generated kernels call beside elementwise functions: products, and reductions of rows."""
 
 import triton
 import triton.language as tl
 
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+from flexrnn.engine.cuda.functions import INTERPRETED
 
 
 @triton.jit

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from flexrnn.engine.cuda import graphs, kernels
-from flexrnn.engine.cuda.calls import ROWS, Call
+from flexrnn.engine.cuda.calls import Call
 from flexrnn.engine.cuda.emit import Source
 
 # What a step costs, in microseconds. Estimates for an H100, from its data sheet and the literature:

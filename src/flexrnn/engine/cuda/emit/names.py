@@ -114,9 +114,9 @@ class Names:
             terms.append(_times("row", self._row(place.buffer)))
         if place.offset:
             terms.append(str(place.offset))
-        for axis in range(-len(sizes), -1):
-            if sizes[axis] > 1 and place.strides[axis]:
-                terms.append(_times(self._head(axis, stage), place.strides[axis]))
+        terms += [_times(self._head(axis, stage), place.strides[axis])
+                  for axis in range(-len(sizes), -1)
+                  if sizes[axis] > 1 and place.strides[axis]]  # fmt: skip
         if sizes[-1] > 1 and place.strides[-1]:
             terms.append(unit)
         return " + ".join(terms)

@@ -203,8 +203,7 @@ class WholeWriter(Values):
     def _about_to_read(self, name: str) -> None:
         """Let all threads meet where some may have written there what others read."""
         if name.partition(".")[0] in (self.old, self.new):
-            if not (self.buffers.backward and self.new == name.partition(".")[0] == "after"):
-                raise NotNarrowError
+            raise NotNarrowError
         if name in self.waiting:
             self.lines.append("tl.debug_barrier()")
             self.waiting.clear()

@@ -1,0 +1,102 @@
+"""One run of a loop: its memory by name, and what torch computes before and after it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from flexrnn.engine import interpreter
+from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.cuda import tiers
+from flexrnn.engine.cuda.calls import Call
+from flexrnn.engine.cuda.plan import REAL, Kernels
+
+_ALIGNED = 16  # bytes: kernels read so many at once
+
+
+class Loop:
+    """A loop of a program, with the memory of one call.
+
+    Args:
+        program: the program.
+        kernels: of the loop.
+        like: a state.
+        call: the sizes of the call.
+
+    Attributes:
+        memory: what is known of the loop's memory, by name.
+        values: nodes of the program as torch computes with them; those with rows are `(T, B, ...)`.
+    """
+
+    def __init__(self, program: Program, kernels: Kernels, like: Tensor, call: Call):
+        self.program, self.kernels, self.like, self.call = program, kernels, like, call
+        self.memory: dict[str, Tensor] = {}
+        self.values: dict[int, Tensor] = {}
+
+    def ring(self, field: str, first: Tensor, old: str, new: str) -> Tensor:
+        """Memory for a state that travels, of two steps; the first is given.
+
+        It is of the type of registers: a state is not rounded from step to step.
+        """
+        ring = self.like.new_empty((2, *first.shape), dtype=REAL[self.like.dtype])
+        ring[0] = first
+        self.memory[f"{old}.{field}"] = self.memory[f"{new}.{field}"] = ring
+        return ring
+
+    def timed(self, index: int) -> Tensor:
+        """Memory for a node at every step."""
+        node = self.program.graph.nodes[index]
+        shape = (self.call.steps, *interpreter.shape_of(node, (self.call.batch,)))
+        return self.like.new_empty(shape, dtype=torch.bool if node.boolean else self.like.dtype)
+
+    def run(self, rows: tuple[int, ...]) -> None:
+        """Run it.
+
+        Args:
+            rows: what stands in the place of the batch in what is computed before.
+        """
+        source = self.kernels.source
+        made = {name: index for name in source.buffers
+                if name not in self.memory and (index := self._node(name)) is not None}  # fmt: skip
+        compute(self.program, tuple(made.values()), self.values, rows, self.like)
+        memory = self.memory | {name: self.values[index] for name, index in made.items()}
+        pointers = {name: self._pointer(name, memory.get(name)) for name in source.buffers}
+        tiers.choose(source, self.call).launch(source, pointers, self.call)
+
+    def _node(self, name: str) -> int | None:
+        """The node of the program that a piece of memory holds, if torch knows it."""
+        kind, _, rest = name.partition(".")
+        return int(rest) if kind in ("hoisted", "once") else self.program.graph.inputs.get(name)
+
+    def _pointer(self, name: str, tensor: Tensor | None) -> Tensor:
+        tensor = self._own(name) if tensor is None else tensor.resolve_neg().contiguous()
+        if tensor.data_ptr() % _ALIGNED:
+            tensor = tensor.clone()
+        return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
+
+    def _own(self, name: str) -> Tensor:
+        """Memory that the loop wants for itself."""
+        stages, source = self.kernels.stages, self.kernels.source
+        row = source.buffers[name].row
+        if name.startswith("partial."):
+            index = sorted(stages.partial)[int(name.partition(".")[2])]
+            row *= source.parts[stages.lowering.gathered[index]]
+        return self.like.new_empty((self.call.batch * row,), dtype=REAL[self.like.dtype])
+
+
+def compute(
+    program: Program,
+    wanted: Sequence[int],
+    values: dict[int, Tensor],
+    rows: tuple[int, ...],
+    like: Tensor,
+) -> None:
+    """Compute nodes, and before them what they are made of, into `values`; by torch."""
+    nodes, order = program.graph.nodes, set[int]()
+    pending = list(wanted)
+    while pending:
+        index = pending.pop()
+        if index not in values and index not in order:
+            order.add(index)
+            pending.extend(nodes[index].args)
+    interpreter.compute_nodes(program, sorted(order), values, rows, like)
