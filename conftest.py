@@ -1,12 +1,16 @@
 """Makes pytest run the Python blocks of README.md and of the pages in docs/, in order, per page."""
 
 import importlib
+import os
 import warnings
 from typing import Any
 
 import torch
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
+
+if not torch.cuda.is_available():  # before anything imports Triton, which looks at it then
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
 def one_thread(namespace: dict[str, Any]) -> None:

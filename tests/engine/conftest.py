@@ -220,3 +220,43 @@ def rows() -> SimpleNamespace:
         golden=golden,
         errors=errors,
     )
+
+
+def _results(
+    layer: flexrnn.FlexRNN, engine: str, x: Tensor, hx: Any = None, **marks: Any
+) -> dict[str, Tensor | None]:
+    """What a layer returns, and every gradient of a weighted sum of it, by a named engine."""
+    torch.manual_seed(1)  # of masks
+    given = {"x": x, **{f"hx {k}": h for k, h in enumerate(tensors(hx))}}
+    leaves = {**given, **dict(layer.named_parameters())}
+    with flexrnn.backend(engine):
+        outs = tensors(layer(x, hx, **marks))
+    loss = torch.zeros((), dtype=x.dtype)
+    for out in outs:  # weights of its own for every number, the same in both dtypes
+        weights = torch.linspace(-1, 2, out.numel()).to(out.dtype).view_as(out)
+        loss = loss + (out * weights).sum()
+    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    named: dict[str, Tensor | None] = {f"result {k}": o.detach() for k, o in enumerate(outs)}
+    return named | {f"gradient of {n}": g for n, g in zip(leaves, gradients, strict=True)}
+
+
+@pytest.fixture
+def results() -> Callable[..., dict[str, Tensor | None]]:
+    """What a layer returns, and every gradient of a weighted sum of it, by a named engine."""
+    return _results
+
+
+def _norms(name: str, ours: Tensor | None, theirs: Tensor | None, exact: Tensor | None) -> Tensor:
+    """Norms: of the engine's error, of the reference's own, of the golden tensor."""
+    if ours is None or theirs is None or exact is None:  # no influence: no gradient, or zeros
+        assert not any(t is not None and t.any() for t in (ours, theirs, exact)), name
+        return torch.zeros(3, dtype=torch.float64)
+    assert ours.shape == exact.shape, name
+    norms = ((ours - exact).norm(), (theirs - exact).norm(), exact.norm())
+    return torch.stack([norm.double() for norm in norms])
+
+
+@pytest.fixture
+def norms() -> Callable[..., Tensor]:
+    """Norms of an engine's error, of the reference's own, and of the golden tensor."""
+    return _norms

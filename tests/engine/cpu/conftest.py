@@ -55,38 +55,8 @@ def threads() -> Callable[[int], Any]:
     return _threads
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    return [] if value is None else [tensor for part in value for tensor in _tensors(part)]
-
-
-def _results(
-    layer: flexrnn.FlexRNN, engine: str, x: Tensor, hx: Any = None, **marks: Any
-) -> dict[str, Tensor | None]:
-    """What a layer returns, and every gradient of a weighted sum of it, by a named engine."""
-    torch.manual_seed(1)  # of masks
-    given = {"x": x, **{f"hx {k}": h for k, h in enumerate(_tensors(hx))}}
-    leaves = {**given, **dict(layer.named_parameters())}
-    with flexrnn.backend(engine):
-        outs = _tensors(layer(x, hx, **marks))
-    loss = torch.zeros((), dtype=x.dtype)
-    for out in outs:  # weights of its own for every number, the same in both dtypes
-        weights = torch.linspace(-1, 2, out.numel()).to(out.dtype).view_as(out)
-        loss = loss + (out * weights).sum()
-    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    named: dict[str, Tensor | None] = {f"result {k}": o.detach() for k, o in enumerate(outs)}
-    return named | {f"gradient of {n}": g for n, g in zip(leaves, gradients, strict=True)}
-
-
 @pytest.fixture
-def results() -> Callable[..., dict[str, Tensor | None]]:
-    """What a layer returns, and every gradient of a weighted sum of it, by a named engine."""
-    return _results
-
-
-@pytest.fixture
-def judge() -> Callable[..., None]:
+def judge(results: Callable[..., Any], norms: Callable[..., Tensor]) -> Callable[..., None]:
     """Assert that the cpu engine is as exact as DESIGN.md asks, in values and every gradient.
 
     Golden is the reference in float64. The relative norm error of each tensor is at most 1e-12 in
@@ -96,24 +66,29 @@ def judge() -> Callable[..., None]:
     """
 
     def check(layer: flexrnn.FlexRNN, x: Tensor, hx: Any = None, **marks: Any) -> None:
+        def by(engine: str, layer: flexrnn.FlexRNN, given: list[Tensor]) -> Any:
+            copies = (t.clone(memory_format=torch.preserve_format) for t in given)
+            x, *state = (copy.requires_grad_() for copy in copies)
+            return results(layer, engine, x, tuple(state) if hx is not None else None, **marks)
+
         single = x.dtype == SINGLE
         in_double = copy.deepcopy(layer).double()
-        errors: dict[str, list[Tensor]] = {}
+        found_by_name: dict[str, list[Tensor]] = {}
         for draw in range(6 if single else 3):
             generator = torch.Generator().manual_seed(draw)  # not the one that masks are drawn by
             given = [
                 t.detach() if draw == 0 else torch.empty_like(t).normal_(generator=generator)
                 for t in (x, *(hx or ()))
             ]
-            theirs = exact = _by("reference", layer, given, hx, marks)
+            theirs = exact = by("reference", layer, given)
             if single:
-                exact = _by("reference", in_double, [t.double() for t in given], hx, marks)
+                exact = by("reference", in_double, [t.double() for t in given])
             with _threads(1 + draw % 3):
-                ours = _by("cpu", layer, given, hx, marks)
+                ours = by("cpu", layer, given)
             for name in exact:
-                found = _errors(name, ours[name], theirs[name], exact[name])
-                errors.setdefault(name, []).append(found)
-        for name, draws in errors.items():
+                found = norms(name, ours[name], theirs[name], exact[name])
+                found_by_name.setdefault(name, []).append(found)
+        for name, draws in found_by_name.items():
             error, own, norm = torch.stack(draws).unbind(1)
             limit = 2 * own + FEW * torch.finfo(SINGLE).eps * norm if single else EXACT * norm
             ratios = torch.where(error == 0, 0, error / limit)
@@ -122,20 +97,3 @@ def judge() -> Callable[..., None]:
             assert ratios.median() <= 1, told
 
     return check
-
-
-def _by(
-    engine: str, layer: flexrnn.FlexRNN, given: list[Tensor], hx: Any, marks: dict[str, Any]
-) -> dict[str, Tensor | None]:
-    x, *state = (t.clone(memory_format=torch.preserve_format).requires_grad_() for t in given)
-    return _results(layer, engine, x, tuple(state) if hx is not None else None, **marks)
-
-
-def _errors(name: str, ours: Tensor | None, theirs: Tensor | None, exact: Tensor | None) -> Tensor:
-    """Norms: of the engine's error, of the reference's own, of the golden tensor."""
-    if ours is None or theirs is None or exact is None:  # no influence: no gradient, or zeros
-        assert not any(t is not None and t.any() for t in (ours, theirs, exact)), name
-        return torch.zeros(3, dtype=torch.float64)
-    assert ours.shape == exact.shape, name
-    norms = ((ours - exact).norm(), (theirs - exact).norm(), exact.norm())
-    return torch.stack([norm.double() for norm in norms])

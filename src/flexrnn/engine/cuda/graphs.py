@@ -34,14 +34,17 @@ _one_at_a_time = threading.Lock()
 
 def launch(source: Source, memory: Mapping[str, Tensor], call: Call) -> None:
     """Make all steps."""
-    on_device = next(iter(memory.values())).device
-    if on_device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        _directly(source, memory, call)
-    else:
-        _replayed(source, memory, call, on_device)
+    device = next(iter(memory.values())).device
+    (launch_by_value if is_recording(device) else launch_by_table)(source, memory, call)
 
 
-def _directly(source: Source, memory: Mapping[str, Tensor], call: Call) -> None:
+def is_recording(device: torch.device) -> bool:
+    """Whether the caller records a graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def launch_by_value(source: Source, memory: Mapping[str, Tensor], call: Call) -> None:
+    """One launch after another."""
     module = kernels.module(source.steps.text)
     launches = [
         (module[kernel.name][(call.rows, kernel.tiles)], [memory[name] for name in kernel.used])
@@ -49,12 +52,12 @@ def _directly(source: Source, memory: Mapping[str, Tensor], call: Call) -> None:
     ]
     for t in range(call.steps):
         for run, given in launches:
-            run(t, call.steps, call.batch, *given, **call.fixed, **kernels.TILED)
+            run(t, call.steps, call.batch, *given, **call.fixed, **kernels.STEP)
 
 
-def _replayed(
-    source: Source, memory: Mapping[str, Tensor], call: Call, device: torch.device
-) -> None:
+def launch_by_table(source: Source, memory: Mapping[str, Tensor], call: Call) -> None:
+    """Recorded once, and replayed."""
+    device = next(iter(memory.values())).device
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     key = (source.steps.text, device, stream, call.rows, *call.fixed.values())
     pointers = [memory[name].data_ptr() for name in source.steps.memory]
@@ -78,7 +81,7 @@ def _recorded(source: Source, call: Call, device: torch.device, size: int) -> _G
     def steps(count: int) -> None:
         for ahead in range(count):
             for run in launches:
-                run(table, ahead, **call.fixed, **kernels.TILED)
+                run(table, ahead, **call.fixed, **kernels.STEP)
         table[2] += count
 
     if device.type != "cuda":

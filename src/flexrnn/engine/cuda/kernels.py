@@ -14,12 +14,13 @@ from flexrnn.engine.step import CannotRunError
 
 _OLDEST = 7  # compute capability of devices that Triton compiles for
 
-# How kernels are compiled. A whole loop holds sums and weights in registers, of which more warps
-# have more; its loads depend on one another from step to step, and a pipeline would only copy
-# weights. Tiles read their operands in order.
+# How kernels are compiled. A sequence has a processor to itself: more warps have more registers. A
+# whole loop holds sums and weights in them, and a pipeline would only copy weights; tiles read
+# theirs in order.
 _EXACT = {"enable_fp_fusion": True}  # a sum of products is rounded once
 WHOLE = {"num_warps": 8, "num_stages": 1, **_EXACT}
-TILED = {"num_warps": 4, "num_stages": 3, **_EXACT}
+TILED = {"num_warps": 8, "num_stages": 3, **_EXACT}
+STEP = {"num_warps": 4, "num_stages": 3, **_EXACT}
 
 
 @lru_cache(maxsize=1)

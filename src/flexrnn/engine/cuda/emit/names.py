@@ -22,6 +22,7 @@ class Buffer(NamedTuple):
     name: str  # of the pointer
     kind: str
     row: int  # numbers in a row, of what has rows
+    element: str  # the type of its numbers
 
 
 class Names:
@@ -30,19 +31,25 @@ class Names:
     Args:
         loop: the stages.
         parts: of every stage, into how many tiles a head's units are cut.
+        real: the type of numbers in registers, and in the loop's own memory.
+        operand: the type of everything else.
         backward: it runs from the last step to the first, where `before` and `after` are histories.
     """
 
-    def __init__(self, loop: Loop, parts: Sequence[int], *, backward: bool):
+    def __init__(
+        self, loop: Loop, parts: Sequence[int], *, real: str, operand: str, backward: bool
+    ):
         self.loop, self.graph, self.low = loop, loop.graph, loop.lowering
         self.parts = parts
-        self.backward = backward
+        self.backward, self.real, self.operand = backward, real, operand
         self.buffers: dict[str, Buffer] = {}
 
     def buffer(self, name: str) -> str:
         """The pointer to a piece of memory, at this step."""
         if name not in self.buffers:
-            self.buffers[name] = Buffer(self._plain(name), self._kind(name), self._row(name))
+            self.buffers[name] = Buffer(
+                self._plain(name), self._kind(name), self._row(name), self._element(name)
+            )
         return self.buffers[name].name
 
     def _plain(self, name: str) -> str:
@@ -80,13 +87,12 @@ class Names:
         lines += [f"{b.name}_t = {b.name} + at * {b.row}" for b in buffers if b.kind == "timed"]
         return lines
 
-    def element(self, name: str, real: str, operand: str) -> str:
-        """The type of a piece of memory's numbers."""
+    def _element(self, name: str) -> str:
         index = self.graph.inputs.get(name, self.graph.outputs.get(name))
         if index is not None and self.graph.nodes[index].boolean:
             return "tl.uint8"
-        travels = self.buffers[name].kind in ("old", "new")
-        return real if travels or name.partition(".")[0] in ("temporary", "partial") else operand
+        own = self._kind(name) in ("old", "new") or name.startswith(("temporary.", "partial."))
+        return self.real if own else self.operand
 
     def partial(self, index: int) -> str:
         """The name of the memory of a reduction's parts, one for every tile."""

@@ -65,10 +65,11 @@ def source(loop: Loop, *, backward: bool, real: str, operand: str) -> Source:
     tiles: list[Tile] = []
     for number, stage in enumerate(loop.stages):
         sums = [len(sums) for _, sums in Accumulators(loop, number).groups]
-        tiles.append(tile_of(stage.domain.units, max(sums, default=0), half=operand != real))
+        most, values = max(sums, default=0), len(stage.values)
+        tiles.append(tile_of(stage.domain.units, most, values, half=operand != real))
     parts = tuple(t.count(s.domain.units) for t, s in zip(tiles, loop.stages, strict=True))
-    names = Names(loop, parts, backward=backward)
-    writers = [StageWriter(names, k, tile, real=real, operand=operand)
+    names = Names(loop, parts, real=real, operand=operand, backward=backward)
+    writers = [StageWriter(names, k, tile)
                for k, tile in enumerate(tiles)]  # fmt: skip
     stages = [writer.text() for writer in writers]
     used = [tuple(writer.used) for writer in writers]
@@ -78,14 +79,14 @@ def source(loop: Loop, *, backward: bool, real: str, operand: str) -> Source:
     steps = steps._replace(text="\n\n".join([
         *stages,
         *(_step(names, k, used[k]) for k in range(len(stages))),
-        *(_replayed(names, k, used[k], steps.memory, real, operand) for k in range(len(stages))),
+        *(_replayed(names, k, used[k], steps.memory) for k in range(len(stages))),
     ]))  # fmt: skip
     weights = tuple(
         sum(math.prod(map(int, loop.graph.nodes[p.weight].shape)) for p in stage.products)
         for stage in loop.stages
     )
     try:
-        whole = WholeWriter(names, real=real, operand=operand)
+        whole = WholeWriter(names)
         sequence, narrow = Kernels(whole.text(), (Kernel("sequence", tuple(whole.used), 1),)), True
     except NotNarrowError:
         everything = tuple(dict.fromkeys(name for names in used for name in names))
@@ -154,13 +155,11 @@ def _replayed(
     number: int,
     used: tuple[str, ...],
     memory: tuple[str, ...],
-    real: str,
-    operand: str,
 ) -> str:
     lines = []
     for name in used:
         at = FIRST_POINTER + memory.index(name)
-        kind = f"tl.pointer_type({names.element(name, real, operand)})"
+        kind = f"tl.pointer_type({names.buffers[name].element})"
         # All memory begins at multiples of 16 bytes: the engine sees to it.
         pointer = f"tl.multiple_of(tl.load(table + {at}).to({kind}), 16)"
         lines.append(f"{names.buffers[name].name} = {pointer}")

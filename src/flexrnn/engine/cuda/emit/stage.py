@@ -8,15 +8,13 @@ from flexrnn.engine.cuda.emit.names import Names
 from flexrnn.engine.cuda.emit.tiles import Tile
 from flexrnn.engine.cuda.emit.values import NEUTRAL, Values
 from flexrnn.engine.cuda.expression import expression
-from flexrnn.engine.lowering.places import sizes_of
-from flexrnn.engine.lowering.stages import Store
 
 
 class StageWriter(Values):
     """Writes `stageK`, for stage K; arguments as in `Values`."""
 
-    def __init__(self, names: Names, number: int, tile: Tile, *, real: str, operand: str):
-        super().__init__(names, real=real, operand=operand)
+    def __init__(self, names: Names, number: int, tile: Tile):
+        super().__init__(names)
         self.turn_to(number, tile)
         self.inside = "live" if self.is_whole else "inside"
 
@@ -31,7 +29,7 @@ class StageWriter(Values):
         for index in stage.reduced:
             self._gather(index)
         for store in stage.stores:
-            self._store(store)
+            self.lines.append(self.stored(store))
         tiles, heads = tile.count(units), stage.domain.heads
         head = {True: [], False: [f"head = tile // {tiles}" if tiles > 1 else "head = tile"]}
         which = f"tile % {tiles}" if heads > 1 else "tile"
@@ -54,11 +52,6 @@ class StageWriter(Values):
             *(f"    {line}" for line in self.lines),
             "",
         ])  # fmt: skip
-
-    def _store(self, store: Store) -> None:
-        value = self.stored(store.node)
-        address = self.address(store.place, sizes_of(self.graph.nodes[store.node].shape))
-        self.lines.append(f"tl.store({address}, {value}, mask={self.inside})")
 
     # Row reductions: every tile leaves what it has found; whoever wants the whole adds that up ----
 

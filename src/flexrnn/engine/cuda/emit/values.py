@@ -8,7 +8,7 @@ from flexrnn.engine.cuda.emit.tiles import Tile
 from flexrnn.engine.cuda.expression import expression, is_operator, literal
 from flexrnn.engine.lowering.accumulate import Accumulators
 from flexrnn.engine.lowering.places import Place, sizes_of
-from flexrnn.engine.lowering.stages import REDUCTIONS, Product, Stage
+from flexrnn.engine.lowering.stages import REDUCTIONS, Product, Stage, Store
 
 NEUTRAL = {"sum": "0.0", "amax": 'float("-inf")'}  # of a row's reduction
 
@@ -18,15 +18,13 @@ class Values:
 
     Args:
         names: of the loop's memory.
-        real: the type of numbers in registers, `tl.float32` or `tl.float64`.
-        operand: the type of products' operands.
     """
 
     unit = "unit"  # the variables of the tile's units, and of which of them are there
     inside = "inside"
 
-    def __init__(self, names: Names, *, real: str, operand: str):
-        self.buffers, self.real, self.operand = names, real, operand
+    def __init__(self, names: Names):
+        self.buffers, self.real, self.operand = names, names.real, names.operand
         self.graph, self.low = names.graph, names.low
         self.names: dict[int, str] = {}  # node -> the variable that holds it
         self.lines: list[str] = []
@@ -177,10 +175,14 @@ class Values:
             body.insert(0, f"k = first + tl.arange(0, {step})")
             self.lines += [f"    {line}" for line in body]
 
-    def stored(self, index: int) -> str:
-        """A node's value as memory holds it."""
-        value = self.use(index)
-        return f"({value}).to(tl.uint8)" if self.graph.nodes[index].boolean else value
+    def stored(self, store: Store) -> str:
+        """The line that writes a value to memory."""
+        node, value = self.graph.nodes[store.node], self.use(store.node)
+        address = self.address(store.place, sizes_of(node.shape))
+        if self.units == 1 and self.tile.units > 1:  # one unit, in a tile that a product wants
+            address = f"{address} + {self.unit}"
+        value = f"({value}).to(tl.uint8)" if node.boolean else value
+        return f"tl.store({address}, {value}, mask={self.inside})"
 
     def gathered(self, index: int) -> str:
         """The expression that reduces this tile's part of each row, for a `sum` or an `amax`."""

@@ -31,14 +31,14 @@ class WholeWriter(Values):
         NotNarrowError: the loop is not narrow.
     """
 
-    def __init__(self, names: Names, *, real: str, operand: str):
-        super().__init__(names, real=real, operand=operand)
+    def __init__(self, names: Names):
+        super().__init__(names)
         stages = names.loop.stages
         self.old, self.new = ("carry", "passed") if names.backward else ("before", "after")
         self.ends = {name.partition(".")[2]: index for name, index in self.graph.outputs.items()
                      if name.startswith(f"{self.new}.")}  # fmt: skip
         self.multiplied = {s.domain.units for s in stages if s.products}
-        itemsize = 2 if operand != real else {"tl.float32": 4, "tl.float64": 8}[real]
+        itemsize = {"tl.float64": 8, "tl.float32": 4}.get(self.operand, 2)
         if (
             any(s.domain.heads > 1 or s.domain.units * itemsize > _WIDEST for s in stages)
             or any(i not in self.low.blocks and self.graph.nodes[i].op not in OPS
@@ -211,14 +211,15 @@ class WholeWriter(Values):
             self.read_back.add(name)
 
     def _store(self, store: Store) -> None:
-        value, name = self.stored(store.node), store.place.buffer
+        name = store.place.buffer
         if name.partition(".")[0] == self.new:
-            return  # it stays in its register
+            self.use(store.node)  # it stays in its register
+            return
+        line = self.stored(store)
         if name.startswith("temporary."):
             self.spare[len(self.lines)] = name
         self.waiting.add(name)
-        address = self.address(store.place, sizes_of(self.graph.nodes[store.node].shape))
-        self.lines.append(f"tl.store({address}, {value}, mask={self.inside})")
+        self.lines.append(line)
 
     # Products ---------------------------------------------------------------------------------
 

@@ -1,0 +1,124 @@
+"""Generated kernels by Triton's compiler and NVIDIA's assembler, for which no card is needed."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import flexrnn
+from flexrnn.engine.cuda import kernels, plan
+from flexrnn.engine.cuda.emit import FIRST_POINTER
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+
+SHARED = 227 << 10  # bytes that a program has on compute capability 9.0
+AMPERE, HOPPER = 80, 90
+POINTER = {"tl.float32": "*fp32", "tl.float64": "*fp64", "tl.bfloat16": "*bf16",
+           "tl.float16": "*fp16", "tl.uint8": "*u8"}  # fmt: skip
+FIXED = {"REVERSE": False, "M": 16, "PRECISION": "ieee"}
+
+
+def loops(cell: Any, hidden_size: int, dtype: torch.dtype, **marks: Any) -> list[Any]:
+    """The loop there and the loop back of a layer."""
+    layer = flexrnn.FlexRNN(cell, 8, hidden_size)
+    program = flexrnn.explain(layer, torch.randn(2, 3, 8)).steps[0].program
+    assert program is not None
+    found = plan.plan_of(program, program.fields[:1], dtype)
+    return [found.forward, found.backward]
+
+
+def compiled(loop: Any, arch: int, folder: Path) -> dict[str, tuple[int, int]]:
+    """Of every kernel of a loop, its bytes of shared memory and of registers that were spilled."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    source, found = loop.source, {}
+
+    def pointers(used: tuple[str, ...]) -> dict[str, str]:
+        buffers = (source.buffers[name] for name in used)
+        return {b.name: POINTER[b.element] for b in buffers}
+
+    wanted = []
+    for kernel in source.sequence.kernels:
+        options = kernels.WHOLE if source.narrow else kernels.TILED
+        wanted.append((source.sequence.text, kernel.name, {"T": "i32", "B": "i32"},
+                       pointers(kernel.used), options))  # fmt: skip
+    for kernel in source.steps.kernels:
+        counts = {"t": "i32", "T": "i32", "B": "i32"}
+        wanted.append(
+            (source.steps.text, kernel.name, counts, pointers(kernel.used), kernels.TILED)
+        )
+        wanted.append((source.steps.text, f"replayed_{kernel.name}",
+                       {"table": "*i64", "ahead": "i32"}, {}, kernels.TILED))  # fmt: skip
+    for text, name, counts, given, options in wanted:
+        signature = {**counts, **given, **dict.fromkeys(FIXED, "constexpr")}
+        aligned = {(k,): [["tt.divisibility", 16]] for k, kind in enumerate(signature.values())
+                   if kind.startswith("*")}  # fmt: skip
+        made = triton.compile(
+            ASTSource(kernels.module(text)[name], signature, FIXED, aligned),
+            GPUTarget("cuda", arch, 32),
+            options,
+        )
+        (folder / "kernel.ptx").write_text(made.asm["ptx"])
+        told = subprocess.run(
+            [assembler(arch), "-v", f"--gpu-name=sm_{arch}{'a' * (arch == HOPPER)}",
+             str(folder / "kernel.ptx"), "-o", os.devnull],
+            capture_output=True, text=True, check=True, timeout=300,
+        ).stderr  # fmt: skip
+        spilled = re.search(r"(\d+) bytes spill stores", told)
+        found[name] = made.metadata.shared, int(spilled[1]) if spilled else 0
+    return found
+
+
+def assembler(arch: int) -> str:
+    """The one that comes with Triton."""
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    return str(get_ptxas(arch).path)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path) -> Any:
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(tmp_path / "cache")
+        yield
+
+
+CASES = [
+    (flexrnn.cells.LSTMCell, 64, torch.float32, AMPERE),
+    (flexrnn.cells.LSTMCell, 128, torch.bfloat16, HOPPER),
+    (flexrnn.cells.LSTMCell, 1000, torch.float32, HOPPER),
+    (flexrnn.cells.LSTMCell, 1024, torch.bfloat16, HOPPER),
+    (flexrnn.cells.LSTMCell, 100, torch.float64, HOPPER),
+    (flexrnn.cells.GRUCell, 60, torch.float16, HOPPER),
+    (flexrnn.cells.LayerNormLSTMCell, 300, torch.bfloat16, HOPPER),
+]
+
+
+@pytest.mark.parametrize(("cell", "hidden_size", "dtype", "arch"), CASES)
+def test_kernels_compile_and_fit(
+    cell: Any, hidden_size: int, dtype: torch.dtype, arch: int, tmp_path: Path
+) -> None:
+    for loop in loops(cell, hidden_size, dtype):
+        for name, (shared, spilled) in compiled(loop, arch, tmp_path).items():
+            print(f"{cell.__name__} {hidden_size} {dtype} {name}: {shared} B, {spilled} B spilled")
+            assert shared <= SHARED, name
+            # A sequence of many stages has more pointers at hand than registers.
+            assert spilled <= (1024 if name == "sequence" else 64), name
+
+
+def test_no_kernel_is_compiled_again_for_other_sizes() -> None:
+    """Nothing of a kernel depends on T or B: neither is looked at, and no source names one."""
+    for loop in loops(flexrnn.cells.LSTMCell, 64, torch.float32):
+        for text, names in ((loop.source.sequence.text, ("T", "B")),
+                            (loop.source.steps.text, ("t", "T", "B"))):  # fmt: skip
+            space = kernels.module(text)
+            for kernel in (k for k in space.values() if isinstance(k, triton.JITFunction)):
+                for param in kernel.params:
+                    if kernel.__name__.startswith(("sequence", "step")) and param.name in names:
+                        assert param.do_not_specialize
+    assert FIRST_POINTER == 3

@@ -1,0 +1,82 @@
+"""Where kernels run here, and the judge of the engine."""
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import flexrnn
+from flexrnn.engine.cuda import tiers
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # here Triton interprets: see /conftest.py
+EXACT = 1e-12  # relative norm error that float64 may have
+FEW = 4  # ulp that DESIGN.md's rule leaves to chance
+TIMES = {torch.float32: 2.0, torch.bfloat16: 1.2, torch.float16: 1.2}  # the reference's own error
+
+
+@pytest.fixture(autouse=True)
+def numbers_without_warnings() -> Iterator[None]:
+    """NumPy, which stands for the card, warns of what a card does in silence."""
+    with np.errstate(all="ignore"):
+        yield
+
+
+@pytest.fixture
+def device() -> str:
+    """Where kernels run: on a card, or interpreted."""
+    return DEVICE
+
+
+@pytest.fixture(params=[tier.name for tier in tiers.TIERS])
+def tier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every tier in turn, whatever the table says."""
+    only = tuple(t for t in tiers.TIERS if t.name == request.param)
+    monkeypatch.setattr(tiers, "TIERS", only)
+    return request.param
+
+
+@pytest.fixture
+def judge(results: Callable[..., Any], norms: Callable[..., Tensor]) -> Callable[..., None]:
+    """Assert that the cuda engine is as exact as DESIGN.md asks, in values and every gradient.
+
+    Golden is the reference in float64. The relative norm error of each tensor is at most 1e-12 in
+    float64; else a multiple of the reference's own in that dtype, and a few ulp, in the median of
+    the draws of the operands, and in none of them ten times that.
+    """
+
+    def check(
+        layer: flexrnn.FlexRNN, x: Tensor, hx: Any = None, draws: int = 3, **marks: Any
+    ) -> None:
+        def by(engine: str, layer: flexrnn.FlexRNN, given: list[Tensor]) -> Any:
+            x, *state = (t.detach().clone().requires_grad_() for t in given)
+            return results(layer, engine, x, tuple(state) if hx is not None else None, **marks)
+
+        double, times = x.dtype == torch.float64, TIMES.get(x.dtype, 0.0)
+        golden = layer if double else copy.deepcopy(layer).double()
+        found: dict[str, list[Tensor]] = {}
+        for draw in range(1 if double else draws):
+            generator = torch.Generator(x.device).manual_seed(draw)
+            given = [torch.empty_like(t).normal_(generator=generator) for t in (x, *(hx or ()))]
+            exact = by("reference", golden, [t.double() for t in given])
+            theirs = exact if double else by("reference", layer, given)
+            ours = by("cuda", layer, given)
+            for name in exact:
+                found.setdefault(name, []).append(
+                    norms(name, ours[name], theirs[name], exact[name])
+                )
+        few = FEW * torch.finfo(x.dtype).eps
+        for name, every in found.items():
+            error, own, norm = torch.stack(every).unbind(1)
+            limit = EXACT * norm if double else times * own + few * norm
+            ratios = torch.where(error == 0, 0, error / limit)
+            told = f"{name}: error {error.tolist()}, allowed {limit.tolist()}"
+            assert ratios.max() <= (1 if double else 10), told
+            assert ratios.median() <= 1, told
+
+    return check

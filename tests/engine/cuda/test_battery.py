@@ -1,0 +1,129 @@
+"""Layers by the cuda engine against the reference: a sample of the kinds of programs there are.
+
+`-m card` runs the whole battery, which would take an interpreter too long.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import flexrnn
+from flexrnn import cells
+
+Judge = Callable[..., None]
+DOUBLE = torch.float64
+NARROW, WIDE = 9, 141  # units: within one tile, and over several, none of them full
+KINDS = {  # what each has that the others have not
+    "LSTM": cells.LSTMCell,
+    "peephole": cells.PeepholeLSTMCell,  # vectors of weights, the new state within the step
+    "naive": cells.NaiveLSTMCell,  # eight weights, put together
+    "layer norm": cells.LayerNormLSTMCell,  # reductions of rows
+    "GRU": cells.GRUCell,  # a product whose result is read by parts in unlike ways
+    "RNN": cells.RNNCell,  # one sum of products
+}
+
+
+class NoProduct(flexrnn.Cell):
+    """No product with the state: of each unit, the past of that unit alone."""
+
+    State: Any = cells.LSTMCell.State
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, **kind: Any) -> None:
+        super().__init__(input_size, hidden_size)
+        self.weight_ih = nn.Parameter(torch.randn(hidden_size, input_size, **kind) / 3)
+        self.decay = nn.Parameter(torch.randn(hidden_size, **kind))
+
+    def step(self, x: Tensor, state: Any) -> Any:
+        h, c = state
+        c = torch.sigmoid(self.decay) * c + nn.functional.linear(x, self.weight_ih)
+        return self.State(h=torch.tanh(c) * 0.5 + h * 0.25, c=c)
+
+
+class TwoProducts(flexrnn.Cell):
+    """A product of what another one made, in the same step (an MGU with a candidate apart)."""
+
+    State: Any = cells.RNNCell.State
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, **kind: Any) -> None:
+        super().__init__(input_size, hidden_size)
+        scale = hidden_size**-0.5
+        self.weight_ih = nn.Parameter(torch.randn(hidden_size, input_size, **kind) / 3)
+        self.weight_hh = nn.Parameter(torch.randn(2 * hidden_size, hidden_size, **kind) * scale)
+
+    def step(self, x: Tensor, state: Any) -> Any:
+        (h,) = state
+        W, V = self.weight_hh.chunk(2)
+        f = torch.sigmoid(nn.functional.linear(x, self.weight_ih) + nn.functional.linear(h, W))
+        g = torch.softmax(nn.functional.linear(f * h, V), -1)
+        return self.State(h=(1 - f) * h + f * g)
+
+
+KINDS |= {"no product": NoProduct, "two products": TwoProducts}
+
+
+def operands(layer: flexrnn.FlexRNN, T: int, B: int, I: int, device: str) -> tuple[Tensor, Any]:
+    dtype = next(layer.parameters()).dtype
+    x = torch.randn(T, B, I, dtype=dtype, device=device)
+    with torch.no_grad(), flexrnn.backend("reference"):
+        state = layer(x)[1]
+    state = state if isinstance(state, tuple) else (state,)
+    return x, tuple(torch.randn_like(s) for s in state)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("H", [NARROW, WIDE])
+def test_kinds_of_programs(judge: Judge, tier: str, kind: str, H: int, device: str) -> None:
+    layer = flexrnn.FlexRNN(KINDS[kind], 5, H, dtype=DOUBLE, device=device)
+    judge(layer, *operands(layer, 3, 3, 5, device))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["LSTM", "layer norm"])
+def test_types(judge: Judge, tier: str, kind: str, dtype: torch.dtype, device: str) -> None:
+    layer = flexrnn.FlexRNN(KINDS[kind], 5, NARROW, dtype=dtype, device=device)
+    judge(layer, *operands(layer, 5, 3, 5, device))
+
+
+@pytest.mark.parametrize(("T", "B", "H"), [(1, 1, 1), (1, 17, 16), (4, 1, 3), (2, 33, 17)])
+def test_odd_sizes(judge: Judge, tier: str, T: int, B: int, H: int, device: str) -> None:
+    layer = flexrnn.LSTM(3, H, dtype=DOUBLE, device=device)
+    judge(layer, *operands(layer, T, B, 3, device))
+
+
+def test_lengths_and_both_directions(judge: Judge, tier: str, device: str) -> None:
+    layer = flexrnn.LSTM(5, NARROW, bidirectional=True, dtype=DOUBLE, device=device)
+    x, hx = operands(layer, 4, 3, 5, device)
+    judge(layer, x, hx, lengths=torch.tensor([2, 4, 1]))
+
+
+def test_resets(judge: Judge, tier: str, device: str) -> None:
+    layer = flexrnn.GRU(5, NARROW, dtype=DOUBLE, device=device)
+    x, hx = operands(layer, 4, 3, 5, device)
+    reset = torch.tensor([[0, 0, 1], [0, 1, 0], [1, 0, 0], [0, 0, 1]], dtype=torch.bool)
+    judge(layer, x, hx, reset=reset.to(device))
+
+
+def test_masks_and_projection(judge: Judge, tier: str, device: str) -> None:
+    layer = flexrnn.FlexRNN(
+        cells.PeepholeLSTMCell, 5, NARROW, zoneout=0.3, dtype=DOUBLE, device=device
+    )
+    judge(layer, *operands(layer, 3, 2, 5, device))
+    layer = flexrnn.LSTM(5, NARROW, proj_size=4, dtype=DOUBLE, device=device)
+    judge(layer, *operands(layer, 3, 2, 5, device))
+
+
+@pytest.mark.card
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card")
+@pytest.mark.parametrize("dtype", [DOUBLE, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_of_it_on_a_card(judge: Judge, tier: str, kind: str, dtype: torch.dtype) -> None:
+    for T, B, H in itertools.product((1, 40), (1, 17, 64), (1, 32, 100, 256, 777)):
+        layer = flexrnn.FlexRNN(KINDS[kind], 5, H, dtype=dtype, device="cuda")
+        x, hx = operands(layer, T, B, 5, "cuda")
+        judge(layer, x, hx)
+        judge(layer, x, hx, lengths=torch.randint(1, T + 1, (B,)))
+        judge(layer, x, hx, reset=torch.rand(T, B, device="cuda") < 0.1)

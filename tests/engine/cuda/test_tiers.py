@@ -1,0 +1,152 @@
+# pyright: reportPrivateUsage=false, reportIncompatibleMethodOverride=false, reportAssignmentType=false
+# The recorded graphs, and the interpreter's types, have no public names.
+"""Tiers: the same numbers by each, graphs that serve every T and tensor, offsets beyond 2**31."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import flexrnn
+from flexrnn.engine.cuda import graphs, plan, tiers
+from flexrnn.engine.cuda.calls import ROWS, Call
+
+H = 24
+CALL = Call(steps=2, batch=3, reverse=False, precision="ieee", itemsize=4, processors=132)
+
+
+def written(cell: Any, hidden_size: int, dtype: torch.dtype = torch.float32) -> Any:
+    layer = flexrnn.FlexRNN(cell, 4, hidden_size)
+    program = flexrnn.explain(layer, torch.randn(2, 3, 4)).steps[0].program
+    assert program is not None
+    return plan.plan_of(program, program.fields[:1], dtype)
+
+
+def results(layer: flexrnn.FlexRNN, x: torch.Tensor, engine: str) -> list[torch.Tensor]:
+    with flexrnn.backend(engine):
+        output, state = layer(x)
+        gradients = torch.autograd.grad(output.square().sum(), [x, *layer.parameters()])
+    return [output, *state, *gradients]
+
+
+def test_a_recorded_graph_serves_every_length_and_every_tensor(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiers, "TIERS", tiers.TIERS[1:])
+    monkeypatch.setattr(graphs, "STEPS", 3)
+    monkeypatch.setattr(graphs, "_graphs", {})
+    layer = flexrnn.LSTM(4, H, dtype=torch.float64, device=device)
+    for T in (1, 3, 7, 2):
+        x = torch.randn(T, 2, 4, dtype=torch.float64, device=device, requires_grad=True)
+        found, expected = results(layer, x, "cuda"), results(layer, x, "reference")
+        torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-13)
+    assert len(graphs._graphs) == 2  # one forward, one backward
+
+
+def test_kernels_take_their_arguments_by_value_while_somebody_records(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiers, "TIERS", tiers.TIERS[1:])
+    monkeypatch.setattr(graphs, "launch_by_table", None)
+    monkeypatch.setattr(graphs, "is_recording", lambda device: True)
+    layer = flexrnn.GRU(4, H, dtype=torch.float64, device=device)
+    x = torch.randn(5, 2, 4, dtype=torch.float64, device=device)
+    with torch.no_grad(), flexrnn.backend("cuda"):
+        found = layer(x)
+    with torch.no_grad(), flexrnn.backend("reference"):
+        torch.testing.assert_close(found, layer(x), rtol=1e-12, atol=1e-13)
+
+
+def test_the_table_prefers_what_reads_less() -> None:
+    narrow = written(flexrnn.cells.LSTMCell, 64).forward.source
+    assert narrow.narrow
+    assert tiers.choose(narrow, CALL).name == "sequence"
+    wide = written(flexrnn.cells.LSTMCell, 1024).forward.source
+    assert not wide.narrow
+    assert tiers.choose(wide, CALL).name == "steps"
+    # With rows for every processor, the weights are read as often by either.
+    full = CALL._replace(batch=132 * ROWS)
+    normed = written(flexrnn.cells.LayerNormLSTMCell, 300).forward.source
+    assert tiers.choose(normed, full).name == "sequence"
+
+
+def test_tf32_is_torchs_to_allow(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+    seen: list[str] = []
+    tier = tiers.TIERS[0]
+
+    def launch(source: Any, memory: Any, call: Call) -> None:
+        seen.append(call.precision)
+        tier.launch(source, memory, call)
+
+    monkeypatch.setattr(tiers, "TIERS", (tier._replace(launch=launch),))
+    layer, x = flexrnn.RNN(4, 5, device=device, backend="cuda"), torch.randn(2, 1, 4, device=device)
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        for allowed in (False, True):
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+            with torch.no_grad():
+                layer(x)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert seen == ["ieee", "tf32"]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_offsets_beyond_2_to_the_31(
+    which: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a batch of which one step has 2**31 numbers, the last rows: what address is read?
+
+    Nothing is read and written there; the interpreter computes addresses in the types of a card.
+    """
+    if device == "cuda":
+        pytest.skip("there is an interpreter for this")
+    from triton.runtime import interpreter
+
+    units, size = 16, 2
+    source = written(flexrnn.cells.RNNCell, units, torch.float16).forward.source
+    rows = 2**31 // units
+    memory = {
+        name: torch.zeros(64, dtype=torch.float32 if b.kind in ("old", "new") else torch.float16)
+        for name, b in source.buffers.items()
+    }
+    begin = {name: tensor.data_ptr() for name, tensor in memory.items()}
+    seen: list[Any] = []
+
+    def load(ptrs: Any, mask: Any, other: Any, cache: Any, volatile: Any) -> Any:
+        kind = ptrs.get_element_ty()
+        if not kind.is_floating():  # of the table
+            return real_load(ptrs, mask, other, cache, volatile)
+        seen.append(ptrs.data.copy())
+        zeros = np.zeros(ptrs.data.shape, interpreter._get_np_dtype(kind))
+        return interpreter.TensorHandle(zeros, kind)
+
+    real_load = interpreter.interpreter_builder.create_masked_load
+    monkeypatch.setattr(interpreter.interpreter_builder, "create_masked_load", load)
+    monkeypatch.setattr(
+        interpreter.interpreter_builder,
+        "create_masked_store",
+        lambda ptrs, *_: seen.append(ptrs.data.copy()),
+    )
+
+    class LastTile(Call):
+        rows = 1
+
+    call = LastTile(*CALL._replace(batch=rows, itemsize=2))
+    last = rows // ROWS - 1
+    set_index = interpreter.interpreter_builder.set_grid_idx
+    monkeypatch.setattr(
+        interpreter.interpreter_builder, "set_grid_idx", lambda x, y, z: set_index(last, y, z)
+    )
+    monkeypatch.setattr(graphs, "STEPS", call.steps)
+    monkeypatch.setattr(graphs, "_graphs", {})
+    monkeypatch.setattr(interpreter.interpreter_builder, "set_grid_dim", lambda *_: None)
+    interpreter.interpreter_builder.grid_dim = (last + 1, 1, 1)
+    tiers.TIERS[which].launch(source, memory, call)
+    touched = np.unique(np.concatenate([s.ravel() for s in seen]).astype(np.uint64))
+    for name in ("history.h", next(n for n in memory if n.startswith("hoisted"))):
+        for t in range(2):
+            first = begin[name] + size * (t * 2**31 + (rows - ROWS) * units)
+            expected = np.arange(first, first + size * ROWS * units, size, dtype=np.uint64)
+            assert np.isin(expected, touched).all(), (name, t)
