@@ -73,12 +73,12 @@ def marks(
         lengths = None
     if lengths is not None and compact:
         layout = of_lengths(lengths, steps)
-    if lengths is not None and layout is None:
+    if lengths is not None and (layout is None or reset is not None):
         t = torch.arange(steps, device=device)
         valid = (t[:, None] < lengths.to(device)).unsqueeze(-1)
     if reset is not None:
         reset = reset.unsqueeze(-1) if valid is None else reset.unsqueeze(-1) & valid
-    return Marks(valid, reset, layout)
+    return Marks(valid if layout is None else None, reset, layout)
 
 
 def check_lengths(lengths: Any, x: Tensor) -> Tensor | None:
