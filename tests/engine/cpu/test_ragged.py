@@ -140,15 +140,17 @@ def test_a_step_that_cannot_be_compiled(backend: str, monkeypatch: pytest.Monkey
 
 FAULTS = {
     "rows that begin read what another has left": (
-        "if (later > f.all.first) {", "if (later > f.all.last) {"
+        "if (later > f.all.first) {",
+        "if (later > f.all.last) {",
     ),
     "all rows read the first state where some begin": (
-        "f.rows.last = other.rows.first = later;", "f.rows.last = other.rows.first = f.rows.first;"
+        "f.rows.last = other.rows.first = later;",
+        "f.rows.last = other.rows.first = f.rows.first;",
     ),
-    "the last states of those that end are not put aside": ("r = most(stay,", "r = most(f.all.last,"),
-    "a thread leaves out its last row": ("least(mine.last, last)};", "least(mine.last, last) - 1};"),
-    "a step lies where one before it does": ("here = at ? at[now]", "here = at ? at[now] - (now > 1)"),
-}  # fmt: skip
+    "the last states are not put aside": ("r = most(stay,", "r = most(f.all.last,"),
+    "a thread leaves out its last row": ("(mine.last, last)};", "(mine.last, last) - 1};"),
+    "a step lies where another does": ("here = at ? at[now]", "here = at ? at[now] - (now > 1)"),
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
