@@ -153,7 +153,8 @@ class Kernel:
         kind, _, which = name.partition(".")
         if kind == "temporary":
             row = self.loop.temporaries[name]
-            return Rows(SCRATCH, row=row, offset=area.take(batch * row))
+            copies = threads if name in self.loop.copied else 1
+            return Rows(SCRATCH, row=row, offset=area.take(copies * batch * row))
         index = sorted(self.loop.partial)[int(which)]
         heads = self.loop.partial[index].heads
         return Rows(SCRATCH, offset=area.take(threads * batch * heads * self.lanes))

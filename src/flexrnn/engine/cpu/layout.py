@@ -53,7 +53,8 @@ class Layout:
         read = self.kernel.weight_bytes
         if self.kernel.shape is Shape.FEW and steps * batch * read < _LITTLE:
             threads = 1
-        if batch == 1 and read < _BRIEF * len(self.kernel.loop.stages):
+        waits = sum(not stage.alone for stage in self.kernel.loop.stages)
+        if batch == 1 and read < _BRIEF * waits:
             threads = 1
         self._launch = self.kernel.launch(
             self.rows,

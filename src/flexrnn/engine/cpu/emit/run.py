@@ -189,11 +189,19 @@ class _Run:
         return [*lines, "    barrier.wait(count);"] if lines else []
 
 
+def _wait(context: Context, number: int) -> str:
+    """Threads that share units meet behind a stage whose results others read."""
+    stages = context.loop.stages
+    alone = stages[number].alone and number + 1 < len(stages)
+    return "" if alone else "\n            barrier.wait(count);"
+
+
 def _passes(context: Context, together: int) -> list[str]:
     """What a thread does at one step.
 
     Stages without products follow one another a few rows at a time, for what one writes the next
-    one reads; where threads share the units of a row, they meet after every stage.
+    one reads; where threads share the units of a row, they meet after every stage but those
+    of one number a row, which each of them goes through for itself.
     """
     stages = context.loop.stages
     lines, k = [], 0
@@ -208,7 +216,7 @@ def _passes(context: Context, together: int) -> list[str]:
         each = "for (const Frame* g = &f; g; g = g->next)"
         lines += [
             "        if (across) {",
-            *(f"            {each} stage{j}(*g, g->rows);\n            barrier.wait(count);"
+            *(f"            {each} stage{j}(*g, g->rows);{_wait(context, j)}"
               for j in range(first, k)),
             "        } else {",
             f"            {each}",

@@ -138,10 +138,13 @@ def _tiles(context: Context, number: int, count: int, tile: Tile) -> str:
 
 def _rows(context: Context, number: int) -> str:
     """A function that goes through some rows of a thread, and the units of each."""
+    all_of_it = f"{{0, f.G{number} * tiles}}"
+    its_share = f"share(f.G{number} * tiles, f.id, f.of)"
+    mine = all_of_it if context.loop.stages[number].alone else its_share
     return "\n".join([
         f"static void stage{number}(const Frame& f, Range rows) {{",
         f"    const long tiles = ceil_div(f.W{number}, VL);",
-        f"    const Range mine = share(f.G{number} * tiles, f.id, f.of);",
+        f"    const Range mine = {mine};",
         *_cleared(context, number, "rows"),
         "    for (long r = rows.first, n; r < rows.last; r += n) {",
         f"        n = least({ROWS}, rows.last - r);",
