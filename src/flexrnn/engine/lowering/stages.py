@@ -220,7 +220,8 @@ class Lowering:
             for name in outputs.get(index, ()):
                 self._write(index, self._in_one_piece(name, index))
         for index in sorted(self.alive):
-            if self.nodes[index].op == "concat" and index not in self.memory:
+            read = any(user in self.alive for user in self.users[index])  # else it is only summed
+            if self.nodes[index].op == "concat" and index not in self.memory and read:
                 self._write(index, self._temporary(index))
         for number, stage in enumerate(self.stages):
             for product in stage.products:
