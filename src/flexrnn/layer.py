@@ -5,10 +5,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import PackedSequence
 
 from flexrnn.bind import Slot, bind, move_parameters
-from flexrnn.call import direction, shown, stack, stream
+from flexrnn.call import direction, packing, ragged, shown, stack, stream
 from flexrnn.call.initial import add_learned, initial_state, reset_learned, unbatched
 from flexrnn.call.marks import Marks, check_alone, check_lengths, check_reset, marks
 from flexrnn.cell import Cell, first_weight, loop_dtypes, unwrap
@@ -263,19 +263,20 @@ class FlexRNN(nn.Module):
         lengths = check_lengths(lengths, x)
         reset = check_reset(reset, x, batch_first=batch_first)
         x = x if batched else x.unsqueeze(1)
-        state = None if hx is None else self._given(cells, hx, x, batched)
-        where = marks(lengths, reset, x.shape[0], x.device)
+        given: dict[str, Any] = {"layers": len(cells), "batch": x.shape[1], "batched": batched}
+        state = None if hx is None else check_hx(cells[0], hx, x, **given)
+        compact = lengths is not None and self._compacts(x, lengths, state)
+        where = marks(lengths, reset, x.shape[0], x.device, compact=compact)
         output, state, states = self._run(
             cells,
-            x,
+            where.enter(x),
             state,
             where,
             every_state=return_states,
             arrange=lambda tap: tap if batched else tap.squeeze(1),
         )
-        if (valid := where.valid) is not None:
-            output = torch.where(valid, output, 0)
-            states = _map(lambda s: torch.where(valid, s, 0), states)
+        output = where.leave(output)
+        states = _map(where.leave_each, states)
         if not batched:
             output, state = output.squeeze(1), _map(lambda s: s.squeeze(1), state)
             states = _map(lambda s: s.squeeze(2), states)
@@ -285,26 +286,24 @@ class FlexRNN(nn.Module):
         return (*result, unwrap(states)) if return_states else result
 
     def _packed(self, cells: list[Cell], packed: PackedSequence, hx: Any) -> tuple[Any, Any]:
-        """Run over sequences of unlike lengths: pad, hold each state at its end, pack."""
+        """Run over sequences of unlike lengths; the longest is the first of a state."""
         data, batch_sizes, sorted_indices, unsorted_indices = packed
         self._check_input(cells, data, packed=True)
         check_packed(packed)
-        sorted_only = PackedSequence(data, batch_sizes)
-        x, lengths = pad_packed_sequence(sorted_only)  # (T, B, I), longest sequence first
-        state = None if hx is None else self._given(cells, hx, x, True)
+        state, batch = None, int(batch_sizes[0])
+        if hx is not None:
+            state = check_hx(cells[0], hx, data, layers=len(cells), batch=batch, batched=True)
         if state is not None and sorted_indices is not None:
             state = _map(lambda s: s.index_select(1, sorted_indices), state)
-        where = marks(lengths, None, x.shape[0], x.device)
+        x, where, lengths = packing.unpack(packed, compact=self._compacts(data, batch_sizes, state))
 
         def unsort(tensor: Tensor) -> Tensor:
             return tensor if unsorted_indices is None else tensor.index_select(1, unsorted_indices)
 
         output, state, _ = self._run(cells, x, state, where, lengths, arrange=unsort)
         state = _map(unsort, state)
-        output = pack_padded_sequence(output, lengths)
-        return PackedSequence(output.data, batch_sizes, sorted_indices, unsorted_indices), unwrap(
-            state
-        )
+        output = packing.pack(output, where, lengths)
+        return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), unwrap(state)
 
     def _run(
         self,
@@ -330,12 +329,14 @@ class FlexRNN(nn.Module):
                 cells,
                 self._suffixes,
                 learned=self.learn_initial_state,
-                batch=x.shape[1],
+                batch=where.batch or x.shape[1],
                 dtype=dtype,
                 device=x.device,
             )
         state = start if state is None else tuple(s.to(dtype) for s in state)
         assert state is not None
+        state = tuple(map(where.sorted, state))
+        start = None if start is None else tuple(map(where.sorted, start))
         if self.weight_drop and self.training:
             for cell, slots in zip(cells, self._slots, strict=True):
                 drop_weights(cell, slots, self.weight_drop)
@@ -347,7 +348,7 @@ class FlexRNN(nn.Module):
             self.backend,
         )
         taps = dict[str, Tensor]() if is_recorded(self) else None
-        result = stack.run(
+        output, final, states = stack.run(
             cells,
             [cast(Cell, cell) for cell in self.cells],
             x,
@@ -362,15 +363,16 @@ class FlexRNN(nn.Module):
             taps=taps,
         )
         publish(self, taps or {}, arrange)
-        return result
+        return output, _map(where.unsorted, final), states
 
     def _check_input(self, cells: list[Cell], x: Any, packed: bool = False) -> None:
         weight = first_weight(cells[0])
         check_input(x, self.input_size, type(self).__name__, weight, packed=packed)
 
-    def _given(self, cells: list[Cell], hx: Any, x: Tensor, batched: bool) -> tuple[Tensor, ...]:
-        """The fields of a person's `hx`, each `(L·D, B, width)`."""
-        return check_hx(cells[0], hx, x, layers=len(cells), batch=x.shape[1], batched=batched)
+    def _compacts(self, x: Tensor, sizes: Tensor, state: Any) -> bool:
+        """Whether what lies behind the ends of sequences is left out."""
+        own = (self.backend, self.checkpoint_every)
+        return not is_recorded(self) and ragged.serves(x, sizes, state, *own)
 
     @property
     def _suffixes(self) -> list[str]:

@@ -85,9 +85,9 @@ def dropped_widths(cell: Cell, x: Tensor, state: Any) -> tuple[int, ...]:
 
 
 def recurrent_masks(cell: Cell, p: float, x: Tensor, state: Any) -> tuple[Tensor, ...]:
-    """Draw the masks of recurrent dropout for sequences that begin with `x` `(T, B, I)`."""
-    widths = dropped_widths(cell, x[0, :1], [field[:1] for field in state])
-    return tuple(dropout(state[0].new_ones(x.shape[1], width), p) for width in widths)
+    """Draw the masks of recurrent dropout for sequences of rows like `x` `(1, I)`."""
+    widths = dropped_widths(cell, x, [field[:1] for field in state])
+    return tuple(dropout(state[0].new_ones(len(state[0]), width), p) for width in widths)
 
 
 def zoneout_masks(ps: tuple[float, ...], steps: int, state: Any) -> tuple[Tensor, ...]:

@@ -38,7 +38,7 @@ def run(
     keep: Sequence[int],
     taps: dict[str, Tensor] | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Run over `x` `(T, B, I)`.
+    """Run over `x` `(T, B, I)`, or `(N, I)` where the marks have a `layout`.
 
     Args:
         cell: bound to its parameters.
@@ -55,13 +55,19 @@ def run(
     Returns:
         The kept fields, each `(T, B, width)`, and the last state.
     """
-    valid, reset = marks.of(reverse=reverse)
+    valid, reset, layout = marks.of(reverse=reverse)
     masks: tuple[Tensor, ...] = ()
     if options.training and options.recurrent_dropout:
-        masks = recurrent_masks(cell, options.recurrent_dropout, x, state)
+        first = x[0, :1] if layout is None else x[:1]
+        masks = recurrent_masks(cell, options.recurrent_dropout, first, state)
     zoned: tuple[Tensor, ...] = ()
     if options.training and any(options.zoneout):
-        zoned = zoneout_masks(options.zoneout, x.shape[0], state)
+        steps = x.shape[0] if layout is None else layout.steps
+        zoned = zoneout_masks(options.zoneout, steps, state)
+    if layout is not None:  # drawn for all, so that the numbers are the same either way
+        masks = tuple(map(layout.sorted, masks))
+        zoned = tuple(map(layout.gather, zoned))
+        reset = None if reset is None else layout.gather(reset)
     tap = Taps()
     if taps is not None:
         cell.__dict__["tap"] = tap  # the cell is a copy for this call
@@ -88,6 +94,7 @@ def run(
             keep=keep,
             backend=options.backend,
             every=options.checkpoint_every,
+            batch_sizes=None if layout is None else layout.batch_sizes,
         )
     if taps is not None:
         name = type(cell).__name__

@@ -8,12 +8,19 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 
+from flexrnn.call.ragged import Layout, of_lengths
+
 
 class Marks(NamedTuple):
-    """Truth values `(T, B, 1)`, or None where nothing is marked."""
+    """Truth values `(T, B, 1)`, or None where nothing is marked; or where rows lie.
+
+    Ends of sequences are marked by `valid`, and the input has rows behind them; or nothing is
+    there behind them, and `layout` says where the others lie.
+    """
 
     valid: Tensor | None = None  # step t belongs to row b's sequence
     reset: Tensor | None = None  # row b is cut between steps t - 1 and t
+    layout: Layout | None = None
 
     def of(self, *, reverse: bool) -> "Marks":
         """The marks as one direction meets them.
@@ -24,16 +31,54 @@ class Marks(NamedTuple):
             return self
         return self._replace(reset=torch.cat([self.reset[1:], torch.zeros_like(self.reset[:1])]))
 
+    @property
+    def batch(self) -> int | None:
+        """B, where the input does not show it."""
+        return None if self.layout is None else self.layout.batch
 
-def marks(lengths: Tensor | None, reset: Tensor | None, steps: int, device: Any) -> Marks:
-    """Marks of `lengths` `(B,)` and `reset` `(T, B)`; behind a sequence's end nothing is reset."""
-    valid = None
-    if lengths is not None:
+    def enter(self, x: Tensor) -> Tensor:
+        """The input `(T, B, I)` as it lies: `(N, I)` where there is a layout."""
+        return x if self.layout is None else self.layout.gather(x)
+
+    def leave(self, output: Tensor) -> Tensor:
+        """What came out at every step, `(T, B, ...)`, zero behind the ends."""
+        if self.layout is not None:
+            return self.layout.spread(output)
+        return output if self.valid is None else torch.where(self.valid, output, 0)
+
+    def leave_each(self, states: Tensor) -> Tensor:
+        """The same of every layer and direction, `(L·D, T, B, ...)`."""
+        if self.layout is None:
+            return self.leave(states)
+        return torch.stack([self.layout.spread(state) for state in states])
+
+    def sorted(self, states: Tensor) -> Tensor:
+        """States `(L·D, B, width)` in the order in which sequences lie."""
+        return states if self.layout is None else self.layout.sorted(states, 1)
+
+    def unsorted(self, states: Tensor) -> Tensor:
+        """The reverse of `sorted`."""
+        return states if self.layout is None else self.layout.unsorted(states, 1)
+
+
+def marks(
+    lengths: Tensor | None, reset: Tensor | None, steps: int, device: Any, *, compact: bool = False
+) -> Marks:
+    """Marks of `lengths` `(B,)` and `reset` `(T, B)`; behind a sequence's end nothing is reset.
+
+    With `compact` there is a layout for lengths, or nothing where all are T.
+    """
+    valid = layout = None
+    if compact and lengths is not None and bool((lengths == steps).all()):
+        lengths = None
+    if lengths is not None and compact:
+        layout = of_lengths(lengths, steps)
+    if lengths is not None and (layout is None or reset is not None):
         t = torch.arange(steps, device=device)
         valid = (t[:, None] < lengths.to(device)).unsqueeze(-1)
     if reset is not None:
         reset = reset.unsqueeze(-1) if valid is None else reset.unsqueeze(-1) & valid
-    return Marks(valid, reset)
+    return Marks(valid if layout is None else None, reset, layout)
 
 
 def check_lengths(lengths: Any, x: Tensor) -> Tensor | None:

@@ -25,6 +25,7 @@ def run(
     keep: Sequence[int],
     backend: str,
     every: int | None,
+    batch_sizes: Tensor | None = None,
 ) -> Result:
     """Run a composed step over time; operands as in `engine.scan.run`.
 
@@ -33,13 +34,15 @@ def run(
     after another is there in full.
 
     Args:
-        step, state, xs, reverse, keep, backend: as in `engine.scan.run`.
+        step, state, xs, reverse, keep, backend, batch_sizes: as in `engine.scan.run`.
         every: length of a segment, or None for everything at once. So it is, too, where nothing
             is kept for a backward pass anyway, under the transforms of `torch.func` and under
-            `torch.compile`, which decide themselves what is kept.
+            `torch.compile`, which decide themselves what is kept; and with `batch_sizes`.
     """
-    if every is None or not torch.is_grad_enabled() or _others_decide():
-        return scan.run(step, state, xs, reverse=reverse, keep=keep, backend=backend)
+    if every is None or batch_sizes is not None or not torch.is_grad_enabled() or _others_decide():
+        return scan.run(
+            step, state, xs, reverse=reverse, keep=keep, backend=backend, batch_sizes=batch_sizes
+        )
     engine = scan.in_force(backend)
     rebuild = type(state)._make if hasattr(state, "_fields") else tuple
 

@@ -28,7 +28,7 @@ def run(
     every_state: bool,
     taps: dict[str, Tensor] | None,
 ) -> tuple[Tensor, Any, Any]:
-    """Run all layers and directions over `x` `(T, B, I)`.
+    """Run all layers and directions over `x` `(T, B, I)`, or `(N, I)` where `where` has a layout.
 
     Args:
         cells: of every layer and direction, bound to their parameters.
@@ -40,13 +40,13 @@ def run(
         options: of every direction.
         bidirectional: two cells a layer, the second from the end.
         dropout: between the layers, while training.
-        packed: lengths `(B,)`, decreasing, where the input was a packed sequence.
+        packed: lengths `(B,)`, decreasing, where the input was a packed sequence and is padded.
         every_state: return the states at every step, too.
         taps: filled with what the cells tap, if somebody records it: `l0.i`, `l1_reverse.f`.
 
     Returns:
         The last layer's output `(T, B, D·width)`, the final state, a `State` of `(L·D, B, width)`,
-        and a `State` of `(L·D, T, B, width)` or None.
+        and a `State` of `(L·D, T, B, width)` or None; `(N, ·)` in the place of `(T, B, ·)` as in x.
     """
     _, out_dtype = loop_dtypes(cells[0], x)
     ways = ("", "_reverse") if bidirectional else ("",)
@@ -54,7 +54,11 @@ def run(
     finals, histories = [], []
     for k in range(len(cells) // len(ways)):
         if k and dropout and options.training:
-            x = _dropped(x, dropout, packed)
+            x = (
+                _dropped(x, dropout, packed)
+                if where.layout is None
+                else where.layout.drop(x, dropout)
+            )
         outputs = []
         for way in ways:
             index = len(finals)

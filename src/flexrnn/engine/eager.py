@@ -26,6 +26,7 @@ def run(
     reverse: bool,
     keep: Sequence[int],
     engine: str,
+    batch_sizes: Tensor | None = None,
 ) -> tuple[tuple[Tensor, ...], Any]:
     """Run a composed step by the named engine; operands as in `reference.run`.
 
@@ -37,18 +38,25 @@ def run(
     """
     row = (*xs, *state, *step.tensors.values())
     call = kind(row)
-    if call is Call.REFERENCE:
-        return reference.run(step, state, xs, reverse=reverse, keep=keep)
+    unseen = call is Call.TRACED and batch_sizes is not None  # the operator knows of no such steps
+    if call is Call.REFERENCE or unseen:
+        return reference.run(step, state, xs, reverse=reverse, keep=keep, batch_sizes=batch_sizes)
     wanted = wanted_of(step, tuple(state), xs) if torch.is_grad_enabled() else ()
-    program = compile_step(step, xs, tuple(state), wanted)
+    like = xs if batch_sizes is None else tuple(_of_one_step(x, len(state[0])) for x in xs)
+    program = compile_step(step, like, tuple(state), wanted)
     fields = tuple(step.fields[k] for k in keep)
     if call is Call.EAGER:
-        results = differentiable.apply(ENGINES[engine], program, row, fields, reverse)
+        results = differentiable.apply(ENGINES[engine], program, row, fields, reverse, batch_sizes)
     else:
         ends = len(fields) + len(state)
         results = tuple(operator.scan(_text(program), engine, reverse, fields, row)[:ends])
     history, final = results[: len(fields)], results[len(fields) :]
     return history, type(state)(*final) if hasattr(state, "_fields") else final
+
+
+def _of_one_step(x: Tensor, batch: int) -> Tensor:
+    """What an input `(N, ...)` would be with as many rows as there are sequences."""
+    return x[None, :1].expand(1, batch, *x.shape[1:])
 
 
 def _text(program: Program) -> str:

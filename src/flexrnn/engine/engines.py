@@ -33,6 +33,7 @@ class Engine(Protocol):
         keep: Sequence[str],
         *,
         reverse: bool = False,
+        batch_sizes: Tensor | None = None,
     ) -> Run:
         """Run over time. Raises `CannotRunError` as `prepare` does."""
         ...
@@ -54,6 +55,7 @@ class Engine(Protocol):
         final: Sequence[Tensor],
         *,
         reverse: bool = False,
+        batch_sizes: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The gradients."""
         ...

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from flexrnn.engine.batches import Time
 from flexrnn.engine.compiler.graph import BATCH, Node
 from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.compiler.program import Program
@@ -33,6 +34,7 @@ def forward(
     keep: Sequence[str],
     *,
     reverse: bool = False,
+    batch_sizes: Tensor | None = None,
 ) -> Run:
     """Run a program over time.
 
@@ -43,25 +45,31 @@ def forward(
         tensors: parameters and such, by name.
         keep: fields of the state that are wanted at every step.
         reverse: from the last t to the first. Everything over time stays in the order of time.
+        batch_sizes: `(T,)`, where sequences end at different steps; see `engine.batches`. The
+            longest is the first of the state. What is `(T, B, ...)` otherwise is `(N, ...)` then.
     """
     graph, plan = program
+    time = Time(xs[0], batch_sizes)
     fixed = _fixed(program, tensors)
     compute_nodes(program, plan.once, fixed, state[0].shape[:1], state[0])
     whole = {graph.inputs[f"x{k}"]: x for k, x in enumerate(xs)} | fixed
-    compute_nodes(program, plan.hoisted, whole, xs[0].shape[:2], state[0])
+    compute_nodes(program, plan.hoisted, whole, time.lead, state[0])
     timed = [i for i in whole if i not in fixed]
 
     news = [graph.outputs[f"state.{field}"] for field in program.fields]
     olds = [graph.inputs[f"state.{field}"] for field in program.fields]
     wanted = dict.fromkeys([*plan.saved, *(news[program.fields.index(f)] for f in keep)])
     rows: dict[int, list[Tensor]] = {i: [] for i in wanted}
-    for t in _times(xs[0].shape[0], reverse):
-        values = fixed | {i: whole[i][t] for i in timed} | dict(zip(olds, state, strict=True))
-        compute_nodes(program, plan.loop, values, state[0].shape[:1], state[0])
-        state = [values[i] for i in news]
+    for t in time.steps(reverse):
+        old = [time.running(s, t) for s in state]
+        values = (
+            fixed | {i: time.at(whole[i], t) for i in timed} | dict(zip(olds, old, strict=True))
+        )
+        compute_nodes(program, plan.loop, values, old[0].shape[:1], state[0])
+        state = [time.put(values[i], s) for i, s in zip(news, state, strict=True)]
         for i, kept in rows.items():
             kept.append(values[i])
-    stacked = {i: torch.stack(row[::-1] if reverse else row) for i, row in rows.items()}
+    stacked = {i: time.join(row[::-1] if reverse else row) for i, row in rows.items()}
     history: dict[str, Tensor] = {}
     for field in keep:
         value = stacked[news[program.fields.index(field)]]
@@ -103,11 +111,12 @@ def backward(
     final: Sequence[Tensor],
     *,
     reverse: bool = False,
+    batch_sizes: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Run a program's backward pass.
 
     Args:
-        program, xs, state, tensors, reverse: as in the forward pass.
+        program, xs, state, tensors, reverse, batch_sizes: as in the forward pass.
         saved: what that left behind.
         history: the loss's derivative by each kept field at every step, `(T, B, ...)`.
         final: the loss's derivative by the last state, each `(B, ...)`.
@@ -116,47 +125,45 @@ def backward(
         The gradients that the program computes, by the name of the input. Two may be one tensor.
     """
     graph, plan = program
-    steps, batch = xs[0].shape[:2]
+    time = Time(xs[0], batch_sizes)
     fixed = _fixed(program, tensors)
-    compute_nodes(program, (*plan.once, *plan.prepare), fixed, (batch,), state[0])
+    compute_nodes(program, (*plan.once, *plan.prepare), fixed, state[0].shape[:1], state[0])
     values_saved = dict(zip(plan.saved, saved, strict=True))
     given = {graph.inputs[f"x{k}"]: x for k, x in enumerate(xs)} | values_saved
     for field, initial in zip(program.fields, state, strict=True):
         old, new = graph.inputs[f"state.{field}"], graph.outputs[f"state.{field}"]
         if old == new:  # it never changes
-            given[old] = initial.expand(steps, *initial.shape)
-        elif new in values_saved:  # the state before each step: the initial one, then all but one
-            after = values_saved[new]
-            pieces = (after[1:], initial[None]) if reverse else (initial[None], after[:-1])
-            given[old] = torch.cat(pieces)
+            given[old] = time.join([time.running(initial, t) for t in time.steps(False)])
+        elif new in values_saved:
+            given[old] = time.before(values_saved[new], initial, reverse=reverse)
 
     cotangents = dict(zip(program.fields, final, strict=True))
     rows: dict[int, list[Tensor]] = {i: [] for i in plan.kept}
-    for t in _times(steps, not reverse):
-        values = fixed | {i: value[t] for i, value in given.items()}
+    for t in time.steps(not reverse):
+        values = fixed | {i: time.at(value, t) for i, value in given.items()}
         for field, cotangent in cotangents.items():
-            total = cotangent + history[field][t] if field in history else cotangent
+            total = time.running(cotangent, t)
+            total = total + time.at(history[field], t) if field in history else total
             values[graph.inputs[f"cotangent.{field}"]] = total
-        compute_nodes(program, plan.reverse, values, (batch,), state[0])
+        running = time.running(state[0], t)
+        compute_nodes(program, plan.reverse, values, running.shape[:1], state[0])
         for i, kept in rows.items():
             kept.append(values[i])
         for field, cotangent in cotangents.items():
             index = graph.outputs.get(f"grad.state.{field}")
-            cotangents[field] = torch.zeros_like(cotangent) if index is None else values[index]
-    kept = {i: torch.stack(row if reverse else row[::-1]) for i, row in rows.items()}
+            running = time.running(cotangent, t)
+            new = torch.zeros_like(running) if index is None else values[index]
+            cotangents[field] = time.put(new, cotangent)
+    kept = {i: time.join(row if reverse else row[::-1]) for i, row in rows.items()}
 
     whole = fixed | given | kept
-    compute_nodes(program, plan.after, whole, (steps, batch), state[0])
+    compute_nodes(program, plan.after, whole, time.lead, state[0])
     gradients = {f"state.{field}": value for field, value in cotangents.items()}
     for name, index in graph.outputs.items():
         kind, _, target = name.partition(".")
         if kind == "grad" and target not in gradients:
             gradients[target] = whole[index]
     return gradients
-
-
-def _times(steps: int, backwards: bool) -> range:
-    return range(steps - 1, -1, -1) if backwards else range(steps)
 
 
 def _fixed(program: Program, tensors: Mapping[str, Tensor]) -> Values:

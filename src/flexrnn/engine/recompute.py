@@ -17,11 +17,12 @@ def gradients(
     cotangents: Sequence[Tensor],
     *,
     reverse: bool,
+    batch_sizes: Tensor | None = None,
 ) -> dict[str, Tensor | None]:
     """What an engine's `backward` computes, as a differentiable function of all that it reads.
 
     Args:
-        program, keep, reverse: as in the forward pass.
+        program, keep, reverse, batch_sizes: as in the forward pass.
         row: the operands as `signature` orders them, as autograd saved them.
         cotangents: the loss's derivative by each kept field's history, then by the last state.
 
@@ -32,7 +33,9 @@ def gradients(
     with torch.enable_grad():
         # Views, so that the derivative stops here while what it is made of goes on.
         again = tuple(t.view_as(t) if t.requires_grad else t for t in row)
-        ran = interpreter.forward(program, *about.parts(again), keep, reverse=reverse)
+        ran = interpreter.forward(
+            program, *about.parts(again), keep, reverse=reverse, batch_sizes=batch_sizes
+        )
         results = [(o, g) for o, g in zip((*ran.history.values(), *ran.final), cotangents,
                                           strict=True) if o.requires_grad]  # fmt: skip
         learned = {name: t for name, t in zip(about.names, again, strict=True) if t.requires_grad}

@@ -65,6 +65,7 @@ def run(
     reverse: bool = False,
     keep: Sequence[int] = (),
     backend: str = "auto",
+    batch_sizes: Tensor | None = None,
 ) -> tuple[tuple[Tensor, ...], Any]:
     """Run a composed step over time by the engine in force; operands as in `reference.run`."""
     if _here.watch is not None:
@@ -73,16 +74,18 @@ def run(
     if torch.compiler.is_dynamo_compiling():
         return traced.run(step, state, xs, reverse=reverse, keep=keep, backend=name)
     causes: list[str] = []
-    for engine in engines.chain(name, state[0], xs[0].shape[0]):
+    times: dict[str, Any] = {"reverse": reverse, "keep": keep, "batch_sizes": batch_sizes}
+    steps = xs[0].shape[0] if batch_sizes is None else batch_sizes.shape[0]
+    for engine in engines.chain(name, state[0], steps):
         if engine == "reference":
             break
         try:
-            return eager.run(step, state, xs, reverse=reverse, keep=keep, engine=engine)
+            return eager.run(step, state, xs, engine=engine, **times)
         except (CannotCompileError, CannotRunError) as cause:
             if name != "auto":
                 raise
             causes.append(str(cause))
-    result = reference.run(step, state, xs, reverse=reverse, keep=keep)
+    result = reference.run(step, state, xs, **times)
     for cause in causes:  # only now: a mistake in the step would have come up
         warn(cause)
     return result

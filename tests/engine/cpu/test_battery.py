@@ -55,6 +55,7 @@ def test_a_cell(judge: Judge, name: str, dtype: torch.dtype, size: tuple[int, ..
 
 T, B, I, H = 10, 4, 3, 11
 LENGTHS = {"lengths": torch.tensor([10, 2, 5, 1])}
+NOTHING = {"lengths": torch.tensor([0, 7, 0, 7]), "return_states": True}
 RESET = {"reset": torch.rand(T, B, generator=torch.Generator().manual_seed(0)) < 0.3}
 FEATURES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "two layers in two directions": (
@@ -68,6 +69,18 @@ FEATURES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
         {},
     ),
     "lengths": (cells.GRUCell, {"bidirectional": True}, {**LENGTHS, "return_states": True}),
+    "lengths and dropout": (
+        cells.LSTMCell,
+        {
+            "num_layers": 2,
+            "bidirectional": True,
+            "dropout": 0.3,
+            "recurrent_dropout": 0.3,
+            "zoneout": 0.2,
+        },
+        {**LENGTHS, **RESET},
+    ),
+    "lengths of which some are 0": (cells.LayerNormLSTMCell, {"bidirectional": True}, NOTHING),
     "resets": (cells.PeepholeLSTMCell, {"bidirectional": True}, RESET),
     "zoneout": (cells.LSTMCell, {"zoneout": {"c": 0.3}}, {}),
     "zoneout's expectation": (cells.LSTMCell, {"zoneout": 0.2}, {}),

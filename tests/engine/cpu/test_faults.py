@@ -80,9 +80,15 @@ FAULTS = {
     "units behind the last whole vector are left out": ("if (left > 0)", "if (left > VL)"),
     "a thread too few in a sum over all": ("part < f.parts", "part < f.parts - 1"),
     "a sum over time forgets what it had": ("now = old + more;", "now = more;"),
+    "what each computes for itself is saved by none": ("if (f.part == 0) store", "if (0) store"),
+    "a thread computes nothing for itself": ("mine = {0, f.G", "mine = {f.part, f.G"),
     "a weight's last row is left out": ("(long k = 0; k < K;", "(long k = 1; k < K;"),
 }  # fmt: skip
-CELL_OF = {"a thread too few in a sum over all": cells.LayerNormLSTMCell}
+CELL_OF = {
+    "a thread too few in a sum over all": cells.LayerNormLSTMCell,
+    "what each computes for itself is saved by none": cells.LayerNormLSTMCell,
+    "a thread computes nothing for itself": cells.LayerNormLSTMCell,
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -23,11 +23,12 @@ from flexrnn import cells
 from flexrnn.engine.cpu import cpp, kernel, plan
 from flexrnn.engine.cpu.build import compiler
 from flexrnn.engine.cpu.build.isa import machine, runnable
-from flexrnn.engine.cpu.kernel import SCRATCH, Area, Kernel, Launch
+from flexrnn.engine.cpu.kernel import SCRATCH, STARTS, Area, Kernel, Launch
 from flexrnn.engine.step import CannotRunError
 
 CELLS = [cells.LSTMCell, cells.GRUCell, cells.LayerNormLSTMCell]
 SIZES = [(9, 1, 2, 5), (2, 7, 3, 19), (1, 2, 1, 5)]  # T, B, I, H
+ENDS = torch.tensor([2, 5, 5, 0, 1, 4, 5]), torch.randn(5, 7, 3)  # lengths, and an input
 SANITIZERS = {
     # Unoptimised: that compiles in a third of the time and leaves every access as it is written.
     "address": ("-O0", "-fsanitize=address"),
@@ -90,19 +91,23 @@ class Call(NamedTuple):
         for name, offset in launch._pointers:
             at = offset // memory_size(self.memory)
             piece = (name, at if name in self.areas else 0)
-            if name:
+            if name == STARTS:
+                pointers.append("starts")
+            elif name:
                 whole = name not in self.areas
                 memory[piece] = extent(self.memory[name]) if whole else self.areas[name][at]
                 number = list(memory).index(piece)
                 pointers.append(f"m{number} + {at if whole else 0}")
             else:
                 pointers.append("nullptr")
+        starts = self.memory.get(STARTS, torch.zeros(1)).tolist()
         made = "\n".join(
             f"        REAL* m{k} = m.piece({n});" for k, n in enumerate(memory.values())
         )
         return f"""    {{
         Memory m;
 {made}
+        long starts[] = {{{", ".join(str(int(n)) for n in starts)}}};
         void* p[] = {{{", ".join(pointers)}}};
         const long s[] = {{{", ".join(map(str, launch._sizes))}}};
         const double c[] = {{{", ".join([*map(repr, launch._constants), "0"])}}};
@@ -187,6 +192,11 @@ def every_call(cells: list[Any], threads: Any) -> None:
                     output, state = layer(x)
                     loss = output.sum() + sum(s.sum() for s in state)
                     torch.autograd.grad(loss, [x, *layer.parameters()])
+        layer, x = flexrnn.FlexRNN(cell, 3, 19, bidirectional=True, backend="cpu"), ENDS[1]
+        for count in (1, 2):  # steps have fewer and fewer rows, or more and more
+            with threads(count):
+                output, _ = layer(x.requires_grad_(), lengths=ENDS[0])
+                torch.autograd.grad(output.sum(), [x, *layer.parameters()])
 
 
 @pytest.fixture
@@ -209,7 +219,8 @@ def ran(
         except (CannotRunError, subprocess.CalledProcessError) as cause:
             pytest.skip(f"no sanitizer of this kind here: {cause}")
         every_call(cells, threads)
-        assert len(calls) == len(cells) * len(SIZES) * 8
+        assert len(calls) == len(cells) * (len(SIZES) + 1) * 8
+        assert sum(STARTS in call.memory for call in calls) == len(cells) * 8
         text = program(calls, change)
         driver = compiler.compile_program(found, machine(), text, tmp_path, *options)
         return subprocess.run([driver], capture_output=True, text=True, check=False, timeout=120)
@@ -241,6 +252,8 @@ FAULTS = [
     ("address", r"(point\d)<true>", r"\1<false>", "heap-buffer-overflow"),
     ("address", r"share\(B, id,", "share(B + 1, id,", "heap-buffer-overflow"),
     ("thread", r"if \(across\) barrier\.wait\(count\);", "", "data race"),
+    # What each thread has of its own, in one place for all.
+    ("thread", r"\(f\.part \* f\.B \+ r\) \* f\.temporary", "r * f.temporary", "data race"),
 ]
 
 
@@ -251,6 +264,7 @@ def test_a_fault_is_noticed(ran: Any, sanitizer: str, right: str, wrong: str, to
         assert count
         return changed
 
-    done = ran(sanitizer, "plain", [cells.RNNCell], change)
+    cell = cells.LayerNormLSTMCell if "temporary" in right else cells.RNNCell
+    done = ran(sanitizer, "plain", [cell], change)
     assert done.returncode
     assert told in done.stderr

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from flexrnn.engine import interpreter
+from flexrnn.engine import batches, interpreter
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.program import Program
-from flexrnn.engine.cpu.kernel import SCRATCH, Rows
-from flexrnn.engine.cpu.layout import Layout, timed, values_of, width
+from flexrnn.engine.cpu.kernel import SCRATCH, STARTS, Rows
+from flexrnn.engine.cpu.layout import Layout, values_of, width
 from flexrnn.engine.cpu.plan import Plan, Sizes
 
 _NARROW = 64  # columns: with fewer, torch's product of the transposed matrices is the faster
@@ -37,20 +37,20 @@ class Backward:
         self._states(program, plan.parts.constant, keep, given)
         graph, rows, area = program.graph, self.layout.rows, self.layout.area
         for index in program.schedule.saved:
-            rows[f"saved.{index}"] = timed(f"saved.{index}", given[f"saved.{index}"])
+            rows[f"saved.{index}"] = self.layout.timed(f"saved.{index}", given[f"saved.{index}"])
         roots = set(graph.outputs.values())
-        self.kept: dict[int, tuple[tuple[int, ...], int | None]] = {}  # shape; where in SCRATCH
+        self.kept: dict[int, tuple[tuple[int, ...], int | None]] = {}  # a row; where in SCRATCH
         self.sums: dict[int, tuple[int, int]] = {}  # where in SCRATCH, how many numbers
         for name in part.graph.outputs:
             kind, _, rest = name.partition(".")
             if kind == "kept":
                 index = int(rest)
                 inner = tuple(int(s) for s in graph.nodes[index].shape[1:])
-                shape, row = (sizes.steps, sizes.batch, *inner), math.prod(inner)
-                at = None if index in roots else area.take(math.prod(shape))
+                row = math.prod(inner)
+                at = None if index in roots else area.take(sizes.steps * sizes.batch * row)
                 memory = name if at is None else SCRATCH
-                rows[name] = Rows(memory, sizes.batch * row, row, offset=at or 0)
-                self.kept[index] = shape, at
+                rows[name] = Rows(memory, row * self.layout.apart, row, offset=at or 0)
+                self.kept[index] = inner, at
             elif kind == "sum":
                 count = kernel.loop.sums[name]
                 at = area.take(sizes.threads * 2 * count)
@@ -74,19 +74,21 @@ class Backward:
             if field in constant:
                 rows[f"const.{field}"] = Rows(f"state.{field}", row=wide)
             elif new in given:
-                rows[f"after.{field}"] = timed(new, given[new])
+                rows[f"after.{field}"] = self.layout.timed(new, given[new])
                 rows[f"before.{field}"] = rows[f"after.{field}"]._replace(first=f"state.{field}")
             ring = Rows(f"carry.{field}", batch * wide, wide, ring=True)
             rows[f"carry.{field}"] = ring._replace(first=f"final.{field}")
-            rows[f"passed.{field}"] = ring
+            rows[f"passed.{field}"] = ring._replace(
+                first=f"end.{field}" if self.sizes.fewer else ""
+            )
             if field in keep:
-                rows[f"grad.{field}"] = timed(f"grad.{field}", given[f"grad.{field}"])
+                rows[f"grad.{field}"] = self.layout.timed(f"grad.{field}", given[f"grad.{field}"])
 
     def __call__(self, given: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
         """Run it; the gradients by the names of the inputs."""
-        program, steps = self.layout.program, self.sizes.steps
+        program, steps, lead = self.layout.program, self.sizes.steps, self.sizes.lead(given)
         graph, values = program.graph, values_of(program, given)
-        memory = self.layout.memory(given, (self.sizes.batch,), like, values)
+        memory = self.layout.memory(given, like, values)
         scratch = memory[SCRATCH]
         for index in program.schedule.saved:
             values[index] = _truth(graph, index, given[f"saved.{index}"])
@@ -94,7 +96,10 @@ class Backward:
         for field in program.fields:
             shape = given[f"state.{field}"].shape
             carries[field] = memory[f"carry.{field}"] = like.new_empty(2, *shape)
-        for index, (shape, at) in self.kept.items():
+            if self.sizes.fewer:  # some have no step at all
+                memory[f"end.{field}"] = given[f"final.{field}"].clone()
+        for index, (inner, at) in self.kept.items():
+            shape = (*lead, *inner)
             if at is None:
                 kept = memory[f"kept.{index}"] = like.new_empty(shape)
             else:
@@ -105,7 +110,10 @@ class Backward:
             total = scratch[at : at + self.sizes.threads * 2 * count].view(-1, 2, count)
             totals[index] = total.zero_()[:, 0]
         self.layout.run(memory)
-        gradients = {f"state.{f}": ring[(steps - 1) & 1] for f, ring in carries.items()}
+        gradients = {
+            f"state.{f}": memory[f"end.{f}"] if self.sizes.fewer else ring[(steps - 1) & 1]
+            for f, ring in carries.items()
+        }
         for index in self.kept:
             values[index] = _truth(graph, index, values[index])
         for index, total in totals.items():
@@ -128,7 +136,7 @@ class Backward:
         like: Tensor,
     ) -> None:
         """Gradients of weights and of the input: products over all steps and rows."""
-        rows = (self.sizes.steps, self.sizes.batch)
+        rows = self.sizes.lead(given)
         for how, index in self.after:
             node = program.graph.nodes[index]
             if how == "old":
@@ -173,7 +181,13 @@ class Backward:
         return f"saved.{self.news[index]}"
 
     def _before(self, index: int, given: Mapping[str, Tensor]) -> Tensor:
-        """A state before every step, `(T, B, ...)`."""
+        """A state before every step, `(T, B, ...)` or `(N, ...)`."""
+        if self.sizes.fewer:
+            sizes, first = given[STARTS].diff(), given[self.olds[index]]
+            if self.news[index] == index:
+                return first.index_select(0, batches.places(sizes)[1])
+            after = given[self._history(index)]
+            return batches.before(after, first, sizes, reverse=self.sizes.reverse)
         initial = given[self.olds[index]][None]
         if self.news[index] == index:  # it never changes
             return initial.expand(self.sizes.steps, *initial.shape[1:])
@@ -190,6 +204,10 @@ class Backward:
         The states before the steps are the initial one and those after every step but the last:
         they lie in two places, and so there are two products.
         """
+        if self.sizes.fewer:
+            for arg in args:
+                if arg not in values:
+                    values[arg] = self._before(arg, given)
         if all(arg in values for arg in args):
             left, right = (_flat(values[arg]) for arg in args)
             if right.shape[1] < _NARROW <= left.shape[1]:

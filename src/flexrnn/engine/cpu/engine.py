@@ -13,7 +13,7 @@ from flexrnn.engine.cpu.build import openmp
 from flexrnn.engine.cpu.build.isa import machine
 from flexrnn.engine.cpu.build.toolchain import library
 from flexrnn.engine.cpu.forward import Forward
-from flexrnn.engine.cpu.plan import Sizes, dense, is_known, laid_out, materialized, operands
+from flexrnn.engine.cpu.plan import dense, is_known, laid_out, materialized, operands, sizes_of_call
 from flexrnn.engine.interpreter import Run
 from flexrnn.engine.lowering.extract import extract
 from flexrnn.engine.lowering.stages import lower
@@ -79,12 +79,13 @@ def forward(
     keep: Sequence[str],
     *,
     reverse: bool = False,
+    batch_sizes: Tensor | None = None,
 ) -> Run:
     """Run a program over time; as `interpreter.forward`."""
     like = state[0]
     _check(like)
-    given = operands(program, xs, state, tensors)
-    sizes = Sizes(xs[0].shape[0], xs[0].shape[1], reverse, openmp.threads())
+    given = operands(program, xs, state, tensors, batch_sizes)
+    sizes = sizes_of_call(xs, state, reverse, openmp.threads(), batch_sizes)
     return laid_out(Forward, program, tuple(keep), sizes, given, like.dtype)(given, like)
 
 
@@ -98,16 +99,18 @@ def backward(
     final: Sequence[Tensor],
     *,
     reverse: bool = False,
+    batch_sizes: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Run a program's backward pass; as `interpreter.backward`."""
     like = state[0]
     _check(like)
-    given = operands(program, xs, state, tensors)
+    given = operands(program, xs, state, tensors, batch_sizes)
+    fewer = batch_sizes is not None
     for index, tensor in zip(program.schedule.saved, saved, strict=True):
-        given[f"saved.{index}"] = dense(tensor)
+        given[f"saved.{index}"] = dense(tensor, fewer=fewer)
     for field, cotangent in zip(program.fields, final, strict=True):
         given[f"final.{field}"] = materialized(cotangent).contiguous()
     for field, cotangent in history.items():
-        given[f"grad.{field}"] = dense(materialized(cotangent))
-    sizes = Sizes(xs[0].shape[0], xs[0].shape[1], reverse, openmp.threads())
+        given[f"grad.{field}"] = dense(materialized(cotangent), fewer=fewer)
+    sizes = sizes_of_call(xs, state, reverse, openmp.threads(), batch_sizes)
     return laid_out(Backward, program, tuple(history), sizes, given, like.dtype)(given, like)

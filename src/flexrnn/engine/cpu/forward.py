@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from flexrnn.engine.batches import places
 from flexrnn.engine.compiler.program import Program
-from flexrnn.engine.cpu.kernel import SCRATCH, Area, Rows
+from flexrnn.engine.cpu.kernel import SCRATCH, STARTS, Area, Rows
 from flexrnn.engine.cpu.layout import Layout, width
 from flexrnn.engine.cpu.plan import Plan, Sizes
 from flexrnn.engine.cpu.pool import POOL
@@ -20,12 +21,12 @@ _SAVED = "saved"  # the memory of what only the backward pass reads
 class _Part(NamedTuple):
     """A tensor that is a part of an area."""
 
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
+    inner: tuple[int, ...]  # its shape, behind T and B
     offset: int
 
-    def of(self, area: Tensor) -> Tensor:
-        return area.as_strided(self.shape, self.strides, self.offset)
+    def of(self, area: Tensor, lead: tuple[int, ...]) -> Tensor:
+        shape = (*lead, *self.inner)
+        return area.as_strided(shape, in_one_piece("", shape).strides, self.offset)
 
 
 class Forward:
@@ -63,29 +64,29 @@ class Forward:
             if field in self.constant:
                 rows[f"const.{field}"] = Rows(f"state.{field}", row=wide)
                 continue
-            lies = Rows("", self.sizes.batch * wide, wide)
+            lies = Rows("", wide * self.layout.apart, wide)
             if field in self.keep:
                 lies = lies._replace(memory=f"history.{field}")
-                self.histories[field] = (self.sizes.steps, *first.shape)
+                self.histories[field] = tuple(first.shape[1:])
             elif field in plan.parts.recorded:
                 lies = lies._replace(
                     memory=_SAVED, offset=self._save(f"history.{field}", first.shape[1:])
                 )
             else:
                 at = self.layout.area.take(2 * first.numel())
-                lies = lies._replace(memory=SCRATCH, ring=True, offset=at)
+                lies = Rows(SCRATCH, first.numel(), wide, ring=True, offset=at)
                 last = at + ((self.sizes.steps - 1) & 1) * first.numel()
-                self.parts[f"end.{field}"] = _Part(first.shape, first.stride(), last)
-            rows[f"after.{field}"] = lies
+                self.parts[f"end.{field}"] = _Part(tuple(first.shape[1:]), last)
+            end = f"end.{field}" if self.sizes.fewer else ""
+            rows[f"after.{field}"] = lies._replace(first=end)
             rows[f"before.{field}"] = lies._replace(first=f"state.{field}")
 
     def _save(self, name: str, inner: tuple[int, ...]) -> int:
         """Take memory for a value at every step."""
-        shape = (self.sizes.steps, self.sizes.batch, *inner)
-        strides = in_one_piece("", shape).strides
-        at = self.saved_area.take(math.prod(shape))
-        self.parts[name] = _Part(shape, strides, at)
-        self.layout.rows[name] = Rows(_SAVED, strides[0], strides[1], offset=at)
+        wide = math.prod(inner)
+        at = self.saved_area.take(self.sizes.steps * self.sizes.batch * wide)
+        self.parts[name] = _Part(inner, at)
+        self.layout.rows[name] = Rows(_SAVED, wide * self.layout.apart, wide, offset=at)
         return at
 
     def _source(self, program: Program, index: int) -> str:
@@ -97,32 +98,44 @@ class Forward:
         field = next((f for f in fields if news[f"state.{f}"] == index), None)
         return f"node.{index}" if field is None else f"history.{field}"
 
+    def _repeated(self, first: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """What a state that never changes is at every step."""
+        if self.sizes.fewer:
+            return first.index_select(0, places(given[STARTS].diff())[1])
+        return first.repeat(self.sizes.steps, *[1] * first.dim())
+
     def __call__(self, given: Mapping[str, Tensor], like: Tensor) -> Run:
         """Run it."""
-        program, (steps, batch, *_) = self.layout.program, self.sizes
-        memory = self.layout.memory(given, (steps, batch), like)
-        for field, shape in self.histories.items():
-            memory[f"history.{field}"] = like.new_empty(shape)
+        program, lead = self.layout.program, self.sizes.lead(given)
+        memory = self.layout.memory(given, like)
+        for field, inner in self.histories.items():
+            memory[f"history.{field}"] = like.new_empty((*lead, *inner))
         if self.saves:
             memory[_SAVED] = POOL.take(self.saved_area.size, like.dtype)
+        if self.sizes.fewer:  # some have no step at all
+            ends = (field for field in program.fields if field not in self.constant)
+            memory |= {f"end.{field}": given[f"state.{field}"].clone() for field in ends}
         self.layout.run(memory)
         history = {}
         for field in self.keep:
             history[field] = (
-                given[f"state.{field}"].repeat(steps, *[1] * given[f"state.{field}"].dim())
+                self._repeated(given[f"state.{field}"], given)
                 if field in self.constant
                 else memory[f"history.{field}"]
             )
         for name in self.saved:
             if name in self.parts:
-                memory[name] = self.parts[name].of(memory[_SAVED])
-        last = 0 if self.sizes.reverse else steps - 1
+                memory[name] = self.parts[name].of(memory[_SAVED], lead)
+        last = 0 if self.sizes.reverse else self.sizes.steps - 1
         final = []
         for field in program.fields:
             if field in self.constant:
                 end = given[f"state.{field}"]
+            elif self.sizes.fewer:
+                final.append(memory[f"end.{field}"])
+                continue
             elif f"end.{field}" in self.parts:
-                end = self.parts[f"end.{field}"].of(memory[SCRATCH])
+                end = self.parts[f"end.{field}"].of(memory[SCRATCH], lead[1:])
             else:
                 end = memory[f"history.{field}"][last]
             final.append(end.clone())

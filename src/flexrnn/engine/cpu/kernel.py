@@ -17,6 +17,7 @@ from flexrnn.engine.cpu.pieces import Piece
 from flexrnn.engine.lowering.stages import Loop, lower
 
 SCRATCH = "scratch"  # what a loop has for itself while it runs
+STARTS = "starts"  # where the rows of every step begin
 _LINE = 64  # bytes of a cache line, on which everything in an area begins
 
 
@@ -27,7 +28,9 @@ class Rows(NamedTuple):
     time: int = 0  # numbers from one time step to the next
     row: int = 0  # from one row of the batch to the next
     ring: bool = False  # only the last two steps are there
-    first: str = ""  # of a state: the tensor with what comes before the first step
+    first: str = (
+        ""  # of a state: the tensor with what comes before the first step, or gets the last
+    )
     offset: int = 0  # numbers from the tensor's first
 
 
@@ -106,6 +109,7 @@ class Kernel:
         steps: int,
         batch: int,
         reverse: bool,
+        fewer: bool,
         across: bool,
         threads: int,
     ) -> Launch:
@@ -118,10 +122,11 @@ class Kernel:
             steps: T.
             batch: B.
             reverse: the sequence goes from its end to its beginning.
+            fewer: steps have fewer and fewer rows; where they begin is in the memory `STARTS`.
             across: threads share the units of all rows; otherwise the rows.
             threads: how many.
         """
-        pointers: list[tuple[str, int]] = []
+        pointers: list[tuple[str, int]] = [(STARTS if fewer else "", 0)]
         strides: list[int] = []
         for name in self.source.buffers:
             given = rows.get(name) or self._own(name, area, batch, threads)
@@ -148,7 +153,8 @@ class Kernel:
         kind, _, which = name.partition(".")
         if kind == "temporary":
             row = self.loop.temporaries[name]
-            return Rows(SCRATCH, row=row, offset=area.take(batch * row))
+            copies = threads if name in self.loop.copied else 1
+            return Rows(SCRATCH, row=row, offset=area.take(copies * batch * row))
         index = sorted(self.loop.partial)[int(which)]
         heads = self.loop.partial[index].heads
         return Rows(SCRATCH, offset=area.take(threads * batch * heads * self.lanes))

@@ -49,11 +49,12 @@ class Layout:
         for name in self.kernel.source.buffers:
             if name not in self.rows and not name.startswith(("temporary", "partial")):
                 self.rows[name] = self._input(name, given)
-        steps, batch, reverse, threads = self.sizes
+        steps, batch, reverse, threads, fewer = self.sizes
         read = self.kernel.weight_bytes
         if self.kernel.shape is Shape.FEW and steps * batch * read < _LITTLE:
             threads = 1
-        if batch == 1 and read < _BRIEF * len(self.kernel.loop.stages):
+        waits = sum(not stage.alone for stage in self.kernel.loop.stages)
+        if batch == 1 and read < _BRIEF * waits:
             threads = 1
         self._launch = self.kernel.launch(
             self.rows,
@@ -62,6 +63,7 @@ class Layout:
             steps=steps,
             batch=batch,
             reverse=reverse,
+            fewer=fewer,
             across=threads > 1 and (batch < threads or read > _CACHED_WEIGHTS),
             threads=threads,
         )
@@ -72,7 +74,6 @@ class Layout:
     def memory(
         self,
         given: Mapping[str, Tensor],
-        rows: tuple[int, ...],
         like: Tensor,
         values: dict[int, Tensor] | None = None,
     ) -> dict[str, Tensor]:
@@ -80,7 +81,6 @@ class Layout:
 
         Args:
             given: the operands.
-            rows: what stands in the place of the batch in what is computed.
             like: a state.
             values: the operands as torch computes with them, if somebody needs them further; what
                 is computed is added.
@@ -88,6 +88,7 @@ class Layout:
         memory = dict(given)
         if self._computed:
             values = values_of(self.program, given) if values is None else values
+            rows = self.sizes.lead(given)
             interpreter.compute_nodes(self.program, self._before, values, rows, like)
             for index in self._computed:
                 memory[f"node.{index}"] = values[index].to(like.dtype).contiguous()
@@ -102,13 +103,22 @@ class Layout:
         kind, _, rest = name.partition(".")
         if kind == "hoisted":
             row = math.prod(int(s) for s in self.program.graph.nodes[int(rest)].shape[1:])
-            return Rows(self._node(int(rest)), self.sizes.batch * row, row)
+            return Rows(self._node(int(rest)), row * self.apart, row)
         if kind == "once":
             return Rows(self._node(int(rest)))
         if kind == "param":
             straight = given[name].is_contiguous()
             return Rows(name if straight else self._node(self.program.graph.inputs[name]))
-        return timed(name, given[name])
+        return self.timed(name, given[name])
+
+    @property
+    def apart(self) -> int:
+        """Rows from one step to the next; where steps have unlike numbers, they are counted."""
+        return 1 if self.sizes.fewer else self.sizes.batch
+
+    def timed(self, name: str, tensor: Tensor) -> Rows:
+        """A tensor `(T, B, ...)` or `(N, ...)` whose rows lie in one piece."""
+        return Rows(name, tensor.stride(0), tensor.stride(0 if self.sizes.fewer else 1))
 
     def _node(self, index: int) -> str:
         """The memory of a node that torch computes."""
@@ -149,11 +159,6 @@ def values_of(program: Program, given: Mapping[str, Tensor]) -> dict[int, Tensor
         for name, index in program.graph.inputs.items()
         if name in given and not name.startswith("state.")
     }
-
-
-def timed(name: str, tensor: Tensor) -> Rows:
-    """A tensor `(T, B, ...)` whose rows lie in one piece."""
-    return Rows(name, tensor.stride(0), tensor.stride(1))
 
 
 def width(tensor: Tensor) -> int:

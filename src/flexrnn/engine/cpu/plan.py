@@ -8,12 +8,12 @@ from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.emit import Shape
-from flexrnn.engine.cpu.kernel import Kernel
+from flexrnn.engine.cpu.kernel import STARTS, Kernel
 from flexrnn.engine.lowering.extract import Extract, extract
 from flexrnn.engine.step import CannotRunError
 from flexrnn.engine.tables import trim
@@ -30,6 +30,11 @@ class Sizes(NamedTuple):
     batch: int
     reverse: bool
     threads: int
+    fewer: bool = False  # rows from step to step; what there is at every step is `(N, ...)` then
+
+    def lead(self, given: Mapping[str, Tensor]) -> tuple[int, ...]:
+        """The axes in front of what there is at every step: `(T, B)`, or `(N,)`."""
+        return given["x0"].shape[:1] if self.fewer else (self.steps, self.batch)
 
 
 class Plan(NamedTuple):
@@ -126,11 +131,25 @@ def _weights(program: Program) -> int:
     return sum(math.prod(int(s) for s in nodes[node.args[1]].shape) for node in products)
 
 
+def sizes_of_call(
+    xs: Sequence[Tensor],
+    state: Sequence[Tensor],
+    reverse: bool,
+    threads: int,
+    batch_sizes: Tensor | None,
+) -> Sizes:
+    """The sizes of a call with these operands."""
+    if batch_sizes is None:
+        return Sizes(xs[0].shape[0], xs[0].shape[1], reverse, threads)
+    return Sizes(batch_sizes.shape[0], state[0].shape[0], reverse, threads, fewer=True)
+
+
 def operands(
     program: Program,
     xs: Sequence[Tensor],
     state: Sequence[Tensor],
     tensors: Mapping[str, Tensor],
+    batch_sizes: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The operands of a call by the names of the program's inputs, as loops can read them.
 
@@ -146,9 +165,11 @@ def operands(
             given[f"original.{name}"] = tensor
             given[name] = tensor.to(dtype)
     for k in range(len(xs)):
-        given[f"x{k}"] = dense(given[f"x{k}"])
+        given[f"x{k}"] = dense(given[f"x{k}"], fewer=batch_sizes is not None)
     for field, first in zip(program.fields, state, strict=True):
         given[f"state.{field}"] = materialized(first).contiguous()
+    if batch_sizes is not None:
+        given[STARTS] = nn.functional.pad(batch_sizes.cumsum(0), (1, 0))
     return given
 
 
@@ -159,8 +180,10 @@ def materialized(tensor: Tensor) -> Tensor:
     return tensor.resolve_neg()
 
 
-def dense(tensor: Tensor) -> Tensor:
-    """A tensor `(T, B, ...)` with the numbers of a row side by side."""
+def dense(tensor: Tensor, *, fewer: bool = False) -> Tensor:
+    """A tensor `(T, B, ...)` with the numbers of a row side by side; `(N, ...)` with `fewer`."""
+    if fewer:
+        return dense(tensor[:, None])[:, 0]
     if tensor.is_contiguous() or tensor.shape[1] == 0 or tensor[0, 0].is_contiguous():
         return tensor
     if tensor.stride(0) == tensor.stride(1) == 0:  # one row everywhere, as of the gradient of a sum

@@ -49,6 +49,9 @@ class Stage:
     stores: list[Store] = field(default_factory=list)
     reduced: list[int] = field(default_factory=list)  # `sum` and `amax` nodes gathered here
     sums: list[Store] = field(default_factory=list)  # over the batch and time
+    # Every thread may compute all of it for itself: it is one number a row, nobody else reads what
+    # it writes before the next step but what is in `Loop.copied`, and it sums nothing.
+    alone: bool = False
 
 
 class Loop(NamedTuple):
@@ -59,6 +62,7 @@ class Loop(NamedTuple):
     temporaries: dict[str, int]  # name -> numbers a row
     partial: dict[int, Domain]  # reduction -> the domain it gathers over
     sums: dict[str, int]  # name of an output `sum.I` -> how many numbers
+    copied: set[str]  # temporaries of which every thread may have one
     lowering: "Lowering"
 
 
@@ -70,7 +74,7 @@ def lower(graph: Graph) -> Loop:
     sink(lowering)
     lowering.settle()
     low = lowering
-    return Loop(low.graph, low.stages, low.temporaries, low.partial, low.sums, low)
+    return Loop(low.graph, low.stages, low.temporaries, low.partial, low.sums, low.copied, low)
 
 
 class Lowering:
@@ -89,6 +93,7 @@ class Lowering:
         self.partial: dict[int, Domain] = {}
         self.gathered: dict[int, int] = {}  # reduction -> the stage that goes over its operand
         self.sums: dict[str, int] = {}
+        self.copied: set[str] = set()
 
     # Which stage ------------------------------------------------------------------------------
 
@@ -207,11 +212,16 @@ class Lowering:
                 self._sum(name, index)
             else:
                 outputs.setdefault(index, []).append(name)
+        for stage in self.stages:
+            stage.alone = self._is_alone(stage)
         for index in sorted(self.alive):  # first of all, so that temporaries need not be
+            if index in outputs and index in self.stage and self.stages[self.stage[index]].alone:
+                self._write(index, self._temporary(index))
             for name in outputs.get(index, ()):
                 self._write(index, self._in_one_piece(name, index))
         for index in sorted(self.alive):
-            if self.nodes[index].op == "concat" and index not in self.memory:
+            read = any(user in self.alive for user in self.users[index])  # else it is only summed
+            if self.nodes[index].op == "concat" and index not in self.memory and read:
                 self._write(index, self._temporary(index))
         for number, stage in enumerate(self.stages):
             for product in stage.products:
@@ -223,6 +233,12 @@ class Lowering:
             for index in list(stage.reduced):
                 arg = self.nodes[index].args[0]
                 self._make_readable(arg, number, self.domain(arg))
+
+    def _is_alone(self, stage: Stage) -> bool:
+        if stage.domain != Domain((), 1) or stage.products or stage.reduced:
+            return False
+        names = (n for n, index in self.graph.outputs.items() if index in stage.values)
+        return all(name.startswith(("saved.", "kept.")) for name in names)
 
     def in_register(self, index: int, stage: int, domain: Domain) -> bool:
         """Whether a stage over a domain has a node at hand without reading memory."""
@@ -276,6 +292,8 @@ class Lowering:
     def _temporary(self, index: int) -> Place:
         name = f"temporary.{len(self.temporaries)}"
         self.temporaries[name] = math.prod(sizes_of(self.nodes[index].shape))
+        if index in self.stage and self.stages[self.stage[index]].alone:
+            self.copied.add(name)
         return self._in_one_piece(name, index)
 
     def _write(self, index: int, place: Place) -> None:

@@ -102,7 +102,8 @@ class Context:
         name = self.buffer(place.buffer)
         terms = [f"f.{name}"]
         if rowed:
-            terms.append(f"r * f.{name}_row")
+            row = "(f.part * f.B + r)" if place.buffer in self.loop.copied else "r"
+            terms.append(f"{row} * f.{name}_row")
         if place.offset:
             terms.append(self.offset(place.offset, stage))
         for axis in range(-len(sizes), -1):

@@ -136,7 +136,9 @@ class Pointwise:
         node = self.graph.nodes[store.node]
         value = f"real({value})" if node.boolean else value
         address = self.context.address(store.place, sizes_of(node.shape), self.number)
-        self.lines.append(f"store<TAIL>({address}, {value}, n);")
+        shared = self.stage.alone and store.place.buffer not in self.context.loop.copied
+        where = "if (f.part == 0) " if shared else ""
+        self.lines.append(f"{where}store<TAIL>({address}, {value}, n);")
 
     def _sum(self, k: int, store: Store) -> str:
         """Sum a value over the rows in a register; the line that adds it to the memory.

@@ -5,24 +5,25 @@ from dataclasses import dataclass
 from flexrnn.engine.cpu.emit.context import Buffer, Context
 from flexrnn.engine.cpu.emit.pointwise import Pointwise
 from flexrnn.engine.cpu.emit.products import Packed, Products, Shape, Tile, tile_of
+from flexrnn.engine.cpu.emit.run import run
 from flexrnn.engine.lowering.accumulate import Accumulators
 from flexrnn.engine.lowering.stages import Loop
 
-_ROWS = 4  # that stages without products go through together
-
-HEAD = ("T", "B", "reverse", "across")  # the first sizes; then `Source.sizes`, then the strides
+ROWS = 4  # that stages without products go through together
 
 
 @dataclass(frozen=True)
 class Source:
     """A loop's source, and what to hand it.
 
-    The function `run(p, s, c, threads)` takes pointers, sizes and constants. Pointers: for every
-    buffer where it begins and, of a `before`, the first state; then where every weight
-    is packed; then every piece of a weight. Sizes: those of `HEAD`, of `sizes`; of every buffer the
-    distances from time to time and from row to row, and whether time goes in a ring of two; of
-    every weight where in the sizes its pieces begin and how many there are; then the pieces, as
-    `Piece` in loop.h.
+    The function `run(p, s, c, threads)` takes pointers, sizes and constants. Pointers: where the
+    rows of every step begin, if steps have unlike numbers of them; for every buffer where it begins
+    and, of a `before`, the first state, or of an `after`, where the last one of every row goes;
+    then where every weight is packed; then every piece of a weight. Sizes: those of `HEAD`, of
+    `sizes`; of every buffer the distances from time to time and from row to row, and whether time
+    goes in a ring of two; of every weight where in the sizes its pieces begin and how many there
+    are; then the pieces, as `Piece` in loop.h. Where steps have unlike numbers of rows, the
+    distance from time to time is that from row to row.
     """
 
     text: str
@@ -61,8 +62,8 @@ def source(loop: Loop, *, backward: bool, registers: int, shape: Shape) -> Sourc
         else:
             texts.append(Pointwise(context, number, accumulators, 1).text())
             texts.append(_rows(context, number))
-    run = _run(context, weights, in_place)
-    text = "\n".join([_frame(context, weights, in_place), *texts, run])
+    runs = run(context, weights, in_place=in_place, together=ROWS)
+    text = "\n".join([_frame(context, weights, in_place), *texts, runs])
     return Source(
         text,
         tuple(context.sizes.values()),
@@ -84,7 +85,9 @@ def _frame(context: Context, weights: list[Packed], in_place: bool) -> str:
     return "\n".join([
         "struct Frame {  // what a thread knows at a step",
         "    long B;",
-        "    Range rows;  // of the batch, that are this thread's",
+        "    Range all;  // rows of the batch that are this thread's at the step",
+        "    Range rows;  // those of them that read the states where this frame says",
+        "    const Frame* next;  // of the others, if there are some",
         "    long id, of;  // its share of the units, where threads share those",
         "    long part, parts;  // which of how many partial results is its own",
         "    const double* constants;",
@@ -98,34 +101,36 @@ def _frame(context: Context, weights: list[Packed], in_place: bool) -> str:
 def _tiles(context: Context, number: int, count: int, tile: Tile) -> str:
     """A function that goes through the tiles of a thread, each for all its rows."""
     cases = [
-        f"            case {r}: products{number}<{r}>(f, r, head, tile, out); break;"
+        f"                case {r}: products{number}<{r}>(*g, r, head, tile, out); break;"
         for r in range(1, tile.rows + 1)
     ]
-    groups = f"ceil_div(f.rows.last - r, {tile.rows})"
+    groups = f"ceil_div(g->rows.last - r, {tile.rows})"
     return "\n".join([
         f"static void stage{number}(const Frame& f, bool down) {{",
         f"    alignas(64) REAL out[{tile.rows * count * tile.width} * VL];",
         f"    const long tiles = ceil_div(f.W{number}, {tile.width} * VL);",
         f"    const Range mine = share(f.G{number} * tiles, f.id, f.of);",
-        *_cleared(context, number, "f.rows"),
+        *_cleared(context, number, "f.all"),
         "    for (long i = mine.first; i < mine.last; i++) {",
         "        // Up and down in turn: what was read last is still in the cache.",
         "        const long at = down ? mine.last - 1 - (i - mine.first) : i;",
         "        const long head = at / tiles, tile = at % tiles;",
-        "        for (long r = f.rows.first, n; r < f.rows.last; r += n) {",
-        f"            n = ceil_div(f.rows.last - r, {groups});",
-        "            switch (n) {",
+        "        for (const Frame* g = &f; g; g = g->next)",
+        "            for (long r = g->rows.first, n; r < g->rows.last; r += n) {",
+        f"                n = ceil_div(g->rows.last - r, {groups});",
+        "                switch (n) {",
         *cases,
+        "                }",
+        f"                for (long v = 0; v < {tile.width}; v++) {{",
+        f"                    const long unit = (tile * {tile.width} + v) * VL;",
+        f"                    const long left = f.W{number} - unit;",
+        "                    if (left >= VL)",
+        f"                        point{number}<false>(*g, out + v * VL, r, n, head, unit, VL);",
+        "                    else if (left > 0)",
+        f"                        point{number}<true>(*g, out + v * VL, r, n, head, unit, "
+        "int(left));",
+        "                }",
         "            }",
-        f"            for (long v = 0; v < {tile.width}; v++) {{",
-        f"                const long unit = (tile * {tile.width} + v) * VL;",
-        f"                const long left = f.W{number} - unit;",
-        "                if (left >= VL)",
-        f"                    point{number}<false>(f, out + v * VL, r, n, head, unit, VL);",
-        "                else if (left > 0)",
-        f"                    point{number}<true>(f, out + v * VL, r, n, head, unit, int(left));",
-        "            }",
-        "        }",
         "    }",
         "}\n",
     ])  # fmt: skip
@@ -133,13 +138,16 @@ def _tiles(context: Context, number: int, count: int, tile: Tile) -> str:
 
 def _rows(context: Context, number: int) -> str:
     """A function that goes through some rows of a thread, and the units of each."""
+    all_of_it = f"{{0, f.G{number} * tiles}}"
+    its_share = f"share(f.G{number} * tiles, f.id, f.of)"
+    mine = all_of_it if context.loop.stages[number].alone else its_share
     return "\n".join([
         f"static void stage{number}(const Frame& f, Range rows) {{",
         f"    const long tiles = ceil_div(f.W{number}, VL);",
-        f"    const Range mine = share(f.G{number} * tiles, f.id, f.of);",
+        f"    const Range mine = {mine};",
         *_cleared(context, number, "rows"),
         "    for (long r = rows.first, n; r < rows.last; r += n) {",
-        f"        n = least({_ROWS}, rows.last - r);",
+        f"        n = least({ROWS}, rows.last - r);",
         "        for (long at = mine.first; at < mine.last; at++) {",
         "            const long head = at / tiles, unit = at % tiles * VL;",
         f"            const long left = f.W{number} - unit;",
@@ -168,120 +176,3 @@ def _cleared(context: Context, number: int, rows: str) -> list[str]:
             f"{begin};",
         ]
     return lines
-
-
-def _passes(context: Context) -> list[str]:
-    """What a thread does at one step.
-
-    Stages without products follow one another a few rows at a time, for what one writes the next
-    one reads; where threads share the units of a row, they meet after every stage.
-    """
-    stages = context.loop.stages
-    lines, k = [], 0
-    while k < len(stages):
-        if stages[k].products:
-            lines += [f"        stage{k}(f, t & 1);", "        if (across) barrier.wait(count);"]
-            k += 1
-            continue
-        first = k
-        while k < len(stages) and not stages[k].products:
-            k += 1
-        lines += [
-            "        if (across) {",
-            *(f"            stage{j}(f, f.rows), barrier.wait(count);" for j in range(first, k)),
-            "        } else {",
-            f"            for (long r = f.rows.first; r < f.rows.last; r += {_ROWS}) {{",
-            f"                const Range some = {{r, least(r + {_ROWS}, f.rows.last)}};",
-            *(f"                stage{j}(f, some);" for j in range(first, k)),
-            "            }",
-            "        }",
-        ]
-    return lines
-
-
-def _run(context: Context, weights: list[Packed], in_place: bool) -> str:
-    """What a thread does, and the entry that starts all of them."""
-    sizes = len(HEAD)
-    strides = sizes + len(context.sizes)
-    columns = strides + 3 * len(context.buffers)
-    begin = [f"    f.{name} = s[{sizes + k}];" for k, name in enumerate(context.sizes)]
-    steps = []
-    for k, buffer in enumerate(context.buffers.values()):
-        base, first = f"(REAL*)p[{2 * k}]", f"(REAL*)p[{2 * k + 1}]"
-        time, ring = f"s[{strides + 3 * k}]", f"s[{strides + 3 * k + 2}]"
-        begin.append(f"    f.{buffer.name}_row = s[{strides + 3 * k + 1}];")
-        if buffer.kind == "fixed":
-            begin.append(f"    f.{buffer.name} = {base};")
-        elif buffer.kind == "sum":
-            begin.append(f"    f.{buffer.name} = {base} + id * f.{buffer.name}_row;")
-        elif buffer.kind == "timed":
-            steps.append(f"        f.{buffer.name} = {base} + now * {time};")
-        elif buffer.kind == "after":
-            steps.append(f"        f.{buffer.name} = {base} + ({ring} ? done & 1 : now) * {time};")
-        elif context.backward and buffer.name.startswith("carry"):
-            steps.append(
-                f"        f.{buffer.name} = done ? {base} + (done - 1 & 1) * {time} : {first};"
-            )
-        else:
-            past = f"({ring} ? t - 1 & 1 : past) * {time}"
-            steps.append(f"        f.{buffer.name} = t ? {base} + {past} : {first};")
-    packing = []
-    if in_place:
-        begin.append("    f.p = p;")
-    for k, weight in enumerate(weights):
-        first, count = (f"s[{columns + 2 * k + j}]" for j in range(2))
-        if in_place:
-            begin += [
-                f"    f.{weight.pointer} = (const Piece*)(s + {first});",
-                f"    f.{weight.pointer}_count = {count};",
-            ]
-            continue
-        begin.append(f"    f.{weight.pointer} = (REAL*)p[{2 * len(context.buffers) + k}];")
-        heads = f"f.G{weight.stage}" if weight.per_head else "1"
-        panel = len(weight.blocks) * weight.width
-        packing += [
-            "    {",
-            f"        const long tiles = ceil_div(f.W{weight.stage}, {weight.width} * VL);",
-            f"        const Range mine = share({heads} * tiles, id, count);",
-            "        for (long i = mine.first; i < mine.last; i++)",
-            f"            pack(f.{weight.pointer} + i * {weight.inner} * {panel} * VL, p, "
-            f"(const Piece*)(s + {first}), {count},",
-            f"                 i / tiles, {len(weight.blocks)}, i % tiles * {weight.width} * VL, "
-            f"f.W{weight.stage}, {weight.width} * VL);",
-            "    }",
-        ]
-    if packing:
-        packing.append("    barrier.wait(count);")
-    if context.backward:
-        loop = ["    for (long t = T - 1, done = 0; t >= 0; t--, done++) {"]
-    else:
-        loop = ["    for (long t = 0, done = 0; t < T; t++, done++) {"]
-    return "\n".join([
-        "static void work(void** p, const long* s, const double* c, long id, long count, "
-        "Barrier& barrier) {",
-        "    const long T = s[0], B = s[1];",
-        "    const bool reverse = s[2];",
-        "    const bool across = s[3];  // threads share the units of all rows, not the rows",
-        "    Frame f;",
-        "    f.B = B;",
-        "    f.rows = across ? Range{0, B} : share(B, id, count);",
-        "    f.id = f.part = across ? id : 0;",
-        "    f.of = f.parts = across ? count : 1;",
-        "    f.constants = c;",
-        *begin,
-        *packing,
-        *loop,
-        "        const long now = reverse ? T - 1 - t : t;",
-        "        [[maybe_unused]] const long past = reverse ? now + 1 : now - 1;",
-        *steps,
-        *_passes(context),
-        "    }",
-        "}\n",
-        'extern "C" __attribute__((visibility("default")))',
-        "void run(void** p, const long* s, const double* c, int threads) {",
-        "    Barrier barrier;",
-        "    if (threads == 1) return work(p, s, c, 0, 1, barrier);",
-        "#pragma omp parallel num_threads(threads)",
-        "    work(p, s, c, omp_get_thread_num(), omp_get_num_threads(), barrier);",
-        "}\n",
-    ])  # fmt: skip

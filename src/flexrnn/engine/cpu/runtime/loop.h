@@ -10,11 +10,34 @@ struct Range {
 
 INLINE long least(long a, long b) { return a < b ? a : b; }
 
+INLINE long most(long a, long b) { return a > b ? a : b; }
+
 INLINE long ceil_div(long a, long b) { return (a + b - 1) / b; }
 
 // The part of `size` that thread `id` of `count` takes.
 INLINE Range share(long size, long id, long count) {
     return {size * id / count, size * (id + 1) / count};
+}
+
+// The first row before which there is about so much work, where step t has `at[t + 1] - at[t]` rows,
+// never more than the one before.
+static long row_after(const long* at, long T, long B, long work) {
+    long done = 0;
+    for (long r = 0, steps = T; r < B; r++, done += steps) {
+        while (steps > 0 && at[steps] - at[steps - 1] <= r) steps--;
+        if (2 * done + steps >= 2 * work) return r;
+    }
+    return B;
+}
+
+// The rows that thread `id` of `count` takes there: as much work as the others have.
+static Range share_of_steps(const long* at, long T, long B, long id, long count) {
+    return {row_after(at, T, B, at[T] * id / count),
+            id + 1 == count ? B : row_after(at, T, B, at[T] * (id + 1) / count)};
+}
+
+INLINE void copy(REAL* into, const REAL* from, long numbers) {
+    for (long i = 0; i < numbers; i++) into[i] = from[i];
 }
 
 // All threads of a call meet here: they spin, for the others are about to come, then yield.

@@ -1,0 +1,30 @@
+"""A `PackedSequence` as a layer runs over it, and what comes out packed again."""
+
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from flexrnn.call.marks import Marks, marks
+from flexrnn.call.ragged import of_packed
+
+
+def unpack(packed: PackedSequence, *, compact: bool) -> tuple[Tensor, Marks, Tensor | None]:
+    """The input, its marks, and the lengths where it had to be padded.
+
+    Args:
+        packed: the input; the order of its sequences is another's business.
+        compact: rows are left as they lie; `(T, B, I)` all the same where each step has as many.
+    """
+    data, batch_sizes = packed.data, packed.batch_sizes
+    if compact and batch_sizes[-1] == batch_sizes[0]:
+        return data.unflatten(0, (batch_sizes.shape[0], -1)), Marks(), None
+    if compact:
+        return data, Marks(layout=of_packed(batch_sizes)), None
+    x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))  # longest sequence first
+    return x, marks(lengths, None, x.shape[0], x.device), lengths
+
+
+def pack(output: Tensor, where: Marks, lengths: Tensor | None) -> Tensor:
+    """The data of the output, from what a layer made of the input: `(N, ...)`."""
+    if lengths is not None:
+        return pack_padded_sequence(output, lengths).data
+    return output if where.layout is not None else output.flatten(0, 1)

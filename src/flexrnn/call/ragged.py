@@ -1,0 +1,127 @@
+"""Sequences that end at different steps, without anything behind their ends.
+
+The rows of all steps lie one after another, `(N, ...)`, those of a step with the longest sequence
+first, as in a `PackedSequence`: what is not there is not computed.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout
+
+from flexrnn.engine import batches, engines, scan
+from flexrnn.engine.ordinary import Call, kind
+from flexrnn.engine.step import CannotRunError
+
+_ENGINE = "cpu"
+
+
+class Layout:
+    """Where the rows of `(T, B, ...)` lie in `(N, ...)`.
+
+    Args:
+        batch_sizes: how many sequences have each step, `(T,)` or fewer.
+        order: the sequences, the longest first, `(B,)`; None where they are in this order.
+        steps: T.
+        batch: B.
+    """
+
+    def __init__(self, batch_sizes: Tensor, order: Tensor | None, steps: int, batch: int):
+        self.batch_sizes, self.order, self.steps, self.batch = batch_sizes, order, steps, batch
+        self._places: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def places(self) -> tuple[Tensor, Tensor]:
+        """The step and the sequence of every row, each `(N,)`."""
+        if self._places is None:
+            step, sequence = batches.places(self.batch_sizes)
+            self._places = step, sequence if self.order is None else self.order[sequence]
+        return self._places
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """The rows `(N, ...)` of `(T, B, ...)`."""
+        return _Gather.apply(tensor, *self.places)
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """The rows in their places in `(T, B, ...)`, and zeros."""
+        return _Spread.apply(rows, *self.places, self.steps, self.batch)
+
+    def sorted(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        """What there is of each sequence, the longest first."""
+        return tensor if self.order is None else tensor.index_select(dim, self.order)
+
+    def unsorted(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        """What there is of each sequence, in the order in which they came."""
+        return tensor if self.order is None else tensor.index_select(dim, self.order.argsort())
+
+    def drop(self, rows: Tensor, p: float) -> Tensor:
+        """Dropout on rows, by the numbers that are drawn where they lie otherwise."""
+        if self.order is None:
+            return dropout(rows, p)
+        return rows * self.gather(
+            dropout(rows.new_ones(self.steps, self.batch, *rows.shape[1:]), p)
+        )
+
+
+def of_lengths(lengths: Tensor, steps: int) -> Layout | None:
+    """The layout of sequences of these lengths `(B,)`; None where nothing is there at all."""
+    decreasing, order = lengths.sort(descending=True, stable=True)
+    longest = int(decreasing[0])
+    if not longest:
+        return None
+    batch_sizes = (torch.arange(longest)[:, None] < decreasing).sum(1)
+    return Layout(batch_sizes, order, steps, lengths.shape[0])
+
+
+def of_packed(batch_sizes: Tensor) -> Layout:
+    """The layout of a `PackedSequence`."""
+    return Layout(batch_sizes, None, batch_sizes.shape[0], int(batch_sizes[0]))
+
+
+def serves(x: Tensor, sizes: Tensor, state: Any, backend: str, every: int | None) -> bool:
+    """Whether rows are to be laid out so: where the engine that is in force gains by it.
+
+    The others get everything padded and marked, and so do those who write down or transform what
+    is done: how many rows there are would be for them another thing at every call.
+
+    Args:
+        x: the input.
+        sizes: lengths or batch sizes.
+        state: one that was given, or None.
+        backend: the layer's.
+        every: its `checkpoint_every`.
+    """
+    if torch.compiler.is_compiling() or scan.is_watched() or sizes.device.type != "cpu":
+        return False
+    if scan.in_force(backend) not in ("auto", _ENGINE) or engines.not_served(_ENGINE, x):
+        return False
+    try:
+        eager = kind((x, sizes, *(state or ()))) is Call.EAGER
+    except CannotRunError:
+        return False
+    return eager and (every is None or not torch.is_grad_enabled())
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, step: Tensor, sequence: Tensor) -> Tensor:
+        ctx.places, ctx.size = (step, sequence), tensor.shape[:2]
+        return tensor[step, sequence]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return _Spread.apply(*gradients, *ctx.places, *ctx.size), None, None
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, step: Tensor, sequence: Tensor, steps: int, batch: int
+    ) -> Tensor:
+        ctx.places = step, sequence
+        return rows.new_zeros(steps, batch, *rows.shape[1:]).index_put_(ctx.places, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _Gather.apply(*gradients, *ctx.places), None, None, None, None

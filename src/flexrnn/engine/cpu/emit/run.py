@@ -1,0 +1,229 @@
+"""What a thread does: it packs its share of the weights, then goes through time."""
+
+from flexrnn.engine.cpu.emit.context import Context
+from flexrnn.engine.cpu.emit.products import Packed
+
+HEAD = ("T", "B", "reverse", "across")  # the first sizes; then `Source.sizes`, then the strides
+
+
+def run(context: Context, weights: list[Packed], *, in_place: bool, together: int) -> str:
+    """What a thread does, and the entry that starts all of them.
+
+    Args:
+        context: of the loop, with all sizes and buffers of its stages.
+        weights: of all stages.
+        in_place: they are read where they lie.
+        together: rows that stages without products go through at once.
+    """
+    writer = _Run(context, weights)
+    begin, steps = writer.buffers()
+    packing = writer.in_place() if in_place else writer.packing()
+    if context.backward:
+        loop = "    for (long t = T - 1, done = 0; t >= 0; t--, done++) {"
+    else:
+        loop = "    for (long t = 0, done = 0; t < T; t++, done++) {"
+    return "\n".join([
+        "static void work(void** p, const long* s, const double* c, long id, long count, "
+        "Barrier& barrier) {",
+        "    const long T = s[0], B = s[1];",
+        "    const bool reverse = s[2];",
+        "    const bool across = s[3];  // threads share the units of all rows, not the rows",
+        "    const long* at = (const long*)p[0];  // where steps begin, if some have fewer rows",
+        "    const Range mine = across ? Range{0, B} : at ? share_of_steps(at, T, B, id, count)",
+        "                                            : share(B, id, count);",
+        "    Frame f, other;",
+        "    f.B = B;",
+        "    f.all = f.rows = mine;",
+        "    f.next = nullptr;",
+        "    f.id = f.part = across ? id : 0;",
+        "    f.of = f.parts = across ? count : 1;",
+        "    f.constants = c;",
+        *begin,
+        *packing,
+        loop,
+        "        const long now = reverse ? T - 1 - t : t;",
+        "        const long here = at ? at[now] : now;",
+        *steps,
+        *writer.fewer_rows(),
+        *_passes(context, together),
+        *writer.ends(),
+        "    }",
+        "}\n",
+        'extern "C" __attribute__((visibility("default")))',
+        "void run(void** p, const long* s, const double* c, int threads) {",
+        "    Barrier barrier;",
+        "    if (threads == 1) return work(p, s, c, 0, 1, barrier);",
+        "#pragma omp parallel num_threads(threads)",
+        "    work(p, s, c, omp_get_thread_num(), omp_get_num_threads(), barrier);",
+        "}\n",
+    ])  # fmt: skip
+
+
+class _Run:
+    """Writes the parts of `work`."""
+
+    def __init__(self, context: Context, weights: list[Packed]):
+        self.context, self.weights = context, weights
+        self.names = list(context.buffers.values())
+        self.strides = len(HEAD) + len(context.sizes)
+
+    def _pointer(self, k: int, which: int) -> str:
+        return f"(REAL*)p[{1 + 2 * k + which}]"
+
+    def _stride(self, k: int, which: int) -> str:
+        return f"s[{self.strides + 3 * k + which}]"
+
+    def buffers(self) -> tuple[list[str], list[str]]:
+        """Where buffers lie: lines before the loop, and at every step."""
+        begin = [f"    f.{name} = s[{len(HEAD) + k}];" for k, name in enumerate(self.context.sizes)]
+        steps = []
+        if any(b.kind == "before" for b in self.names):
+            steps += [
+                "        const long past = reverse ? now + 1 : now - 1;",
+                "        [[maybe_unused]] const long behind = at && t ? at[past] : past;",
+            ]
+        for k, buffer in enumerate(self.names):
+            base, first = self._pointer(k, 0), self._pointer(k, 1)
+            time, ring = self._stride(k, 0), self._stride(k, 2)
+            begin.append(f"    f.{buffer.name}_row = {self._stride(k, 1)};")
+            if buffer.kind == "fixed":
+                begin.append(f"    f.{buffer.name} = {base};")
+            elif buffer.kind == "sum":
+                begin.append(f"    f.{buffer.name} = {base} + id * f.{buffer.name}_row;")
+            elif buffer.kind == "timed":
+                steps.append(f"        f.{buffer.name} = {base} + here * {time};")
+            elif buffer.kind == "after":
+                place = f"({ring} ? done & 1 : here) * {time}"
+                steps.append(f"        f.{buffer.name} = {base} + {place};")
+            elif self._is_carry(buffer.name):
+                place = f"{base} + (done - 1 & 1) * {time}"
+                steps.append(f"        f.{buffer.name} = done ? {place} : {first};")
+            else:
+                place = f"({ring} ? t - 1 & 1 : behind) * {time}"
+                steps.append(f"        f.{buffer.name} = t ? {base} + {place} : {first};")
+        return begin, steps
+
+    def _is_carry(self, name: str) -> bool:
+        return self.context.backward and name.startswith("carry")
+
+    def fewer_rows(self) -> list[str]:
+        """Where steps have unlike numbers of rows: which are this thread's, and where they begin.
+
+        Whoever comes from the end meets rows that begin only now, and read the first state.
+        """
+        firsts = [(k, b) for k, b in enumerate(self.names) if b.kind == "before"]
+        # Going back through time, the derivatives by the states come from the step behind.
+        later = ["!reverse" if self._is_carry(b.name) else "reverse" for _, b in firsts]
+        either = " || ".join(dict.fromkeys(later)) or "false"
+        return [
+            "        if (at) {",
+            "            const long last = at[now + 1] - here;",
+            "            const long later = now + 1 < T ? at[now + 2] - at[now + 1] : 0;",
+            "            f.all = f.rows = {least(mine.first, last), least(mine.last, last)};",
+            "            f.next = nullptr;",
+            f"            if (({either}) && later < f.all.last) {{",
+            "                other = f;",
+            "                if (later > f.all.first) {",
+            "                    f.rows.last = other.rows.first = later;",
+            "                    f.next = &other;",
+            "                }",
+            "                Frame& begins = f.next ? other : f;",
+            *(f"                if ({where}) begins.{b.name} = {self._pointer(k, 1)};"
+              for (k, b), where in zip(firsts, later, strict=True)),
+            "            }",
+            "        }",
+        ]  # fmt: skip
+
+    def ends(self) -> list[str]:
+        """Where steps have unlike numbers of rows: put aside the last state of those that end."""
+        afters = [(k, b) for k, b in enumerate(self.names) if b.kind == "after"]
+        if not afters:
+            return []
+        onward = "!reverse" if not self.context.backward else "reverse"
+        return [
+            "        if (at && (!across || id == 0)) {",
+            f"            const long next = {onward} ? now + 1 : now - 1;",
+            "            const long stay = next < 0 || next == T ? 0 : at[next + 1] - at[next];",
+            "            for (long r = most(stay, f.all.first); r < f.all.last; r++) {",
+            *(f"                copy({self._pointer(k, 1)} + r * f.{b.name}_row, "
+              f"f.{b.name} + r * f.{b.name}_row, f.{b.name}_row);" for k, b in afters),
+            "            }",
+            "        }",
+        ]  # fmt: skip
+
+    def in_place(self) -> list[str]:
+        """Where the pieces of weights stand in the sizes."""
+        lines = ["    f.p = p;"]
+        for k, weight in enumerate(self.weights):
+            first, count = self._pieces(k)
+            lines += [
+                f"    f.{weight.pointer} = (const Piece*)(s + {first});",
+                f"    f.{weight.pointer}_count = {count};",
+            ]
+        return lines
+
+    def _pieces(self, k: int) -> tuple[str, str]:
+        first = self.strides + 3 * len(self.names) + 2 * k
+        return f"s[{first}]", f"s[{first + 1}]"
+
+    def packing(self) -> list[str]:
+        """Pack this thread's share of the weights."""
+        lines = []
+        for k, weight in enumerate(self.weights):
+            first, count = self._pieces(k)
+            pointer = f"(REAL*)p[{1 + 2 * len(self.names) + k}]"
+            heads = f"f.G{weight.stage}" if weight.per_head else "1"
+            panel = len(weight.blocks) * weight.width
+            lines += [
+                f"    f.{weight.pointer} = {pointer};",
+                "    {",
+                f"        const long tiles = ceil_div(f.W{weight.stage}, {weight.width} * VL);",
+                f"        const Range mine = share({heads} * tiles, id, count);",
+                "        for (long i = mine.first; i < mine.last; i++)",
+                f"            pack(f.{weight.pointer} + i * {weight.inner} * {panel} * VL, p, "
+                f"(const Piece*)(s + {first}), {count},",
+                f"                 i / tiles, {len(weight.blocks)}, "
+                f"i % tiles * {weight.width} * VL, f.W{weight.stage}, {weight.width} * VL);",
+                "    }",
+            ]
+        return [*lines, "    barrier.wait(count);"] if lines else []
+
+
+def _wait(context: Context, number: int) -> str:
+    """Threads that share units meet behind a stage whose results others read."""
+    stages = context.loop.stages
+    alone = stages[number].alone and number + 1 < len(stages)
+    return "" if alone else "\n            barrier.wait(count);"
+
+
+def _passes(context: Context, together: int) -> list[str]:
+    """What a thread does at one step.
+
+    Stages without products follow one another a few rows at a time, for what one writes the next
+    one reads; where threads share the units of a row, they meet after every stage but those
+    of one number a row, which each of them goes through for itself.
+    """
+    stages = context.loop.stages
+    lines, k = [], 0
+    while k < len(stages):
+        if stages[k].products:
+            lines += [f"        stage{k}(f, t & 1);", "        if (across) barrier.wait(count);"]
+            k += 1
+            continue
+        first = k
+        while k < len(stages) and not stages[k].products:
+            k += 1
+        each = "for (const Frame* g = &f; g; g = g->next)"
+        lines += [
+            "        if (across) {",
+            *(f"            {each} stage{j}(*g, g->rows);{_wait(context, j)}"
+              for j in range(first, k)),
+            "        } else {",
+            f"            {each}",
+            f"                for (long r = g->rows.first; r < g->rows.last; r += {together}) {{",
+            f"                    const Range some = {{r, least(r + {together}, g->rows.last)}};",
+            *(f"                    stage{j}(*g, some);" for j in range(first, k)),
+            "                }",
+            "        }",
+        ]  # fmt: skip
+    return lines
