@@ -56,10 +56,13 @@ def forward(
     keep: Sequence[str],
     *,
     reverse: bool = False,
+    batch_sizes: Tensor | None = None,
 ) -> Run:
     """Run a program over time; as `interpreter.forward`."""
     like, steps = state[0], xs[0].shape[0]
     _check(like)
+    if batch_sizes is not None:
+        raise CannotRunError("the cuda engine wants every sequence to have all steps")
     plan = plan_of(program, keep, like.dtype)
     constant, outputs = plan.parts.constant, plan.parts.forward.graph.outputs
     loop = Loop(program, plan.forward, like, _call(like, xs[0], reverse))
@@ -99,8 +102,10 @@ def backward(
     final: Sequence[Tensor],
     *,
     reverse: bool = False,
+    batch_sizes: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Run a program's backward pass; as `interpreter.backward`."""
+    assert batch_sizes is None  # the forward pass refused
     like, (steps, batch) = state[0], xs[0].shape[:2]
     _check(like)
     plan, graph = plan_of(program, tuple(history), like.dtype), program.graph
