@@ -4,6 +4,7 @@
 """
 
 import itertools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import flexrnn
 from flexrnn import cells
+from flexrnn.engine.cuda import kernels
 
 Judge = Callable[..., None]
 DOUBLE = torch.float64
@@ -127,3 +129,43 @@ def test_all_of_it_on_a_card(judge: Judge, tier: str, kind: str, dtype: torch.dt
         judge(layer, x, hx)
         judge(layer, x, hx, lengths=torch.randint(1, T + 1, (B,)))
         judge(layer, x, hx, reset=torch.rand(T, B, device="cuda") < 0.1)
+
+
+def test_views_empty_batches_and_what_does_not_learn(device: str) -> None:
+    """Operands as layers get them: strided, shifted by a number, expanded, none at all."""
+    layer = flexrnn.LSTM(5, NARROW, batch_first=True, dtype=DOUBLE, device=device)
+    layer.bias_ih_l0.requires_grad_(False)
+    whole = torch.randn(3, 4, 6, dtype=DOUBLE, device=device)
+    for x in (whole[..., 1:], whole[..., :5].mT.contiguous().mT, whole[:1, :, :5].expand(3, 4, 5)):
+        found = []
+        for engine in ("cuda", "reference"):
+            given = x.detach().requires_grad_()
+            with flexrnn.backend(engine):
+                output = layer(given)[0]
+            learns = [given, *(p for p in layer.parameters() if p.requires_grad)]
+            found.append([output, *torch.autograd.grad(output.sum(), learns)])
+        torch.testing.assert_close(*found, rtol=1e-11, atol=1e-13)
+    with flexrnn.backend("cuda"):
+        output, (h, c) = layer(whole[:0, :, :5])
+    assert output.shape == (0, 4, NARROW)
+    assert h.shape == c.shape == (1, 0, NARROW)
+
+
+def test_what_it_cannot_run_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = flexrnn.GRU(3, 5, backend="cuda"), torch.randn(2, 1, 3)
+    monkeypatch.setattr(kernels, "interpreted", lambda: False)
+    with pytest.raises(RuntimeError, match="cuda engine runs on CUDA, got tensors on cpu"):
+        layer(x)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    kernels.triton.cache_clear()
+    with pytest.raises(RuntimeError, match="cuda engine needs Triton"):
+        layer(x)
+
+
+def test_the_operator_carries_it(device: str) -> None:
+    layer = flexrnn.LSTM(5, NARROW, dtype=DOUBLE, device=device, backend="cuda")
+    x = torch.randn(3, 2, 5, dtype=DOUBLE, device=device)
+    with torch.no_grad():
+        compiled = torch.compile(layer, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(x), layer(x), rtol=1e-13, atol=1e-14)
+    torch.compiler.reset()

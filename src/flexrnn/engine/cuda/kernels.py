@@ -24,24 +24,24 @@ STEP = {"num_warps": 4, "num_stages": 3, **_EXACT}
 
 
 @lru_cache(maxsize=1)
-def _triton() -> ModuleType:
+def triton() -> ModuleType:
     """Triton, which is imported where an engine is wanted that needs it.
 
     Raises:
         CannotRunError: it is not installed.
     """
     try:
-        import triton
+        import triton as found
     except ImportError as cause:
         raise CannotRunError(
             f"the cuda engine needs Triton, which torch for CUDA brings on Linux: {cause}"
         ) from None
-    return triton
+    return found
 
 
 def interpreted() -> bool:
     """Whether Triton runs kernels in Python, on any device (TRITON_INTERPRET=1)."""
-    return bool(_triton().knobs.runtime.interpret)
+    return bool(triton().knobs.runtime.interpret)
 
 
 def check(like: Tensor) -> None:
@@ -50,7 +50,7 @@ def check(like: Tensor) -> None:
     Raises:
         CannotRunError: as it says.
     """
-    _triton()
+    triton()
     if like.device.type != "cuda" and not interpreted():
         raise CannotRunError(f"the cuda engine runs on CUDA, got tensors on {like.device}")
     if like.device.type == "cuda" and torch.version.hip is None:
@@ -73,11 +73,11 @@ def module(text: str) -> Mapping[str, Any]:
     Triton reads the source of a function again by the name of its file, so it is put where Python
     keeps lines of files that were read.
     """
-    triton = _triton()
+    jit = triton().jit
     from flexrnn.engine.cuda import functions, runtime
 
     name = f"<flexrnn {hashlib.sha256(text.encode()).hexdigest()[:16]}>"
     linecache.cache[name] = (len(text), None, text.splitlines(keepends=True), name)
-    space = {**vars(functions), **vars(runtime), "__name__": name, "jit": triton.jit}
+    space = {**vars(functions), **vars(runtime), "__name__": name, "jit": jit}
     exec(compile(text, name, "exec"), space)
     return space

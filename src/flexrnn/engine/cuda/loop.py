@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# Whether a tensor is one of zeros that has no memory has no public name.
 """One run of a loop: its memory by name, and what torch computes before and after it."""
 
 from collections.abc import Sequence
@@ -61,7 +63,9 @@ class Loop:
         compute(self.program, tuple(made.values()), self.values, rows, self.like)
         memory = self.memory | {name: self.values[index] for name, index in made.items()}
         pointers = {name: self._pointer(name, memory.get(name)) for name in source.buffers}
-        tiers.choose(source, self.call).launch(source, pointers, self.call)
+        if self.call.batch:
+            with torch.cuda.device_of(self.like):  # kernels run on the device that is current
+                tiers.choose(source, self.call).launch(source, pointers, self.call)
 
     def _node(self, name: str) -> int | None:
         """The node of the program that a piece of memory holds, if torch knows it."""
@@ -69,7 +73,14 @@ class Loop:
         return int(rest) if kind in ("hoisted", "once") else self.program.graph.inputs.get(name)
 
     def _pointer(self, name: str, tensor: Tensor | None) -> Tensor:
-        tensor = self._own(name) if tensor is None else tensor.resolve_neg().contiguous()
+        """Memory as kernels read it: numbers side by side, of the types in the source."""
+        if tensor is None:
+            return self._own(name)
+        if tensor.dtype not in (torch.bool, self.like.dtype, REAL[self.like.dtype]):
+            tensor = tensor.to(self.like.dtype)
+        if tensor._is_zerotensor():
+            tensor = torch.zeros(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+        tensor = tensor.resolve_neg().contiguous()
         if tensor.data_ptr() % _ALIGNED:
             tensor = tensor.clone()
         return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
