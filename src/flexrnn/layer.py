@@ -265,7 +265,7 @@ class FlexRNN(nn.Module):
         x = x if batched else x.unsqueeze(1)
         given: dict[str, Any] = {"layers": len(cells), "batch": x.shape[1], "batched": batched}
         state = None if hx is None else check_hx(cells[0], hx, x, **given)
-        compact = lengths is not None and self._compacts(x, lengths, state)
+        compact = lengths is not None and ragged.serves(self, x, lengths, state)
         where = marks(lengths, reset, x.shape[0], x.device, compact=compact)
         output, state, states = self._run(
             cells,
@@ -295,7 +295,9 @@ class FlexRNN(nn.Module):
             state = check_hx(cells[0], hx, data, layers=len(cells), batch=batch, batched=True)
         if state is not None and sorted_indices is not None:
             state = _map(lambda s: s.index_select(1, sorted_indices), state)
-        x, where, lengths = packing.unpack(packed, compact=self._compacts(data, batch_sizes, state))
+        x, where, lengths = packing.unpack(
+            packed, compact=ragged.serves(self, data, batch_sizes, state)
+        )
 
         def unsort(tensor: Tensor) -> Tensor:
             return tensor if unsorted_indices is None else tensor.index_select(1, unsorted_indices)
@@ -368,11 +370,6 @@ class FlexRNN(nn.Module):
     def _check_input(self, cells: list[Cell], x: Any, packed: bool = False) -> None:
         weight = first_weight(cells[0])
         check_input(x, self.input_size, type(self).__name__, weight, packed=packed)
-
-    def _compacts(self, x: Tensor, sizes: Tensor, state: Any) -> bool:
-        """Whether what lies behind the ends of sequences is left out."""
-        own = (self.backend, self.checkpoint_every)
-        return not is_recorded(self) and ragged.serves(x, sizes, state, *own)
 
     @property
     def _suffixes(self) -> list[str]:

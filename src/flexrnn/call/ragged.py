@@ -13,6 +13,7 @@ from torch.nn.functional import dropout
 from flexrnn.engine import batches, engines, scan
 from flexrnn.engine.ordinary import Call, kind
 from flexrnn.engine.step import CannotRunError
+from flexrnn.record import is_recorded
 
 _ENGINE = "cpu"
 
@@ -79,28 +80,32 @@ def of_packed(batch_sizes: Tensor) -> Layout:
     return Layout(batch_sizes, None, batch_sizes.shape[0], int(batch_sizes[0]))
 
 
-def serves(x: Tensor, sizes: Tensor, state: Any, backend: str, every: int | None) -> bool:
+def serves(layer: Any, x: Tensor, sizes: Tensor, state: Any) -> bool:
     """Whether rows are to be laid out so: where the engine that is in force gains by it.
 
     The others get everything padded and marked, and so do those who write down or transform what
     is done: how many rows there are would be for them another thing at every call.
 
     Args:
+        layer: a `FlexRNN`.
         x: the input.
         sizes: lengths or batch sizes.
         state: one that was given, or None.
-        backend: the layer's.
-        every: its `checkpoint_every`.
     """
-    if torch.compiler.is_compiling() or scan.is_watched() or sizes.device.type != "cpu":
+    if (
+        is_recorded(layer)
+        or torch.compiler.is_compiling()
+        or scan.is_watched()
+        or sizes.device.type != "cpu"
+    ):
         return False
-    if scan.in_force(backend) not in ("auto", _ENGINE) or engines.not_served(_ENGINE, x):
+    if scan.in_force(layer.backend) not in ("auto", _ENGINE) or engines.not_served(_ENGINE, x):
         return False
     try:
         eager = kind((x, sizes, *(state or ()))) is Call.EAGER
     except CannotRunError:
         return False
-    return eager and (every is None or not torch.is_grad_enabled())
+    return eager and (layer.checkpoint_every is None or not torch.is_grad_enabled())
 
 
 class _Gather(torch.autograd.Function):

@@ -237,6 +237,8 @@ class Lowering:
     def _is_alone(self, stage: Stage) -> bool:
         if stage.domain != Domain((), 1) or stage.products or stage.reduced:
             return False
+        if any(self.nodes[u].op == "concat" for v in stage.values for u in self.users[v]):
+            return False  # it lies in one place, which other stages write too
         names = (n for n, index in self.graph.outputs.items() if index in stage.values)
         return all(name.startswith(("saved.", "kept.")) for name in names)
 
