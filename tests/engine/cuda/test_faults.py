@@ -14,7 +14,6 @@ FAULTS = {
     "a gate's derivative": (" * v", " + v", 9),
     "a product too few": ("product(a, ", "product(a * 0.0, ", 9),
     "the state of the step before last": ("(B - old)", "old", 40),
-    "a gap between tiles": ("tile * 64", "tile * 80", 141),
     "rows of another step": ("t if REVERSE else T - 1 - t", "t", 9),
 }
 
@@ -42,7 +41,7 @@ def test_the_judge_notices(
 
 
 def test_the_judge_is_content_without_a_fault(judge: Callable[..., None], device: str) -> None:
-    for H in (9, 40, 141):
+    for H in (9, 40):
         layer = flexrnn.LSTM(5, H, dtype=torch.float64, device=device)
         x = torch.randn(3, 3, 5, dtype=torch.float64, device=device)
         judge(layer, x, tuple(torch.randn(2, 1, 3, H, dtype=torch.float64, device=device)))
