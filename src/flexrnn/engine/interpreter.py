@@ -158,11 +158,24 @@ def backward(
 
     whole = fixed | given | kept
     compute_nodes(program, plan.after, whole, time.lead, state[0])
-    gradients = {f"state.{field}": value for field, value in cotangents.items()}
-    for name, index in graph.outputs.items():
+    return by_name(program, cotangents, whole)
+
+
+def by_name(
+    program: Program, of_state: Mapping[str, Tensor], values: Mapping[int, Tensor]
+) -> dict[str, Tensor]:
+    """The gradients that a program computes, by the name of the input.
+
+    Args:
+        program: the program.
+        of_state: of every field before the first step.
+        values: the others, by the nodes that compute them.
+    """
+    gradients = {f"state.{field}": value for field, value in of_state.items()}
+    for name, index in program.graph.outputs.items():
         kind, _, target = name.partition(".")
         if kind == "grad" and target not in gradients:
-            gradients[target] = whole[index]
+            gradients[target] = values[index]
     return gradients
 
 

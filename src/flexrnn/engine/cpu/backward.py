@@ -110,8 +110,8 @@ class Backward:
             total = scratch[at : at + self.sizes.threads * 2 * count].view(-1, 2, count)
             totals[index] = total.zero_()[:, 0]
         self.layout.run(memory)
-        gradients = {
-            f"state.{f}": memory[f"end.{f}"] if self.sizes.fewer else ring[(steps - 1) & 1]
+        of_state = {
+            f: memory[f"end.{f}"] if self.sizes.fewer else ring[(steps - 1) & 1]
             for f, ring in carries.items()
         }
         for index in self.kept:
@@ -122,11 +122,7 @@ class Backward:
             total = total.sum(0).reshape(1, *inner)
             values[index] = total.sum_to_size(tuple(int(s) for s in node.shape))
         self._after(program, values, given, like)
-        for name, index in graph.outputs.items():
-            kind, _, target = name.partition(".")
-            if kind == "grad" and target not in gradients:
-                gradients[target] = values[index]
-        return gradients
+        return interpreter.by_name(program, of_state, values)
 
     def _after(
         self,

@@ -150,13 +150,11 @@ class Kernel:
 
     def _own(self, name: str, area: Area, batch: int, threads: int) -> Rows:
         """A buffer that the loop wants for itself."""
-        kind, _, which = name.partition(".")
-        if kind == "temporary":
+        if name in self.loop.temporaries:
             row = self.loop.temporaries[name]
             copies = threads if name in self.loop.copied else 1
             return Rows(SCRATCH, row=row, offset=area.take(copies * batch * row))
-        index = sorted(self.loop.partial)[int(which)]
-        heads = self.loop.partial[index].heads
+        heads = self.loop.partial[self.loop.reduction_of(name)].heads
         return Rows(SCRATCH, offset=area.take(threads * batch * heads * self.lanes))
 
 

@@ -135,12 +135,8 @@ def backward(
         values[index] = memory[name] = loop.timed(index)
     loop.run((batch,))
     compute(program, part.after, values, (steps, batch), like)
-    found = {f"state.{f}": ring[steps % 2].to(like.dtype) for f, ring in rings.items()}
-    for name, index in graph.outputs.items():
-        kind, _, target = name.partition(".")
-        if kind == "grad" and target not in found:
-            found[target] = values[index]
-    return found
+    of_state = {f: ring[steps % 2].to(like.dtype) for f, ring in rings.items()}
+    return interpreter.by_name(program, of_state, values)
 
 
 def _operands(

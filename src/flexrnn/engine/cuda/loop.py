@@ -90,8 +90,7 @@ class Loop:
         stages, source = self.kernels.stages, self.kernels.source
         row = source.buffers[name].row
         if name.startswith("partial."):
-            index = sorted(stages.partial)[int(name.partition(".")[2])]
-            row *= source.parts[stages.lowering.gathered[index]]
+            row *= source.parts[stages.lowering.gathered[stages.reduction_of(name)]]
         return self.like.new_empty((self.call.batch * row,), dtype=REAL[self.like.dtype])
 
 

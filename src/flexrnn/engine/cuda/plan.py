@@ -74,11 +74,5 @@ def _made(program: Program, keep: tuple[str, ...], dtype: torch.dtype) -> Plan:
 
 def _kernels(graph: Graph, dtype: torch.dtype, *, backward: bool) -> Kernels:
     loop = lower(graph)
-    real, operand = f"tl.{REAL[dtype]}", f"tl.{dtype}"
-    text = source(
-        loop,
-        backward=backward,
-        real=real.replace("torch.", ""),
-        operand=operand.replace("torch.", ""),
-    )
-    return Kernels(loop, text)
+    real, operand = (str(d).replace("torch.", "tl.") for d in (REAL[dtype], dtype))
+    return Kernels(loop, source(loop, backward=backward, real=real, operand=operand))

@@ -5,7 +5,9 @@ are heads, of which there may be several axes or none.
 """
 
 import math
-from typing import NamedTuple
+import re
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 from flexrnn.engine.compiler.graph import BATCH, Shape
 
@@ -56,3 +58,28 @@ def in_one_piece(buffer: str, sizes: tuple[int, ...]) -> Place:
     """A place whose numbers lie side by side."""
     strides = tuple(math.prod(sizes[k + 1 :]) for k in range(len(sizes)))
     return Place(buffer, 0, strides)
+
+
+class Named(Protocol):
+    """What has a name in generated code."""
+
+    @property
+    def name(self) -> str:
+        """The name."""
+        ...
+
+
+def identifier(name: str, taken: Mapping[str, Named]) -> str:
+    """A name in generated code for a piece of memory.
+
+    Args:
+        name: of the memory: a kind, and a field or a parameter or a node.
+        taken: those that have a name.
+    """
+    kind, _, rest = name.partition(".")
+    if rest.isdigit():  # a node's number, which means nothing there
+        return f"{kind}{sum(other.startswith(f'{kind}.') for other in taken)}"
+    plain = re.sub(r"\W", "_", name)
+    while plain in {other.name for other in taken.values()}:
+        plain += "_"
+    return plain

@@ -65,6 +65,14 @@ class Loop(NamedTuple):
     copied: set[str]  # temporaries of which every thread may have one
     lowering: "Lowering"
 
+    def partial_name(self, index: int) -> str:
+        """The name of the memory of what parts of a row have given to a reduction."""
+        return f"partial.{sorted(self.partial).index(index)}"
+
+    def reduction_of(self, name: str) -> int:
+        """The reduction of which that is the memory."""
+        return sorted(self.partial)[int(name.removeprefix("partial."))]
+
 
 def lower(graph: Graph) -> Loop:
     """Divide the graph of a loop into stages."""

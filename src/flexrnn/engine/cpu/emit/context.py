@@ -1,10 +1,9 @@
 """What the parts of the emitter share: names, sizes and addresses in the source of one loop."""
 
 import math
-import re
 from dataclasses import dataclass
 
-from flexrnn.engine.lowering.places import Place, sizes_of
+from flexrnn.engine.lowering.places import Place, identifier, sizes_of
 from flexrnn.engine.lowering.stages import Loop
 
 _PLAIN = (0.0, 1.0, 2.0, 0.5, -1.0, -0.5, -2.0)  # constants that no size can be
@@ -56,17 +55,8 @@ class Context:
     def buffer(self, name: str) -> str:
         """The name in C++ of a piece of memory."""
         if name not in self.buffers:
-            self.buffers[name] = Buffer(self._plain(name), self._kind(name))
+            self.buffers[name] = Buffer(identifier(name, self.buffers), self._kind(name))
         return self.buffers[name].name
-
-    def _plain(self, name: str) -> str:
-        kind, _, rest = name.partition(".")
-        if rest.isdigit():  # a node's number, which means nothing here
-            return f"{kind}{sum(other.startswith(f'{kind}.') for other in self.buffers)}"
-        plain = re.sub(r"\W", "_", name)
-        while plain in {b.name for b in self.buffers.values()}:
-            plain += "_"
-        return plain
 
     def _kind(self, name: str) -> str:
         word = name.partition(".")[0]

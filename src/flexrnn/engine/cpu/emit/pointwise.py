@@ -1,22 +1,20 @@
 """The values of a stage: a function that computes them for some rows of one vector of units."""
 
-from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.cpu.cpp import expression
 from flexrnn.engine.cpu.emit.context import Context
 from flexrnn.engine.lowering.accumulate import Accumulators
+from flexrnn.engine.lowering.evaluation import Evaluation
 from flexrnn.engine.lowering.places import sizes_of
-from flexrnn.engine.lowering.stages import REDUCTIONS, Stage, Store
+from flexrnn.engine.lowering.stages import Store
 
 
-class Pointwise:
+class Pointwise(Evaluation):
     """Writes `pointK`, for stage K."""
 
     def __init__(self, context: Context, number: int, accumulators: Accumulators, width: int):
-        self.context, self.number = context, number
-        self.graph, self.low = context.graph, context.low
-        self.stage: Stage = context.loop.stages[number]
+        super().__init__(context.loop)
+        self.context, self.number, self.stage = context, number, context.loop.stages[number]
         self.accumulators, self.width = accumulators, width
-        self.names: dict[int, str] = {}
         self.once: list[str] = []  # before the rows
         self.lines: list[str] = []  # for every row
 
@@ -42,66 +40,38 @@ class Pointwise:
             "}",
         ])  # fmt: skip
 
-    def use(self, index: int) -> str:
-        """The variable or expression that holds a node's value, computed where it is not yet."""
-        pending = [index]
-        while pending:  # no recursion, for a step may be longer than Python's stack is deep
-            missing = [a for a in self._read(pending[-1]) if not self._is_at_hand(a)]
-            if missing and not self._is_at_hand(pending[-1]):
-                pending.extend(reversed(missing))
-            else:
-                self._define(pending.pop())
-        constant = None if index in self.names else self.low.constant_of(index)
-        return self.names[index] if constant is None else self.context.literal(constant)
+    def literal(self, value: float) -> str:
+        """A number."""
+        return self.context.literal(value)
 
-    def _is_at_hand(self, index: int) -> bool:
-        number = self.low.constant_of(index) is not None and not self.graph.nodes[index].boolean
-        return number or index in self.names
-
-    def _read(self, index: int) -> tuple[int, ...]:
-        """What a node's line reads by name."""
-        node, low = self.graph.nodes[index], self.low
-        here = low.in_register(index, self.number, self.stage.domain)
-        if here and (index in low.blocks or node.op in REDUCTIONS):
-            return ()
-        if node.op == "detach":
-            return () if low.in_memory(index) else node.args
-        inline = not low.rowed(index)  # of parameters alone
-        if node.op not in OPS or not (here or inline):
-            return ()
-        terms = self.accumulators.sums.get(index)
-        return node.args if terms is None else tuple(terms[1])
-
-    def _define(self, index: int) -> None:
-        if self._is_at_hand(index):
-            return
-        node, low = self.graph.nodes[index], self.low
-        here = low.in_register(index, self.number, self.stage.domain)
-        read = [self.use(a) for a in self._read(index)]
-        if node.op == "detach" and read:
-            self.names[index] = read[0]
-            return
-        name = self.names[index] = f"v{len(self.names)}"
-        if here and index in low.blocks:
-            text = self._tile(self.accumulators.of[index])
-        elif here and node.op in REDUCTIONS:
-            text = self._total(index)
-        elif index in self.accumulators.sums:
-            text = " + ".join([self._tile(self.accumulators.sums[index][0]), *read])
-        elif node.op in OPS and (here or not low.rowed(index)):
-            text = expression(node.op, *read, **dict(node.attrs))
-        else:
-            text = self.context.load(index, self.number)
-        kind = "mask" if node.boolean else "vec"
-        lines = self.lines if low.rowed(index) else self.once
+    def assign(self, index: int, text: str) -> str:
+        """A new variable for a node's value, and the line that sets it."""
+        name = f"v{len(self.names)}"
+        kind = "mask" if self.graph.nodes[index].boolean else "vec"
+        lines = self.lines if self.low.rowed(index) else self.once
         lines.append(f"const {kind} {name} = {text};")
+        return name
 
-    def _tile(self, accumulator: int) -> str:
+    def accumulator(self, number: int) -> str:
+        """The expression of a sum of products."""
         count = self.accumulators.count * self.width
-        return f"*(const vec*)(tile + (i * {count} + {accumulator * self.width}) * VL)"
+        return f"*(const vec*)(tile + (i * {count} + {number * self.width}) * VL)"
+
+    def block(self, index: int) -> str:
+        """The variable of a block of a product's columns."""
+        return self.assign(index, self.accumulator(self.accumulators.of[index]))
+
+    def operation(self, index: int, read: list[str]) -> str:
+        """The expression of an elementwise operation on operands that are written."""
+        node = self.graph.nodes[index]
+        return expression(node.op, *read, **dict(node.attrs))
+
+    def load(self, index: int) -> str:
+        """The variable of what lies in memory."""
+        return self.assign(index, self.context.load(index, self.number))
 
     def _partial(self, index: int) -> str:
-        name = self.context.buffer(f"partial.{sorted(self.low.partial).index(index)}")
+        name = self.context.buffer(self.loop.partial_name(index))
         over = self.low.partial[index]
         heads = self.context.size(f"{name}_heads", over.heads)
         return f"f.{name} + ((PART * f.B + r) * {heads} + head) * VL"
@@ -119,8 +89,8 @@ class Pointwise:
             inside = f"select(lanes_below(n), {value}, broadcast(-REAL(__builtin_inf())))"
             self.lines.append(f"{into} = maximum({into}, TAIL ? {inside} : {value});")
 
-    def _total(self, index: int) -> str:
-        """What all threads have found together."""
+    def total(self, index: int) -> str:
+        """The variable with what all threads have found together."""
         name = f"total{index}"
         operation = self.graph.nodes[index].op
         first = self._partial(index).replace("PART", "0")
@@ -129,7 +99,8 @@ class Pointwise:
         joined = (f"{name} += *(const vec*)({other});" if operation == "sum"
                   else f"{name} = maximum({name}, *(const vec*)({other}));")  # fmt: skip
         self.lines.append(f"for (long part = 1; part < f.parts; part++) {joined}")
-        return f"broadcast({'sum' if operation == 'sum' else 'max'}({name}))"
+        whole = "sum" if operation == "sum" else "max"
+        return self.assign(index, f"broadcast({whole}({name}))")
 
     def _store(self, store: Store) -> None:
         value = self.use(store.node)

@@ -163,7 +163,7 @@ def _cleared(context: Context, number: int, rows: str) -> list[str]:
     """Begin the reductions that this stage gathers."""
     lines = []
     for index in context.loop.stages[number].reduced:
-        buffer = context.buffer(f"partial.{sorted(context.low.partial).index(index)}")
+        buffer = context.buffer(context.loop.partial_name(index))
         begin = (
             "vec{}"
             if context.graph.nodes[index].op == "sum"

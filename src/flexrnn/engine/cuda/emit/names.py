@@ -1,11 +1,10 @@
 """The memory of a loop by its names in Triton, and where in it a node's numbers lie."""
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from flexrnn.engine.lowering.places import Place, sizes_of
+from flexrnn.engine.lowering.places import Place, identifier, sizes_of
 from flexrnn.engine.lowering.stages import Loop
 
 _FIXED = ("const", "param", "once", "temporary", "partial")  # the same at every step
@@ -23,6 +22,10 @@ class Buffer(NamedTuple):
     kind: str
     row: int  # numbers in a row, of what has rows
     element: str  # the type of its numbers
+
+
+# What kernels are compiled for, at the end of their arguments.
+COMPILED = "REVERSE: tl.constexpr, M: tl.constexpr, PRECISION: tl.constexpr"
 
 
 class Names:
@@ -48,18 +51,12 @@ class Names:
         """The pointer to a piece of memory, at this step."""
         if name not in self.buffers:
             self.buffers[name] = Buffer(
-                self._plain(name), self._kind(name), self._row(name), self._element(name)
+                identifier(name, self.buffers),
+                self._kind(name),
+                self._row(name),
+                self._element(name),
             )
         return self.buffers[name].name
-
-    def _plain(self, name: str) -> str:
-        kind, _, rest = name.partition(".")
-        if rest.isdigit():  # a node's number, which means nothing here
-            return f"{kind}{sum(other.startswith(f'{kind}.') for other in self.buffers)}"
-        plain = re.sub(r"\W", "_", name)
-        while plain in {b.name for b in self.buffers.values()}:
-            plain += "_"
-        return plain
 
     def _kind(self, name: str) -> str:
         word = name.partition(".")[0]
@@ -73,7 +70,7 @@ class Names:
         if name in self.loop.temporaries:
             return self.loop.temporaries[name]
         if name.startswith("partial."):
-            return self.loop.partial[self.partial_node(name)].heads
+            return self.loop.partial[self.loop.reduction_of(name)].heads
         index = self.graph.inputs.get(name, self.graph.outputs.get(name, 0))
         return math.prod(sizes_of(self.graph.nodes[index].shape))
 
@@ -93,14 +90,6 @@ class Names:
             return "tl.uint8"
         own = self._kind(name) in ("old", "new") or name.startswith(("temporary.", "partial."))
         return self.real if own else self.operand
-
-    def partial(self, index: int) -> str:
-        """The name of the memory of a reduction's parts, one for every tile."""
-        return f"partial.{sorted(self.loop.partial).index(index)}"
-
-    def partial_node(self, name: str) -> int:
-        """The reduction whose parts lie in a piece of memory."""
-        return sorted(self.loop.partial)[int(name.partition(".")[2])]
 
     def address(
         self, place: Place, sizes: tuple[int, ...], stage: int, pointer: str, unit: str, rowed: bool

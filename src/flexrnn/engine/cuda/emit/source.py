@@ -11,7 +11,7 @@ for a recorded graph: it finds its arguments in a table of 64-bit numbers,
 import math
 from typing import NamedTuple
 
-from flexrnn.engine.cuda.emit.names import Buffer, Names
+from flexrnn.engine.cuda.emit.names import COMPILED, Buffer, Names
 from flexrnn.engine.cuda.emit.stage import StageWriter
 from flexrnn.engine.cuda.emit.tiles import Tile, tile_of
 from flexrnn.engine.cuda.emit.whole import NotNarrowError, WholeWriter
@@ -19,7 +19,7 @@ from flexrnn.engine.lowering.accumulate import Accumulators
 from flexrnn.engine.lowering.stages import Loop
 
 FIRST_POINTER = 3  # in the table
-_COMPILED = "REVERSE: tl.constexpr, M: tl.constexpr, PRECISION: tl.constexpr"
+_ROWS = "rows = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)"
 
 
 class Kernel(NamedTuple):
@@ -69,18 +69,20 @@ def source(loop: Loop, *, backward: bool, real: str, operand: str) -> Source:
         tiles.append(tile_of(stage.domain.units, most, values, half=operand != real))
     parts = tuple(t.count(s.domain.units) for t, s in zip(tiles, loop.stages, strict=True))
     names = Names(loop, parts, real=real, operand=operand, backward=backward)
-    writers = [StageWriter(names, k, tile)
-               for k, tile in enumerate(tiles)]  # fmt: skip
+    writers = [StageWriter(names, k, tile) for k, tile in enumerate(tiles)]
     stages = [writer.text() for writer in writers]
     used = [tuple(writer.used) for writer in writers]
     counts = [p * s.domain.heads for p, s in zip(parts, loop.stages, strict=True)]
-    kernels = tuple(Kernel(f"step{k}", used[k], count) for k, count in enumerate(counts))
-    steps = Kernels("", kernels)
-    steps = steps._replace(text="\n\n".join([
-        *stages,
-        *(_step(names, k, used[k]) for k in range(len(stages))),
-        *(_replayed(names, k, used[k], steps.memory) for k in range(len(stages))),
-    ]))  # fmt: skip
+    memory = tuple(dict.fromkeys(name for names in used for name in names))
+    each = range(len(stages))
+    steps = Kernels(
+        "\n\n".join([
+            *stages,
+            *(_step(names, k, used[k]) for k in each),
+            *(_replayed(names, k, used[k], memory) for k in each),
+        ]),
+        tuple(Kernel(f"step{k}", used[k], counts[k]) for k in each),
+    )  # fmt: skip
     weights = tuple(
         sum(math.prod(map(int, loop.graph.nodes[p.weight].shape)) for p in stage.products)
         for stage in loop.stages
@@ -89,9 +91,8 @@ def source(loop: Loop, *, backward: bool, real: str, operand: str) -> Source:
         whole = WholeWriter(names)
         sequence, narrow = Kernels(whole.text(), (Kernel("sequence", tuple(whole.used), 1),)), True
     except NotNarrowError:
-        everything = tuple(dict.fromkeys(name for names in used for name in names))
-        text = "\n\n".join([*stages, _sequence(names, used, everything, counts)])
-        sequence, narrow = Kernels(text, (Kernel("sequence", everything, 1),)), False
+        text = "\n\n".join([*stages, _sequence(names, used, memory, counts)])
+        sequence, narrow = Kernels(text, (Kernel("sequence", memory, 1),)), False
     return Source(sequence, steps, names.buffers, parts, weights, narrow)
 
 
@@ -114,10 +115,22 @@ def _call(names: Names, number: int, used: tuple[str, ...], tile: str) -> str:
     return f"stage{number}(B, rows, {tile}, {', '.join(pointers)}, M, PRECISION)"
 
 
+def _kernel(head: str, comment: str, lines: list[str], numbers: str) -> str:
+    """A kernel over tiles of rows, of which `numbers` of its arguments are never looked at."""
+    return "\n".join([
+        f"@jit(do_not_specialize=({numbers}))",
+        f"def {head}, {COMPILED}):",
+        f"    # {comment}",
+        f"    {_ROWS}",
+        *(f"    {line}" for line in lines),
+        "",
+    ])  # fmt: skip
+
+
 def _sequence(
-    names: Names, used: list[tuple[str, ...]], everything: tuple[str, ...], counts: list[int]
+    names: Names, used: list[tuple[str, ...]], memory: tuple[str, ...], counts: list[int]
 ) -> str:
-    lines = _advance(names, everything)
+    lines = _advance(names, memory)
     for number, count in enumerate(counts):
         if count > 1:
             call = _call(names, number, used[number], "tile")
@@ -125,29 +138,25 @@ def _sequence(
         else:
             lines.append(_call(names, number, used[number], "0"))
         lines.append("tl.debug_barrier()")
-    pointers = ", ".join(names.buffers[name].name for name in everything)
-    return "\n".join([
-        '@jit(do_not_specialize=("T", "B"))',
-        f"def sequence(T, B, {pointers}, {_COMPILED}):",
-        "    # Every program has rows of its own, and walks through all steps.",
-        "    rows = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)",
-        "    for t in range(T):",
-        *(f"        {line}" for line in lines),
-        "",
-    ])  # fmt: skip
+    return _kernel(
+        f"sequence(T, B, {_pointers(names, memory)}",
+        "Every program has rows of its own, and walks through all steps.",
+        ["for t in range(T):", *(f"    {line}" for line in lines)],
+        '"T", "B"',
+    )
 
 
 def _step(names: Names, number: int, used: tuple[str, ...]) -> str:
-    pointers = ", ".join(names.buffers[name].name for name in used)
-    return "\n".join([
-        '@jit(do_not_specialize=("t", "T", "B"))',
-        f"def step{number}(t, T, B, {pointers}, {_COMPILED}):",
-        "    # Programs share rows and units; the next stage is another launch.",
-        "    rows = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)",
-        *(f"    {line}" for line in _advance(names, used)),
-        f"    {_call(names, number, used, 'tl.program_id(1)')}",
-        "",
-    ])  # fmt: skip
+    return _kernel(
+        f"step{number}(t, T, B, {_pointers(names, used)}",
+        "Programs share rows and units; the next stage is another launch.",
+        [*_advance(names, used), _call(names, number, used, "tl.program_id(1)")],
+        '"t", "T", "B"',
+    )
+
+
+def _pointers(names: Names, used: tuple[str, ...]) -> str:
+    return ", ".join(names.buffers[name].name for name in used)
 
 
 def _replayed(
@@ -165,12 +174,12 @@ def _replayed(
         lines.append(f"{names.buffers[name].name} = {pointer}")
     return "\n".join([
         '@jit(do_not_specialize=("ahead",))',
-        f"def replayed_step{number}(table, ahead, {_COMPILED}):",
+        f"def replayed_step{number}(table, ahead, {COMPILED}):",
         "    T, B = tl.load(table), tl.load(table + 1)",
         "    t = tl.load(table + 2) + ahead",
         "    if t < T:",
         *(f"        {line}" for line in lines),
-        "        rows = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)",
+        f"        {_ROWS}",
         *(f"        {line}" for line in _advance(names, used)),
         f"        {_call(names, number, used, 'tl.program_id(1)')}",
         "",

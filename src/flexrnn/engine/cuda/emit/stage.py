@@ -21,11 +21,7 @@ class StageWriter(Values):
     def text(self) -> str:
         """The function."""
         stage, tile, units = self.stage, self.tile, self.units
-        for products, sums in self.accumulators.groups:
-            for s in sums:
-                self.lines.append(f"acc{s} = tl.zeros((M, {tile.units}), {self.real})")
-            for k in products:
-                self.product_from_memory(stage.products[k])
+        self.products()
         for index in stage.reduced:
             self._gather(index)
         for store in stage.stores:
@@ -62,7 +58,7 @@ class StageWriter(Values):
         self.lines.append(f"tl.store({self._partial(index, which)}, {found}, mask=live)")
 
     def _partial(self, index: int, tile: str) -> str:
-        pointer = self.pointer(self.buffers.partial(index))
+        pointer = self.pointer(self.loop.partial_name(index))
         heads = self.low.partial[index].heads
         row = "row" if tile == "0" else f"({tile} * B + row)"
         return f"{pointer} + {row}" + (f" * {heads} + head" if heads > 1 else "")

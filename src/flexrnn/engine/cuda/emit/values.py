@@ -1,19 +1,17 @@
 """What the writers of stages share: how a node's value comes into a variable of Triton's."""
 
-from collections.abc import Sequence
-
-from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.cuda.emit.names import Names
 from flexrnn.engine.cuda.emit.tiles import Tile
 from flexrnn.engine.cuda.expression import expression, is_operator, literal
 from flexrnn.engine.lowering.accumulate import Accumulators
+from flexrnn.engine.lowering.evaluation import Evaluation
 from flexrnn.engine.lowering.places import Place, sizes_of
-from flexrnn.engine.lowering.stages import REDUCTIONS, Product, Stage, Store
+from flexrnn.engine.lowering.stages import Product, Store
 
 NEUTRAL = {"sum": "0.0", "amax": 'float("-inf")'}  # of a row's reduction
 
 
-class Values:
+class Values(Evaluation):
     """Writes what a program computes for its rows and the units of a tile.
 
     Args:
@@ -24,75 +22,31 @@ class Values:
     inside = "inside"
 
     def __init__(self, names: Names):
+        super().__init__(names.loop)
         self.buffers, self.real, self.operand = names, names.real, names.operand
-        self.graph, self.low = names.graph, names.low
-        self.names: dict[int, str] = {}  # node -> the variable that holds it
         self.lines: list[str] = []
         self.used: dict[str, None] = {}  # pointers, in the order in which they are first needed
 
     def turn_to(self, number: int, tile: Tile) -> None:
         """Go on with a stage."""
         self.number, self.tile = number, tile
-        self.stage: Stage = self.buffers.loop.stages[number]
+        self.stage, self.accumulators = self.loop.stages[number], Accumulators(self.loop, number)
         self.units = self.stage.domain.units
-        self.accumulators = Accumulators(self.buffers.loop, number)
 
-    def use(self, index: int) -> str:
-        """The variable or literal that holds a node's value, computed where it is not yet."""
-        pending = [index]
-        while pending:  # no recursion, for a step may be longer than Python's stack is deep
-            missing = [a for a in self.read(pending[-1]) if not self.is_at_hand(a)]
-            if missing and not self.is_at_hand(pending[-1]):
-                pending.extend(reversed(missing))
-            else:
-                self._define(pending.pop())
-        if index in self.names:
-            return self.names[index]
-        constant = self.low.constant_of(index)
-        assert constant is not None
-        return literal(constant)
+    def literal(self, value: float) -> str:
+        """A number."""
+        return literal(value)
 
-    def is_at_hand(self, index: int) -> bool:
-        """Whether a node needs no line of its own any more."""
-        number = self.low.constant_of(index) is not None and not self.graph.nodes[index].boolean
-        return number or index in self.names
+    def block(self, index: int) -> str:
+        """The variable of a block of a product's columns."""
+        return self.accumulator(self.accumulators.of[index])
 
-    def read(self, index: int) -> Sequence[int]:
-        """What a node's line reads by name."""
-        node, low = self.graph.nodes[index], self.low
-        here = low.in_register(index, self.number, self.stage.domain)
-        if here and (index in low.blocks or node.op in REDUCTIONS):
-            return ()
-        if node.op == "detach":
-            return () if low.in_memory(index) else node.args
-        inline = not low.rowed(index)  # of parameters alone
-        if node.op not in OPS or not (here or inline):
-            return ()
-        terms = self.accumulators.sums.get(index)
-        return node.args if terms is None else terms[1]
-
-    def _define(self, index: int) -> None:
-        if self.is_at_hand(index):
-            return
-        node, low = self.graph.nodes[index], self.low
-        here = low.in_register(index, self.number, self.stage.domain)
-        read = [self.use(a) for a in self.read(index)]
-        if node.op == "detach" and read:
-            self.names[index] = read[0]
-        elif here and index in low.blocks:
-            self.names[index] = self.accumulator(self.accumulators.of[index])
-        elif here and node.op in REDUCTIONS:
-            self.names[index] = self.total(index)
-        elif here and index in self.accumulators.sums:
-            first = self.accumulator(self.accumulators.sums[index][0])
-            self.names[index] = self.assign(index, " + ".join([first, *read]))
-        elif node.op in OPS and (here or not low.rowed(index)):
-            read = [
-                self._operand(node.op, a, text) for a, text in zip(node.args, read, strict=True)
-            ]
-            self.names[index] = self.assign(index, expression(node.op, *read, **dict(node.attrs)))
-        else:
-            self.names[index] = self.load(index)
+    def operation(self, index: int, read: list[str]) -> str:
+        """The expression of an elementwise operation on operands that are written."""
+        node = self.graph.nodes[index]
+        named = zip(node.args, read, strict=True)
+        operands = (self._operand(node.op, a, text) for a, text in named)
+        return expression(node.op, *operands, **dict(node.attrs))
 
     def _operand(self, op: str, index: int, text: str) -> str:
         """An operand's text; functions want a number to have a type, which operators give it."""
@@ -145,6 +99,19 @@ class Values:
         )
         return self.assign(index, f"{text} != 0" if node.boolean else f"{text}.to({self.real})")
 
+    def products(self) -> None:
+        """Add up the products of the stage."""
+        for products, sums in self.accumulators.groups:
+            for s in sums:
+                zeros = f"tl.zeros((M, {self.tile.units}), {self.real})"
+                self.lines.append(f"{self.accumulator(s)} = {zeros}")
+            for k in products:
+                self.product(k)
+
+    def product(self, k: int) -> None:
+        """Add one product of the stage to its sums."""
+        self.product_from_memory(self.stage.products[k])
+
     def product_from_memory(self, product: Product) -> None:
         """Add one product to its sums, some columns of its left operand at a time."""
         weight = self.graph.nodes[product.weight]
@@ -192,7 +159,3 @@ class Values:
             value = f"(tl.zeros((M, {self.tile.units}), {self.real}) + {value})"
         mask = "live" if self.is_whole else self.inside
         return f"row_{node.op}(tl.where({mask}, {value}, {NEUTRAL[node.op]}))"
-
-    def total(self, index: int) -> str:
-        """The variable with what all tiles of a row have found."""
-        raise NotImplementedError

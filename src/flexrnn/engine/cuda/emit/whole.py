@@ -9,11 +9,11 @@ wanted of every step, and what is read elsewhere than where it was computed.
 import math
 
 from flexrnn.engine.compiler.ops import OPS
-from flexrnn.engine.cuda.emit.names import Names
+from flexrnn.engine.cuda.emit.names import COMPILED, Names
 from flexrnn.engine.cuda.emit.tiles import LEAST, Tile, power_above
 from flexrnn.engine.cuda.emit.values import Values
 from flexrnn.engine.lowering.places import sizes_of
-from flexrnn.engine.lowering.stages import Product, Store
+from flexrnn.engine.lowering.stages import Store
 
 _WIDEST = 256  # bytes of units: more, and the registers would not hold sums and a weight's tile
 _STEP = 64  # columns of a left operand at a time, where it is in memory
@@ -58,10 +58,9 @@ class WholeWriter(Values):
     def text(self) -> str:
         """The kernel."""
         begin, end = self._begin(), self._end()
-        for number in range(len(self.buffers.loop.stages)):
-            units = self.buffers.loop.stages[number].domain.units
-            self.turn_to(number, Tile(self._width(units), _STEP))
-            self.unit, self.inside = self._units(units)
+        for number, stage in enumerate(self.loop.stages):
+            self.turn_to(number, Tile(self._width(stage.domain.units), _STEP))
+            self.unit, self.inside = self._units(self.units)
             self._stage()
         news = [self._block(field, index) for field, index in self.ends.items()]
         if self.read_back:
@@ -74,8 +73,7 @@ class WholeWriter(Values):
         olds = ", ".join(f"old_{self._plain(field)}" for field in self.ends)
         return "\n".join([
             '@jit(do_not_specialize=("T", "B"))',
-            f"def sequence(T, B, {pointers}, "
-            "REVERSE: tl.constexpr, M: tl.constexpr, PRECISION: tl.constexpr):",
+            f"def sequence(T, B, {pointers}, {COMPILED}):",
             "    # Every program has rows of its own, and walks through all steps.",
             "    row = (tl.program_id(0).to(tl.int64) * M + tl.arange(0, M))[:, None]",
             "    live = row < B",
@@ -154,12 +152,7 @@ class WholeWriter(Values):
     # A stage ----------------------------------------------------------------------------------
 
     def _stage(self) -> None:
-        for products, sums in self.accumulators.groups:
-            for s in sums:
-                zeros = f"tl.zeros((M, {self.tile.units}), {self.real})"
-                self.lines.append(f"{self.accumulator(s)} = {zeros}")
-            for k in products:
-                self._product(k, self.stage.products[k])
+        self.products()
         for index in self.stage.reduced:
             self.names[index] = self.assign(index, self.gathered(index))
         for store in self.stage.stores:
@@ -223,7 +216,9 @@ class WholeWriter(Values):
 
     # Products ---------------------------------------------------------------------------------
 
-    def _product(self, k: int, product: Product) -> None:
+    def product(self, k: int) -> None:
+        """Add one product of the stage to its sums."""
+        product = self.stage.products[k]
         parts = self._in_registers(product.left)
         if parts is None:
             self._about_to_read(self.low.place(product.left).buffer)
