@@ -23,14 +23,15 @@ def run(context: Context, weights: list[Packed], *, in_place: bool, together: in
     else:
         loop = "    for (long t = 0, done = 0; t < T; t++, done++) {"
     return "\n".join([
-        "static void work(void** p, const long* s, const double* c, long id, long count, "
-        "Barrier& barrier) {",
+        "static void work(void** p, const long* s, const double* c, Told* told, long id, "
+        "long count) {",
         "    const long T = s[0], B = s[1];",
         "    const bool reverse = s[2];",
         "    const bool across = s[3];  // threads share the units of all rows, not the rows",
         "    const long* at = (const long*)p[0];  // where steps begin, if some have fewer rows",
         "    const Range mine = across ? Range{0, B} : at ? share_of_steps(at, T, B, id, count)",
         "                                            : share(B, id, count);",
+        "    Barrier barrier{told, id, count};",
         "    Frame f, other;",
         "    f.B = B;",
         "    f.all = f.rows = mine;",
@@ -51,10 +52,10 @@ def run(context: Context, weights: list[Packed], *, in_place: bool, together: in
         "}\n",
         'extern "C" __attribute__((visibility("default")))',
         "void run(void** p, const long* s, const double* c, int threads) {",
-        "    Barrier barrier;",
-        "    if (threads == 1) return work(p, s, c, 0, 1, barrier);",
+        "    if (threads == 1) return work(p, s, c, nullptr, 0, 1);",
+        "    Told told[threads] = {};",
         "#pragma omp parallel num_threads(threads)",
-        "    work(p, s, c, omp_get_thread_num(), omp_get_num_threads(), barrier);",
+        "    work(p, s, c, told, omp_get_thread_num(), omp_get_num_threads());",
         "}\n",
     ])  # fmt: skip
 
@@ -186,14 +187,14 @@ class _Run:
                 f"i % tiles * {weight.width} * VL, f.W{weight.stage}, {weight.width} * VL);",
                 "    }",
             ]
-        return [*lines, "    barrier.wait(count);"] if lines else []
+        return [*lines, "    barrier.wait();"] if lines else []
 
 
 def _wait(context: Context, number: int) -> str:
     """Threads that share units meet behind a stage whose results others read."""
     stages = context.loop.stages
     alone = stages[number].alone and number + 1 < len(stages)
-    return "" if alone else "\n            barrier.wait(count);"
+    return "" if alone else "\n            barrier.wait();"
 
 
 def _passes(context: Context, together: int) -> list[str]:
@@ -207,7 +208,7 @@ def _passes(context: Context, together: int) -> list[str]:
     lines, k = [], 0
     while k < len(stages):
         if stages[k].products:
-            lines += [f"        stage{k}(f, t & 1);", "        if (across) barrier.wait(count);"]
+            lines += [f"        stage{k}(f, t & 1);", "        if (across) barrier.wait();"]
             k += 1
             continue
         first = k
