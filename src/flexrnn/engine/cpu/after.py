@@ -63,7 +63,8 @@ class After:
         self.news = {i: graph.outputs[name] for i, name in self.olds.items()}
         inputs = {graph.inputs[name] for name in given if name in graph.inputs}
         operands = inputs - {*self.olds} | {*program.schedule.saved}
-        self.roots = frozenset(i for name, i in graph.outputs.items() if name[:5] == "grad.")
+        names = (n for n in graph.outputs if n[:5] == "grad." and n[:11] != "grad.state.")
+        self.roots = frozenset(graph.outputs[name] for name in names)
         self.once: list[int] = []  # made of parameters
         self.chunk: list[int] = []  # computed in every chunk
         self.late: list[int] = []  # made of sums

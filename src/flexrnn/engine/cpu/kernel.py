@@ -3,7 +3,7 @@
 import ctypes
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from flexrnn.engine.lowering.stages import Loop, lower
 
 SCRATCH = "scratch"  # what a loop has for itself while it runs
 STARTS = "starts"  # where the rows of every step begin
-_STEPS = HEAD.index("first"), HEAD.index("last")
+_FIRST, _LAST = HEAD.index("first"), HEAD.index("last")
 _LINE = 64  # bytes of a cache line, on which everything in an area begins
 
 
@@ -68,12 +68,15 @@ class Launch:
         at = {name: tensor.data_ptr() for name, tensor in memory.items()}
         at[""] = 0
         pointers = self._kind(*[at[name] + offset for name, offset in self._pointers])
+        self._run(pointers, self._of(first, last), self._constants, self._threads)
+
+    def _of(self, first: int, last: int) -> Any:
+        """The sizes, for these steps."""
         sizes = self._sizes
-        if (first, last) != tuple(sizes[k] for k in _STEPS):
+        if (sizes[_FIRST], sizes[_LAST]) != (first, last):
             sizes = type(sizes)(*sizes)  # other threads may be calling, too
-            for k, step in zip(_STEPS, (first, last), strict=True):
-                sizes[k] = step
-        self._run(pointers, sizes, self._constants, self._threads)
+            sizes[_FIRST], sizes[_LAST] = first, last
+        return sizes
 
 
 class Kernel:
