@@ -223,7 +223,7 @@ def ran(
         except (CannotRunError, subprocess.CalledProcessError) as cause:
             pytest.skip(f"no sanitizer of this kind here: {cause}")
         every_call(cells, threads)
-        runs = 2 * len(SIZES + [ENDS]) + EXTRA  # forward and backward
+        runs = 2 * len([*SIZES, ENDS]) + EXTRA  # forward and backward
         assert len(calls) == len(cells) * runs * 4  # two numbers of threads, two directions
         assert sum(STARTS in call.memory for call in calls) == len(cells) * 8
         text = program(calls, change)
