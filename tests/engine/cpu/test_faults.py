@@ -121,8 +121,8 @@ def test_a_wrong_line_of_cpp(judge: Judge, monkeypatch: pytest.MonkeyPatch, faul
 def test_weights_learn_from_the_last_chunk_alone(
     judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outer = After._outer  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setattr(After, "_outer", lambda self, *args: outer(self, *args[:-1], None))
+    outer: Any = After._outer  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(After, "_outer", lambda *args: outer(*args[:-1], None))  # of no total
     in_chunks(monkeypatch)
     with pytest.raises(AssertionError, match="gradient of weight"):
         judged(judge, cells.RNNCell)
