@@ -70,7 +70,7 @@ def explain(layer: nn.Module, x: Any, stages: bool = False) -> Explanation:
         >>> print(flexrnn.explain(flexrnn.LSTM(3, 4), torch.randn(5, 2, 3)))
         LSTM(3, 4)
         engine: cpu
-        layer 0: 2 products, 1 in the loop; 28 numbers saved a step and row, 1.09 KiB in all
+        layer 0: 2 products, 1 in the loop; 24 numbers saved a step and row, 960 B in all
     """
     seen: list[tuple[ComposedStep, tuple[Tensor, ...], tuple[Tensor, ...]]] = []
 

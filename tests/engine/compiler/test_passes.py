@@ -129,12 +129,12 @@ def test_sums_over_the_batch_and_the_inputs_gradient_are_never_in_the_loop(
 
 
 SAVED = {  # numbers a step and row, for H = 5; torch.nn.LSTM was measured to keep 17.6 H
-    "LSTMCell": 35,  # 7 H: i, f, g, o, c, tanh c, h
+    "LSTMCell": 30,  # 6 H: i, f, g, o, c, h
     "GRUCell": 25,  # 5 H
     "RNNCell": 5,  # H: h
-    "PeepholeLSTMCell": 35,
+    "PeepholeLSTMCell": 30,
     "ArticlePeepholeLSTMCell": 30,
-    "NaiveLSTMCell": 35,
+    "NaiveLSTMCell": 30,
 }
 
 
@@ -142,7 +142,7 @@ def test_what_is_saved_is_counted(cell_class: Any, program_of: Any) -> None:
     count = saved_floats(*program_of(cell_class(3, H)))
     if cell_class.__name__ in SAVED:
         assert count == SAVED[cell_class.__name__]
-    assert saved_floats(*program_of(cells.LSTMCell(3, H))) <= 7.5 * H
+    assert saved_floats(*program_of(cells.LSTMCell(3, H))) <= 6.5 * H
 
 
 @pytest.mark.parametrize("packed", [False, True])

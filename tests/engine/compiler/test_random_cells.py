@@ -7,6 +7,7 @@ states, any of which may be handed on as it is.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import flexrnn
 from flexrnn.engine.compiler.ops import OPS, Op
+from flexrnn.engine.cpu import chunks
 
 # What jumps would tell engines apart by rounding, and autograd has constants of two in float32.
 JUMPS = {"fmod", "remainder", "frac"}
@@ -109,6 +111,7 @@ LINE = st.tuples(st.sampled_from(KINDS), *(st.integers(0, 99) for _ in range(3))
     batch=st.integers(1, 3),
     hidden=st.sampled_from([1, 3, 5]),
     packed=st.booleans(),
+    rows=st.sampled_from([1, 512]),
     learns=st.lists(st.booleans(), min_size=13, max_size=13),
 )
 def test_a_random_cell_is_the_reference(
@@ -118,6 +121,7 @@ def test_a_random_cell_is_the_reference(
     batch: int,
     hidden: int,
     packed: bool,
+    rows: int,
     learns: list[bool],
     same_by_program: Callable[..., None],
 ) -> None:
@@ -130,8 +134,11 @@ def test_a_random_cell_is_the_reference(
         torch.randn(1, batch, hidden).double().requires_grad_(learns[9 + k]) for k in range(states)
     )
     if packed:
-        rows = [torch.randn(1 + (k * 2) % steps, 2).double() for k in range(batch)]
-        x: Any = pack_sequence(rows, enforce_sorted=False)
+        sequences = [torch.randn(1 + (k * 2) % steps, 2).double() for k in range(batch)]
+        x: Any = pack_sequence(sequences, enforce_sorted=False)
     else:
         x = torch.randn(steps, batch, 2).double().requires_grad_(learns[8])
-    same_by_program(layer, x, hx if states > 1 else hx[0], rtol=1e-9)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "ROWS", rows)  # of a chunk: one step, or all
+        patch.setattr(chunks, "BYTES", 1)
+        same_by_program(layer, x, hx if states > 1 else hx[0], rtol=1e-9)

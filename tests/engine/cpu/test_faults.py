@@ -11,7 +11,8 @@ import flexrnn
 from flexrnn import cells
 from flexrnn.engine.compiler import passes
 from flexrnn.engine.compiler.ops import OPS
-from flexrnn.engine.cpu import kernel, plan
+from flexrnn.engine.cpu import chunks, kernel, plan
+from flexrnn.engine.cpu.after import After
 
 Judge = Callable[..., None]
 
@@ -21,6 +22,12 @@ def nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs and loops are made anew, and forgotten with their faults."""
     monkeypatch.setattr(passes, "_programs", {})
     monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
+
+
+def in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loops run a few steps at a time."""
+    monkeypatch.setattr(chunks, "ROWS", 3)
+    monkeypatch.setattr(chunks, "BYTES", 1)
 
 
 def judged(judge: Judge, cell: Any, T: int = 5, B: int = 3, H: int = 35) -> None:
@@ -73,15 +80,17 @@ def test_a_wrong_form_of_an_operation_in_cpp(judge: Judge, monkeypatch: pytest.M
 
 
 FAULTS = {
-    "no barrier at all": ("void wait(long count) {", "void wait(long count) { return;"),
-    "one barrier a step too few": ("if (across) barrier.wait(count);", ""),
-    "a barrier that lets the first pass": ("== count) {", "<= count) {"),
+    "no barrier at all": ("void wait() {", "void wait() { return;"),
+    "one barrier a step too few": ("if (across) barrier.wait();", ""),
+    "a barrier that lets the first pass": ("- meetings) < 0;", "- meetings) < -1;"),
     "the last of an odd number of rows is left out": ("share(B, id,", "share(B - B % 2, id,"),
     "units behind the last whole vector are left out": ("if (left > 0)", "if (left > VL)"),
     "a thread too few in a sum over all": ("part < f.parts", "part < f.parts - 1"),
     "a sum over time forgets what it had": ("now = old + more;", "now = more;"),
     "what each computes for itself is saved by none": ("if (f.part == 0) store", "if (0) store"),
     "a thread computes nothing for itself": ("mine = {0, f.G", "mine = {f.part, f.G"),
+    "a chunk begins with the last state's derivative": ("done = T - last", "done = 0"),
+    "a chunk forgets the weights": ("if (last == T)", "if (first == 0)"),
     "a weight's last row is left out": ("(long k = 0; k < K;", "(long k = 1; k < K;"),
 }  # fmt: skip
 CELL_OF = {
@@ -102,14 +111,29 @@ def test_a_wrong_line_of_cpp(judge: Judge, monkeypatch: pytest.MonkeyPatch, faul
         return compiled(text.replace(right, wrong))
 
     monkeypatch.setattr(kernel, "library", library)
+    if "chunk" in fault:
+        in_chunks(monkeypatch)
     with pytest.raises(AssertionError, match=": error"):
         at_two_sizes(judge, CELL_OF.get(fault, cells.RNNCell))
     assert any(planted), "the line that was to be spoilt is not there"
 
 
-def test_without_a_fault_nothing_is_noticed(judge: Judge) -> None:
+def test_weights_learn_from_the_last_chunk_alone(
+    judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outer: Any = After._outer  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(After, "_outer", lambda *args: outer(*args[:-1], None))  # of no total
+    in_chunks(monkeypatch)
+    with pytest.raises(AssertionError, match="gradient of weight"):
+        judged(judge, cells.RNNCell)
+
+
+def test_without_a_fault_nothing_is_noticed(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
     for cell in (cells.RNNCell, cells.LayerNormLSTMCell):
         at_two_sizes(judge, cell)
+    in_chunks(monkeypatch)
+    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
+    judged(judge, cells.RNNCell)
 
 
 def test_memory_that_nobody_wrote_is_nan() -> None:

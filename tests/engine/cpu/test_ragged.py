@@ -73,10 +73,10 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> list[list[int] | None]:
     noted: list[list[int] | None] = []
     run = Launch.__call__
 
-    def note(self: Launch, memory: dict[str, Tensor]) -> None:
+    def note(self: Launch, memory: dict[str, Tensor], *steps: int) -> None:
         starts = memory.get(STARTS)
         noted.append(None if starts is None else starts.diff().tolist())
-        run(self, memory)
+        run(self, memory, *steps)
 
     monkeypatch.setattr(Launch, "__call__", note)
     return noted

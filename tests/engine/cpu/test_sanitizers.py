@@ -20,7 +20,7 @@ from torch import Tensor
 
 import flexrnn
 from flexrnn import cells
-from flexrnn.engine.cpu import cpp, kernel, plan
+from flexrnn.engine.cpu import chunks, cpp, kernel, plan
 from flexrnn.engine.cpu.build import compiler
 from flexrnn.engine.cpu.build.isa import machine, runnable
 from flexrnn.engine.cpu.kernel import SCRATCH, STARTS, Area, Kernel, Launch
@@ -28,6 +28,7 @@ from flexrnn.engine.step import CannotRunError
 
 CELLS = [cells.LSTMCell, cells.GRUCell, cells.LayerNormLSTMCell]
 SIZES = [(9, 1, 2, 5), (2, 7, 3, 19), (1, 2, 1, 5)]  # T, B, I, H
+EXTRA = 2  # chunks beyond the first, of the loops back of the first and the second size
 ENDS = torch.tensor([2, 5, 5, 0, 1, 4, 5]), torch.randn(5, 7, 3)  # lengths, and an input
 SANITIZERS = {
     # Unoptimised: that compiles in a third of the time and leaves every access as it is written.
@@ -45,7 +46,7 @@ MAIN = """
 extern "C" int omp_get_thread_num() { return 0; }  // asked for by what nobody calls here
 extern "C" int omp_get_num_threads() { return 1; }
 
-typedef void Work(void**, const long*, const double*, long, long, Barrier&);
+typedef void Work(void**, const long*, const double*, Told*, long, long);
 
 struct Memory {
     std::vector<void*> pieces;
@@ -66,11 +67,12 @@ struct Memory {
 };
 
 static void together(Work* work, void** p, const long* s, const double* c, long count) {
-    Barrier barrier;
+    std::vector<Told> all(count);
+    Told* told = all.data();
     std::vector<std::thread> threads;
     for (long id = 1; id < count; id++)
-        threads.emplace_back([=, &barrier] { work(p, s, c, id, count, barrier); });
-    work(p, s, c, 0, count, barrier);
+        threads.emplace_back([=] { work(p, s, c, told, id, count); });
+    work(p, s, c, told, 0, count);
     for (std::thread& thread : threads) thread.join();
 }
 """
@@ -82,6 +84,7 @@ class Call(NamedTuple):
     source: str
     launch: Launch
     memory: dict[str, Tensor]
+    steps: tuple[int, ...]  # from the first to before the last
     areas: dict[str, dict[int, int]]  # where the pieces of an area begin, and their sizes
 
     def text(self) -> str:
@@ -109,7 +112,7 @@ class Call(NamedTuple):
 {made}
         long starts[] = {{{", ".join(str(int(n)) for n in starts)}}};
         void* p[] = {{{", ".join(pointers)}}};
-        const long s[] = {{{", ".join(map(str, launch._sizes))}}};
+        const long s[] = {{{", ".join(map(str, launch._of(*self.steps)))}}};
         const double c[] = {{{", ".join([*map(repr, launch._constants), "0"])}}};
         together(%s, p, s, c, {launch._threads});
     }}"""
@@ -153,9 +156,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
         taken.clear()
         return made
 
-    def note(self: Launch, memory: dict[str, Tensor]) -> None:
+    def note(self: Launch, memory: dict[str, Tensor], *steps: int) -> None:
         source, areas = sources[self]
-        noted.append(Call(source, self, dict(memory), areas))
+        noted.append(Call(source, self, dict(memory), steps, areas))
 
     class Nothing:
         def __init__(self, text: str):
@@ -167,6 +170,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     monkeypatch.setattr(Launch, "__call__", note)
     monkeypatch.setattr(kernel, "library", Nothing)
     monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
+    monkeypatch.setattr(chunks, "ROWS", 4)
+    monkeypatch.setattr(chunks, "BYTES", 1)
     return noted
 
 
@@ -219,7 +224,8 @@ def ran(
         except (CannotRunError, subprocess.CalledProcessError) as cause:
             pytest.skip(f"no sanitizer of this kind here: {cause}")
         every_call(cells, threads)
-        assert len(calls) == len(cells) * (len(SIZES) + 1) * 8
+        runs = 2 * len([*SIZES, ENDS]) + EXTRA  # forward and backward
+        assert len(calls) == len(cells) * runs * 4  # two numbers of threads, two directions
         assert sum(STARTS in call.memory for call in calls) == len(cells) * 8
         text = program(calls, change)
         driver = compiler.compile_program(found, machine(), text, tmp_path, *options)
@@ -251,7 +257,7 @@ def test_no_races(ran: Any) -> None:
 FAULTS = [
     ("address", r"(point\d)<true>", r"\1<false>", "heap-buffer-overflow"),
     ("address", r"share\(B, id,", "share(B + 1, id,", "heap-buffer-overflow"),
-    ("thread", r"if \(across\) barrier\.wait\(count\);", "", "data race"),
+    ("thread", r"if \(across\) barrier\.wait\(\);", "", "data race"),
     # What each thread has of its own, in one place for all.
     ("thread", r"\(f\.part \* f\.B \+ r\) \* f\.temporary", "r * f.temporary", "data race"),
 ]

@@ -5,14 +5,16 @@ gradients, `prepare`, `reverse` step by step from the end, and `after` for all s
 what the step before needs for its own gradient is in `reverse`: products over the batch (gradients
 of weights), sums over it (of biases) and the input's gradient come after.
 
-The policy of saving: what the backward pass reads of the forward pass is saved, except for cheap
-elementwise results all of whose operands are at hand; those are computed again.
+The policy of saving: what the backward pass reads of the forward pass is saved, except for what is
+computed again: cheap elementwise results all of whose operands are at hand, and any elementwise
+function of one value, such as the tanh of an LSTM's c, where that value lies in memory anyway. One
+function more costs about as much as reading its result, and its memory is saved.
 """
 
 from collections.abc import Collection
 from typing import NamedTuple
 
-from flexrnn.engine.compiler.graph import Graph
+from flexrnn.engine.compiler.graph import Graph, Node
 from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.compiler.split import Dependence, dependences
 
@@ -89,16 +91,34 @@ def _saved(
         for arg in graph.nodes[index].args
         if arg in forward and depends[arg] > Dependence.PARAMETER and graph.nodes[arg].op != "input"
     }
-    saved, at_hand = set(), set()
+    saved = _states_read(graph, backward)
+    in_memory = saved | _lying(graph, saved)
+    at_hand = set(saved)
     for index in sorted(forward):
         node = graph.nodes[index]
         given = node.op == "input" or depends[index] == Dependence.PARAMETER
-        if given or (_is_cheap(graph, index) and at_hand.issuperset(node.args)):
+        cheap = _is_cheap(graph, index) and at_hand.issuperset(node.args)
+        if given or cheap or (_is_function(node) and in_memory.issuperset(node.args)):
             at_hand.add(index)
         elif index in read:
             saved.add(index)
+            in_memory.add(index)
             at_hand.add(index)
     return saved
+
+
+def _lying(graph: Graph, saved: set[int]) -> set[int]:
+    """The inputs that lie in memory for the backward pass whatever it reads."""
+    states = {
+        i for name, i in graph.inputs.items()
+        if name.startswith("state.") and graph.outputs.get(name) in (*saved, i)
+    }  # fmt: skip
+    return states | {i for name, i in graph.inputs.items() if name.startswith("x")}
+
+
+def _is_function(node: Node) -> bool:
+    """Whether a node is an elementwise function of one value."""
+    return node.op in OPS and len(node.args) == 1
 
 
 def _is_cheap(graph: Graph, index: int) -> bool:

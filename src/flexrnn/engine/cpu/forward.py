@@ -8,8 +8,9 @@ from torch import Tensor
 
 from flexrnn.engine.batches import places
 from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.cpu.chunks import Chunk, chunks
 from flexrnn.engine.cpu.kernel import SCRATCH, STARTS, Area, Rows
-from flexrnn.engine.cpu.layout import Layout, width
+from flexrnn.engine.cpu.layout import Layout, values_of, width
 from flexrnn.engine.cpu.plan import Plan, Sizes
 from flexrnn.engine.cpu.pool import POOL
 from flexrnn.engine.interpreter import Run
@@ -54,6 +55,15 @@ class Forward:
         self.saves = any(name.startswith(("saved.", "history.")) for name in self.parts)
         self.saved = [self._source(program, index) for index in program.schedule.saved]
         self.layout.finish(given)
+        self.chunks = self._chunks(program, plan)
+
+    def _chunks(self, program: Program, plan: Plan) -> tuple[Chunk, ...]:
+        """As few steps as their input's products, unless all of one are saved."""
+        hoisted = {name for name in plan.forward.source.buffers if name.startswith("hoisted.")}
+        if hoisted & {f"hoisted.{index}" for index in program.schedule.saved}:
+            hoisted = set()
+        numbers = sum(self.layout.rows[name].row for name in hoisted)
+        return chunks(self.sizes, numbers, plan.forward.itemsize)
 
     def _states(self, program: Program, plan: Plan, given: Mapping[str, Tensor]) -> None:
         """Where the states lie: whole where somebody reads them later, else the last two."""
@@ -74,7 +84,7 @@ class Forward:
                 )
             else:
                 at = self.layout.area.take(2 * first.numel())
-                lies = Rows(SCRATCH, first.numel(), wide, ring=True, offset=at)
+                lies = Rows(SCRATCH, first.numel(), wide, brief=True, offset=at)
                 last = at + ((self.sizes.steps - 1) & 1) * first.numel()
                 self.parts[f"end.{field}"] = _Part(tuple(first.shape[1:]), last)
             end = f"end.{field}" if self.sizes.fewer else ""
@@ -107,7 +117,8 @@ class Forward:
     def __call__(self, given: Mapping[str, Tensor], like: Tensor) -> Run:
         """Run it."""
         program, lead = self.layout.program, self.sizes.lead(given)
-        memory = self.layout.memory(given, like)
+        values = values_of(program, given) if self.layout.before.wanted else {}
+        memory = self.layout.memory(given, like, values)
         for field, inner in self.histories.items():
             memory[f"history.{field}"] = like.new_empty((*lead, *inner))
         if self.saves:
@@ -115,7 +126,7 @@ class Forward:
         if self.sizes.fewer:  # some have no step at all
             ends = (field for field in program.fields if field not in self.constant)
             memory |= {f"end.{field}": given[f"state.{field}"].clone() for field in ends}
-        self.layout.run(memory)
+        self._run(memory, values, lead, like)
         history = {}
         for field in self.keep:
             history[field] = (
@@ -140,3 +151,18 @@ class Forward:
                 end = memory[f"history.{field}"][last]
             final.append(end.clone())
         return Run(history, tuple(final), tuple(memory[name] for name in self.saved))
+
+    def _run(
+        self,
+        memory: dict[str, Tensor],
+        values: Mapping[int, Tensor],
+        lead: tuple[int, ...],
+        like: Tensor,
+    ) -> None:
+        program, several = self.layout.program, len(self.chunks) > 1
+        for chunk in self.chunks:
+            span = None
+            if several:
+                span, lead = chunk.span(self.sizes), (chunk.last - chunk.first, *lead[1:])
+            self.layout.before.add(program, values, memory, like, lead, span)
+            self.layout.run(memory, chunk)

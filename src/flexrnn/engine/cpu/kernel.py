@@ -3,7 +3,7 @@
 import ctypes
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from flexrnn.engine.lowering.stages import Loop, lower
 
 SCRATCH = "scratch"  # what a loop has for itself while it runs
 STARTS = "starts"  # where the rows of every step begin
+_FIRST, _LAST = HEAD.index("first"), HEAD.index("last")
 _LINE = 64  # bytes of a cache line, on which everything in an area begins
 
 
@@ -27,7 +28,7 @@ class Rows(NamedTuple):
     memory: str  # the name of the tensor
     time: int = 0  # numbers from one time step to the next
     row: int = 0  # from one row of the batch to the next
-    ring: bool = False  # only the last two steps are there
+    brief: bool = False  # of a state only the last two steps are there, of others those of a chunk
     first: str = (
         ""  # of a state: the tensor with what comes before the first step, or gets the last
     )
@@ -62,12 +63,20 @@ class Launch:
         self._sizes = (ctypes.c_long * len(sizes))(*sizes)
         self._constants = constants
 
-    def __call__(self, memory: Mapping[str, Tensor]) -> None:
-        """Run the loop on these tensors."""
+    def __call__(self, memory: Mapping[str, Tensor], first: int, last: int) -> None:
+        """Run some steps of the loop, from `first` to before `last`, on these tensors."""
         at = {name: tensor.data_ptr() for name, tensor in memory.items()}
         at[""] = 0
         pointers = self._kind(*[at[name] + offset for name, offset in self._pointers])
-        self._run(pointers, self._sizes, self._constants, self._threads)
+        self._run(pointers, self._of(first, last), self._constants, self._threads)
+
+    def _of(self, first: int, last: int) -> Any:
+        """The sizes, for these steps."""
+        sizes = self._sizes
+        if (sizes[_FIRST], sizes[_LAST]) != (first, last):
+            sizes = type(sizes)(*sizes)  # other threads may be calling, too
+            sizes[_FIRST], sizes[_LAST] = first, last
+        return sizes
 
 
 class Kernel:
@@ -131,7 +140,7 @@ class Kernel:
         for name in self.source.buffers:
             given = rows.get(name) or self._own(name, area, batch, threads)
             pointers += ((given.memory, given.offset * self.itemsize), (given.first, 0))
-            strides += (given.time, given.row, given.ring)
+            strides += (given.time, given.row, given.brief)
         for weight in self.source.weights:
             heads, inner, units = weight.shape
             columns = weight.width * self.lanes
@@ -145,7 +154,7 @@ class Kernel:
             for piece in parts:
                 table += (len(pointers), *_place(piece, weight.blocks, weight.shape[-1]))
                 pointers.append((piece.memory, piece.offset * self.itemsize))
-        sizes = (steps, batch, reverse, across, *self.source.sizes, *strides, *table)
+        sizes = (steps, batch, reverse, across, 0, steps, *self.source.sizes, *strides, *table)
         return Launch(self._run, pointers, sizes, self._constants, threads)
 
     def _own(self, name: str, area: Area, batch: int, threads: int) -> Rows:

@@ -1,4 +1,4 @@
-"""A call of a loop, laid out: where its buffers lie, and what torch computes before it."""
+"""A call of a loop, laid out: where its buffers lie."""
 
 import math
 from collections.abc import Mapping
@@ -6,8 +6,9 @@ from weakref import ref
 
 from torch import Tensor
 
-from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.cpu.before import Before
+from flexrnn.engine.cpu.chunks import Chunk
 from flexrnn.engine.cpu.emit import Packed, Shape
 from flexrnn.engine.cpu.kernel import SCRATCH, Area, Kernel, Rows
 from flexrnn.engine.cpu.pieces import Box, Piece, pieces
@@ -67,43 +68,32 @@ class Layout:
             across=threads > 1 and (batch < threads or read > _CACHED_WEIGHTS),
             threads=threads,
         )
-        nodes = self.program.graph.nodes
-        needed = self.program.graph.ancestors(self._computed)
-        self._before = tuple(i for i in sorted(needed) if nodes[i].op != "input")
+        self.before = Before(self.program.graph, self._computed)
 
     def memory(
-        self,
-        given: Mapping[str, Tensor],
-        like: Tensor,
-        values: dict[int, Tensor] | None = None,
+        self, given: Mapping[str, Tensor], like: Tensor, values: dict[int, Tensor]
     ) -> dict[str, Tensor]:
-        """The memory of a call: its operands, what torch makes of them before, and `SCRATCH`.
+        """The memory of a call: its operands, what torch makes of weights before, and `SCRATCH`.
 
         Args:
             given: the operands.
             like: a state.
-            values: the operands as torch computes with them, if somebody needs them further; what
-                is computed is added.
+            values: the operands as torch computes with them; what is computed is added.
         """
         memory = dict(given)
-        if self._computed:
-            values = values_of(self.program, given) if values is None else values
-            rows = self.sizes.lead(given)
-            interpreter.compute_nodes(self.program, self._before, values, rows, like)
-            for index in self._computed:
-                memory[f"node.{index}"] = values[index].to(like.dtype).contiguous()
+        self.before.begin(self.program, values, memory, like)
         memory[SCRATCH] = POOL.take(self.area.size, like.dtype)
         return memory
 
-    def run(self, memory: Mapping[str, Tensor]) -> None:
-        """Run the loop."""
-        self._launch(memory)
+    def run(self, memory: Mapping[str, Tensor], chunk: Chunk) -> None:
+        """Run the loop for the steps of a chunk."""
+        self._launch(memory, *chunk)
 
     def _input(self, name: str, given: Mapping[str, Tensor]) -> Rows:
         kind, _, rest = name.partition(".")
         if kind == "hoisted":
             row = math.prod(int(s) for s in self.program.graph.nodes[int(rest)].shape[1:])
-            return Rows(self._node(int(rest)), row * self.apart, row)
+            return Rows(self._node(int(rest)), row * self.apart, row, brief=True)
         if kind == "once":
             return Rows(self._node(int(rest)))
         if kind == "param":

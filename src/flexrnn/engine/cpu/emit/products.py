@@ -179,7 +179,11 @@ class Products:
         ]
         if tile.chains > 1:
             alternate = self._loop(pairs, panel, packed.inner, tile.chains)
-            lines += ["    if constexpr (R == 1) {", *(f"    {line}" for line in alternate), "    }"]
+            lines += [
+                "    if constexpr (R == 1) {",
+                *(f"    {line}" for line in alternate),
+                "    }",
+            ]
         return [*lines, *self._loop(pairs, panel, packed.inner, 1), "}"]
 
     def _loop(self, pairs: list[tuple[int, int]], panel: int, inner: str, steps: int) -> list[str]:

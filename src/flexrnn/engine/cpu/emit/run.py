@@ -3,7 +3,8 @@
 from flexrnn.engine.cpu.emit.context import Context
 from flexrnn.engine.cpu.emit.products import Packed
 
-HEAD = ("T", "B", "reverse", "across")  # the first sizes; then `Source.sizes`, then the strides
+# The first sizes; then `Source.sizes`, then the strides.
+HEAD = ("T", "B", "reverse", "across", "first", "last")
 
 
 def run(context: Context, weights: list[Packed], *, in_place: bool, together: int) -> str:
@@ -19,15 +20,17 @@ def run(context: Context, weights: list[Packed], *, in_place: bool, together: in
     begin, steps = writer.buffers()
     packing = writer.in_place() if in_place else writer.packing()
     if context.backward:
-        loop = "    for (long t = T - 1, done = 0; t >= 0; t--, done++) {"
+        loop = "    for (long t = last - 1, done = T - last; t >= first; t--, done++) {"
     else:
-        loop = "    for (long t = 0, done = 0; t < T; t++, done++) {"
+        loop = "    for (long t = first, done = first; t < last; t++, done++) {"
     return "\n".join([
         "static void work(void** p, const long* s, const double* c, Told* told, long id, "
         "long count) {",
         "    const long T = s[0], B = s[1];",
         "    const bool reverse = s[2];",
         "    const bool across = s[3];  // threads share the units of all rows, not the rows",
+        "    const long first = s[4], last = s[5];  // the steps of this call, a chunk of all",
+        "    [[maybe_unused]] const long chunk = reverse ? T - last : first;  // where it begins",
         "    const long* at = (const long*)p[0];  // where steps begin, if some have fewer rows",
         "    const Range mine = across ? Range{0, B} : at ? share_of_steps(at, T, B, id, count)",
         "                                            : share(B, id, count);",
@@ -53,7 +56,8 @@ def run(context: Context, weights: list[Packed], *, in_place: bool, together: in
         'extern "C" __attribute__((visibility("default")))',
         "void run(void** p, const long* s, const double* c, int threads) {",
         "    if (threads == 1) return work(p, s, c, nullptr, 0, 1);",
-        "    Told told[threads] = {};",
+        "    Told told[threads];  // clang refuses to initialise what has no constant length",
+        "    for (Told& each : told) each = {};",
         "#pragma omp parallel num_threads(threads)",
         "    work(p, s, c, told, omp_get_thread_num(), omp_get_num_threads());",
         "}\n",
@@ -85,22 +89,23 @@ class _Run:
             ]
         for k, buffer in enumerate(self.names):
             base, first = self._pointer(k, 0), self._pointer(k, 1)
-            time, ring = self._stride(k, 0), self._stride(k, 2)
+            time, brief = self._stride(k, 0), self._stride(k, 2)
             begin.append(f"    f.{buffer.name}_row = {self._stride(k, 1)};")
             if buffer.kind == "fixed":
                 begin.append(f"    f.{buffer.name} = {base};")
             elif buffer.kind == "sum":
                 begin.append(f"    f.{buffer.name} = {base} + id * f.{buffer.name}_row;")
             elif buffer.kind == "timed":
-                steps.append(f"        f.{buffer.name} = {base} + here * {time};")
+                place = f"(here - ({brief} ? chunk : 0)) * {time}"
+                steps.append(f"        f.{buffer.name} = {base} + {place};")
             elif buffer.kind == "after":
-                place = f"({ring} ? done & 1 : here) * {time}"
+                place = f"({brief} ? done & 1 : here) * {time}"
                 steps.append(f"        f.{buffer.name} = {base} + {place};")
             elif self._is_carry(buffer.name):
                 place = f"{base} + (done - 1 & 1) * {time}"
                 steps.append(f"        f.{buffer.name} = done ? {place} : {first};")
             else:
-                place = f"({ring} ? t - 1 & 1 : behind) * {time}"
+                place = f"({brief} ? t - 1 & 1 : behind) * {time}"
                 steps.append(f"        f.{buffer.name} = t ? {base} + {place} : {first};")
         return begin, steps
 
@@ -168,15 +173,15 @@ class _Run:
         return f"s[{first}]", f"s[{first + 1}]"
 
     def packing(self) -> list[str]:
-        """Pack this thread's share of the weights."""
-        lines = []
+        """Pack this thread's share of the weights, which then lie there for all chunks."""
+        pointers, lines = [], []
         for k, weight in enumerate(self.weights):
             first, count = self._pieces(k)
             pointer = f"(REAL*)p[{1 + 2 * len(self.names) + k}]"
             heads = f"f.G{weight.stage}" if weight.per_head else "1"
             panel = len(weight.blocks) * weight.width
+            pointers.append(f"    f.{weight.pointer} = {pointer};")
             lines += [
-                f"    f.{weight.pointer} = {pointer};",
                 "    {",
                 f"        const long tiles = ceil_div(f.W{weight.stage}, {weight.width} * VL);",
                 f"        const Range mine = share({heads} * tiles, id, count);",
@@ -187,7 +192,11 @@ class _Run:
                 f"i % tiles * {weight.width} * VL, f.W{weight.stage}, {weight.width} * VL);",
                 "    }",
             ]
-        return [*lines, "    barrier.wait();"] if lines else []
+        if not lines:
+            return []
+        begins = "last == T" if self.context.backward else "first == 0"
+        lines = [f"    {line}" for line in (*lines, "    barrier.wait();")]
+        return [*pointers, f"    if ({begins}) {{", *lines, "    }"]
 
 
 def _wait(context: Context, number: int) -> str:

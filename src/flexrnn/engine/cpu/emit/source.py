@@ -20,10 +20,11 @@ class Source:
     rows of every step begin, if steps have unlike numbers of them; for every buffer where it begins
     and, of a `before`, the first state, or of an `after`, where the last one of every row goes;
     then where every weight is packed; then every piece of a weight. Sizes: those of `HEAD`, of
-    `sizes`; of every buffer the distances from time to time and from row to row, and whether time
-    goes in a ring of two; of every weight where in the sizes its pieces begin and how many there
-    are; then the pieces, as `Piece` in loop.h. Where steps have unlike numbers of rows, the
-    distance from time to time is that from row to row.
+    `sizes`; of every buffer the distances from time to time and from row to row, and whether not
+    all steps are there: of a state the last two, of others those of the chunk; of every weight
+    where in the sizes its pieces begin and how many there are; then the pieces, as `Piece` in
+    loop.h. Where steps have unlike numbers of rows, the distance from time to time is that from row
+    to row.
     """
 
     text: str

@@ -1,0 +1,291 @@
+"""What torch computes of a backward pass: gradients of weights and of the input.
+
+They are products over the steps and rows of a chunk, done when the loop has run its steps. Sums
+over time and rows add up from chunk to chunk; what is made of these is computed at the end.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flexrnn.engine import batches, interpreter
+from flexrnn.engine.compiler.graph import BATCH, Graph, Node
+from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.cpu.kernel import STARTS
+from flexrnn.engine.cpu.plan import Sizes
+
+_NARROW = 64  # columns: with fewer, torch's product of the transposed matrices is the faster
+_SUMS = ("outer", "batch_sum")  # over time and rows
+
+Values = dict[int, Tensor]
+
+
+class Call(NamedTuple):
+    """What a call has at hand, and what it has found so far, by nodes."""
+
+    program: Program
+    given: Mapping[str, Tensor]
+    like: Tensor
+    whole: Values  # operands and what is saved, at all steps; what is made of parameters
+    found: Values  # sums, and what has a row for every step, of the steps until now
+
+
+class After:
+    """What torch computes, laid out for one kind of call. It keeps no operand alive.
+
+    Args:
+        program: the program.
+        after: the nodes that torch computes; see `extract`.
+        kept: nodes that the loop leaves behind at every step.
+        sums: nodes that the loop sums up over all steps.
+        sizes: of the call.
+        given: the operands.
+
+    Attributes:
+        splits: whether it can be done chunk by chunk. No sum over all steps is known before the
+            last one, so what has a row for every step must not be made of one.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        after: Sequence[int],
+        kept: Iterable[int],
+        sums: Iterable[int],
+        sizes: Sizes,
+        given: Mapping[str, Tensor],
+    ):
+        graph = program.graph
+        self.sizes = sizes
+        self.olds = {graph.inputs[f"state.{f}"]: f"state.{f}" for f in program.fields}
+        self.news = {i: graph.outputs[name] for i, name in self.olds.items()}
+        inputs = {graph.inputs[name] for name in given if name in graph.inputs}
+        operands = inputs - {*self.olds} | {*program.schedule.saved}
+        names = (n for n in graph.outputs if n[:5] == "grad." and n[:11] != "grad.state.")
+        self.roots = frozenset(graph.outputs[name] for name in names)
+        self.once: list[int] = []  # made of parameters
+        self.chunk: list[int] = []  # computed in every chunk
+        self.late: list[int] = []  # made of sums
+        self.splits = True
+        order = self._ordered(graph, after, {*operands, *kept, *sums}, given)
+        sums = set(sums)
+        for index in order:
+            node, timed = graph.nodes[index], _is_timed(graph, index)
+            if sums.intersection(node.args):
+                self.late.append(index)
+                sums.add(index)
+                self.splits &= not timed
+            elif timed or any(_is_timed(graph, arg) for arg in node.args):
+                self.chunk.append(index)
+                if not timed:
+                    assert node.op in _SUMS
+                    sums.add(index)
+            else:
+                self.once.append(index)
+        self.turned = frozenset(i for i in self.chunk if _is_narrow(graph.nodes[i]))
+        read = {arg for i in self.chunk for arg in graph.nodes[i].args}
+        self.read = tuple(i for i in sorted(read & operands) if _is_timed(graph, i))
+
+    def _ordered(
+        self, graph: Graph, after: Sequence[int], done: set[int], given: Mapping[str, Tensor]
+    ) -> list[int]:
+        """What is to be computed, in an order in which it can be."""
+        done, order = set(done), list[int]()
+        pending = list(reversed(after))
+        while pending:
+            index = pending[-1]
+            node = graph.nodes[index]
+            needed = [a for a in node.args if not (_is_outer(node) and self._is_recorded(a, given))]
+            missing = [a for a in needed if a not in done]
+            if index in done or not missing:
+                pending.pop()
+            else:
+                pending.extend(missing)
+                continue
+            if index not in done:
+                done.add(index)
+                order.append(index)
+        return order
+
+    def begin(self, call: Call, *, several: bool) -> None:
+        """Compute what is made of parameters, and get memory for what chunks will fill.
+
+        Args:
+            call: of which nothing is known yet but what is at hand.
+            several: there is more than one chunk.
+        """
+        graph, lead = call.program.graph, self.sizes.lead(call.given)
+        interpreter.compute_nodes(call.program, self.once, call.whole, (), call.like)
+        for index in self.chunk if several else ():
+            if index in self.roots and _is_timed(graph, index):
+                shape = interpreter.shape_of(graph.nodes[index], lead)
+                call.found[index] = call.like.new_empty(shape)
+
+    def add(self, call: Call, span: slice, kept: Mapping[int, Tensor]) -> Values:
+        """Compute what follows from the steps of a chunk, and add it to what is found.
+
+        Args:
+            call: what is known.
+            span: the steps, in the order of time.
+            kept: what the loop has left of them.
+
+        Returns:
+            What has a row for every step, of these steps.
+        """
+        graph, lead = call.program.graph, self.sizes.lead(call.given)
+        all_of_it = span.stop - span.start == self.sizes.steps
+        if not all_of_it:
+            lead = (span.stop - span.start, *lead[1:])
+        values = call.whole | {i: truth(graph, i, tensor) for i, tensor in kept.items()}
+        for index in self.read:
+            tensor = call.whole[index] if all_of_it else call.whole[index][span]
+            values[index] = truth(graph, index, tensor)
+        for index in self.chunk:
+            total = call.found.get(index)
+            if index in self.olds:
+                values[index] = self._before(index, call.given, span)
+            elif _is_outer(graph.nodes[index]):
+                call.found[index] = self._outer(index, values, call, span, total)
+            elif not _is_timed(graph, index):
+                value = _compute(call, index, values, lead)
+                call.found[index] = value if total is None else total + value
+            elif total is None:
+                values[index] = _compute(call, index, values, lead)
+                if index in self.roots:
+                    call.found[index] = values[index]
+            else:
+                values[index] = _fill(total[span], call, index, values, lead)
+        return values
+
+    def end(self, call: Call, values: Values) -> Values:
+        """Compute what is made of sums, all of which are known now.
+
+        Args:
+            call: what is known.
+            values: those of the last chunk, which is the only one where `splits` is false.
+
+        Returns:
+            All that was computed, with whatever is at hand.
+        """
+        for index in self.turned:
+            call.found[index] = call.found[index].T.contiguous()
+        at_hand = {i: call.whole[i] for i in self.roots if i in call.whole}
+        values = values | at_hand | call.found
+        whole = slice(0, self.sizes.steps)
+        for index in self.late:
+            if _is_outer(call.program.graph.nodes[index]):
+                values[index] = self._outer(index, values, call, whole, None)
+            else:
+                values[index] = _compute(call, index, values, self.sizes.lead(call.given))
+        return values
+
+    def _is_recorded(self, index: int, given: Mapping[str, Tensor]) -> bool:
+        """Whether a node is a state before each step, all of whose values are there."""
+        return index in self.olds and self._history(index) in given
+
+    def _history(self, index: int) -> str:
+        """The name of the memory of the values after each step, of a state before it."""
+        return f"saved.{self.news[index]}"
+
+    def _before(self, index: int, given: Mapping[str, Tensor], span: slice) -> Tensor:
+        """A state before every one of some steps, `(T, B, ...)` or `(N, ...)`."""
+        first = given[self.olds[index]]
+        if self.sizes.fewer:
+            sizes = given[STARTS].diff()
+            if self.news[index] == index:
+                return first.index_select(0, batches.places(sizes)[1])
+            after = given[self._history(index)]
+            return batches.before(after, first, sizes, reverse=self.sizes.reverse)
+        if self.news[index] == index:  # it never changes
+            return first.expand(span.stop - span.start, *first.shape)
+        past = given[self._history(index)][self._past(span)]
+        if not self._begins(span):
+            return past
+        return torch.cat([past, first[None]] if self.sizes.reverse else [first[None], past])
+
+    def _begins(self, span: slice) -> bool:
+        """Whether the first step of the forward pass is among these."""
+        return span.stop == self.sizes.steps if self.sizes.reverse else span.start == 0
+
+    def _past(self, span: slice) -> slice:
+        """The steps before these, but for what is before the first of all."""
+        by = 1 if self.sizes.reverse else -1
+        return slice(max(0, span.start + by), span.stop + by)
+
+    def _outer(
+        self, index: int, values: Values, call: Call, span: slice, total: Tensor | None
+    ) -> Tensor:
+        """Add to a total the products of a left and a right operand over some steps."""
+        for left, right in self._pairs(call.program.graph.nodes[index], values, call.given, span):
+            a, g = (right, left) if index in self.turned else (left, right)
+            total = a.T @ g if total is None else total.addmm_(a.T, g)
+        assert total is not None
+        return total
+
+    def _pairs(
+        self, node: Node, values: Values, given: Mapping[str, Tensor], span: slice
+    ) -> Iterator[list[Tensor]]:
+        """Pairs of operands `(N, ...)` which together are those of some steps.
+
+        The states before the steps are the initial one and those after every step but the last:
+        they lie in two places, and so there are two pairs where the first step is among these.
+        """
+        if self.sizes.fewer:
+            for arg in node.args:
+                if arg not in values:
+                    values[arg] = self._before(arg, given, span)
+        if all(arg in values for arg in node.args):
+            yield [_flat(values[arg]) for arg in node.args]
+            return
+        others = slice(None)
+        if self._begins(span):
+            first, others = (-1, slice(-1)) if self.sizes.reverse else (0, slice(1, None))
+            yield [
+                _flat(values[arg][first] if arg in values else given[self.olds[arg]])
+                for arg in node.args
+            ]
+        past = self._past(span)
+        yield [
+            _flat(values[arg][others] if arg in values else given[self._history(arg)][past])
+            for arg in node.args
+        ]
+
+
+def truth(graph: Graph, index: int, numbers: Tensor) -> Tensor:
+    """Truth values as torch has them; in a loop's memory they are 1 and 0."""
+    return numbers != 0 if graph.nodes[index].boolean else numbers
+
+
+def _compute(call: Call, index: int, values: Values, lead: tuple[int, ...]) -> Tensor:
+    node = call.program.graph.nodes[index]
+    return interpreter.compute(node, [values[a] for a in node.args], lead, call.like)
+
+
+def _fill(into: Tensor, call: Call, index: int, values: Values, lead: tuple[int, ...]) -> Tensor:
+    """Compute a node in place."""
+    node = call.program.graph.nodes[index]
+    if node.op == "product" and len(call.program.graph.nodes[node.args[1]].shape) == 2:
+        a, w = (values[arg] for arg in node.args)
+        torch.mm(_flat(a), w, out=_flat(into))
+        return into
+    return into.copy_(_compute(call, index, values, lead))
+
+
+def _is_timed(graph: Graph, index: int) -> bool:
+    """Whether a node has rows at every step."""
+    return BATCH in graph.nodes[index].shape
+
+
+def _is_outer(node: Node) -> bool:
+    """Whether a node is one large product."""
+    return node.op == "outer" and len(node.shape) == 2
+
+
+def _is_narrow(node: Node) -> bool:
+    return _is_outer(node) and int(node.shape[1]) < _NARROW <= int(node.shape[0])
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])

@@ -1,0 +1,78 @@
+"""What torch computes before a loop: weights that are made of others, and products of the input."""
+
+from collections.abc import Collection, Mapping
+
+from torch import Tensor
+
+from flexrnn.engine import interpreter
+from flexrnn.engine.compiler.graph import BATCH, Graph
+from flexrnn.engine.compiler.program import Program
+
+
+class Before:
+    """What torch computes, laid out for one kind of call. It keeps no operand alive.
+
+    Args:
+        graph: of the program.
+        wanted: nodes that the loop reads, each in the memory `node.INDEX`.
+    """
+
+    def __init__(self, graph: Graph, wanted: Collection[int]):
+        self.wanted = tuple(wanted)
+        needed = sorted(graph.ancestors({*wanted}))
+        made = [i for i in needed if graph.nodes[i].op != "input"]
+        self.timed = frozenset(i for i in needed if BATCH in graph.nodes[i].shape)
+        self.inputs = tuple(self.timed.difference(made))
+        self.chunk = tuple(i for i in made if i in self.timed)
+        self.once = tuple(i for i in made if i not in self.timed)
+
+    def begin(
+        self,
+        program: Program,
+        values: dict[int, Tensor],
+        memory: dict[str, Tensor],
+        like: Tensor,
+    ) -> None:
+        """Compute what serves all steps.
+
+        Args:
+            program: the program.
+            values: inputs and parameters by their nodes; what is computed is added.
+            memory: where the loop finds it.
+            like: a state.
+        """
+        interpreter.compute_nodes(program, self.once, values, (), like)
+        self._put(values, memory, like, timed=False)
+
+    def add(
+        self,
+        program: Program,
+        values: Mapping[int, Tensor],
+        memory: dict[str, Tensor],
+        like: Tensor,
+        lead: tuple[int, ...],
+        span: slice | None,
+    ) -> None:
+        """Compute what the steps of a chunk read; what those of the one before have read goes.
+
+        Args:
+            program, values, memory, like: as in `begin`, where `values` has grown.
+            lead: the axes in front of what there is at every step of the chunk.
+            span: these steps, in the order of time; None for all.
+        """
+        if not self.chunk:
+            return
+        for index in self.timed.intersection(self.wanted):
+            memory.pop(f"node.{index}", None)
+        some = dict(values)
+        for index in self.inputs if span else ():
+            some[index] = some[index][span]
+        interpreter.compute_nodes(program, self.chunk, some, lead, like)
+        self._put(some, memory, like, timed=True)
+
+    def _put(
+        self, values: Mapping[int, Tensor], memory: dict[str, Tensor], like: Tensor, *, timed: bool
+    ) -> None:
+        for index in self.wanted:
+            if (index in self.timed) == timed:
+                memory[f"node.{index}"] = values[index].to(like.dtype).contiguous()

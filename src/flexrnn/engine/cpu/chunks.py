@@ -1,0 +1,42 @@
+"""Chunks of steps: what torch's products and a loop hand to each other lives for one of them only.
+
+A loop wants the input's products, and leaves the gradients of gates to the products behind it. For
+all steps at once these would be the largest tensors of a call. So a loop runs some steps at a time,
+few enough that they stay small, enough that torch's products are large.
+"""
+
+from typing import NamedTuple
+
+from flexrnn.engine.cpu.plan import Sizes
+
+ROWS = 512  # of a chunk, over all its steps, so that a product is fast
+BYTES = 1 << 20  # handed over in a chunk; less is not worth the trouble
+
+
+class Chunk(NamedTuple):
+    """Steps of a pass, counted in its order, from the first on; those of a loop back come last."""
+
+    first: int
+    last: int  # the first behind them
+
+    def span(self, sizes: Sizes) -> slice:
+        """The steps in the order of time."""
+        if sizes.reverse:
+            return slice(sizes.steps - self.last, sizes.steps - self.first)
+        return slice(self.first, self.last)
+
+
+def chunks(sizes: Sizes, numbers: int, itemsize: int) -> tuple[Chunk, ...]:
+    """The chunks of a call, in the order of its forward pass.
+
+    Args:
+        sizes: of the call. Where steps have unlike numbers of rows, they are one chunk.
+        numbers: that are handed over at every step and row.
+        itemsize: bytes of a number.
+    """
+    steps, row = sizes.steps, numbers * itemsize
+    if not row or not sizes.batch or sizes.fewer:
+        return (Chunk(0, steps),)
+    least = max(-(-ROWS // sizes.batch), -(-BYTES // (row * sizes.batch)))
+    count = max(1, (2 * steps + least) // (2 * least))
+    return tuple(Chunk(steps * k // count, steps * (k + 1) // count) for k in range(count))
