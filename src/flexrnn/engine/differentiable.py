@@ -53,7 +53,8 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        engine, program, about, keep, reverse, batch_sizes = ctx.call
+        call: Ready = ctx.call
+        engine, program, about, keep, reverse, batch_sizes = call
         times = {"reverse": reverse, "batch_sizes": batch_sizes}
         tensors = ctx.saved_tensors  # looked at once: under a checkpoint a look computes them anew
         row, saved = tensors[: len(about.names)], tensors[len(about.names) :]
