@@ -244,10 +244,9 @@ def _way(
             way = None
         memory.ways[key] = way
         trim(memory.ways, _KEPT)
-    full = way is not None and any(
-        any(tensor is not None for tensor in held.values()) for held in way.empty if held
-    )
-    return None if full else way
+    if way is None or (any(way.empty) and _has_tensors(way.empty)):
+        return None
+    return way
 
 
 def _found(
@@ -282,6 +281,10 @@ def _found(
             x = x.new_empty(1, x.shape[1], ways * widths[0])
             x, learns = (x.requires_grad_() if learns else x), False
     return _Way(tuple(parts), widths, tuple(empty))
+
+
+def _has_tensors(tables: Sequence[Mapping[str, Any]]) -> bool:
+    return any(tensor is not None for table in tables for tensor in table.values())
 
 
 def _initial(cell: Cell) -> Any:

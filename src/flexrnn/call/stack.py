@@ -90,7 +90,7 @@ def stacked(cell: Cell, rows: Sequence[tuple[Tensor, ...]], dtype: torch.dtype) 
     """A `State` of the cell's whose fields have an axis more, of layers and directions."""
     one = len(rows) == 1
     fields = [f[0][None] if one else torch.stack(f) for f in zip(*rows, strict=True)]
-    return cell.State(*(f.to(dtype) for f in fields))
+    return cell.State(*(f if f.dtype is dtype else f.to(dtype) for f in fields))
 
 
 def each(fn: Callable[[Tensor], Tensor], state: Any) -> Any:
