@@ -228,7 +228,7 @@ def test_derivatives_of_another_kind_take_the_long_way(known: Known) -> None:
     found = torch.func.grad(loss)(names, x)
     layer(x)[0].square().sum().backward()
     assert_close(found, {name: p.grad for name, p in layer.named_parameters()})
-    _, tangent = torch.func.jvp(lambda x: layer(x)[0], (x,), (torch.ones_like(x),))
+    tangent: Any = torch.func.jvp(lambda x: layer(x)[0], (x,), (torch.ones_like(x),))[1]
     assert tangent.abs().sum() > 0
     each = torch.func.vmap(lambda x: layer(x)[0], 1, 1)(x[:, :, None])
     assert_close(each[:, :, 0], layer(x)[0])
@@ -332,6 +332,10 @@ def test_options_that_a_layer_gets_later_count(known: Known) -> None:
     two = FlexRNN(OwnCell, I, H, 2, dropout=0.5, dtype=torch.float64)
     assert not is_taken(two, x)
     assert is_taken(two.eval(), x)
+    cell = OwnCell(I, H, dtype=torch.float64)  # as the one that is there, but for a buffer
+    cell.register_buffer("more", randn(H))
+    two.cells[0] = cell
+    assert not is_taken(two, x)
 
 
 def test_a_cell_that_begins_in_its_own_way_or_is_no_program_takes_the_long_way() -> None:
@@ -382,6 +386,7 @@ def test_a_mistake_is_worded_as_ever(known: Known) -> None:
         (x, (h, h[:, :1])),
         (x, (h, h.float())),
         (x, (h, None)),
+        (x, ()),
     ):
         assert not is_taken(layer, wrong, hx)
         with pytest.raises((TypeError, ValueError, RuntimeError)):

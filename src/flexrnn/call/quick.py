@@ -7,7 +7,7 @@ looks that it is the one, and does nothing that the case does not need. What it 
 kinds alone (dtypes, widths, which tensors want a gradient); the tensors are those of the call.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -41,7 +41,6 @@ class _Way(NamedTuple):
 
     parts: tuple[tuple[Ready, tuple[int, ...]], ...]  # of each cell; its parameters, of the layer's
     widths: tuple[int, ...]  # of the state
-    empty: tuple[Mapping[str, Any], ...]  # where a cell would have tensors that are not the layer's
 
 
 class _Memory:
@@ -132,7 +131,7 @@ def _run(layer: Any, x: Tensor, hx: Any, *, axis: int | None) -> tuple[Tensor, A
     if (memory := _memories.get(layer)) is None:
         memory = _memories[layer] = _Memory(layer._slots)
     given = (hx,) if isinstance(hx, Tensor) else () if hx is None else hx
-    if memory.blind or not isinstance(given, tuple):
+    if memory.blind or not isinstance(given, tuple) or (hx is not None and not given):
         return None
     try:
         params = [getattr(layer, flat) for flat in memory.flat]
@@ -140,6 +139,8 @@ def _run(layer: Any, x: Tensor, hx: Any, *, axis: int | None) -> tuple[Tensor, A
             return None
         x = x[None] if axis is None else x.transpose(0, 1) if axis else x
         cells = list(layer.cells)
+        if any(map(_has_tensors, cells)):
+            return None
         if hx is None and layer.learn_initial_state:
             about = {"dtype": x.dtype, "device": x.device, "batch": x.shape[1], "learned": True}
             given = initial_state(layer, cells, layer._suffixes, **about)
@@ -179,11 +180,12 @@ def _is_served(layer: Any, x: Tensor, axis: int | None) -> bool:
     shape = x.shape
     if len(shape) != (2 if axis is None else 3) or shape[-1] != layer.input_size:
         return False
-    if axis is not None:  # a single step is no loop for `auto`
-        least = 2 if scan.in_force(layer.backend) == "auto" else 1
-        if shape[axis] < least:
-            return False
-    return not engines.not_served(_ENGINE, x)
+    steps = None if axis is None else shape[axis]
+    if steps == 0:
+        return False
+    backend = scan.in_force(layer.backend)
+    first = engines.chain(backend, x, steps)[0]
+    return first == _ENGINE and not (backend == _ENGINE and engines.not_served(_ENGINE, x))
 
 
 def _fit(given: Sequence[Tensor], widths: Sequence[int], layers: int, batch: int) -> bool:
@@ -220,6 +222,7 @@ def _way(
     params: list[Tensor],
 ) -> _Way | None:
     """The way of a call `(T, B, I)`, remembered, or found out now."""
+    identities = tuple(map(identity, cells))
     key = (
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
@@ -227,13 +230,13 @@ def _way(
         layer.bidirectional,
         x.dtype,
         x.requires_grad,
-        *[identity(cell) for cell in cells],
+        identities,
         *[field.requires_grad for field in given],
         *[(tensor.shape, tensor.requires_grad) for tensor in params],
     )
     way = memory.ways.get(key)
     if way is None and key not in memory.ways:
-        if not all(isinstance(number, int) for number in key[6 : 6 + len(cells)]):
+        if not all(isinstance(number, int) for number in identities):
             memory.blind = True
             return None
         if not _fit(given, field_sizes(cells[0]), len(cells), x.shape[1]):
@@ -244,8 +247,6 @@ def _way(
             way = None
         memory.ways[key] = way
         trim(memory.ways, _KEPT)
-    if way is None or (any(way.empty) and _has_tensors(way.empty)):
-        return None
     return way
 
 
@@ -264,7 +265,6 @@ def _found(
         return None
     lent: Any = SimpleNamespace(**dict(zip(memory.flat, params, strict=True)))
     parts: list[tuple[Ready, tuple[int, ...]]] = []
-    empty: list[Mapping[str, Any]] = []
     at, learns = 0, False
     for k, (cell, slots) in enumerate(zip(cells, layer._slots, strict=True)):
         step = CellStep(bind(cell, slots, lent), origin=cell)
@@ -275,16 +275,18 @@ def _found(
         state = cell.State(*(start or (field[k] for field in given)))
         ready = eager.ready(step, state, (x,), reverse=k % ways == 1, keep=(0,), engine=_ENGINE)
         parts.append((ready, tuple(places[name] for name in step.tensors)))
-        empty += [held for m in cell.modules() for held in (m._parameters, m._buffers)]
         learns |= bool(ready.about.gradients)
         if k % ways == ways - 1:  # of what the next layer gets only the kind counts
             x = x.new_empty(1, x.shape[1], ways * widths[0])
             x, learns = (x.requires_grad_() if learns else x), False
-    return _Way(tuple(parts), widths, tuple(empty))
+    return _Way(tuple(parts), widths)
 
 
-def _has_tensors(tables: Sequence[Mapping[str, Any]]) -> bool:
-    return any(tensor is not None for table in tables for tensor in table.values())
+def _has_tensors(cell: Cell) -> bool:
+    """Whether a cell has parameters or buffers that are not the layer's."""
+    modules = cell.modules() if cell._modules else (cell,)
+    tables = [held for m in modules for held in (m._parameters, m._buffers) if held]
+    return any(tensor is not None for held in tables for tensor in held.values())
 
 
 def _initial(cell: Cell) -> Any:
