@@ -144,6 +144,8 @@ def _run(layer: Any, x: Tensor, hx: Any, *, axis: int | None) -> tuple[Tensor, A
         if hx is None and layer.learn_initial_state:
             about = {"dtype": x.dtype, "device": x.device, "batch": x.shape[1], "learned": True}
             given = initial_state(layer, cells, layer._suffixes, **about)
+            if not _lie_here((x, *given)):
+                return None
         way = _way(layer, memory, cells, x, given, params)
         if way is None or not _fit(given, way.widths, len(cells), x.shape[1]):
             return None
