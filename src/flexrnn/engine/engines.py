@@ -79,7 +79,7 @@ def not_served(engine: str, like: Tensor) -> str:
     """
     if engine != "cpu":
         return ""
-    if like.device.type != "cpu":
+    if not like.is_cpu:
         return f"serves the CPU, not {like.device.type}"
     autocast = like.dtype != torch.float64 and torch.is_autocast_enabled("cpu")
     if like.dtype not in cpu.DTYPES or autocast:

@@ -159,11 +159,11 @@ def operands(
     given = {f"x{k}": x for k, x in enumerate(xs)}
     given |= {f"param.{name}": tensor for name, tensor in tensors.items()}
     for name, tensor in list(given.items()):
-        if tensor.is_neg() or tensor._is_zerotensor():
-            tensor = given[name] = materialized(tensor)
-        if tensor.dtype != dtype:
-            given[f"original.{name}"] = tensor
-            given[name] = tensor.to(dtype)
+        if (there := materialized(tensor)) is not tensor:
+            given[name] = there
+        if there.dtype is not dtype:
+            given[f"original.{name}"] = there
+            given[name] = there.to(dtype)
     for k in range(len(xs)):
         given[f"x{k}"] = dense(given[f"x{k}"], fewer=batch_sizes is not None)
     for field, first in zip(program.fields, state, strict=True):
@@ -177,7 +177,7 @@ def materialized(tensor: Tensor) -> Tensor:
     """A tensor whose memory holds its numbers: not their negatives, and not nothing for zeros."""
     if tensor._is_zerotensor():
         return torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu")
-    return tensor.resolve_neg()
+    return tensor.resolve_neg() if tensor.is_neg() else tensor
 
 
 def dense(tensor: Tensor, *, fewer: bool = False) -> Tensor:
