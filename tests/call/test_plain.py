@@ -1,21 +1,19 @@
 # pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
-"""Plain calls of sequences: what is remembered gives the numbers of the long way, bit by bit.
+"""Plain calls of sequences: what is remembered gives the numbers of the long way, bit by bit."""
 
-And nothing that makes a call another one is overlooked.
-"""
-
-import copy
 import gc
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import Tensor
+from torch.autograd import graph
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 import flexrnn
 from flexrnn import FlexRNN, cells
@@ -23,27 +21,8 @@ from flexrnn.call import quick
 from flexrnn.engine.compiler import passes
 from flexrnn.engine.cpu import plan
 
+pytestmark = pytest.mark.usefixtures("by_the_engine")
 T, B, I, H = 6, 2, 3, 5
-
-
-class OwnCell(flexrnn.Cell):
-    """A cell of nobody's, with an option and a module inside."""
-
-    State = cells.LSTMState
-    scale = 1.0
-
-    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None,
-                 dtype: Any = None):  # fmt: skip
-        super().__init__(input_size, hidden_size)
-        options: Any = {"bias": bias, "device": device, "dtype": dtype}
-        self.inner = nn.Linear(input_size + hidden_size, 2 * hidden_size, **options)
-        self.decay = nn.Parameter(torch.rand(hidden_size, dtype=dtype))
-
-    def step(self, x: Any, state: Any) -> Any:
-        h, c = state
-        a, b = self.inner(torch.cat([x, h], -1)).chunk(2, -1)
-        c = torch.sigmoid(self.decay) * c + torch.sin(a) * self.scale
-        return self.State(torch.tanh(b) * c, c)
 
 
 KINDS: dict[str, Any] = {
@@ -51,26 +30,8 @@ KINDS: dict[str, Any] = {
     "gru": cells.GRUCell,
     "peephole": cells.PeepholeLSTMCell,
     "layer norm": cells.LayerNormLSTMCell,
-    "own": OwnCell,
+    "own": None,
 }
-
-
-@pytest.fixture(autouse=True)
-def by_the_engine() -> Iterator[None]:
-    with flexrnn.backend("cpu"):
-        yield
-
-
-@pytest.fixture
-def long(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """A call on the long way."""
-
-    def run(call: Callable[[], Any]) -> Any:
-        with monkeypatch.context() as patch:
-            patch.setattr(quick, "call", lambda *_: None)
-            return call()
-
-    return run
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -98,10 +59,10 @@ def lying(shape: tuple[int, ...], how: str, dtype: torch.dtype) -> Tensor:
 @pytest.mark.parametrize("how", ["in one piece", "crosswise", "with gaps"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_numbers_and_gradients_are_those_of_the_long_way(
-    kind: str, how: str, long: Callable[..., Any]
+    kind: str, how: str, long: Callable[..., Any], own_cell: Any
 ) -> None:
     dtype = torch.float32 if kind == "lstm" else torch.float64
-    layer = FlexRNN(KINDS[kind], I, H, dtype=dtype)
+    layer = FlexRNN(KINDS[kind] or own_cell, I, H, dtype=dtype)
     for seen in range(3):  # the first finds out, the others remember; with a state, and without
         x = lying((T, B, I), how, dtype).requires_grad_(seen != 1)
         fields = len(flat(layer(x))) - 1
@@ -154,246 +115,60 @@ def test_every_form_of_a_layer_has_the_numbers_of_the_long_way(
     assert_close(layer(x, state), long(lambda: layer(x, state)), rtol=0, atol=0)
 
 
-@pytest.fixture
-def known() -> tuple[FlexRNN, Tensor]:
-    """A layer of which a plain call is remembered, with and without derivatives."""
-    layer = FlexRNN(OwnCell, I, H, dtype=torch.float64)
-    x = randn(T, B, I)
-    layer(x)
-    with torch.no_grad():
-        layer(x)
-    assert is_taken(layer, x)
-    return layer, x
+def checkpointed(layer: FlexRNN, x: Tensor) -> Any:
+    return checkpoint(layer, x, use_reentrant=False)
 
 
-Known = tuple[FlexRNN, Tensor]
+def checkpointed_within(layer: FlexRNN, x: Tensor) -> Any:
+    return checkpoint(layer, x, use_reentrant=True)
 
 
-def by_reference(call: Callable[[], Any]) -> Any:
-    with flexrnn.backend("reference"):
-        return call()
+def plainly(layer: FlexRNN, x: Tensor) -> Any:
+    return layer(x)
 
 
-def assert_right(layer: FlexRNN, x: Tensor, hx: Any = None) -> None:
-    expected = by_reference(lambda: layer(x, hx))
-    assert_close(layer(x, hx), expected, rtol=1e-12, atol=1e-13)
+@pytest.mark.filterwarnings("ignore:Anomaly Detection:UserWarning")
+@pytest.mark.parametrize(("call", "around"), [
+    (checkpointed, nullcontext),
+    (checkpointed_within, nullcontext),
+    (plainly, graph.save_on_cpu),
+    (plainly, lambda: graph.saved_tensors_hooks(torch.clone, lambda tensor: tensor)),
+    (plainly, torch.autograd.detect_anomaly),
+], ids=["checkpoint", "reentrant", "saved elsewhere", "hooks", "anomaly"])  # fmt: skip
+def test_what_torch_does_with_saved_tensors_finds_the_same(
+    call: Callable[..., Any], around: Callable[[], Any], long: Callable[..., Any]
+) -> None:
+    layer = flexrnn.LSTM(I, H, 2, bidirectional=True, dtype=torch.float64)
+    x = randn(T, B, I).requires_grad_()
 
+    def trained() -> Any:
+        with around():
+            found = flat(call(layer, x))
+            loss = found[0].square().sum() + found[2].sum()
+            layer.zero_grad()
+            x.grad = None
+            loss.backward()
+            return [*found, x.grad, *(p.grad for p in layer.parameters())]
 
-def test_what_is_in_force_around_a_call_is_noticed(known: Known) -> None:
-    layer, x = known
-    for around in (
-        flexrnn.backend("reference"),
-        flexrnn.backend("interpreter"),
-        flexrnn.record(layer),
-        torch.autocast("cpu"),
-    ):
-        with around:
-            assert not is_taken(layer, x)
-    with flexrnn.record(layer) as taps:
-        layer(x)
-    assert taps == {}  # the cell taps nothing; a recorded call of one that does is in test_record
-    output = layer(x)[0]
-    assert output.requires_grad
-    with torch.no_grad():
-        assert not layer(x)[0].requires_grad
-    with torch.inference_mode():
-        assert layer(x)[0].is_inference()
-    output.sum().backward()
-    assert flexrnn.explain(layer, x).engine == "cpu"
-    layer.backend = "interpreter"
-    with flexrnn.backend("auto"):
-        assert is_taken(layer, x)
-        assert not is_taken(layer, x[:1])  # one step is no loop
-
-
-def test_the_default_dtype_counts(known: Known) -> None:
-    layer, x = known
-    before, ways = torch.get_default_dtype(), len(quick._memories[layer].ways)
-    torch.set_default_dtype(torch.float64)
-    try:
-        assert_right(layer, x)
-    finally:
-        torch.set_default_dtype(before)
-    assert len(quick._memories[layer].ways) == ways + 1
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
-def test_derivatives_of_another_kind_take_the_long_way(known: Known) -> None:
-    layer, x = known
-    names = {name: p.detach() for name, p in layer.named_parameters()}
-
-    def loss(params: Any, x: Tensor) -> Tensor:
-        return torch.func.functional_call(layer, params, (x,))[0].square().sum()
-
-    found = torch.func.grad(loss)(names, x)
-    layer(x)[0].square().sum().backward()
-    assert_close(found, {name: p.grad for name, p in layer.named_parameters()})
-    tangent: Any = torch.func.jvp(lambda x: layer(x)[0], (x,), (torch.ones_like(x),))[1]
-    assert tangent.abs().sum() > 0
-    each = torch.func.vmap(lambda x: layer(x)[0], 1, 1)(x[:, :, None])
-    assert_close(each[:, :, 0], layer(x)[0])
-    y = x.clone().requires_grad_()
-    (first,) = torch.autograd.grad(layer(y)[0].sum(), y, create_graph=True)
-    assert first.requires_grad
-
-
-def test_hooks_are_called(known: Known) -> None:
-    layer, x = known
-    plain = layer(x)[0]
-    handle = layer.register_forward_hook(lambda m, i, o: (o[0] + 1, o[1]))
-    assert torch.equal(layer(x)[0], plain + 1)
-    handle.remove()
-    handle = layer.register_forward_pre_hook(lambda m, i: (i[0] * 0,))
-    assert_close(layer(x), layer.forward(x * 0), rtol=0, atol=0)
-    handle.remove()
-    seen = []
-    layer.register_full_backward_hook(lambda *_: seen.append(1))
-    layer(x.clone().requires_grad_())[0].sum().backward()
-    assert seen == [1]
-    cell: Any = layer.cells[0]
-    cell.inner.register_forward_hook(lambda m, i, o: 2 * o)
-    assert not torch.equal(layer(x)[0], plain)
-    assert_right(layer, x)
-
-
-def test_what_a_layer_is_made_of_counts_as_it_is_at_the_call(known: Known) -> None:
-    layer, x = known
-    cell: Any = layer.cells[0]
-    plain = layer(x)[0]
-    with torch.no_grad():
-        layer.get_parameter("decay_l0").mul_(-3)
-    assert not torch.equal(layer(x)[0], plain)
-    assert_right(layer, x)
-    layer.decay_l0 = nn.Parameter(torch.zeros(H, dtype=torch.float64))
-    assert_right(layer, x)
-    layer.get_parameter("decay_l0").requires_grad_(False)
-    layer(x)[0].sum().backward()
-    assert layer.get_parameter("decay_l0").grad is None
-    cell.scale = 3.0
-    assert_right(layer, x)
-    OwnCell.scale = 2.0  # hidden by the cell's own
-    try:
-        del cell.scale
-        assert_right(layer, x)
-    finally:
-        OwnCell.scale = 1.0
-    assert_right(layer, x)
-    parametrize.register_parametrization(layer, "decay_l0", nn.Tanh())
-    assert not is_taken(layer, x)
-    assert_right(layer, x)
-    parametrize.remove_parametrizations(layer, "decay_l0")
-    assert is_taken(layer, x)
-    half = layer.float()
-    assert half(x.float())[0].dtype == torch.float32
-    with pytest.raises(ValueError, match="does not match weight dtype"):
-        half(x)
-    twin = copy.deepcopy(layer)
-    assert_close(twin(x.float()), layer(x.float()), rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("kind", ["plain", "buffer", "parameter"])
-def test_a_tensor_that_a_cell_gets_later_counts(kind: str) -> None:
-    class Shifted(cells.RNNCell):
-        def step(self, x: Any, state: Any) -> Any:
-            (h,) = super().step(x, state)
-            return self.State(h + getattr(self, "offset", 0.0))
-
-    layer = FlexRNN(Shifted, I, H, dtype=torch.float64)
-    x, offset = randn(T, B, I), randn(H)
-    assert_right(layer, x)
-    assert is_taken(layer, x)
-    cell: Any = layer.cells[0]
-    if kind == "buffer":
-        cell.register_buffer("offset", offset)
-    else:
-        cell.offset = nn.Parameter(offset) if kind == "parameter" else offset
-    assert not is_taken(layer, x)
-    assert_right(layer, x)
-    del cell.offset
-    assert is_taken(layer, x)
-    assert_right(layer, x)
-
-
-def test_options_that_a_layer_gets_later_count(known: Known) -> None:
-    layer, x = known
-    for name, value in (
-        ("zoneout", 0.5),
-        ("recurrent_dropout", 0.5),
-        ("weight_drop", 0.5),
-        ("checkpoint_every", 2),
-    ):
-        before = getattr(layer, name)
-        setattr(layer, name, value)
-        assert not is_taken(layer, x), name
-        setattr(layer, name, before)
-    assert is_taken(layer, x)
-    layer.batch_first = True
-    assert_right(layer, x)
-    two = FlexRNN(OwnCell, I, H, 2, dropout=0.5, dtype=torch.float64)
-    assert not is_taken(two, x)
-    assert is_taken(two.eval(), x)
-    cell = OwnCell(I, H, dtype=torch.float64)  # as the one that is there, but for a buffer
-    cell.register_buffer("more", randn(H))
-    two.cells[0] = cell
-    assert not is_taken(two, x)
-
-
-def test_a_cell_that_begins_in_its_own_way_or_is_no_program_takes_the_long_way() -> None:
-    class Begun(cells.RNNCell):
-        def initial_state(self, *arguments: Any, **named: Any) -> Any:
-            return self.State(super().initial_state(*arguments, **named).h + 1)
-
-    class Centred(cells.RNNCell):
-        def step(self, x: Any, state: Any) -> Any:
-            (h,) = super().step(x, state)
-            return self.State(h - h.mean(0))
-
-    class Drawing(cells.RNNCell):
-        rows = (k for k in range(10**9))
-
-        def step(self, x: Any, state: Any) -> Any:
-            next(self.rows)
-            return super().step(x, state)
-
-    x = randn(T, B, I)
-    layer = FlexRNN(Begun, I, H, dtype=torch.float64)
     for _ in range(2):
-        assert not is_taken(layer, x)
-        assert_right(layer, x)
-        assert_right(layer, x, torch.zeros(1, B, H, dtype=torch.float64))
-    assert is_taken(layer, x, torch.zeros(1, B, H, dtype=torch.float64))
-    layer = FlexRNN(Centred, I, H, dtype=torch.float64)
-    for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"mean"):
-            layer(x)
-    with flexrnn.backend("auto"), pytest.warns(flexrnn.FallbackWarning):
-        layer(x)
-    layer = FlexRNN(Drawing, I, H, dtype=torch.float64)
-    for _ in range(2):
-        assert not is_taken(layer, x)
+        assert_close(trained(), long(trained), rtol=0, atol=0)
 
 
-def test_a_mistake_is_worded_as_ever(known: Known) -> None:
-    layer, x = known
-    h = randn(1, B, H)
-    for wrong, hx in (
-        (x[..., :2], None),
-        (x[:0], None),
-        (x.float(), None),
-        (x[None], None),
-        (x, h),
-        (x, (h,)),
-        (x, (h, h[:, :1])),
-        (x, (h, h.float())),
-        (x, (h, None)),
-        (x, ()),
-    ):
-        assert not is_taken(layer, wrong, hx)
-        with pytest.raises((TypeError, ValueError, RuntimeError)):
-            layer(wrong, hx)
-    assert_right(layer, x[:, 0])  # without a batch
-    assert_right(layer, x, [h, h])
-    assert is_taken(layer, x, (h, h))
+@pytest.mark.parametrize("inference", [False, True])
+def test_an_empty_batch_and_inference_mode_are_what_they_are_on_the_long_way(
+    inference: bool, long: Callable[..., Any]
+) -> None:
+    layer, x = flexrnn.GRU(I, H, 2, dtype=torch.float64), randn(T, B, I)
+
+    def called() -> list[Tensor]:
+        with torch.inference_mode(inference):
+            return [tensor for x_ in (x, x[:, :0]) for tensor in flat(layer(x_))]
+
+    for _ in range(2):
+        found, expected = called(), long(called)
+        assert_close(found, expected, rtol=0, atol=0)
+        for a, b in zip(found, expected, strict=True):
+            assert (a.requires_grad, a.is_inference()) == (b.requires_grad, b.is_inference())
 
 
 def test_what_is_remembered_dies_with_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,8 +188,23 @@ def test_what_is_remembered_dies_with_the_layer(monkeypatch: pytest.MonkeyPatch)
     assert len(plan._known) == programs
 
 
-def test_results_are_nobody_elses_memory(known: Known) -> None:
-    layer, x = known
+def test_no_call_leaves_a_tensor_behind() -> None:
+    layer, x = flexrnn.LSTM(I, H, dtype=torch.float64), randn(T, B, I)
+
+    def tensors() -> int:
+        for _ in range(5):
+            layer(x)[0].sum().backward()
+            with torch.no_grad():
+                layer(x)
+        gc.collect()
+        return sum(type(found) is Tensor for found in gc.get_objects())
+
+    tensors()
+    assert tensors() == tensors()
+
+
+def test_results_are_nobody_elses_memory() -> None:
+    layer, x = flexrnn.LSTM(I, H, dtype=torch.float64), randn(T, B, I)
     with torch.no_grad():
         output, state = layer(x)
         kept = [output.clone(), *(s.clone() for s in state)]
@@ -425,10 +215,11 @@ def test_results_are_nobody_elses_memory(known: Known) -> None:
     assert_close([output, *state], kept, rtol=0, atol=0)
 
 
-def test_layers_are_called_from_several_threads() -> None:
-    layers = [FlexRNN(OwnCell, I, H, dtype=torch.float64) for _ in range(2)]
+def test_layers_are_called_from_several_threads(own_cell: Any) -> None:
+    layers = [FlexRNN(own_cell, I, H, dtype=torch.float64) for _ in range(2)]
     xs = [randn(T + k, B + k, I) for k in range(4)]
-    expected = [[by_reference(lambda m=m, x=x: m(x)[0].detach()) for x in xs] for m in layers]
+    with flexrnn.backend("reference"):
+        expected = [[m(x)[0].detach() for x in xs] for m in layers]
     wrong: list[Any] = []
 
     def run(k: int) -> None:

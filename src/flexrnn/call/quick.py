@@ -134,7 +134,8 @@ def _run(layer: Any, x: Tensor, hx: Any, *, axis: int | None) -> tuple[Tensor, A
     if memory.blind or not isinstance(given, tuple) or (hx is not None and not given):
         return None
     try:
-        params = [getattr(layer, flat) for flat in memory.flat]
+        own = layer._parameters  # first, for a module's `__getattr__` is slow
+        params = [own[f] if f in own else getattr(layer, f) for f in memory.flat]
         if not _lie_here((x, *given, *params)) or not _is_served(layer, x, axis):
             return None
         x = x[None] if axis is None else x.transpose(0, 1) if axis else x
@@ -152,9 +153,9 @@ def _run(layer: Any, x: Tensor, hx: Any, *, axis: int | None) -> tuple[Tensor, A
         start = () if given else _zeros(memory, way.widths, x)
         finals: list[tuple[Tensor, ...]] = []
         outputs: list[Tensor] = []
-        for k, (ready, own) in enumerate(way.parts):
+        for k, (ready, at) in enumerate(way.parts):
             state = start or [field[k] for field in given]
-            output, *final = ready((x, *state, *[params[i] for i in own]))
+            output, *final = ready((x, *state, *[params[i] for i in at]))
             finals.append(tuple(final))
             outputs.append(output)
             if len(outputs) == layer.num_directions:

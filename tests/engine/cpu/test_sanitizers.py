@@ -91,7 +91,7 @@ class Call(NamedTuple):
         """The same run in C++, on memory of its own."""
         launch, memory = self.launch, dict[tuple[str, int], int]()
         pointers: list[str] = []
-        for name, offset in launch._pointers:
+        for name, offset in zip(launch._memories, launch._offsets, strict=True):
             at = offset // memory_size(self.memory)
             piece = (name, at if name in self.areas else 0)
             if name == STARTS:

@@ -184,8 +184,8 @@ def dense(tensor: Tensor, *, fewer: bool = False) -> Tensor:
     """A tensor `(T, B, ...)` with the numbers of a row side by side; `(N, ...)` with `fewer`."""
     if fewer:
         return dense(tensor[:, None])[:, 0]
-    if tensor.is_contiguous() or tensor.shape[1] == 0 or tensor[0, 0].is_contiguous():
+    if tensor.is_contiguous() or tensor.shape[1] == 0 or (row := tensor[0, 0]).is_contiguous():
         return tensor
     if tensor.stride(0) == tensor.stride(1) == 0:  # one row everywhere, as of the gradient of a sum
-        return tensor[0, 0].contiguous().expand(tensor.shape)
+        return row.contiguous().expand(tensor.shape)
     return tensor.contiguous()

@@ -22,11 +22,8 @@ class _About:
     """What is asked of a block at every call."""
 
     def __init__(self, block: Tensor):
-        self.numbers, self.dtype, self.storage = (
-            block.shape[0],
-            block.dtype,
-            block.untyped_storage(),
-        )
+        self.numbers, self.dtype = block.shape[0], block.dtype
+        self.storage = block.untyped_storage()
         self.idle = self.holders()  # while it is free
 
     def holders(self) -> tuple[int, int]:
