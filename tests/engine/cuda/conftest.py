@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import flexrnn
-from flexrnn.engine.cuda import tiers
+from flexrnn.engine.cuda import graphs, tiers
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -25,6 +25,17 @@ def numbers_without_warnings() -> Iterator[None]:
     """NumPy, which stands for the card, warns of what a card does in silence."""
     with np.errstate(all="ignore"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def short_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted, a replay costs what its steps cost, those behind the last too: three are enough.
+
+    So there is more than one replay from four steps on.
+    """
+    if DEVICE == "cpu":
+        monkeypatch.setattr(graphs, "STEPS", 3)
+        monkeypatch.setattr(graphs, "_graphs", {})
 
 
 @pytest.fixture

@@ -50,9 +50,10 @@ def launch_by_value(source: Source, memory: Mapping[str, Tensor], call: Call) ->
         (module[kernel.name][(call.rows, kernel.tiles)], [memory[name] for name in kernel.used])
         for kernel in source.steps.kernels
     ]
+    options = {**call.fixed, **kernels.of_step(call.itemsize)}
     for t in range(call.steps):
         for run, given in launches:
-            run(t, call.steps, call.batch, *given, **call.fixed, **kernels.STEP)
+            run(t, call.steps, call.batch, *given, **options)
 
 
 def launch_by_table(source: Source, memory: Mapping[str, Tensor], call: Call) -> None:
@@ -77,11 +78,12 @@ def _recorded(source: Source, call: Call, device: torch.device, size: int) -> _G
     module = kernels.module(source.steps.text)
     launches = [module[f"replayed_{kernel.name}"][(call.rows, kernel.tiles)]
                 for kernel in source.steps.kernels]  # fmt: skip
+    options = {**call.fixed, **kernels.of_step(call.itemsize)}
 
     def steps(count: int) -> None:
         for ahead in range(count):
             for run in launches:
-                run(table, ahead, **call.fixed, **kernels.STEP)
+                run(table, ahead, **options)
         table[2] += count
 
     if device.type != "cuda":
