@@ -29,12 +29,12 @@ def numbers_without_warnings() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def short_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Interpreted, a replay costs what its steps cost, those behind the last too: three are enough.
+    """Interpreted, a replay costs what its steps cost, those behind the last too: two are enough.
 
-    So there is more than one replay from four steps on.
+    So there is more than one replay from three steps on.
     """
     if DEVICE == "cpu":
-        monkeypatch.setattr(graphs, "STEPS", 3)
+        monkeypatch.setattr(graphs, "STEPS", 2)
         monkeypatch.setattr(graphs, "_graphs", {})
 
 
