@@ -14,9 +14,9 @@ from torch.nn.modules import module as hooks
 
 from flexrnn.bind import Slot, bind, identity, tensors_of
 from flexrnn.call.stack import stacked
-from flexrnn.cell import Cell, autocasts, field_sizes, unwrap
+from flexrnn.cell import Cell, field_sizes, unwrap
 from flexrnn.compose import CellStep
-from flexrnn.engine import engines, scan
+from flexrnn.engine import autocast, engines, scan
 from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.compiler.trace import CannotCompileError
@@ -78,7 +78,7 @@ def _is_plain(layer: Any, x: Tensor) -> bool:
         or scan.in_force(layer.backend) not in ("auto", _ENGINE)
         or scan.is_watched()
         or is_recorded(layer)
-        or autocasts(x)
+        or autocast.is_on(x)
         or torch.compiler.is_compiling()
         or engines.not_served(_ENGINE, x)
     )

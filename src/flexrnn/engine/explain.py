@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flexrnn.engine import engines, scan
+from flexrnn.engine import autocast, engines, scan
 from flexrnn.engine.compiler.passes import passes
 from flexrnn.engine.compiler.pretty import formulas, pretty
 from flexrnn.engine.compiler.program import Program, build
@@ -104,6 +104,11 @@ def _report(
     state: tuple[Tensor, ...],
     xs: tuple[Tensor, ...],
 ) -> StepReport:
+    dtype = autocast.dtype_for(state[0]) if backend in engines.CASTS else None
+    if dtype is not None:
+        with autocast.off(state[0]):
+            xs, state = (tuple(autocast.cast(t, dtype) for t in group) for group in (xs, state))
+            return _report(name, backend, autocast.CastStep(step, dtype), state, xs)
     operands = (*xs, *state, *step.tensors.values())
     try:
         graphs = passes(step, xs, state, wanted_of(step, state, xs))

@@ -158,4 +158,5 @@ def scan(
 
     composed = FunctionStep(step, state, xs, params)
     states, final = run(composed, fields, inputs, keep=range(len(fields)))
+    states = tuple(s.to(field.dtype) for s, field in zip(states, fields, strict=True))
     return rebuild(state, states), rebuild(state, final)
