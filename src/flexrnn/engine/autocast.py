@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexrnn.engine.step import ComposedStep, State
+from flexrnn.engine.step import ComposedStep, Native, State
 
 
 def is_on(like: Tensor) -> bool:
@@ -63,6 +63,11 @@ class CastStep:
     def fields(self) -> tuple[str, ...]:
         """Names of the state's fields."""
         return self.step.fields
+
+    @property
+    def native(self) -> Native | None:
+        """That of the step."""
+        return self.step.native
 
     def __call__(self, inputs: tuple[Tensor, ...], state: Any) -> Any:
         """The new state's tensors."""

@@ -7,13 +7,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from flexrnn.engine import autocast, differentiable, operator, reference
+from flexrnn.engine import autocast, differentiable, native, operator, reference
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import Program, dumps
 from flexrnn.engine.engines import CASTS, ENGINES
 from flexrnn.engine.ordinary import Call, kind
-from flexrnn.engine.step import ComposedStep, wanted_of
+from flexrnn.engine.step import CannotRunError, ComposedStep, wanted_of
 
 _texts: WeakKeyDictionary[Graph, str] = WeakKeyDictionary()
 
@@ -55,6 +55,11 @@ def run(
                 batch_sizes=batch_sizes,
             )
         final = tuple(f.to(s.dtype) for f, s in zip(final, state, strict=True))
+        return history, type(state)(*final) if hasattr(state, "_fields") else final
+    if engine == "torch":
+        if call is not Call.EAGER or batch_sizes is not None:
+            raise CannotRunError("torch's own kernels serve eager calls of sequences of one length")
+        history, final = native.run(step, state, xs, reverse=reverse, keep=keep)
         return history, type(state)(*final) if hasattr(state, "_fields") else final
     wanted = wanted_of(step, tuple(state), xs) if torch.is_grad_enabled() else ()
     like = xs if batch_sizes is None else tuple(_of_one_step(x, len(state[0])) for x in xs)

@@ -30,6 +30,10 @@ class FunctionStep:
         count = 1 if isinstance(self.state, Tensor) else len(self.state)
         return getattr(self.state, "_fields", tuple(map(str, range(count))))
 
+    @property
+    def native(self) -> None:
+        """None: nobody knows what the function computes."""
+
     def pure(
         self,
         inputs: tuple[Tensor, ...],

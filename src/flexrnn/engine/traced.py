@@ -117,6 +117,8 @@ def _program(
         for engine in engines.chain(backend, state[0]):
             if engine == "reference":
                 break
+            if engine == "torch":
+                raise CannotRunError("torch's own kernels do not run under torch.compile")
             try:
                 with autocast.off(state[0]) if engine in engines.CASTS else nullcontext():
                     program = compile_step(step, xs, state, wanted)

@@ -24,6 +24,8 @@ from flexrnn.engine.cuda.emit import Source
 STAGE = 1.0  # a stage of `sequence`: loads that wait for one another, and a barrier
 LAUNCH = 2.5  # a kernel of a replayed graph
 PROCESSOR = 60e3  # bytes that one processor reads from the second cache in a microsecond
+# What cuDNN's kernels cost, the engine `torch`, is not measured either. Until all of this is,
+# `auto` takes neither of the two (`AUTO` in `engine/engines.py`): they run where they are named.
 
 
 class Tier(NamedTuple):
