@@ -17,6 +17,7 @@ from flexrnn.bind import copy_of, identity, tensors_of, with_tensors
 from flexrnn.cell import LENT, Cell, checked_step, field_names
 from flexrnn.engine.compiler.refusal import CannotCompileError
 from flexrnn.engine.step import Native, frozen
+from flexrnn.equivalent import native_of
 from flexrnn.regularize import Drop
 
 
@@ -114,19 +115,9 @@ class CellStep:
         return (*own, *initial, *(f"mask.{k}" for k in range(self.masks)))
 
     @property
-    def native(self) -> Native | None:
-        """The kernel of torch's own that is this step: of a cell that says so, with no addition."""
-        cell = self.cell
-        if cell.torch_equivalent is None or any(self.options.values()) or _is_changed(cell):
-            return None
-        kernel = cell.torch_equivalent
-        if kernel == "rnn":
-            kernel = f"rnn_{getattr(cell, 'nonlinearity', 'tanh')}"
-        weights = tuple(name for name in _NATIVE_WEIGHTS if name in self.tensors)
-        biases = sum(name.startswith("bias") for name in weights)
-        if weights[:2] != _NATIVE_WEIGHTS[:2] or biases == 1:
-            return None
-        return Native(kernel, weights, cell.training)
+    def native(self) -> Native | str:
+        """The kernel of torch's own that is this step, or why there is none."""
+        return native_of(self.cell, self.tensors, self.options)
 
     def pure(
         self,
@@ -159,17 +150,6 @@ class CellStep:
     def recipe(self) -> tuple[Any, ...]:
         """How the step is made from the layer's cell, by which Dynamo recognises it."""
         return (_from_origin, self.origin, *self.options.values())
-
-
-_NATIVE_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-
-
-def _is_changed(cell: Cell) -> bool:
-    """Whether a method that a step calls is not the library's."""
-    hooks = ("tap", "drop_recurrent")
-    return any(getattr(type(cell), name) is not getattr(Cell, name) for name in hooks) or any(
-        name in vars(cell) for name in ("step", *hooks)
-    )
 
 
 def _definition(step: Any) -> str:

@@ -2,6 +2,7 @@
 # Torch's kernels have no public name.
 """The engine `torch`: right where it runs, refused where it would be another function."""
 
+import copy
 import re
 import warnings
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import pack_sequence
 from torch.testing import assert_close
 
@@ -116,25 +118,108 @@ class Renamed(flexrnn.cells.LSTMCell):
     """The same function."""
 
 
+class Halving:
+    """No cell, but in front of one its step goes first."""
+
+    def step(self, x: Tensor, state: Any) -> Any:
+        return type(state)(*(0.5 * field for field in state))
+
+
+class Mixed(Halving, flexrnn.cells.LSTMCell):
+    """Another function by way of a second base."""
+
+
+class Scaled(flexrnn.cells.GRUCell):
+    """A tensor more than torch's."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.register_buffer("scale", torch.ones(()))
+
+
+class Replaced(flexrnn.cells.RNNCell):
+    """Its step is replaced below."""
+
+
+Replaced.step = lambda self, x, state: flexrnn.cells.RNNCell.step(self, -x, state)
+
+
 LENGTHS = {"lengths": torch.tensor([6, 2, 4])}
-REFUSED: dict[str, tuple[Callable[..., flexrnn.FlexRNN], dict[str, Any]]] = {
-    "lengths": (flexrnn.LSTM, LENGTHS),
-    "reset": (flexrnn.GRU, {"reset": torch.rand(T, B) < 0.5}),
-    "zoneout": (partial(flexrnn.LSTM, zoneout=0.5), {}),
-    "recurrent dropout": (partial(flexrnn.LSTM, recurrent_dropout=0.5), {}),
-    "another cell": (flexrnn.PeepholeLSTM, {}),
-    "another step": (partial(flexrnn.FlexRNN, Louder), {}),
-    "another method": (partial(flexrnn.FlexRNN, Dropping), {}),
+REFUSED: dict[str, tuple[Callable[..., flexrnn.FlexRNN], dict[str, Any], str]] = {
+    "lengths": (flexrnn.LSTM, LENGTHS, "have no sequences of unlike lengths"),
+    "reset": (flexrnn.GRU, {"reset": torch.rand(T, B) < 0.5}, "have no resets"),
+    "zoneout": (partial(flexrnn.LSTM, zoneout=0.5), {}, "have no zoneout"),
+    "recurrent dropout": (
+        partial(flexrnn.LSTM, recurrent_dropout=0.5),
+        {},
+        "have no recurrent dropout",
+    ),
+    "another cell": (flexrnn.PeepholeLSTM, {}, "PeepholeLSTMCell is none of torch's"),
+    "another step": (partial(flexrnn.FlexRNN, Louder), {}, "Louder is none of torch's"),
+    "another method": (partial(flexrnn.FlexRNN, Dropping), {}, "has a drop_recurrent of its own"),
+    "another base": (partial(flexrnn.FlexRNN, Mixed), {}, "Mixed .* has a step of its own"),
+    "a replaced step": (partial(flexrnn.FlexRNN, Replaced), {}, "has a step of its own"),
+    "a tensor more": (partial(flexrnn.FlexRNN, Scaled), {}, "other tensors than torch's.* scale"),
 }
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_is_another_function_is_refused(what: str, ran: list[str]) -> None:
-    make, marks = REFUSED[what]
+def test_what_is_another_function_is_refused_by_name(what: str, ran: list[str]) -> None:
+    make, marks, why = REFUSED[what]
     layer = make(I, H, backend="torch")
-    with pytest.raises(CannotRunError, match="for the steps of LSTM, GRU and RNN alone"):
+    with pytest.raises(CannotRunError, match=why):
         layer(torch.randn(T, B, I), **marks)
     assert not ran
+    if not marks:
+        assert re.search(
+            why, "; ".join(flexrnn.explain(layer, torch.randn(T, B, I)).steps[0].causes)
+        )
+
+
+def test_zoneout_in_evaluation_mode_is_refused() -> None:
+    layer = flexrnn.GRU(I, H, zoneout=0.5, backend="torch").eval()
+    with torch.no_grad(), pytest.raises(CannotRunError, match="have no zoneout"):
+        layer(torch.randn(T, B, I))
+
+
+def test_recurrent_dropout_in_evaluation_mode_is_nothing(ran: list[str]) -> None:
+    layer = flexrnn.LSTM(I, H, recurrent_dropout=0.5, backend="torch").eval()
+    with torch.no_grad():
+        layer(torch.randn(T, B, I))
+    assert ran
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")  # torch's
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "relu", "projected, both directions"])
+def test_float32_is_as_exact_as_the_reference(
+    kind: str, results: Any, norms: Callable[..., Tensor], ran: list[str]
+) -> None:
+    layer = LAYERS[kind](I, H)
+    golden, few = copy.deepcopy(layer).double(), 4 * torch.finfo(torch.float32).eps
+    found: dict[str, list[Tensor]] = {}
+    for _ in range(5):
+        x = torch.randn(T, B, I)
+        exact = results(golden, "reference", x.double().requires_grad_(), None)
+        theirs = results(layer, "reference", x.clone().requires_grad_(), None)
+        ours = results(layer, "torch", x.clone().requires_grad_(), None)
+        for name in exact:
+            found.setdefault(name, []).append(norms(name, ours[name], theirs[name], exact[name]))
+    assert ran
+    for name, every in found.items():
+        error, own, norm = torch.stack(every).unbind(1)
+        ratio = (error / (2 * own + few * norm)).median()
+        assert ratio <= 1, f"{name}: {ratio:.3g} of what is allowed"
+
+
+def test_on_the_cpu_it_has_second_derivatives(ran: list[str]) -> None:
+    layer, x = flexrnn.LSTM(I, H), torch.randn(T, B, I, requires_grad=True)
+    found = []
+    for engine in ("torch", "reference"):
+        with flexrnn.backend(engine):
+            (first,) = torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
+            found += torch.autograd.grad(first.square().sum(), x)
+    assert ran
+    assert_close(*found)
 
 
 def test_a_state_of_every_step_is_there_where_it_is_the_output() -> None:
@@ -149,9 +234,9 @@ def test_a_state_of_every_step_is_there_where_it_is_the_output() -> None:
 def test_what_is_packed_and_what_is_a_function_is_refused() -> None:
     packed = pack_sequence([torch.randn(3, I), torch.randn(2, I)])
     with flexrnn.backend("torch"):
-        with pytest.raises(CannotRunError):
+        with pytest.raises(CannotRunError, match="sequences of unlike lengths"):
             flexrnn.LSTM(I, H)(packed)
-        with pytest.raises(CannotRunError):
+        with pytest.raises(CannotRunError, match="a function of `scan`"):
             flexrnn.scan(lambda x, h: torch.tanh(x + h), torch.zeros(B, I), torch.randn(T, B, I))
 
 
@@ -161,7 +246,7 @@ def test_a_cell_that_is_changed_in_place_is_refused(ran: list[str]) -> None:
     assert len(ran) == 1
     cell: Any = layer.cells[0]
     cell.step = partial(cells.LSTMCell.step, cell)
-    with pytest.raises(CannotRunError):
+    with pytest.raises(CannotRunError, match="has a step of its own"):
         layer(x)
 
 
@@ -174,10 +259,11 @@ def test_auto_does_not_take_it_and_explain_names_it(ran: list[str]) -> None:
     with flexrnn.backend("torch"):
         told = flexrnn.explain(layer, x)
         assert told.engine == "torch"
+        assert not told.steps[0].causes
         assert "layer 1: a kernel of torch's own" in str(told)
         told = flexrnn.explain(flexrnn.PeepholeLSTM(I, H), x)
     assert told.engine == "none"
-    assert "not by torch: torch has kernels of its own" in str(told)
+    assert "not by torch: PeepholeLSTMCell is none of torch's LSTM, GRU and RNN" in str(told)
 
 
 def test_torch_compile_is_refused() -> None:
@@ -186,6 +272,12 @@ def test_torch_compile_is_refused() -> None:
     with pytest.raises(Exception, match=re.escape("do not run under torch.compile")):
         compiled(torch.randn(T, B, I))
     torch.compiler.reset()
+
+
+def test_being_written_down_is_refused() -> None:
+    layer = flexrnn.GRU(I, H, backend="torch")
+    with pytest.raises(CannotRunError, match="not written down"):
+        make_fx(lambda x: layer(x)[0], tracing_mode="fake")(torch.randn(T, B, I))
 
 
 def test_transforms_take_the_reference(ran: list[str]) -> None:

@@ -65,7 +65,7 @@ class CastStep:
         return self.step.fields
 
     @property
-    def native(self) -> Native | None:
+    def native(self) -> Native | str:
         """That of the step."""
         return self.step.native
 

@@ -57,8 +57,8 @@ def run(
         final = tuple(f.to(s.dtype) for f, s in zip(final, state, strict=True))
         return history, type(state)(*final) if hasattr(state, "_fields") else final
     if engine == "torch":
-        if call is not Call.EAGER or batch_sizes is not None:
-            raise CannotRunError("torch's own kernels serve eager calls of sequences of one length")
+        if batch_sizes is not None:
+            raise CannotRunError("torch's own kernels are given sequences of one length")
         history, final = native.run(step, state, xs, reverse=reverse, keep=keep)
         return history, type(state)(*final) if hasattr(state, "_fields") else final
     wanted = wanted_of(step, tuple(state), xs) if torch.is_grad_enabled() else ()

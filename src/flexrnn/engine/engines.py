@@ -65,8 +65,8 @@ ENGINES: dict[str, Engine] = {"interpreter": interpreter, "cpu": cpu, "cuda": cu
 NAMES = ("reference", "torch", *ENGINES)  # those that run programs, and those that need none
 CASTS: tuple[str, ...] = ("cuda", "torch")  # run in autocast's dtype where it is on
 AUTO: tuple[str, ...] = ("cpu", "reference")  # the fastest first; the last can run everything
-# `torch` is missing there: on the CPU generated code is the faster, and on a card nobody has measured
-# it, nor `cuda`; see the table of costs in `cuda/tiers.py`.
+# `torch` is missing there: on the CPU generated code is the faster, and on a card nobody has
+# measured it, nor `cuda`; see the table of costs in `cuda/tiers.py`.
 
 
 def source(engine: str, program: Program, dtype: torch.dtype) -> str:

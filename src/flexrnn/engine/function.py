@@ -31,8 +31,9 @@ class FunctionStep:
         return getattr(self.state, "_fields", tuple(map(str, range(count))))
 
     @property
-    def native(self) -> None:
-        """None: nobody knows what the function computes."""
+    def native(self) -> str:
+        """Why no kernel of torch's own is this step: nobody knows what it computes."""
+        return "a function of `scan` is none of torch's LSTM, GRU and RNN"
 
     def pure(
         self,

@@ -6,15 +6,19 @@ On a card that is cuDNN's. It needs no program and generates nothing: the step s
 is, and which of its tensors are the weights.
 """
 
+import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import _VF, Tensor
 
+from flexrnn.engine.ordinary import Call, kind
 from flexrnn.engine.step import CannotRunError, ComposedStep, Native
+
+_SCATTERED = "RNN module weights are not part of single contiguous chunk"
+_KERNELS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
 def check(
@@ -28,16 +32,18 @@ def check(
     Raises:
         CannotRunError: there is none, or it does not do what is asked for.
     """
-    native = step.native
-    if native is None:
+    native, tensors = step.native, (*xs, *state, *step.tensors.values())
+    if isinstance(native, str):
+        raise CannotRunError(native)
+    if native.kernel not in _KERNELS:
+        raise CannotRunError(f"torch has no kernel {native.kernel}")
+    if kind(tensors) is Call.TRACED:
         raise CannotRunError(
-            "torch has kernels of its own for the steps of LSTM, GRU and RNN alone, without "
-            "lengths, resets, zoneout and recurrent dropout"
+            "torch's own kernels are not written down: no tracing, no fake tensors"
         )
     if tuple(keep) not in ((), (0,)):
-        raise CannotRunError("torch's own kernel returns no state of every step but the output")
-    learns = any(t.requires_grad for t in (*xs, *state, *step.tensors.values()))
-    if learns and torch.is_grad_enabled() and not native.training:
+        raise CannotRunError("torch's own kernels return no state of every step but the output")
+    if torch.is_grad_enabled() and not native.training and any(t.requires_grad for t in tensors):
         raise CannotRunError(
             "torch's own kernels have no gradients in evaluation mode: call train(), or the layer "
             "under torch.no_grad()"
@@ -63,29 +69,20 @@ def run(
     x = x.flip(0) if reverse else x.contiguous()
     hx: Any = tuple(field[None].contiguous() for field in state)
     weights = [step.tensors[name] for name in native.weights]
-    bias = any(name.startswith("bias") for name in native.weights)
-    with _quiet():
-        output, *final = getattr(_VF, native.kernel)(
-            x,
-            hx if native.kernel == "lstm" else hx[0],
-            weights,
-            bias,
-            1,  # layer
-            0.0,  # dropout, which is between layers
-            native.training,
-            False,  # one direction
-            False,  # time first
-        )
+    if x.is_cuda:
+        # Ours never lie side by side: a copy that does would not stay true. So cuDNN copies them
+        # at every call and says so, to the module that calls: here, where nobody can change it.
+        warnings.filterwarnings("ignore", _SCATTERED, module=re.escape(__name__))
+    output, *final = getattr(_VF, native.kernel)(
+        x,
+        hx if native.kernel == "lstm" else hx[0],
+        weights,
+        "bias_ih" in native.weights,
+        1,  # layer
+        0.0,  # dropout, which is between layers
+        native.training,
+        False,  # one direction
+        False,  # time first
+    )
     output = output.flip(0) if reverse else output
     return (output,) * len(keep), tuple(field[0] for field in final)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warning that weights do not lie side by side: a copy would not stay true."""
-    if not torch.cuda.is_available():
-        yield
-        return
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "RNN module weights are not part of single contiguous")
-        yield

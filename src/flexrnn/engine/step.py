@@ -47,8 +47,8 @@ class ComposedStep(Protocol):
         ...
 
     @property
-    def native(self) -> Native | None:
-        """The kernel of torch's own that is exactly this step, if there is one."""
+    def native(self) -> Native | str:
+        """The kernel of torch's own that is exactly this step, or why there is none."""
         ...
 
     def pure(
