@@ -62,7 +62,7 @@ class Engine(Protocol):
 
 
 ENGINES: dict[str, Engine] = {"interpreter": interpreter, "cpu": cpu, "cuda": cuda}
-NAMES = ("reference", "torch", *ENGINES)  # those that run programs, and those that need none
+WITHOUT_PROGRAM = ("reference", "torch")  # what else has a name
 CASTS: tuple[str, ...] = ("cuda", "torch")  # run in autocast's dtype where it is on
 AUTO: tuple[str, ...] = ("cpu", "reference")  # the fastest first; the last can run everything
 # `torch` is missing there: on the CPU generated code is the faster, and on a card nobody has

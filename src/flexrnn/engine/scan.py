@@ -26,9 +26,9 @@ _here = _Here()
 
 def check_backend(name: Any) -> str:
     """Return `name`, the name of an engine or `auto`; refuse any other."""
-    if not isinstance(name, str) or name not in ("auto", *engines.NAMES):
-        known = ", ".join(repr(engine) for engine in ("auto", *engines.NAMES))
-        raise ValueError(f"backend: expected one of {known}, got {name!r}")
+    known = ("auto", *engines.WITHOUT_PROGRAM, *engines.ENGINES)
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"backend: expected one of {', '.join(map(repr, known))}, got {name!r}")
     return name
 
 
