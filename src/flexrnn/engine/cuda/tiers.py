@@ -45,7 +45,8 @@ def _sequence(source: Source, memory: Mapping[str, Tensor], call: Call) -> None:
     (kernel,) = source.sequence.kernels
     launch = kernels.module(source.sequence.text)[kernel.name][(call.rows,)]
     options = kernels.WHOLE if source.narrow else kernels.TILED
-    launch(call.steps, call.batch, *(memory[name] for name in kernel.used), **call.fixed, **options)
+    given = (memory[name] for name in kernel.used)
+    launch(call.steps, call.batch, call.layout, *given, **call.fixed, **options)
 
 
 def _sequence_cost(source: Source, call: Call) -> float:
