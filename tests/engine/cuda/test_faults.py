@@ -21,6 +21,7 @@ class Fault(NamedTuple):
     wrong: str
     hidden_size: int
     times: int = 1  # everywhere, if it is in what launches stages, and that is written twice
+    lengths: tuple[int, ...] | None = None
 
 
 NARROW, TILED, TILES = 9, 40, 70  # units: of one kernel, of one tile, of several
@@ -31,6 +32,7 @@ FAULTS = {
     "a gradient's product too few": Fault("backward", "product(a, ", "product(a * 0.0, ", NARROW),
     "the state of the step before last": Fault("forward", "(B - old)", "old", TILED, -1),
     "rows of another step": Fault("backward", "t if REVERSE else T - 1 - t", "t", NARROW, -1),
+    "a row too few": Fault("forward", "time + 1) - at", "time + 1) - at - 1", 9, -1, (2, 3, 1)),
     "a gap between tiles": Fault("forward", "tile * 64", "tile * 80", TILES),
 }
 
@@ -39,7 +41,8 @@ FAULTS = {
 def test_the_judge_notices(
     fault: str, judge: Callable[..., None], monkeypatch: pytest.MonkeyPatch, device: str, tier: str
 ) -> None:
-    where, right, wrong, H, times = FAULTS[fault]
+    where, right, wrong, H, times, lengths = FAULTS[fault]
+    marks = {} if lengths is None else {"lengths": torch.tensor(lengths)}
     plan_of = engine.plan_of
 
     def faulty(*args: Any) -> Plan:
@@ -54,8 +57,8 @@ def test_the_judge_notices(
     layer = flexrnn.LSTM(5, H, dtype=torch.float64, device=device)
     x = torch.randn(3, 3, 5, dtype=torch.float64, device=device)
     state = torch.randn(2, 1, 3, H, dtype=torch.float64, device=device)
-    judge(layer, x, tuple(state))  # now there is a right kernel, and a graph of it
+    judge(layer, x, tuple(state), **marks)  # now there is a right kernel, and a graph of it
     with monkeypatch.context() as patch:
         patch.setattr(engine, "plan_of", faulty)
         with pytest.raises(AssertionError, match="error"):
-            judge(layer, x, tuple(state))
+            judge(layer, x, tuple(state), **marks)

@@ -19,7 +19,7 @@ SHARED = 227 << 10  # bytes that a program has on compute capability 9.0
 AMPERE, HOPPER = 80, 90
 POINTER = {"tl.float32": "*fp32", "tl.float64": "*fp64", "tl.bfloat16": "*bf16",
            "tl.float16": "*fp16", "tl.uint8": "*u8"}  # fmt: skip
-FIXED = {"REVERSE": False, "M": 16, "PRECISION": "ieee"}
+FIXED = {"REVERSE": False, "RAGGED": False, "M": 16, "PRECISION": "ieee"}
 
 
 def loops(cell: Any, hidden_size: int, dtype: torch.dtype, **marks: Any) -> list[Any]:
@@ -31,7 +31,9 @@ def loops(cell: Any, hidden_size: int, dtype: torch.dtype, **marks: Any) -> list
     return [found.forward, found.backward]
 
 
-def compiled(loop: Any, arch: int, itemsize: int, *, by_value: bool) -> dict[str, tuple[int, int]]:
+def compiled(
+    loop: Any, arch: int, itemsize: int, *, by_value: bool, ragged: bool
+) -> dict[str, tuple[int, int]]:
     """Of every kernel of a loop, its bytes of shared memory and of registers that were spilled.
 
     A step that gets its arguments by value calls the same stage as one that finds them in a table,
@@ -41,6 +43,7 @@ def compiled(loop: Any, arch: int, itemsize: int, *, by_value: bool) -> dict[str
     from triton.compiler import ASTSource
 
     source, found = loop.source, {}
+    fixed = {**FIXED, "RAGGED": ragged}
 
     def pointers(used: tuple[str, ...]) -> dict[str, str]:
         buffers = (source.buffers[name] for name in used)
@@ -49,22 +52,24 @@ def compiled(loop: Any, arch: int, itemsize: int, *, by_value: bool) -> dict[str
     wanted = []
     for kernel in source.sequence.kernels:
         options = kernels.WHOLE if source.narrow else kernels.TILED
-        wanted.append((source.sequence.text, kernel.name, {"T": "i32", "B": "i32"},
-                       pointers(kernel.used), options))  # fmt: skip
+        counts = {"T": "i32", "B": "i32", "layout": "*i64"}
+        text = source.sequence.text
+        wanted.append((text, kernel.name, counts, pointers(kernel.used), options))
     options = kernels.of_step(itemsize)
     for kernel in source.steps.kernels:
-        counts = {"t": "i32", "T": "i32", "B": "i32"}
+        counts = {"t": "i32", "T": "i32", "B": "i32", "layout": "*i64"}
         if by_value:
             wanted.append((source.steps.text, kernel.name, counts, pointers(kernel.used), options))
         wanted.append((source.steps.text, f"replayed_{kernel.name}",
                        {"table": "*i64", "ahead": "i32"}, {}, options))  # fmt: skip
     for text, name, counts, given, options in wanted:
-        signature = {**counts, **given, **dict.fromkeys(FIXED, "constexpr")}
+        constant = fixed if ragged or "layout" not in counts else {"layout": None, **fixed}
+        signature = {**counts, **given, **dict.fromkeys(constant, "constexpr")}
         aligned = {(k,): [["tt.divisibility", 16]] for k, kind in enumerate(signature.values())
                    if kind.startswith("*")}  # fmt: skip
         with redirect_stdout(io.StringIO()) as told:  # what the assembler says
             made = triton.compile(
-                ASTSource(kernels.module(text)[name], signature, FIXED, aligned),
+                ASTSource(kernels.module(text)[name], signature, constant, aligned),
                 GPUTarget("cuda", arch, 32),
                 options,
             )
@@ -83,24 +88,24 @@ def cache(tmp_path: Path) -> Any:
 
 
 CASES = [
-    (flexrnn.cells.LSTMCell, 64, torch.float32, AMPERE),
-    (flexrnn.cells.LSTMCell, 128, torch.bfloat16, HOPPER),
-    (flexrnn.cells.LSTMCell, 1000, torch.float32, HOPPER),
-    (flexrnn.cells.LSTMCell, 1024, torch.bfloat16, HOPPER),
-    (flexrnn.cells.LSTMCell, 100, torch.float64, HOPPER),
-    (flexrnn.cells.GRUCell, 60, torch.float16, HOPPER),
-    (flexrnn.cells.LayerNormLSTMCell, 300, torch.bfloat16, HOPPER),
+    (flexrnn.cells.LSTMCell, 64, torch.float32, AMPERE, True),
+    (flexrnn.cells.LSTMCell, 128, torch.bfloat16, HOPPER, False),
+    (flexrnn.cells.LSTMCell, 1000, torch.float32, HOPPER, False),
+    (flexrnn.cells.LSTMCell, 1024, torch.bfloat16, HOPPER, True),
+    (flexrnn.cells.LSTMCell, 100, torch.float64, HOPPER, False),
+    (flexrnn.cells.GRUCell, 60, torch.float16, HOPPER, True),
+    (flexrnn.cells.LayerNormLSTMCell, 300, torch.bfloat16, HOPPER, False),
 ]
 
 
-@pytest.mark.parametrize(("cell", "hidden_size", "dtype", "arch"), CASES)
+@pytest.mark.parametrize(("cell", "hidden_size", "dtype", "arch", "ragged"), CASES)
 def test_kernels_compile_and_fit(
-    cell: Any, hidden_size: int, dtype: torch.dtype, arch: int
+    cell: Any, hidden_size: int, dtype: torch.dtype, arch: int, ragged: bool
 ) -> None:
     for loop in loops(cell, hidden_size, dtype):
         by_value = cell is flexrnn.cells.GRUCell
         for name, (shared, spilled) in compiled(
-            loop, arch, dtype.itemsize, by_value=by_value
+            loop, arch, dtype.itemsize, by_value=by_value, ragged=ragged
         ).items():
             print(f"{cell.__name__} {hidden_size} {dtype} {name}: {shared} B, {spilled} B spilled")
             assert shared <= SHARED, name
@@ -121,5 +126,5 @@ def test_no_kernel_is_compiled_again_for_other_sizes() -> None:
                         assert param.do_not_specialize
                         seen += 1
         assert f"tl.load(table + {FIRST_POINTER})" in loop.source.steps.text
-    assert FIRST_POINTER == 3
+    assert FIRST_POINTER == 4
     assert seen == 2 + 3 + 2 + 3 + 3  # forward: a sequence and a step; backward: two steps
