@@ -58,8 +58,8 @@ class FlexRNN(nn.Module):
             `initial_{field}_l{k}[_reverse]` `(width,)`, which begin as the cell's `initial_state`.
         checkpoint_every: keep for the backward pass only the state at every so-many-th step, and
             compute the steps between anew there (Chen et al. 2016).
-        backend: the engine: `"auto"`, the fastest that can; `"cpu"`, generated C++; `"cuda"`,
-            Triton; `"interpreter"`, programs in Python; `"reference"`, an eager loop.
+        backend: the engine: `"auto"`, the fastest that can; `"cpu"`, C++; `"cuda"`, Triton;
+            `"torch"`, its own; `"interpreter"`, programs in Python; `"reference"`, an eager loop.
         **cell_options: passed to every cell.
 
     Shapes:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from flexrnn.engine import recompute
+from flexrnn.engine import autocast, recompute
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.engines import ENGINES
 from flexrnn.engine.signature import Signature
@@ -58,10 +58,11 @@ class _Scan(torch.autograd.Function):
         times = {"reverse": reverse, "batch_sizes": batch_sizes}
         tensors = ctx.saved_tensors  # looked at once: under a checkpoint a look computes them anew
         row, saved = tensors[: len(about.names)], tensors[len(about.names) :]
-        if torch.is_grad_enabled():  # create_graph=True
-            found = recompute.gradients(program, row, keep, cotangents, **times)
-        else:
-            history = dict(zip(keep, cotangents, strict=False))
-            operands, final = about.parts(row), cotangents[len(keep) :]
-            found = ENGINES[engine].backward(program, *operands, saved, history, final, **times)
+        with autocast.off(row[0]):
+            if torch.is_grad_enabled():  # create_graph=True
+                found = recompute.gradients(program, row, keep, cotangents, **times)
+            else:
+                history = dict(zip(keep, cotangents, strict=False))
+                operands, final = about.parts(row), cotangents[len(keep) :]
+                found = ENGINES[engine].backward(program, *operands, saved, history, final, **times)
         return None, *(found.get(name) for name in about.names)

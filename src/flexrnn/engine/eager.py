@@ -7,14 +7,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from flexrnn.engine import operator, reference
+from flexrnn.engine import autocast, native, operator, reference
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import Program, dumps
 from flexrnn.engine.differentiable import Ready
+from flexrnn.engine.engines import CASTS
 from flexrnn.engine.ordinary import Call, kind
 from flexrnn.engine.signature import signature
-from flexrnn.engine.step import ComposedStep, wanted_of
+from flexrnn.engine.step import CannotRunError, ComposedStep, wanted_of
 
 _texts: WeakKeyDictionary[Graph, str] = WeakKeyDictionary()
 
@@ -31,7 +32,8 @@ def run(
 ) -> tuple[tuple[Tensor, ...], Any]:
     """Run a composed step by the named engine; operands as in `reference.run`.
 
-    Calls whose derivatives only ordinary operations have are run by the reference.
+    Calls whose derivatives only ordinary operations have are run by the reference. Where an engine
+    casts, under autocast, the kept fields are of autocast's dtype.
 
     Raises:
         CannotCompileError: the step is not a program.
@@ -42,6 +44,25 @@ def run(
     unseen = call is Call.TRACED and batch_sizes is not None  # the operator knows of no such steps
     if call is Call.REFERENCE or unseen:
         return reference.run(step, state, xs, reverse=reverse, keep=keep, batch_sizes=batch_sizes)
+    dtype = autocast.dtype_for(state[0]) if engine in CASTS else None
+    if dtype is not None:
+        with autocast.off(state[0]):
+            history, final = run(
+                autocast.CastStep(step, dtype),
+                tuple(autocast.cast(s, dtype) for s in state),
+                tuple(autocast.cast(x, dtype) for x in xs),
+                reverse=reverse,
+                keep=keep,
+                engine=engine,
+                batch_sizes=batch_sizes,
+            )
+        final = tuple(f.to(s.dtype) for f, s in zip(final, state, strict=True))
+        return history, type(state)(*final) if hasattr(state, "_fields") else final
+    if engine == "torch":
+        if batch_sizes is not None:
+            raise CannotRunError("torch's own kernels are given sequences of one length")
+        history, final = native.run(step, state, xs, reverse=reverse, keep=keep)
+        return history, type(state)(*final) if hasattr(state, "_fields") else final
     decided = ready(step, state, xs, reverse=reverse, keep=keep, engine=engine,
                     batch_sizes=batch_sizes)  # fmt: skip
     fields = decided.keep
