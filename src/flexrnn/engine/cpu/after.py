@@ -16,11 +16,10 @@ from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.chunks import Chunk
 from flexrnn.engine.cpu.kernel import STARTS
 from flexrnn.engine.cpu.plan import Sizes
+from flexrnn.engine.interpreter import Values
 
 _NARROW = 64  # columns: with fewer, torch's product of the transposed matrices is the faster
 _SUMS = ("outer", "batch_sum")  # over time and rows
-
-Values = dict[int, Tensor]
 
 
 class Call(NamedTuple):
