@@ -153,6 +153,7 @@ ODD: dict[str, Callable[..., Any]] = {
     "a parameter made of others": lambda c, x, a, b: (
         torch.tanh(x @ (c.W * torch.tanh(c.v)) + a @ (c.U @ c.W)), b * x + a * c.v),
     "no state is read": lambda c, x, a, b: (x @ c.W, torch.tanh(x) * c.v),
+    "a product of the input's product": lambda c, x, a, b: (torch.tanh(x @ c.W @ c.U + a), b * x),
     "all of the input's product is saved": lambda c, x, a, b: (torch.tanh(x @ c.W * a), b * x),
 }  # fmt: skip
 

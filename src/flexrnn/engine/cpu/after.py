@@ -13,13 +13,13 @@ from torch import Tensor
 from flexrnn.engine import batches, interpreter
 from flexrnn.engine.compiler.graph import BATCH, Graph, Node
 from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.cpu.chunks import Chunk
 from flexrnn.engine.cpu.kernel import STARTS
 from flexrnn.engine.cpu.plan import Sizes
+from flexrnn.engine.interpreter import Values
 
 _NARROW = 64  # columns: with fewer, torch's product of the transposed matrices is the faster
 _SUMS = ("outer", "batch_sum")  # over time and rows
-
-Values = dict[int, Tensor]
 
 
 class Call(NamedTuple):
@@ -85,7 +85,7 @@ class After:
             else:
                 self.once.append(index)
         self.turned = frozenset(i for i in self.chunk if _is_narrow(graph.nodes[i]))
-        read = {arg for i in self.chunk for arg in graph.nodes[i].args}
+        read = {arg for i in order for arg in graph.nodes[i].args}
         self.read = tuple(i for i in sorted(read & operands) if _is_timed(graph, i))
 
     def _ordered(
@@ -123,25 +123,22 @@ class After:
                 shape = interpreter.shape_of(graph.nodes[index], lead)
                 call.found[index] = call.like.new_empty(shape)
 
-    def add(self, call: Call, span: slice, kept: Mapping[int, Tensor]) -> Values:
+    def add(self, call: Call, chunk: Chunk, kept: Mapping[int, Tensor]) -> Values:
         """Compute what follows from the steps of a chunk, and add it to what is found.
 
         Args:
             call: what is known.
-            span: the steps, in the order of time.
+            chunk: which steps.
             kept: what the loop has left of them.
 
         Returns:
             What has a row for every step, of these steps.
         """
-        graph, lead = call.program.graph, self.sizes.lead(call.given)
-        all_of_it = span.stop - span.start == self.sizes.steps
-        if not all_of_it:
-            lead = (span.stop - span.start, *lead[1:])
-        values = call.whole | {i: truth(graph, i, tensor) for i, tensor in kept.items()}
+        graph = call.program.graph
+        span, lead = chunk.span(self.sizes), chunk.lead(self.sizes, call.given)
+        values = call.whole | {i: _truth(graph, i, tensor) for i, tensor in kept.items()}
         for index in self.read:
-            tensor = call.whole[index] if all_of_it else call.whole[index][span]
-            values[index] = truth(graph, index, tensor)
+            values[index] = _truth(graph, index, call.whole[index][span])
         for index in self.chunk:
             total = call.found.get(index)
             if index in self.olds:
@@ -253,7 +250,7 @@ class After:
         ]
 
 
-def truth(graph: Graph, index: int, numbers: Tensor) -> Tensor:
+def _truth(graph: Graph, index: int, numbers: Tensor) -> Tensor:
     """Truth values as torch has them; in a loop's memory they are 1 and 0."""
     return numbers != 0 if graph.nodes[index].boolean else numbers
 

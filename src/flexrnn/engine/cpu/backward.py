@@ -9,7 +9,7 @@ from torch import Tensor
 from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.after import After, Call
-from flexrnn.engine.cpu.chunks import chunks
+from flexrnn.engine.cpu.chunks import Chunk, chunks
 from flexrnn.engine.cpu.kernel import SCRATCH, Rows
 from flexrnn.engine.cpu.layout import Layout, values_of, width
 from flexrnn.engine.cpu.plan import Plan, Sizes
@@ -55,13 +55,11 @@ class Backward:
         most = max(chunk.last - chunk.first for chunk in self.chunks)
         self.kept: dict[int, _Kept] = {}
         for index in kept:
-            row = math.prod(inner[index])
-            at = area.take(most * sizes.batch * row) if index in passing else None
-            name = f"kept.{index}"
-            lies = Rows(name, row * self.layout.apart, row)
-            if at is not None:
-                lies = lies._replace(memory=SCRATCH, brief=True, offset=at)
-            rows[name] = lies
+            name, row, at = f"kept.{index}", math.prod(inner[index]), None
+            rows[name] = Rows(name, row * self.layout.apart, row)
+            if index in passing:
+                at = area.take(most * sizes.batch * row)
+                rows[name] = rows[name]._replace(memory=SCRATCH, brief=True, offset=at)
             self.kept[index] = _Kept(inner[index], at)
         self.sums: dict[int, tuple[int, int]] = {}  # where in SCRATCH, how many numbers
         for index in sums:
@@ -119,8 +117,7 @@ class Backward:
         known: dict[int, Tensor] = {}
         for chunk in reversed(self.chunks):
             self.layout.run(memory, chunk)
-            span = chunk.span(sizes)
-            known = self.after.add(call, span, self._left(call, memory[SCRATCH], span))
+            known = self.after.add(call, chunk, self._left(call, memory[SCRATCH], chunk))
         for index, total in totals.items():
             node = program.graph.nodes[index]
             inner = tuple(int(s) for s in program.graph.nodes[node.args[0]].shape[1:])
@@ -140,16 +137,12 @@ class Backward:
             found[index] = total.zero_()[:, 0]
         return found
 
-    def _left(self, call: Call, scratch: Tensor, span: slice) -> dict[int, Tensor]:
+    def _left(self, call: Call, scratch: Tensor, chunk: Chunk) -> dict[int, Tensor]:
         """What the loop has left of the steps of a chunk."""
-        lead, found = self.sizes.lead(call.given), {}
-        several = len(self.chunks) > 1
-        if several:
-            lead = (span.stop - span.start, *lead[1:])
+        found, lead = {}, chunk.lead(self.sizes, call.given)
         for index, (inner, at) in self.kept.items():
             if at is None:
-                whole = call.found[index]
-                found[index] = whole[span] if several else whole
+                found[index] = call.found[index][chunk.span(self.sizes)]
             else:
                 shape = (*lead, *inner)
                 found[index] = scratch[at : at + math.prod(shape)].view(shape)

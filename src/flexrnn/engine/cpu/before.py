@@ -51,22 +51,20 @@ class Before:
         memory: dict[str, Tensor],
         like: Tensor,
         lead: tuple[int, ...],
-        span: slice | None,
+        span: slice,
     ) -> None:
         """Compute what the steps of a chunk read; what those of the one before have read goes.
 
         Args:
             program, values, memory, like: as in `begin`, where `values` has grown.
             lead: the axes in front of what there is at every step of the chunk.
-            span: these steps, in the order of time; None for all.
+            span: these steps, in the order of time.
         """
         if not self.chunk:
             return
         for index in self.timed.intersection(self.wanted):
             memory.pop(f"node.{index}", None)
-        some = dict(values)
-        for index in self.inputs if span else ():
-            some[index] = some[index][span]
+        some = dict(values) | {i: values[i][span] for i in self.inputs}
         interpreter.compute_nodes(program, self.chunk, some, lead, like)
         self._put(some, memory, like, timed=True)
 

@@ -5,7 +5,10 @@ all steps at once these would be the largest tensors of a call. So a loop runs s
 few enough that they stay small, enough that torch's products are large.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
+
+from torch import Tensor
 
 from flexrnn.engine.cpu.plan import Sizes
 
@@ -20,10 +23,17 @@ class Chunk(NamedTuple):
     last: int  # the first behind them
 
     def span(self, sizes: Sizes) -> slice:
-        """The steps in the order of time."""
+        """The steps in the order of time; all rows where steps have unlike numbers of them."""
+        if sizes.fewer:
+            return slice(None)
         if sizes.reverse:
             return slice(sizes.steps - self.last, sizes.steps - self.first)
         return slice(self.first, self.last)
+
+    def lead(self, sizes: Sizes, given: Mapping[str, Tensor]) -> tuple[int, ...]:
+        """The axes in front of what there is at every one of these steps; see `Sizes.lead`."""
+        lead = sizes.lead(given)
+        return lead if sizes.fewer else (self.last - self.first, *lead[1:])
 
 
 def chunks(sizes: Sizes, numbers: int, itemsize: int) -> tuple[Chunk, ...]:

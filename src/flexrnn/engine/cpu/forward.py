@@ -61,14 +61,14 @@ class Forward:
         self.saves = any(name.startswith(("saved.", "history.")) for name in self.parts)
         self.saved = [self._source(program, index) for index in program.schedule.saved]
         self.layout.finish(given)
-        self.chunks = self._chunks(program, plan)
+        self.chunks = self._chunks(plan)
 
-    def _chunks(self, program: Program, plan: Plan) -> tuple[Chunk, ...]:
+    def _chunks(self, plan: Plan) -> tuple[Chunk, ...]:
         """As few steps as their input's products, unless all of one are saved."""
-        hoisted = {name for name in plan.forward.source.buffers if name.startswith("hoisted.")}
-        if hoisted & {f"hoisted.{index}" for index in program.schedule.saved}:
-            hoisted = set()
-        numbers = sum(self.layout.rows[name].row for name in hoisted)
+        products = [n for n in plan.forward.source.buffers if n.startswith("hoisted.")]
+        if any(name.startswith("node.") for name in self.saved):
+            products = []
+        numbers = sum(self.layout.rows[name].row for name in products)
         return chunks(self.sizes, numbers, plan.forward.itemsize)
 
     def _states(self, program: Program, plan: Plan, given: Mapping[str, Tensor]) -> None:
@@ -112,7 +112,7 @@ class Forward:
         fields = (*self.keep, *program.fields)
         news = program.graph.outputs
         field = next((f for f in fields if news[f"state.{f}"] == index), None)
-        return f"node.{index}" if field is None else f"history.{field}"
+        return self.layout.node(index) if field is None else f"history.{field}"
 
     def _repeated(self, first: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         """What a state that never changes is at every step."""
@@ -132,7 +132,10 @@ class Forward:
         if self.sizes.fewer:  # some have no step at all
             ends = (field for field in program.fields if field not in self.constant)
             memory |= {f"end.{field}": given[f"state.{field}"].clone() for field in ends}
-        self._run(memory, values, lead, like)
+        for chunk in self.chunks:
+            span, some = chunk.span(self.sizes), chunk.lead(self.sizes, given)
+            self.layout.before.add(program, values, memory, like, some, span)
+            self.layout.run(memory, chunk)
         history = {}
         for field in self.keep:
             history[field] = (
@@ -157,18 +160,3 @@ class Forward:
                 end = memory[f"history.{field}"][last]
             final.append(end.clone())
         return Run(history, tuple(final), tuple(memory[name] for name in self.saved))
-
-    def _run(
-        self,
-        memory: dict[str, Tensor],
-        values: Mapping[int, Tensor],
-        lead: tuple[int, ...],
-        like: Tensor,
-    ) -> None:
-        program, several = self.layout.program, len(self.chunks) > 1
-        for chunk in self.chunks:
-            span = None
-            if several:
-                span, lead = chunk.span(self.sizes), (chunk.last - chunk.first, *lead[1:])
-            self.layout.before.add(program, values, memory, like, lead, span)
-            self.layout.run(memory, chunk)

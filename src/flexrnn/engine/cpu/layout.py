@@ -93,12 +93,12 @@ class Layout:
         kind, _, rest = name.partition(".")
         if kind == "hoisted":
             row = math.prod(int(s) for s in self.program.graph.nodes[int(rest)].shape[1:])
-            return Rows(self._node(int(rest)), row * self.apart, row, brief=True)
+            return Rows(self.node(int(rest)), row * self.apart, row, brief=True)
         if kind == "once":
-            return Rows(self._node(int(rest)))
+            return Rows(self.node(int(rest)))
         if kind == "param":
             straight = given[name].is_contiguous()
-            return Rows(name if straight else self._node(self.program.graph.inputs[name]))
+            return Rows(name if straight else self.node(self.program.graph.inputs[name]))
         return self.timed(name, given[name])
 
     @property
@@ -110,7 +110,7 @@ class Layout:
         """A tensor `(T, B, ...)` or `(N, ...)` whose rows lie in one piece."""
         return Rows(name, tensor.stride(0), tensor.stride(0 if self.sizes.fewer else 1))
 
-    def _node(self, index: int) -> str:
+    def node(self, index: int) -> str:
         """The memory of a node that torch computes."""
         self._computed.add(index)
         return f"node.{index}"
@@ -132,7 +132,7 @@ class Layout:
             found += parts
         else:
             return found
-        memory, strides = self._node(index), in_one_piece("", shape).strides
+        memory, strides = self.node(index), in_one_piece("", shape).strides
         return [Piece(memory, box[-1][0], box, strides) for box in boxes]
 
     def _can_read(self, piece: Piece, box: Box) -> bool:
