@@ -146,7 +146,7 @@ Replaced.step = lambda self, x, state: flexrnn.cells.RNNCell.step(self, -x, stat
 
 LENGTHS = {"lengths": torch.tensor([6, 2, 4])}
 REFUSED: dict[str, tuple[Callable[..., flexrnn.FlexRNN], dict[str, Any], str]] = {
-    "lengths": (flexrnn.LSTM, LENGTHS, "have no sequences of unlike lengths"),
+    "lengths": (flexrnn.LSTM, LENGTHS, "have no lengths"),
     "reset": (flexrnn.GRU, {"reset": torch.rand(T, B) < 0.5}, "have no resets"),
     "zoneout": (partial(flexrnn.LSTM, zoneout=0.5), {}, "have no zoneout"),
     "recurrent dropout": (

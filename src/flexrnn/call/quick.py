@@ -203,7 +203,7 @@ def _fit(given: Sequence[Tensor], widths: Sequence[int], layers: int, batch: int
 
 
 def _zeros(memory: _Memory, widths: tuple[int, ...], x: Tensor) -> tuple[Tensor, ...]:
-    """The state before the first step, of every cell; nobody else ever gets it."""
+    """The state before the first step, of every cell; nobody writes there."""
     batch, dtype = x.shape[1], x.dtype
     about, zeros = memory.zeros
     if about != (batch, dtype, widths):

@@ -17,7 +17,13 @@ from torch import _VF, Tensor
 from flexrnn.engine.ordinary import Call, kind
 from flexrnn.engine.step import CannotRunError, ComposedStep, Native
 
-_SCATTERED = "RNN module weights are not part of single contiguous chunk"
+# Our weights never lie side by side: a copy that does would not stay true. So cuDNN copies them at
+# every call and says so, to the module that calls: this one, where nobody can change it.
+warnings.filterwarnings(
+    "ignore",
+    "RNN module weights are not part of single contiguous chunk",
+    module=re.escape(__name__),
+)
 _KERNELS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
@@ -69,10 +75,6 @@ def run(
     x = x.flip(0) if reverse else x.contiguous()
     hx: Any = tuple(field[None].contiguous() for field in state)
     weights = [step.tensors[name] for name in native.weights]
-    if x.is_cuda:
-        # Ours never lie side by side: a copy that does would not stay true. So cuDNN copies them
-        # at every call and says so, to the module that calls: here, where nobody can change it.
-        warnings.filterwarnings("ignore", _SCATTERED, module=re.escape(__name__))
     output, *final = getattr(_VF, native.kernel)(
         x,
         hx if native.kernel == "lstm" else hx[0],

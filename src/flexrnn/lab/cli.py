@@ -150,7 +150,8 @@ def bench(
         ),
     ] = None,
     backend: Annotated[
-        str, typer.Option(help="The engine of our layers: auto, cpu, interpreter or reference.")
+        str,
+        typer.Option(help="The engine of our layers: auto, cpu, torch, interpreter or reference."),
     ] = "auto",
     seed: Annotated[int, typer.Option(help="Of weights and inputs.")] = 0,
     out: Annotated[

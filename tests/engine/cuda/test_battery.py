@@ -30,7 +30,7 @@ KINDS = {  # what each has that the others have not
 
 
 class NoProduct(flexrnn.Cell):
-    """No product with the state: of each unit, the past of that unit alone."""
+    """No product with the state: of each unit, the past of that unit alone. Stretched parameters."""
 
     State: Any = cells.LSTMCell.State
 
@@ -41,8 +41,8 @@ class NoProduct(flexrnn.Cell):
 
     def step(self, x: Tensor, state: Any) -> Any:
         h, c = state
-        c = torch.sigmoid(self.decay) * c + nn.functional.linear(x, self.weight_ih)
-        return self.State(h=torch.tanh(c) * 0.5 + h * 0.25, c=c)
+        c = torch.sigmoid(self.decay).expand_as(c) * c + nn.functional.linear(x, self.weight_ih)
+        return self.State(h=torch.tanh(c) * 0.5 + h * self.decay.expand_as(h), c=c)
 
 
 class TwoProducts(flexrnn.Cell):

@@ -63,6 +63,8 @@ def _made(program: Program, keep: tuple[str, ...], dtype: torch.dtype) -> Plan:
     # The input's product is one large one for all steps, and so are sums over batch and time.
     parts = extract(program, hoist=True, keep=keep, sum_inside=False)
     outputs = parts.forward.graph.outputs
+    if not outputs:
+        raise CannotRunError("the step returns its old state: there is nothing to run")
     for field in program.fields:
         if field not in parts.constant and (field in keep or field in parts.recorded):
             outputs[f"history.{field}"] = outputs[f"after.{field}"]

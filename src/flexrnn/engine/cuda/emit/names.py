@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from flexrnn.engine.compiler.graph import BATCH
 from flexrnn.engine.lowering.places import Place, identifier, sizes_of
 from flexrnn.engine.lowering.stages import Loop
 
@@ -75,7 +76,10 @@ class Names:
         if name.startswith("partial."):
             return self.loop.partial[self.loop.reduction_of(name)].heads
         index = self.graph.inputs.get(name, self.graph.outputs.get(name, 0))
-        return math.prod(sizes_of(self.graph.nodes[index].shape))
+        shape = self.graph.nodes[index].shape
+        if name in self.graph.inputs and BATCH not in shape:
+            return 0  # a parameter, and what is made of them: the same for every row
+        return math.prod(sizes_of(shape))
 
     def advance(self, used: Iterable[str]) -> list[str]:
         """Lines that set pointers to where the rows of a step begin: `NAME_t` of what has steps.
@@ -120,8 +124,8 @@ class Names:
             rowed: the node has a row for each of the batch.
         """
         terms = [pointer]
-        if rowed:
-            terms.append(_times("row", self._row(place.buffer)))
+        if rowed and (numbers := self._row(place.buffer)):
+            terms.append(_times("row", numbers))
         if place.offset:
             terms.append(str(place.offset))
         terms += [_times(self._head(axis, stage), place.strides[axis])
