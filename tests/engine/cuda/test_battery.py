@@ -30,7 +30,7 @@ KINDS = {  # what each has that the others have not
 
 
 class NoProduct(flexrnn.Cell):
-    """No product with the state: of each unit, the past of that unit alone. Stretched parameters."""
+    """No product with the state, only parameters that are stretched over rows or units."""
 
     State: Any = cells.LSTMCell.State
 
