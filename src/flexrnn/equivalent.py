@@ -9,7 +9,7 @@ from flexrnn.cell import Cell
 from flexrnn.engine.step import Native
 
 _ADDITIONS = {
-    "ragged": "lengths",
+    "ragged": "lengths of sequences",
     "reset": "resets",
     "zoned": "zoneout",
     "expected": "zoneout",

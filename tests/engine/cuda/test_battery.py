@@ -157,6 +157,8 @@ def test_views_empty_batches_and_what_does_not_learn(device: str) -> None:
 
 def test_what_it_cannot_run_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = flexrnn.GRU(3, 5, backend="cuda"), torch.randn(2, 1, 3)
+    with flexrnn.backend("cuda"), pytest.raises(RuntimeError, match="there is nothing to run"):
+        flexrnn.scan(lambda x, state: state, torch.zeros(1, 5), x)
     monkeypatch.setattr(kernels, "interpreted", lambda: False)
     with pytest.raises(RuntimeError, match="cuda engine runs on CUDA, got tensors on cpu"):
         layer(x)

@@ -302,4 +302,6 @@ def test_the_engine_of_single_steps_is_the_one_that_ran():
         _, state = layer.step(x[0])
         layer.step(x[1], state)
     assert row.engine == (engines or ["reference"])[-1]
+    (row,) = measure.Measure(torch.float32, "torch", 0.0, 0, 1.0).rows(case, SIZE)
+    assert row.engine == "torch"
     assert before == ENGINES
