@@ -148,7 +148,7 @@ def test_replace_refuses_what_is_no_module(thing: Any) -> None:
 def test_backend_refuses_what_is_no_engine(thing: Any) -> None:
     accepted, _ = outcome(lambda: flexrnn.backend(thing).__enter__())
     assert accepted == (
-        thing in ("auto", "reference", "interpreter", "cpu", "cuda")
+        thing in ("auto", "reference", "interpreter", "cpu", "cuda", "torch")
         if isinstance(thing, str)
         else False
     )

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from flexrnn.engine import autocast
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
 from flexrnn.engine.step import make_exportable
 
@@ -244,7 +245,7 @@ def loop_dtypes(cell: Cell, x: Tensor) -> tuple[torch.dtype, torch.dtype]:
     """
     weight = first_weight(cell)
     dtype = x.dtype if weight is None else weight.dtype
-    if autocasts(x) and dtype.is_floating_point and dtype != torch.float64:
+    if autocast.is_on(x) and autocast.is_cast(dtype):
         return dtype, torch.get_autocast_dtype(x.device.type)
     return dtype, dtype
 
@@ -261,21 +262,11 @@ def first_weight(cell: Cell) -> Tensor | None:
     return None
 
 
-def autocasts(x: Tensor) -> bool:
-    """Whether autocast is choosing dtypes now on this tensor's device; some, as meta, have none."""
-    kind = x.device.type
-    if kind == "cpu":  # the common case first, at which every call looks
-        return torch.is_autocast_enabled("cpu")
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
-
-
 def may_meet(x: Tensor, dtype: torch.dtype) -> bool:
     """Whether a tensor fits others of `dtype`, being of it or made so by autocast."""
     if x.dtype == dtype:
         return True
-    # Autocast casts every floating-point dtype but float64.
-    narrow = all(d.is_floating_point and d != torch.float64 for d in (x.dtype, dtype))
-    return narrow and autocasts(x)
+    return autocast.is_cast(x.dtype) and autocast.is_cast(dtype) and autocast.is_on(x)
 
 
 def checked_step(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> Any:

@@ -16,7 +16,8 @@ from torch import Tensor
 from flexrnn.bind import copy_of, identity, tensors_of, with_tensors
 from flexrnn.cell import LENT, Cell, checked_step, field_names
 from flexrnn.engine.compiler.refusal import CannotCompileError
-from flexrnn.engine.step import frozen
+from flexrnn.engine.step import Native, frozen
+from flexrnn.equivalent import native_of
 from flexrnn.regularize import Drop
 
 
@@ -112,6 +113,11 @@ class CellStep:
         own = field_names(self.cell)
         initial = tuple(f"initial.{field}" for field in own) if self.reset else ()
         return (*own, *initial, *(f"mask.{k}" for k in range(self.masks)))
+
+    @property
+    def native(self) -> Native | str:
+        """The kernel of torch's own that is this step, or why there is none."""
+        return native_of(self.cell, self.tensors, self.options)
 
     def pure(
         self,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from flexrnn.bind import Slot, bind, move_parameters
-from flexrnn.call import direction, packing, ragged, shown, stack, stream
+from flexrnn.call import direction, packing, quick, ragged, shown, stack, stream
 from flexrnn.call.initial import add_learned, initial_state, reset_learned, unbatched
 from flexrnn.call.marks import Marks, check_alone, check_lengths, check_reset, marks
 from flexrnn.cell import Cell, first_weight, loop_dtypes, unwrap
@@ -58,8 +58,8 @@ class FlexRNN(nn.Module):
             `initial_{field}_l{k}[_reverse]` `(width,)`, which begin as the cell's `initial_state`.
         checkpoint_every: keep for the backward pass only the state at every so-many-th step, and
             compute the steps between anew there (Chen et al. 2016).
-        backend: the engine: `"auto"`, the fastest that can; `"cpu"`, generated C++; `"cuda"`,
-            Triton; `"interpreter"`, programs in Python; `"reference"`, an eager loop.
+        backend: the engine: `"auto"`, the fastest that can; `"cpu"`, C++; `"cuda"`, Triton;
+            `"torch"`, its own; `"interpreter"`, programs in Python; `"reference"`, an eager loop.
         **cell_options: passed to every cell.
 
     Shapes:
@@ -247,6 +247,9 @@ class FlexRNN(nn.Module):
             TypeError, ValueError, RuntimeError: an argument does not fit, or `step` returned
                 another structure, shape or dtype; the message says which and what came.
         """
+        plain = lengths is None and reset is None and return_states is False
+        if plain and (result := quick.call(self, input, hx)) is not None:
+            return result
         cells = list(self._bound_cells())
         if not isinstance(return_states, bool):
             raise TypeError(
@@ -276,12 +279,12 @@ class FlexRNN(nn.Module):
             arrange=lambda tap: tap if batched else tap.squeeze(1),
         )
         output = where.leave(output)
-        states = _map(where.leave_each, states)
+        states = stack.each(where.leave_each, states)
         if not batched:
-            output, state = output.squeeze(1), _map(lambda s: s.squeeze(1), state)
-            states = _map(lambda s: s.squeeze(2), states)
+            output, state = output.squeeze(1), stack.each(lambda s: s.squeeze(1), state)
+            states = stack.each(lambda s: s.squeeze(2), states)
         elif batch_first:
-            output, states = output.transpose(0, 1), _map(lambda s: s.transpose(1, 2), states)
+            output, states = output.transpose(0, 1), stack.each(lambda s: s.transpose(1, 2), states)
         result = (output, unwrap(state))
         return (*result, unwrap(states)) if return_states else result
 
@@ -294,7 +297,7 @@ class FlexRNN(nn.Module):
         if hx is not None:
             state = check_hx(cells[0], hx, data, layers=len(cells), batch=batch, batched=True)
         if state is not None and sorted_indices is not None:
-            state = _map(lambda s: s.index_select(1, sorted_indices), state)
+            state = stack.each(lambda s: s.index_select(1, sorted_indices), state)
         x, where, lengths = packing.unpack(
             packed, compact=ragged.serves(self, data, batch_sizes, state)
         )
@@ -303,7 +306,7 @@ class FlexRNN(nn.Module):
             return tensor if unsorted_indices is None else tensor.index_select(1, unsorted_indices)
 
         output, state, _ = self._run(cells, x, state, where, lengths, arrange=unsort)
-        state = _map(unsort, state)
+        state = stack.each(unsort, state)
         output = packing.pack(output, where, lengths)
         return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), unwrap(state)
 
@@ -365,7 +368,7 @@ class FlexRNN(nn.Module):
             taps=taps,
         )
         publish(self, taps or {}, arrange)
-        return output, _map(where.unsorted, final), states
+        return output, stack.each(where.unsorted, final), states
 
     def _check_input(self, cells: list[Cell], x: Any, packed: bool = False) -> None:
         weight = first_weight(cells[0])
@@ -391,10 +394,3 @@ class FlexRNN(nn.Module):
         """Arguments that are not at their defaults, as `torch.nn.LSTM` shows them."""
         name = "" if type(self) is not FlexRNN else type(self.cells[0]).__name__ + ", "
         return name + shown.options(self)
-
-
-def _map(fn: Callable[[Tensor], Tensor], state: Any) -> Any:
-    """A state of the same class with `fn` applied to every field; None stays None."""
-    if hasattr(state, "_fields"):
-        return type(state)(*map(fn, state))
-    return None if state is None else tuple(map(fn, state))

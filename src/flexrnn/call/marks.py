@@ -72,7 +72,7 @@ def marks(
     if compact and lengths is not None and bool((lengths == steps).all()):
         lengths = None
     if lengths is not None and compact:
-        layout = of_lengths(lengths, steps)
+        layout = of_lengths(lengths, steps, device)
     if lengths is not None and (layout is None or reset is not None):
         t = torch.arange(steps, device=device)
         valid = (t[:, None] < lengths.to(device)).unsqueeze(-1)

@@ -18,7 +18,7 @@ def unpack(packed: PackedSequence, *, compact: bool) -> tuple[Tensor, Marks, Ten
     if compact and batch_sizes[-1] == batch_sizes[0]:
         return data.unflatten(0, (batch_sizes.shape[0], -1)), Marks(), None
     if compact:
-        return data, Marks(layout=of_packed(batch_sizes)), None
+        return data, Marks(layout=of_packed(batch_sizes, data.device)), None
     x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))  # longest sequence first
     return x, marks(lengths, None, x.shape[0], x.device), lengths
 

@@ -1,47 +1,85 @@
 # pyright: reportPrivateUsage=false
-# Whether a module has hooks has no public name.
-"""One step without derivatives, on the shortest way: who streams makes a call for every step.
+# Whether a module has hooks, and where it keeps its tensors, has no public name.
+"""A plain call on the shortest way: what the first one found out is there at the next.
 
-The long way, `forward`, knows every case and words every error. This one knows a single case, looks
-that it is the one, and does nothing that the case does not need.
+The long way, `forward`, knows every case and words every error. This one knows the plain case,
+looks that it is the one, and does nothing that the case does not need. What it remembers is of
+kinds alone (dtypes, widths, which tensors want a gradient); the tensors are those of the call.
 """
 
+from collections.abc import Sequence
+from itertools import chain
+from types import SimpleNamespace
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules import module as hooks
 
-from flexrnn.bind import Slot, bind, identity, tensors_of
+from flexrnn.bind import Slot, bind, identity
+from flexrnn.call.initial import initial_state
 from flexrnn.call.stack import stacked
-from flexrnn.cell import Cell, autocasts, field_sizes, unwrap
+from flexrnn.cell import Cell, field_sizes, unwrap
 from flexrnn.compose import CellStep
-from flexrnn.engine import engines, scan
-from flexrnn.engine.compiler.passes import compile_step
-from flexrnn.engine.compiler.program import Program
+from flexrnn.engine import eager, engines, scan
 from flexrnn.engine.compiler.trace import CannotCompileError
+from flexrnn.engine.differentiable import Ready
 from flexrnn.engine.ordinary import Call, kind
 from flexrnn.engine.step import CannotRunError
 from flexrnn.engine.tables import trim
 from flexrnn.record import is_recorded
 
 _ENGINE = "cpu"
-_KEPT = 512  # ways of cells; the oldest goes first
+_KEPT = 32  # ways of a layer; the oldest goes first
+_SMALL = 64 << 10  # numbers of an initial state, up to which it is kept
+_ZEROS = Cell.initial_state
 
 
 class _Way(NamedTuple):
-    """How a cell's step runs on tensors of one kind."""
+    """How calls of one kind run."""
 
-    program: Program
-    params: tuple[tuple[str, str, torch.Size], ...]  # in the cell, in the layer, shape
+    parts: tuple[tuple[Ready, tuple[int, ...]], ...]  # of each cell; its parameters, of the layer's
     widths: tuple[int, ...]  # of the state
 
 
-_ways: dict[Any, _Way | None] = {}
+class _Memory:
+    """What is known of a layer. It holds neither the layer nor any tensor of it."""
+
+    def __init__(self, slots: Sequence[tuple[Slot, ...]]):
+        self.flat = [slot.flat for slot in chain(*slots)]
+        self.ways: dict[Any, _Way | None] = {}
+        self.blind = False  # a cell has what can change without anybody seeing it
+        self.zeros: tuple[Any, tuple[Tensor, ...]] = (None, ())
+
+
+_memories: WeakKeyDictionary[Any, _Memory] = WeakKeyDictionary()
+
+
+def call(layer: Any, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
+    """Run a layer, or nothing where the call is not a plain one.
+
+    Args:
+        layer: a `FlexRNN`.
+        x: the input.
+        hx: the initial state.
+
+    Returns:
+        What `forward` returns; None where that has to be found on the long way.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or not isinstance(x, Tensor)
+        or "parametrizations" in layer._modules  # which are not to be computed twice
+        or not _is_plain(layer)
+    ):
+        return None
+    found = _run(layer, x, hx, axis=int(layer.batch_first))
+    return (found[0].transpose(0, 1), found[1]) if found and layer.batch_first else found
 
 
 def step(layer: Any, x: Tensor, state: Any) -> tuple[Tensor, Any] | None:
-    """Run a layer for one step, or nothing where this is not the one case.
+    """Run a layer for one step without derivatives, past its `__call__`.
 
     Args:
         layer: a `FlexRNN` of one direction whose class does not override `forward`.
@@ -51,103 +89,208 @@ def step(layer: Any, x: Tensor, state: Any) -> tuple[Tensor, Any] | None:
     Returns:
         The output `(B, width)` and the new state; None where `forward` is to be called.
     """
-    fields = (state,) if isinstance(state, Tensor) else state
-    if not _is_plain(layer, x) or not isinstance(fields, tuple):
-        return None
-    try:
-        if kind((x, *fields)) is not Call.EAGER:
-            return None
-        return _run(layer, x, fields)
-    except (CannotCompileError, CannotRunError):
-        return None
-
-
-def _is_plain(layer: Any, x: Tensor) -> bool:
-    """Whether nobody listens, nothing is derived, drawn or cast, and the engine serves."""
-    return not (
-        torch.is_grad_enabled()
+    if (
+        torch.compiler.is_compiling()
+        or torch.is_grad_enabled()
+        or state is None
         or x.dim() != 2
-        or x.device.type != "cpu"
-        or x.shape[1] != layer.input_size
         or layer._forward_hooks
         or layer._forward_pre_hooks
         or hooks._global_forward_hooks
         or hooks._global_forward_pre_hooks
-        or layer.zoneout
-        or (layer.training and layer.dropout)
+        or not _is_plain(layer)
+    ):
+        return None
+    found = _run(layer, x, state, axis=None)
+    return found and (found[0][0], found[1])
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether nobody listens, nothing is drawn, cast or left out, and the engine is not another."""
+    return not (
+        layer.zoneout
+        or (layer.training and (layer.recurrent_dropout or layer.weight_drop))
+        or (layer.training and layer.dropout and layer.num_layers > 1)
+        or (layer.checkpoint_every is not None and torch.is_grad_enabled())
         or scan.in_force(layer.backend) not in ("auto", _ENGINE)
         or scan.is_watched()
         or is_recorded(layer)
-        or autocasts(x)
-        or torch.compiler.is_compiling()
-        or engines.not_served(_ENGINE, x)
+        or torch.is_autocast_enabled("cpu")
     )
 
 
-def _run(layer: Any, x: Tensor, fields: tuple[Any, ...]) -> tuple[Tensor, Any] | None:
-    batch, dtype, layers = x.shape[0], x.dtype, layer.num_layers
-    finals: list[tuple[Tensor, ...]] = []
-    cell: Any = None
-    output = x[None]
-    for k, (cell, slots) in enumerate(zip(layer.cells, layer._slots, strict=True)):
-        key = (
-            identity(cell),
-            slots,  # which parameters there are, and which are one
-            dtype,
-            torch.get_default_dtype(),
-            torch.is_inference_mode_enabled(),
-        )
-        if (way := _ways.get(key)) is None and key not in _ways:
-            way = _remember(key, layer, cell, slots, output, fields, k)
-        if way is None or cell._buffers or not _fit(fields, way.widths, layers, batch, dtype):
+def _run(layer: Any, x: Tensor, hx: Any, *, axis: int | None) -> tuple[Tensor, Any] | None:
+    """Run all layers and directions; the output is `(T, B, ·)`.
+
+    Args:
+        layer: the layer.
+        x: `(T, B, I)`, `(B, T, I)`, or `(B, I)` for a single step.
+        hx: the initial state.
+        axis: of time in x.
+    """
+    if (memory := _memories.get(layer)) is None:
+        memory = _memories[layer] = _Memory(layer._slots)
+    given = (hx,) if isinstance(hx, Tensor) else () if hx is None else hx
+    if memory.blind or not isinstance(given, tuple) or (hx is not None and not given):
+        return None
+    try:
+        own = layer._parameters  # first, for a module's `__getattr__` is slow
+        params = [own[f] if f in own else getattr(layer, f) for f in memory.flat]
+        if not _lie_here((x, *given, *params)) or not _is_served(layer, x, axis):
             return None
-        tensors = {name: getattr(layer, flat) for name, flat, _ in way.params}
-        for tensor, (*_, shape) in zip(tensors.values(), way.params, strict=True):
-            if tensor.shape != shape or tensor.dtype is not dtype or not _lies_here(tensor):
+        x = x[None] if axis is None else x.transpose(0, 1) if axis else x
+        cells = list(layer.cells)
+        if any(map(_has_tensors, cells)):
+            return None
+        if hx is None and layer.learn_initial_state:
+            about = {"dtype": x.dtype, "device": x.device, "batch": x.shape[1], "learned": True}
+            given = initial_state(layer, cells, layer._suffixes, **about)
+            if not _lie_here((x, *given)):
                 return None
-        own = [field[k] for field in fields]
-        keep = way.program.fields[:1]
-        ran = engines.ENGINES[_ENGINE].forward(way.program, (output,), own, tensors, keep)
-        output = ran.history[keep[0]]
-        finals.append(ran.final)
-    return output[0], unwrap(stacked(cell, finals, dtype))
+        way = _way(layer, memory, cells, x, given, params)
+        if way is None or not _fit(given, way.widths, len(cells), x.shape[1]):
+            return None
+        start = () if given else _zeros(memory, way.widths, x)
+        finals: list[tuple[Tensor, ...]] = []
+        outputs: list[Tensor] = []
+        for k, (ready, at) in enumerate(way.parts):
+            state = start or [field[k] for field in given]
+            output, *final = ready((x, *state, *[params[i] for i in at]))
+            finals.append(tuple(final))
+            outputs.append(output)
+            if len(outputs) == layer.num_directions:
+                x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+                outputs = []
+    except (CannotCompileError, CannotRunError):
+        return None
+    return x, unwrap(stacked(cells[0], finals, x.dtype))
 
 
-def _lies_here(tensor: Tensor) -> bool:
-    return tensor.is_cpu and type(tensor) in (Tensor, nn.Parameter)
-
-
-def _fit(
-    fields: tuple[Any, ...], widths: tuple[int, ...], layers: int, batch: int, dtype: torch.dtype
-) -> bool:
-    return len(fields) == len(widths) and all(
-        field.shape == (layers, batch, width) and field.dtype is dtype and field.is_cpu
-        for field, width in zip(fields, widths, strict=True)
+def _lie_here(row: Sequence[Tensor]) -> bool:
+    """Whether an engine may be called with these tensors as they are."""
+    dtype = row[0].dtype
+    return kind(row) is Call.EAGER and all(
+        tensor.dtype is dtype
+        and tensor.is_cpu
+        and tensor.layout is torch.strided
+        and not tensor.is_nested
+        for tensor in row
     )
 
 
-def _remember(
-    key: Any,
+def _is_served(layer: Any, x: Tensor, axis: int | None) -> bool:
+    """Whether the input is one of the layer's, and for the engine."""
+    shape = x.shape
+    if len(shape) != (2 if axis is None else 3) or shape[-1] != layer.input_size:
+        return False
+    steps = None if axis is None else shape[axis]
+    if steps == 0:
+        return False
+    backend = scan.in_force(layer.backend)
+    first = engines.chain(backend, x, steps)[0]
+    return first == _ENGINE and not (backend == _ENGINE and engines.not_served(_ENGINE, x))
+
+
+def _fit(given: Sequence[Tensor], widths: Sequence[int], layers: int, batch: int) -> bool:
+    """Whether these are the fields of an initial state, or there are none."""
+    return not given or (
+        len(given) == len(widths)
+        and all(
+            field.shape == (layers, batch, width)
+            for field, width in zip(given, widths, strict=True)
+        )
+    )
+
+
+def _zeros(memory: _Memory, widths: tuple[int, ...], x: Tensor) -> tuple[Tensor, ...]:
+    """The state before the first step, of every cell; nobody else ever gets it."""
+    batch, dtype = x.shape[1], x.dtype
+    about, zeros = memory.zeros
+    if about != (batch, dtype, widths):
+        with torch.inference_mode(False):  # else autograd could never save it
+            zeros = tuple(
+                torch.zeros(batch, width, dtype=dtype, device=x.device) for width in widths
+            )
+        if batch * sum(widths) <= _SMALL:
+            memory.zeros = (batch, dtype, widths), zeros
+    return zeros
+
+
+def _way(
     layer: Any,
-    cell: Cell,
-    slots: tuple[Slot, ...],
+    memory: _Memory,
+    cells: list[Cell],
     x: Tensor,
-    fields: tuple[Any, ...],
-    k: int,
+    given: tuple[Tensor, ...],
+    params: list[Tensor],
 ) -> _Way | None:
-    """Find out how a cell's step runs; not at all on this way, if it has more than parameters."""
-    way = None
-    bound = bind(cell, slots, layer)
-    params = tuple((s.name, s.flat, getattr(layer, s.flat).shape) for s in slots)
-    if not cell._modules and tensors_of(bound).keys() == {name for name, *_ in params}:
-        widths = field_sizes(cell)
-        if not _fit(fields, widths, layer.num_layers, x.shape[1], x.dtype):
+    """The way of a call `(T, B, I)`, remembered, or found out now."""
+    identities = tuple(map(identity, cells))
+    key = (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        layer.bidirectional,
+        x.dtype,
+        x.requires_grad,
+        identities,
+        *[field.requires_grad for field in given],
+        *[(tensor.shape, tensor.requires_grad) for tensor in params],
+    )
+    way = memory.ways.get(key)
+    if way is None and key not in memory.ways:
+        if not all(isinstance(number, int) for number in identities):
+            memory.blind = True
             return None
-        own = cell.State(*(field[k] for field in fields))
-        program = compile_step(CellStep(bound, origin=cell), (x,), own)
-        way = _Way(program, params, widths)
-    if not isinstance(key[0], int):  # nobody could see that the cell has changed
-        return way
-    _ways[key] = way
-    trim(_ways, _KEPT)
+        if not _fit(given, field_sizes(cells[0]), len(cells), x.shape[1]):
+            return None
+        try:
+            way = _found(layer, memory, cells, x, given, params)
+        except CannotCompileError:
+            way = None
+        memory.ways[key] = way
+        trim(memory.ways, _KEPT)
     return way
+
+
+def _found(
+    layer: Any,
+    memory: _Memory,
+    cells: list[Cell],
+    x: Tensor,
+    given: tuple[Tensor, ...],
+    params: list[Tensor],
+) -> _Way | None:
+    """Find out how a layer runs; None if it has more than parameters or begins in its own way."""
+    widths, ways = field_sizes(cells[0]), layer.num_directions
+    start = () if given else _zeros(memory, widths, x)
+    if start and any(_initial(cell) is not _ZEROS for cell in cells):
+        return None
+    lent: Any = SimpleNamespace(**dict(zip(memory.flat, params, strict=True)))
+    parts: list[tuple[Ready, tuple[int, ...]]] = []
+    at, learns = 0, False
+    for k, (cell, slots) in enumerate(zip(cells, layer._slots, strict=True)):
+        step = CellStep(bind(cell, slots, lent), origin=cell)
+        places = {f"{s.module}.{s.name}".lstrip("."): i for i, s in enumerate(slots, at)}
+        if step.tensors.keys() != places.keys():
+            return None
+        at += len(slots)
+        state = cell.State(*(start or (field[k] for field in given)))
+        ready = eager.ready(step, state, (x,), reverse=k % ways == 1, keep=(0,), engine=_ENGINE)
+        parts.append((ready, tuple(places[name] for name in step.tensors)))
+        learns |= bool(ready.about.gradients)
+        if k % ways == ways - 1:  # of what the next layer gets only the kind counts
+            x = x.new_empty(1, x.shape[1], ways * widths[0])
+            x, learns = (x.requires_grad_() if learns else x), False
+    return _Way(tuple(parts), widths)
+
+
+def _has_tensors(cell: Cell) -> bool:
+    """Whether a cell has parameters or buffers that are not the layer's."""
+    modules = cell.modules() if cell._modules else (cell,)
+    tables = [held for m in modules for held in (m._parameters, m._buffers) if held]
+    return any(tensor is not None for held in tables for tensor in held.values())
+
+
+def _initial(cell: Cell) -> Any:
+    return getattr(cell.initial_state, "__func__", None)

@@ -15,28 +15,32 @@ from flexrnn.engine.ordinary import Call, kind
 from flexrnn.engine.step import CannotRunError
 from flexrnn.record import is_recorded
 
-_ENGINE = "cpu"
+_ENGINES = {"auto": "cpu", "cpu": "cpu", "cuda": "cuda"}  # of each backend, what gains by it
 
 
 class Layout:
     """Where the rows of `(T, B, ...)` lie in `(N, ...)`.
 
     Args:
-        batch_sizes: how many sequences have each step, `(T,)` or fewer.
+        batch_sizes: how many sequences have each step, `(T,)` or fewer; on the CPU.
         order: the sequences, the longest first, `(B,)`; None where they are in this order.
         steps: T.
         batch: B.
+        device: of the rows.
     """
 
-    def __init__(self, batch_sizes: Tensor, order: Tensor | None, steps: int, batch: int):
-        self.batch_sizes, self.order, self.steps, self.batch = batch_sizes, order, steps, batch
+    def __init__(
+        self, batch_sizes: Tensor, order: Tensor | None, steps: int, batch: int, device: Any
+    ):
+        self.batch_sizes, self.steps, self.batch, self.device = batch_sizes, steps, batch, device
+        self.order = None if order is None else order.to(device)
         self._places: tuple[Tensor, Tensor] | None = None
 
     @property
     def places(self) -> tuple[Tensor, Tensor]:
         """The step and the sequence of every row, each `(N,)`."""
         if self._places is None:
-            step, sequence = batches.places(self.batch_sizes)
+            step, sequence = (at.to(self.device) for at in batches.places(self.batch_sizes))
             self._places = step, sequence if self.order is None else self.order[sequence]
         return self._places
 
@@ -65,26 +69,27 @@ class Layout:
         )
 
 
-def of_lengths(lengths: Tensor, steps: int) -> Layout | None:
+def of_lengths(lengths: Tensor, steps: int, device: Any) -> Layout | None:
     """The layout of sequences of these lengths `(B,)`; None where nothing is there at all."""
     decreasing, order = lengths.sort(descending=True, stable=True)
     longest = int(decreasing[0])
     if not longest:
         return None
     batch_sizes = (torch.arange(longest)[:, None] < decreasing).sum(1)
-    return Layout(batch_sizes, order, steps, lengths.shape[0])
+    return Layout(batch_sizes, order, steps, lengths.shape[0], device)
 
 
-def of_packed(batch_sizes: Tensor) -> Layout:
+def of_packed(batch_sizes: Tensor, device: Any) -> Layout:
     """The layout of a `PackedSequence`."""
-    return Layout(batch_sizes, None, batch_sizes.shape[0], int(batch_sizes[0]))
+    return Layout(batch_sizes, None, batch_sizes.shape[0], int(batch_sizes[0]), device)
 
 
 def serves(layer: Any, x: Tensor, sizes: Tensor, state: Any) -> bool:
     """Whether rows are to be laid out so: where the engine that is in force gains by it.
 
     The others get everything padded and marked, and so do those who write down or transform what
-    is done: how many rows there are would be for them another thing at every call.
+    is done: how many rows there are would be for them another thing at every call. Lengths that
+    are on another device stay there: a look at them would stop its queue.
 
     Args:
         layer: a `FlexRNN`.
@@ -97,9 +102,11 @@ def serves(layer: Any, x: Tensor, sizes: Tensor, state: Any) -> bool:
         or torch.compiler.is_compiling()
         or scan.is_watched()
         or sizes.device.type != "cpu"
+        or (x.is_cuda and torch.cuda.is_current_stream_capturing())  # copies from the CPU
     ):
         return False
-    if scan.in_force(layer.backend) not in ("auto", _ENGINE) or engines.not_served(_ENGINE, x):
+    engine = _ENGINES.get(scan.in_force(layer.backend))
+    if engine is None or engines.not_served(engine, x):
         return False
     try:
         eager = kind((x, sizes, *(state or ()))) is Call.EAGER

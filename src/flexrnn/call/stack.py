@@ -1,6 +1,6 @@
 """Layers on top of one another, in one direction or two."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -90,7 +90,14 @@ def stacked(cell: Cell, rows: Sequence[tuple[Tensor, ...]], dtype: torch.dtype) 
     """A `State` of the cell's whose fields have an axis more, of layers and directions."""
     one = len(rows) == 1
     fields = [f[0][None] if one else torch.stack(f) for f in zip(*rows, strict=True)]
-    return cell.State(*(f.to(dtype) for f in fields))
+    return cell.State(*(f if f.dtype is dtype else f.to(dtype) for f in fields))
+
+
+def each(fn: Callable[[Tensor], Tensor], state: Any) -> Any:
+    """A state of the same class with `fn` applied to every field; None stays None."""
+    if hasattr(state, "_fields"):
+        return type(state)(*map(fn, state))
+    return None if state is None else tuple(map(fn, state))
 
 
 def _dropped(x: Tensor, p: float, lengths: Tensor | None) -> Tensor:

@@ -36,6 +36,13 @@ class Time:
         """The state after a step that has run for some of its rows."""
         return new if len(new) == len(old) else torch.cat([new, old[len(new) :]])
 
+    def everywhere(self, state: Tensor) -> Tensor:
+        """What is the same at every step `(B, ...)`, at all of them."""
+        if self.batch_sizes is None:
+            return state.expand(self.count, *state.shape)
+        _, sequence = places(self.batch_sizes)
+        return state.index_select(0, sequence.to(state.device))
+
     def join(self, rows: list[Tensor]) -> Tensor:
         """What all steps have given, in the order of time."""
         return torch.cat(rows) if self.sizes else torch.stack(rows)
@@ -71,6 +78,8 @@ def before(after: Tensor, first: Tensor, batch_sizes: Tensor, *, reverse: bool) 
     )  # behind the last step, and before the first
     goes_on = sequence < sizes[past]
     place = torch.where(goes_on, starts[past] + sequence, 0)
-    found = after.index_select(0, place)
     begins = (~goes_on).nonzero().squeeze(1)
-    return found.index_copy(0, begins, first.index_select(0, sequence[begins]))
+    device = after.device  # where no number of these is looked at
+    found = after.index_select(0, place.to(device))
+    initial = first.index_select(0, sequence[begins].to(device))
+    return found.index_copy(0, begins.to(device), initial)

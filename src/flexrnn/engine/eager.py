@@ -7,13 +7,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from flexrnn.engine import differentiable, operator, reference
+from flexrnn.engine import autocast, native, operator, reference
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import Program, dumps
-from flexrnn.engine.engines import ENGINES
+from flexrnn.engine.differentiable import Ready
+from flexrnn.engine.engines import CASTS
 from flexrnn.engine.ordinary import Call, kind
-from flexrnn.engine.step import ComposedStep, wanted_of
+from flexrnn.engine.signature import signature
+from flexrnn.engine.step import CannotRunError, ComposedStep, wanted_of
 
 _texts: WeakKeyDictionary[Graph, str] = WeakKeyDictionary()
 
@@ -30,7 +32,8 @@ def run(
 ) -> tuple[tuple[Tensor, ...], Any]:
     """Run a composed step by the named engine; operands as in `reference.run`.
 
-    Calls whose derivatives only ordinary operations have are run by the reference.
+    Calls whose derivatives only ordinary operations have are run by the reference. Where an engine
+    casts, under autocast, the kept fields are of autocast's dtype.
 
     Raises:
         CannotCompileError: the step is not a program.
@@ -41,17 +44,58 @@ def run(
     unseen = call is Call.TRACED and batch_sizes is not None  # the operator knows of no such steps
     if call is Call.REFERENCE or unseen:
         return reference.run(step, state, xs, reverse=reverse, keep=keep, batch_sizes=batch_sizes)
+    dtype = autocast.dtype_for(state[0]) if engine in CASTS else None
+    if dtype is not None:
+        with autocast.off(state[0]):
+            history, final = run(
+                autocast.CastStep(step, dtype),
+                tuple(autocast.cast(s, dtype) for s in state),
+                tuple(autocast.cast(x, dtype) for x in xs),
+                reverse=reverse,
+                keep=keep,
+                engine=engine,
+                batch_sizes=batch_sizes,
+            )
+        final = tuple(f.to(s.dtype) for f, s in zip(final, state, strict=True))
+        return history, type(state)(*final) if hasattr(state, "_fields") else final
+    if engine == "torch":
+        if batch_sizes is not None:
+            raise CannotRunError("torch's own kernels are given sequences of one length")
+        history, final = native.run(step, state, xs, reverse=reverse, keep=keep)
+        return history, type(state)(*final) if hasattr(state, "_fields") else final
+    decided = ready(step, state, xs, reverse=reverse, keep=keep, engine=engine,
+                    batch_sizes=batch_sizes)  # fmt: skip
+    fields = decided.keep
+    if call is Call.EAGER:
+        results = decided(row)
+    else:
+        ends = len(fields) + len(state)
+        text = _text(decided.program)
+        results = tuple(operator.scan(text, engine, reverse, fields, row)[:ends])
+    history, final = results[: len(fields)], results[len(fields) :]
+    return history, type(state)(*final) if hasattr(state, "_fields") else final
+
+
+def ready(
+    step: ComposedStep,
+    state: Any,
+    xs: tuple[Tensor, ...],
+    *,
+    reverse: bool,
+    keep: Sequence[int],
+    engine: str,
+    batch_sizes: Tensor | None = None,
+) -> Ready:
+    """What `run` finds out before it runs; it holds for every call with tensors of these kinds.
+
+    Raises:
+        CannotCompileError: the step is not a program.
+    """
     wanted = wanted_of(step, tuple(state), xs) if torch.is_grad_enabled() else ()
     like = xs if batch_sizes is None else tuple(_of_one_step(x, len(state[0])) for x in xs)
     program = compile_step(step, like, tuple(state), wanted)
     fields = tuple(step.fields[k] for k in keep)
-    if call is Call.EAGER:
-        results = differentiable.apply(ENGINES[engine], program, row, fields, reverse, batch_sizes)
-    else:
-        ends = len(fields) + len(state)
-        results = tuple(operator.scan(_text(program), engine, reverse, fields, row)[:ends])
-    history, final = results[: len(fields)], results[len(fields) :]
-    return history, type(state)(*final) if hasattr(state, "_fields") else final
+    return Ready(engine, program, signature(program), fields, reverse, batch_sizes)
 
 
 def _of_one_step(x: Tensor, batch: int) -> Tensor:

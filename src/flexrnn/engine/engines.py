@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from flexrnn.engine import interpreter
+from flexrnn.engine import autocast, interpreter
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu import engine as cpu
 from flexrnn.engine.cuda import engine as cuda
@@ -62,7 +62,11 @@ class Engine(Protocol):
 
 
 ENGINES: dict[str, Engine] = {"interpreter": interpreter, "cpu": cpu, "cuda": cuda}
+WITHOUT_PROGRAM = ("reference", "torch")  # what else has a name
+CASTS: tuple[str, ...] = ("cuda", "torch")  # run in autocast's dtype where it is on
 AUTO: tuple[str, ...] = ("cpu", "reference")  # the fastest first; the last can run everything
+# `torch` is missing there: on the CPU generated code is the faster, and on a card nobody has
+# measured it, nor `cuda`; see the table of costs in `cuda/tiers.py`.
 
 
 def source(engine: str, program: Program, dtype: torch.dtype) -> str:
@@ -79,11 +83,11 @@ def not_served(engine: str, like: Tensor) -> str:
     """
     if engine != "cpu":
         return ""
-    if like.device.type != "cpu":
+    if not like.is_cpu:
         return f"serves the CPU, not {like.device.type}"
-    autocast = like.dtype != torch.float64 and torch.is_autocast_enabled("cpu")
-    if like.dtype not in cpu.DTYPES or autocast:
-        found = "autocast" if autocast else str(like.dtype)
+    casts = autocast.dtype_for(like) is not None
+    if like.dtype not in cpu.DTYPES or casts:
+        found = "autocast" if casts else str(like.dtype)
         return f"computes in float32 and float64, not under {found}"
     return ""
 

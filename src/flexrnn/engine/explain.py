@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flexrnn.engine import engines, scan
+from flexrnn.engine import autocast, engines, native, scan
 from flexrnn.engine.compiler.passes import passes
 from flexrnn.engine.compiler.pretty import formulas, pretty
 from flexrnn.engine.compiler.program import Program, build
@@ -23,7 +23,7 @@ class StepReport(NamedTuple):
     causes: tuple[str, ...]  # why each faster one does not
     program: Program | None
     refusal: str  # why there is none: operation, file and line
-    saved_bytes: int  # kept for the backward pass, over all steps and rows
+    saved_bytes: int  # kept for the backward pass by the program, over all steps and rows
     stages: tuple[tuple[str, str], ...]  # the name of a pass and the formulas after it
     dtype: torch.dtype  # of the state
 
@@ -104,14 +104,19 @@ def _report(
     state: tuple[Tensor, ...],
     xs: tuple[Tensor, ...],
 ) -> StepReport:
+    dtype = autocast.dtype_for(state[0]) if backend in engines.CASTS else None
+    if dtype is not None:
+        with autocast.off(state[0]):
+            xs, state = (tuple(autocast.cast(t, dtype) for t in group) for group in (xs, state))
+            return _report(name, backend, autocast.CastStep(step, dtype), state, xs)
     operands = (*xs, *state, *step.tensors.values())
     try:
         graphs = passes(step, xs, state, wanted_of(step, state, xs))
     except CannotCompileError as refusal:
-        chosen = _choose(backend, None, str(refusal), operands, state[0])
+        chosen = _choose(backend, step, None, str(refusal), operands, state)
         return StepReport(name, *chosen, None, str(refusal), 0, (), state[0].dtype)
     program = build(graphs[-1][1])
-    chosen = _choose(backend, program, "", operands, state[0])
+    chosen = _choose(backend, step, program, "", operands, state)
     texts = [(after, formulas(graph)) for after, graph in graphs]
     rows = xs[0].shape[0] * state[0].shape[0]
     saved = saved_floats(*program) * rows * state[0].element_size()
@@ -121,21 +126,26 @@ def _report(
 
 def _choose(
     backend: str,
+    step: ComposedStep,
     program: Program | None,
     refusal: str,
     operands: tuple[Tensor, ...],
-    like: Tensor,
+    state: tuple[Tensor, ...],
 ) -> tuple[str, tuple[str, ...]]:
     """The engine that `scan.run` comes to, and why none before it."""
+    like = state[0]
     reasons = {e: engines.not_served(e, like) for e in engines.AUTO if backend == "auto"}
     causes = [f"{engine}: {reason}" for engine, reason in reasons.items() if reason]
     for engine in engines.chain(backend, like, operands[0].shape[0]):
         if engine == "reference":
             return engine, tuple(causes)
         try:
+            kind(operands)
+            if engine == "torch":
+                native.check(step, state, operands)
+                return engine, tuple(causes)
             if program is None:
                 raise CannotRunError(refusal)
-            kind(operands)
             engines.ENGINES[engine].prepare(program, like)
         except CannotRunError as cause:
             causes.append(f"{engine}: {cause}")
@@ -145,6 +155,8 @@ def _choose(
 
 
 def _summary(step: StepReport) -> str:
+    if step.engine == "torch":
+        return f"{step.name}: a kernel of torch's own"
     if step.program is None:
         return f"{step.name}: no program: {step.refusal}"
     graph, plan = step.program

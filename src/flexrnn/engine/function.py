@@ -30,6 +30,11 @@ class FunctionStep:
         count = 1 if isinstance(self.state, Tensor) else len(self.state)
         return getattr(self.state, "_fields", tuple(map(str, range(count))))
 
+    @property
+    def native(self) -> str:
+        """Why no kernel of torch's own is this step: nobody knows what it computes."""
+        return "a function of `scan` is none of torch's LSTM, GRU and RNN"
+
     def pure(
         self,
         inputs: tuple[Tensor, ...],

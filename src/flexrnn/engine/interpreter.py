@@ -133,7 +133,7 @@ def backward(
     for field, initial in zip(program.fields, state, strict=True):
         old, new = graph.inputs[f"state.{field}"], graph.outputs[f"state.{field}"]
         if old == new:  # it never changes
-            given[old] = time.join([time.running(initial, t) for t in time.steps(False)])
+            given[old] = time.everywhere(initial)
         elif new in values_saved:
             given[old] = time.before(values_saved[new], initial, reverse=reverse)
 

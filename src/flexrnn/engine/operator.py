@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from flexrnn.engine import interpreter, recompute
+from flexrnn.engine import autocast, interpreter, recompute
 from flexrnn.engine.compiler.program import Program, loads
 from flexrnn.engine.compiler.trace import alone
 from flexrnn.engine.engines import ENGINES, Engine
@@ -37,7 +37,8 @@ def _scan(
     program = loaded(text)
     parts = signature(program).parts(operands)
     kernel = _kernel(engine, program, parts[1][0])
-    ran = kernel.forward(program, *parts, keep, reverse=reverse)
+    with autocast.off(parts[1][0]):
+        ran = kernel.forward(program, *parts, keep, reverse=reverse)
     history = list(ran.history.values())
     own = [s for s in ran.saved if all(s is not h for h in history)]
     return [tensor.contiguous() for tensor in (*history, *ran.final, *own)]
@@ -73,7 +74,8 @@ def _scan_backward(
     kernel = _kernel(engine, program, parts[1][0])
     history = dict(zip(keep, cotangents, strict=False))
     final = cotangents[len(keep) :]
-    found = kernel.backward(program, *parts, saved, history, final, reverse=reverse)
+    with autocast.off(parts[1][0]):
+        found = kernel.backward(program, *parts, saved, history, final, reverse=reverse)
     # No two results of an operator, nor a result and an operand, may share memory.
     taken = {_memory(tensor) for tensor in (*operands, *saved, *cotangents)}
     gradients = []
@@ -130,7 +132,8 @@ def _backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Any, ...]:
         for cotangent, shape in zip(cotangents, shapes, strict=False)
     ]
     if torch.is_grad_enabled():  # create_graph=True
-        found = recompute.gradients(program, row, keep, given, reverse=reverse)
+        with autocast.off(like):
+            found = recompute.gradients(program, row, keep, given, reverse=reverse)
     else:
         results = cast("list[Tensor]", torch.ops.flexrnn.scan_backward(
             text, engine, reverse, keep, row, saved, given))  # fmt: skip

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from flexrnn.engine import eager, engines, reference, traced
 from flexrnn.engine.compiler.trace import CannotCompileError
-from flexrnn.engine.engines import ENGINES
 from flexrnn.engine.fallback import warn
 from flexrnn.engine.function import FunctionStep, rebuild, tensors_in
 from flexrnn.engine.step import CannotRunError, ComposedStep
@@ -27,9 +26,9 @@ _here = _Here()
 
 def check_backend(name: Any) -> str:
     """Return `name`, the name of an engine or `auto`; refuse any other."""
-    if not isinstance(name, str) or name not in ("auto", "reference", *ENGINES):
-        known = ", ".join(repr(engine) for engine in ("auto", "reference", *ENGINES))
-        raise ValueError(f"backend: expected one of {known}, got {name!r}")
+    known = ("auto", *engines.WITHOUT_PROGRAM, *engines.ENGINES)
+    if not isinstance(name, str) or name not in known:
+        raise ValueError(f"backend: expected one of {', '.join(map(repr, known))}, got {name!r}")
     return name
 
 
@@ -39,7 +38,8 @@ def backend(name: str) -> Iterator[None]:
 
     Args:
         name: `"auto"`, the fastest that can; `"cpu"`, generated C++; `"cuda"`, generated Triton;
-            `"interpreter"`, programs in Python; `"reference"`, the eager loop.
+            `"torch"`, torch's own kernels; `"interpreter"`, programs in Python; `"reference"`, the
+            eager loop.
 
     Raises:
         ValueError: there is no engine of that name.
@@ -158,4 +158,5 @@ def scan(
 
     composed = FunctionStep(step, state, xs, params)
     states, final = run(composed, fields, inputs, keep=range(len(fields)))
+    states = tuple(s.to(field.dtype) for s, field in zip(states, fields, strict=True))
     return rebuild(state, states), rebuild(state, final)

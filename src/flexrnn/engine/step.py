@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping
 from random import Random
 from types import FunctionType, ModuleType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from weakref import ReferenceType
 
 import torch
@@ -19,6 +19,14 @@ State = tuple[Tensor, ...]
 
 class CannotRunError(RuntimeError):
     """An engine cannot run here; the message says what is missing and what would help."""
+
+
+class Native(NamedTuple):
+    """A kernel of torch's own that computes a step, and its weights."""
+
+    kernel: str  # `lstm`, `gru`, `rnn_tanh`, `rnn_relu`
+    weights: tuple[str, ...]  # by name, in torch's order
+    training: bool
 
 
 class ComposedStep(Protocol):
@@ -36,6 +44,11 @@ class ComposedStep(Protocol):
     @property
     def fields(self) -> tuple[str, ...]:
         """Names of the state's fields."""
+        ...
+
+    @property
+    def native(self) -> Native | str:
+        """The kernel of torch's own that is exactly this step, or why there is none."""
         ...
 
     def pure(

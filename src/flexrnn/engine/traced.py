@@ -8,6 +8,7 @@ here when it has changed. The program itself is made outside of Dynamo's sight.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from operator import index
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from flexrnn.engine import engines, operator, reference
+from flexrnn.engine import autocast, engines, operator, reference
 from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import dumps
 from flexrnn.engine.compiler.trace import CannotCompileError, alone
@@ -39,14 +40,17 @@ def run(
     wanted = wanted_of(step, state, xs) if torch.is_grad_enabled() else ()
     if not torch.compiler.is_exporting():  # what is written down once needs no guard
         step(tuple(x[0] for x in xs), state)
-    tensors = step.tensors
+    dtype = autocast.dtype_for(state[0]) if backend in engines.CASTS else None
+    inputs = tuple(autocast.cast(x, dtype) for x in xs)
+    begin = tuple(autocast.cast(s, dtype) for s in state)
+    tensors = {name: autocast.cast(tensor, dtype) for name, tensor in step.tensors.items()}
     rebuild, *parts = step.recipe()
     specialize(False)
     engine, _, program = _program(
         backend,
         wanted,
-        tuple(_kind(x, 2) for x in xs),
-        tuple(_kind(s, 1) for s in state),
+        tuple(_kind(x, 2) for x in inputs),
+        tuple(_kind(s, 1) for s in begin),
         tuple((name, *_kind(tensor, 0)) for name, tensor in tensors.items()),
         rebuild,
         *parts,
@@ -54,10 +58,12 @@ def run(
     if not program:
         return reference.run(step, state, xs, reverse=reverse, keep=keep)
     fields = [step.fields[k] for k in keep]
-    row = [*xs, *state, *tensors.values()]
+    row = [*inputs, *begin, *tensors.values()]
     results = operator.scan(program, engine, reverse, fields, row)
     ends = len(fields) + len(state)
     final = results[len(fields) : ends]
+    if dtype is not None:
+        final = [f.to(s.dtype) for f, s in zip(final, state, strict=True)]
     return tuple(results[: len(fields)]), type(state)(*final) if hasattr(
         state, "_fields"
     ) else tuple(final)
@@ -111,8 +117,11 @@ def _program(
         for engine in engines.chain(backend, state[0]):
             if engine == "reference":
                 break
+            if engine == "torch":
+                raise CannotRunError("torch's own kernels do not run under torch.compile")
             try:
-                program = compile_step(step, xs, state, wanted)
+                with autocast.off(state[0]) if engine in engines.CASTS else nullcontext():
+                    program = compile_step(step, xs, state, wanted)
                 engines.ENGINES[engine].prepare(program, state[0])
             except (CannotCompileError, CannotRunError) as cause:
                 if backend != "auto":

@@ -80,9 +80,9 @@ def test_a_wrong_form_of_an_operation_in_cpp(judge: Judge, monkeypatch: pytest.M
 
 
 FAULTS = {
-    "no barrier at all": ("void wait(long count) {", "void wait(long count) { return;"),
-    "one barrier a step too few": ("if (across) barrier.wait(count);", ""),
-    "a barrier that lets the first pass": ("== count) {", "<= count) {"),
+    "no barrier at all": ("void wait() {", "void wait() { return;"),
+    "one barrier a step too few": ("if (across) barrier.wait();", ""),
+    "a barrier that lets the first pass": ("- meetings) < 0;", "- meetings) < -1;"),
     "the last of an odd number of rows is left out": ("share(B, id,", "share(B - B % 2, id,"),
     "units behind the last whole vector are left out": ("if (left > 0)", "if (left > VL)"),
     "a thread too few in a sum over all": ("part < f.parts", "part < f.parts - 1"),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import flexrnn
-from flexrnn.engine.cuda import tiers
+from flexrnn.engine.cuda import graphs, tiers
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -25,6 +25,35 @@ def numbers_without_warnings() -> Iterator[None]:
     """NumPy, which stands for the card, warns of what a card does in silence."""
     with np.errstate(all="ignore"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def bfloat16_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the nearest number, as a card does it; Triton's interpreter cuts digits off."""
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    builder: Any = interpreter.InterpreterBuilder
+    converted = builder.cast_impl
+
+    def rounded(self: Any, src: Any, dst_type: Any) -> Any:
+        if (src.dtype.scalar, dst_type.scalar) != (tl.float32, tl.bfloat16):
+            return converted(self, src, dst_type)
+        bits = torch.from_numpy(src.data).to(torch.bfloat16).view(torch.int16).numpy()
+        return interpreter.TensorHandle(bits.view(np.uint16), dst_type.scalar)
+
+    monkeypatch.setattr(builder, "cast_impl", rounded)
+
+
+@pytest.fixture(autouse=True)
+def short_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted, a replay costs what its steps cost, those behind the last too: two are enough.
+
+    So there is more than one replay from three steps on.
+    """
+    if DEVICE == "cpu":
+        monkeypatch.setattr(graphs, "STEPS", 2)
+        monkeypatch.setattr(graphs, "_graphs", {})
 
 
 @pytest.fixture
@@ -47,17 +76,25 @@ def judge(results: Callable[..., Any], norms: Callable[..., Tensor]) -> Callable
 
     Golden is the reference in float64. The relative norm error of each tensor is at most 1e-12 in
     float64; else a multiple of the reference's own in that dtype, and a few ulp, in the median of
-    the draws of the operands, and in none of them ten times that.
+    the draws of the operands, and in none of them ten times that. `dtype` is what the layer
+    computes in, if that is not x's.
     """
 
     def check(
-        layer: flexrnn.FlexRNN, x: Tensor, hx: Any = None, draws: int = 3, **marks: Any
+        layer: flexrnn.FlexRNN,
+        x: Tensor,
+        hx: Any = None,
+        draws: int = 3,
+        dtype: torch.dtype | None = None,
+        **marks: Any,
     ) -> None:
+        dtype = dtype or x.dtype
+
         def by(engine: str, layer: flexrnn.FlexRNN, given: list[Tensor]) -> Any:
             x, *state = (t.detach().clone().requires_grad_() for t in given)
             return results(layer, engine, x, tuple(state) if hx is not None else None, **marks)
 
-        double, times = x.dtype == torch.float64, TIMES.get(x.dtype, 0.0)
+        double, times = x.dtype == torch.float64, TIMES.get(dtype, 0.0)
         golden = layer if double else copy.deepcopy(layer).double()
         found: dict[str, list[Tensor]] = {}
         for draw in range(1 if double else draws):
@@ -70,7 +107,7 @@ def judge(results: Callable[..., Any], norms: Callable[..., Tensor]) -> Callable
                 found.setdefault(name, []).append(
                     norms(name, ours[name], theirs[name], exact[name])
                 )
-        few = FEW * torch.finfo(x.dtype).eps
+        few = FEW * torch.finfo(dtype).eps
         for name, every in found.items():
             error, own, norm = torch.stack(every).unbind(1)
             limit = EXACT * norm if double else times * own + few * norm

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexrnn.engine import autocast
 from flexrnn.engine.compiler.autodiff import differentiate
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.merge import merge
@@ -52,7 +53,6 @@ def compile_step(
             for tensor in group]  # fmt: skip
     if not rows[0] or any(row != rows[0] for row in rows):
         raise CannotCompileError("inputs and states differ in their first axis, the batch")
-    device = state[0].device.type
     key = (
         step.key(),
         tuple((x.dtype, tuple(x.shape[2:])) for x in xs),
@@ -63,9 +63,7 @@ def compile_step(
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.get_default_dtype(),
-        torch.amp.is_autocast_available(device)
-        and torch.is_autocast_enabled(device)
-        and torch.get_autocast_dtype(device),
+        autocast.is_on(state[0]) and torch.get_autocast_dtype(state[0].device.type),
     )
     program = _programs.get(key)
     if program is None:

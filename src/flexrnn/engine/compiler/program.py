@@ -5,7 +5,9 @@ can be stored, compared and loaded in another process. A line is a node:
 
     %17 = slice %16 axis=-1 start=0 stop=4 : (B, 4)
 
-The schedule is not part of it: it follows from the graph.
+The schedule is not part of it: it follows from the graph. What a program saves for the backward
+pass does, too, so that another policy of saving is another version: caches of compiled code, which
+outlive a version of this library, know a program by its text.
 """
 
 import re
@@ -16,7 +18,7 @@ from flexrnn.engine.compiler.graph import BATCH, Graph, Node, Shape
 from flexrnn.engine.compiler.schedule import Schedule, schedule
 from flexrnn.engine.compiler.split import Dependence, dependences
 
-VERSION = 1
+VERSION = 2
 _HEAD = f"flexrnn program {VERSION}"
 _LINE = re.compile(r"%(\d+) = (\w+)((?: %\d+)*)((?: \w+=\S+)*) : (bool )?\(([^)]*)\)")
 _OUTPUT = re.compile(r"output (\S+) = %(\d+)")

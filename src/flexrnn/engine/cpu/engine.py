@@ -23,7 +23,7 @@ DTYPES = (torch.float32, torch.float64)  # those that generated code knows
 
 
 def _check(like: Tensor) -> None:
-    if like.device.type != "cpu":
+    if not like.is_cpu:
         raise CannotRunError(f"the cpu engine runs on the CPU, got tensors on {like.device}")
     if like.dtype not in DTYPES:
         raise CannotRunError(f"the cpu engine computes in float32 and float64, got {like.dtype}")

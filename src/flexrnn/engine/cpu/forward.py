@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from torch import Tensor
@@ -27,7 +28,12 @@ class _Part(NamedTuple):
 
     def of(self, area: Tensor, lead: tuple[int, ...]) -> Tensor:
         shape = (*lead, *self.inner)
-        return area.as_strided(shape, in_one_piece("", shape).strides, self.offset)
+        return area.as_strided(shape, _strides(shape), self.offset)
+
+
+@lru_cache(maxsize=1024)
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return in_one_piece("", shape).strides
 
 
 class Forward:

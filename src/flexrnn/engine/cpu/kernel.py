@@ -3,6 +3,8 @@
 import ctypes
 import math
 from collections.abc import Callable, Mapping, Sequence
+from operator import add
+from struct import Struct
 from typing import Any, NamedTuple
 
 import torch
@@ -58,17 +60,19 @@ class Launch:
         constants: ctypes.Array[ctypes.c_double],
         threads: int,
     ):
-        self._run, self._pointers, self._threads = run, pointers, threads
-        self._kind = ctypes.c_void_p * len(pointers)
+        self._run, self._threads = run, threads
+        self._memories = [memory for memory, _ in pointers]
+        self._offsets = [offset for _, offset in pointers]
+        self._pack = Struct(f"{len(pointers)}P").pack
         self._sizes = (ctypes.c_long * len(sizes))(*sizes)
         self._constants = constants
 
     def __call__(self, memory: Mapping[str, Tensor], first: int, last: int) -> None:
         """Run some steps of the loop, from `first` to before `last`, on these tensors."""
-        at = {name: tensor.data_ptr() for name, tensor in memory.items()}
+        at = dict(zip(memory, map(Tensor.data_ptr, memory.values()), strict=True))
         at[""] = 0
-        pointers = self._kind(*[at[name] + offset for name, offset in self._pointers])
-        self._run(pointers, self._of(first, last), self._constants, self._threads)
+        pointers = map(add, map(at.__getitem__, self._memories), self._offsets)
+        self._run(self._pack(*pointers), self._of(first, last), self._constants, self._threads)
 
     def _of(self, first: int, last: int) -> Any:
         """The sizes, for these steps."""

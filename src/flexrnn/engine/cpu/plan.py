@@ -159,11 +159,11 @@ def operands(
     given = {f"x{k}": x for k, x in enumerate(xs)}
     given |= {f"param.{name}": tensor for name, tensor in tensors.items()}
     for name, tensor in list(given.items()):
-        if tensor.is_neg() or tensor._is_zerotensor():
-            tensor = given[name] = materialized(tensor)
-        if tensor.dtype != dtype:
-            given[f"original.{name}"] = tensor
-            given[name] = tensor.to(dtype)
+        if (there := materialized(tensor)) is not tensor:
+            given[name] = there
+        if there.dtype is not dtype:
+            given[f"original.{name}"] = there
+            given[name] = there.to(dtype)
     for k in range(len(xs)):
         given[f"x{k}"] = dense(given[f"x{k}"], fewer=batch_sizes is not None)
     for field, first in zip(program.fields, state, strict=True):
@@ -177,15 +177,15 @@ def materialized(tensor: Tensor) -> Tensor:
     """A tensor whose memory holds its numbers: not their negatives, and not nothing for zeros."""
     if tensor._is_zerotensor():
         return torch.zeros(tensor.shape, dtype=tensor.dtype, device="cpu")
-    return tensor.resolve_neg()
+    return tensor.resolve_neg() if tensor.is_neg() else tensor
 
 
 def dense(tensor: Tensor, *, fewer: bool = False) -> Tensor:
     """A tensor `(T, B, ...)` with the numbers of a row side by side; `(N, ...)` with `fewer`."""
     if fewer:
         return dense(tensor[:, None])[:, 0]
-    if tensor.is_contiguous() or tensor.shape[1] == 0 or tensor[0, 0].is_contiguous():
+    if tensor.is_contiguous() or tensor.shape[1] == 0 or (row := tensor[0, 0]).is_contiguous():
         return tensor
     if tensor.stride(0) == tensor.stride(1) == 0:  # one row everywhere, as of the gradient of a sum
-        return tensor[0, 0].contiguous().expand(tensor.shape)
+        return row.contiguous().expand(tensor.shape)
     return tensor.contiguous()

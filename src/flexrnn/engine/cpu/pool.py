@@ -18,22 +18,34 @@ _MOST = 64  # blocks, through which every call looks
 _LEAST = 1024  # numbers of a block
 
 
+class _About:
+    """What is asked of a block at every call."""
+
+    def __init__(self, block: Tensor):
+        self.numbers, self.dtype = block.shape[0], block.dtype
+        self.storage = block.untyped_storage()
+        self.idle = self.holders()  # while it is free
+
+    def holders(self) -> tuple[int, int]:
+        """How many tensors hold the block's storage, and how many in Python."""
+        return torch._C._storage_Use_Count(self.storage._cdata), sys.getrefcount(self.storage)
+
+
 class Pool:
     """Blocks of memory, each lent to one at a time."""
 
     def __init__(self, limit: int = LIMIT):
         self.limit = limit
         self._lock = threading.Lock()
-        # Each with who holds it while it is free.
-        self._blocks: list[tuple[Tensor, tuple[int, int]]] = []
+        self._blocks: list[tuple[Tensor, _About]] = []
 
     def take(self, numbers: int, dtype: torch.dtype) -> Tensor:
         """Memory for so many numbers, one-dimensional; nobody else has it while it lives."""
         numbers = max(_LEAST, numbers)
         with self._lock:
-            for k, (block, idle) in enumerate(self._blocks):
-                fits = block.dtype == dtype and numbers <= block.shape[0] <= 2 * numbers
-                if fits and _holders(block) == idle:
+            for k, (block, about) in enumerate(self._blocks):
+                fits = numbers <= about.numbers <= 2 * numbers and about.dtype == dtype
+                if fits and about.holders() == about.idle:
                     self._blocks.append(self._blocks.pop(k))  # the last ones are the last to go
                     return _unwritten(block[:])
             with torch.inference_mode(False):  # else autograd could never save it
@@ -41,7 +53,7 @@ class Pool:
                 block = torch.empty(numbers + numbers // 8, dtype=dtype, device="cpu")
             if block.nbytes > self.limit:
                 return block
-            self._blocks.append((block, _holders(block)))
+            self._blocks.append((block, _About(block)))
             total = sum(block.nbytes for block, _ in self._blocks)
             while total > self.limit or len(self._blocks) > _MOST:
                 total -= self._blocks.pop(0)[0].nbytes
@@ -55,12 +67,6 @@ class Pool:
     def reset(self) -> None:
         """Begin anew in a process that was forked off while another thread was taking memory."""
         self._lock = threading.Lock()
-
-
-def _holders(block: Tensor) -> tuple[int, int]:
-    """How many tensors hold a block, and how many in Python hold its storage."""
-    storage = block.untyped_storage()
-    return torch._C._storage_Use_Count(storage._cdata), sys.getrefcount(storage)
 
 
 def _unwritten(block: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 ROWS = 16  # of a program's tile; the fewest that a product has
 
 
@@ -14,6 +17,7 @@ class Call(NamedTuple):
     precision: str  # of products of float32: `ieee`, or `tf32`
     itemsize: int  # bytes of a weight's number
     processors: int  # of the device
+    layout: Tensor | None = None  # where sequences end at different steps; see `layout_of`
 
     @property
     def rows(self) -> int:
@@ -23,4 +27,20 @@ class Call(NamedTuple):
     @property
     def fixed(self) -> dict[str, Any]:
         """What kernels are compiled for."""
-        return {"REVERSE": self.reverse, "M": ROWS, "PRECISION": self.precision}
+        ragged = self.layout is not None
+        return {"REVERSE": self.reverse, "RAGGED": ragged, "M": ROWS, "PRECISION": self.precision}
+
+
+def layout_of(batch_sizes: Tensor, batch: int, device: torch.device) -> Tensor:
+    """Where the rows of every step lie, for kernels, on their device.
+
+    The steps of each sequence, `(B,)`, then the row at which each step begins, `(T + 1,)`.
+
+    Args:
+        batch_sizes: how many sequences have each step, the longest first.
+        batch: B.
+        device: the kernels'.
+    """
+    steps = torch.searchsorted(-batch_sizes, -torch.arange(batch))
+    begins = torch.nn.functional.pad(batch_sizes.cumsum(0), (1, 0))
+    return torch.cat([steps, begins]).to(device)

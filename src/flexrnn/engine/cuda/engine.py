@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from flexrnn.engine import interpreter
+from flexrnn.engine.batches import Time
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cuda import kernels
-from flexrnn.engine.cuda.calls import Call
+from flexrnn.engine.cuda.calls import Call, layout_of
 from flexrnn.engine.cuda.loop import Loop, compute
 from flexrnn.engine.cuda.plan import REAL, plan_of
 from flexrnn.engine.interpreter import Run
@@ -59,13 +60,12 @@ def forward(
     batch_sizes: Tensor | None = None,
 ) -> Run:
     """Run a program over time; as `interpreter.forward`."""
-    like, steps = state[0], xs[0].shape[0]
+    like, time = state[0], Time(xs[0], batch_sizes)
     _check(like)
-    if batch_sizes is not None:
-        raise CannotRunError("the cuda engine wants every sequence to have all steps")
     plan = plan_of(program, keep, like.dtype)
     constant, outputs = plan.parts.constant, plan.parts.forward.graph.outputs
-    loop = Loop(program, plan.forward, like, _call(like, xs[0], reverse))
+    call = _call(like, time, reverse)
+    loop = Loop(program, plan.forward, like, call, time.lead, forth=not reverse)
     loop.values |= _operands(program, xs, tensors)
     rings: dict[str, Tensor] = {}
     history: dict[str, Tensor] = {}
@@ -80,15 +80,15 @@ def forward(
     for index in program.schedule.saved:
         if f"saved.{index}" in outputs:
             loop.memory[f"saved.{index}"] = loop.values[index] = loop.timed(index)
-    loop.run(tuple(xs[0].shape[:2]))
+    loop.run(time.lead)
     for field, values in history.items():
         loop.values.setdefault(program.graph.outputs[f"state.{field}"], values)
     kept, final = {}, []
     for field, first in zip(program.fields, state, strict=True):
         if field in keep:
             stays = field in constant
-            kept[field] = first.repeat(steps, *[1] * first.dim()) if stays else history[field]
-        final.append(rings[field][steps % 2].to(like.dtype) if field in rings else first.clone())
+            kept[field] = time.everywhere(first).clone() if stays else history[field]
+        final.append(loop.last(rings[field]) if field in rings else first.clone())
     return Run(kept, tuple(final), tuple(loop.values[i] for i in program.schedule.saved))
 
 
@@ -105,14 +105,14 @@ def backward(
     batch_sizes: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Run a program's backward pass; as `interpreter.backward`."""
-    assert batch_sizes is None  # the forward pass refused
-    like, (steps, batch) = state[0], xs[0].shape[:2]
+    like, time = state[0], Time(xs[0], batch_sizes)
     _check(like)
     plan, graph = plan_of(program, tuple(history), like.dtype), program.graph
     part = plan.parts.backward
     assert part is not None
     assert plan.backward is not None
-    loop = Loop(program, plan.backward, like, _call(like, xs[0], reverse))
+    call = _call(like, time, reverse)
+    loop = Loop(program, plan.backward, like, call, time.lead, forth=reverse)
     values, memory = loop.values, loop.memory
     values |= _operands(program, xs, tensors)
     for index, tensor in zip(program.schedule.saved, saved, strict=True):
@@ -121,21 +121,21 @@ def backward(
     for field, first, cotangent in zip(program.fields, state, final, strict=True):
         old, new = graph.inputs[f"state.{field}"], graph.outputs[f"state.{field}"]
         if old == new:  # it never changes
-            values[old] = first.expand(steps, *first.shape)
+            values[old] = time.everywhere(first)
             memory[f"const.{field}"] = first
         elif new in values:  # the state before each step: the initial one, then all but one
             after = memory[f"after.{field}"] = values[new]
-            pieces = (after[1:], first[None]) if reverse else (first[None], after[:-1])
-            values[old] = memory[f"before.{field}"] = torch.cat(pieces)
+            before = time.before(after, first, reverse=reverse)
+            values[old] = memory[f"before.{field}"] = before
         rings[field] = loop.ring(field, cotangent, "carry", "passed")
         if field in history:
             memory[f"grad.{field}"] = history[field]
     kept = {int(name[5:]): name for name in part.graph.outputs if name.startswith("kept.")}
     for index, name in kept.items():
         values[index] = memory[name] = loop.timed(index)
-    loop.run((batch,))
-    compute(program, part.after, values, (steps, batch), like)
-    of_state = {f: ring[steps % 2].to(like.dtype) for f, ring in rings.items()}
+    loop.run((call.batch,))
+    compute(program, part.after, values, time.lead, like)
+    of_state = {field: loop.last(ring) for field, ring in rings.items()}
     return interpreter.by_name(program, of_state, values)
 
 
@@ -148,15 +148,16 @@ def _operands(
     return values | {names[f"param.{name}"]: tensor for name, tensor in tensors.items()}
 
 
-def _call(like: Tensor, x: Tensor, reverse: bool) -> Call:
+def _call(like: Tensor, time: Time, reverse: bool) -> Call:
     """What a tier is told; of products of float32 torch's switch says how exact they are."""
-    steps, batch = x.shape[:2]
+    batch, sizes = like.shape[0], time.batch_sizes
     allowed = like.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
     return Call(
-        steps,
+        time.count,
         batch,
         reverse,
         precision="tf32" if allowed else "ieee",
         itemsize=like.itemsize,
         processors=kernels.processors(like.device),
+        layout=None if sizes is None else layout_of(sizes, batch, like.device),
     )

@@ -50,9 +50,10 @@ def launch_by_value(source: Source, memory: Mapping[str, Tensor], call: Call) ->
         (module[kernel.name][(call.rows, kernel.tiles)], [memory[name] for name in kernel.used])
         for kernel in source.steps.kernels
     ]
+    options = {**call.fixed, **kernels.of_step(call.itemsize)}
     for t in range(call.steps):
         for run, given in launches:
-            run(t, call.steps, call.batch, *given, **call.fixed, **kernels.STEP)
+            run(t, call.steps, call.batch, call.layout, *given, **options)
 
 
 def launch_by_table(source: Source, memory: Mapping[str, Tensor], call: Call) -> None:
@@ -61,7 +62,8 @@ def launch_by_table(source: Source, memory: Mapping[str, Tensor], call: Call) ->
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
     key = (source.steps.text, device, stream, call.rows, *call.fixed.values())
     pointers = [memory[name].data_ptr() for name in source.steps.memory]
-    values = torch.tensor([call.steps, call.batch, 0, *pointers])
+    layout = 0 if call.layout is None else call.layout.data_ptr()
+    values = torch.tensor([call.steps, call.batch, 0, layout, *pointers])
     with _one_at_a_time:  # a stream's calls follow one another, so its table may be set again
         graph = _graphs.get(key)
         if graph is None:
@@ -77,11 +79,12 @@ def _recorded(source: Source, call: Call, device: torch.device, size: int) -> _G
     module = kernels.module(source.steps.text)
     launches = [module[f"replayed_{kernel.name}"][(call.rows, kernel.tiles)]
                 for kernel in source.steps.kernels]  # fmt: skip
+    options = {**call.fixed, **kernels.of_step(call.itemsize)}
 
     def steps(count: int) -> None:
         for ahead in range(count):
             for run in launches:
-                run(table, ahead, **call.fixed, **kernels.STEP)
+                run(table, ahead, **options)
         table[2] += count
 
     if device.type != "cuda":

@@ -20,7 +20,7 @@ _OLDEST = 7  # compute capability of devices that Triton compiles for
 _EXACT = {"enable_fp_fusion": True}  # a sum of products is rounded once
 WHOLE = {"num_warps": 8, "num_stages": 1, **_EXACT}
 TILED = {"num_warps": 8, "num_stages": 3, **_EXACT}
-STEP = {"num_warps": 4, "num_stages": 3, **_EXACT}
+_STEP = {"num_warps": 4, "num_stages": 3, **_EXACT}
 
 
 @lru_cache(maxsize=1)
@@ -57,6 +57,11 @@ def check(like: Tensor) -> None:
         major, _ = torch.cuda.get_device_capability(like.device)
         if major < _OLDEST:
             raise CannotRunError(f"the cuda engine needs compute capability {_OLDEST}, got {major}")
+
+
+def of_step(itemsize: int) -> Mapping[str, Any]:
+    """How kernels of one step are compiled; numbers of 8 bytes want the registers of more warps."""
+    return TILED if itemsize == 8 else _STEP
 
 
 def processors(device: torch.device) -> int:

@@ -24,31 +24,52 @@ class Loop:
         kernels: of the loop.
         like: a state.
         call: the sizes of the call.
+        lead: of what is known at every step, `(T, B)`, or `(N,)` where the call has a layout.
+        forth: it runs from the first step to the last.
 
     Attributes:
         memory: what is known of the loop's memory, by name.
         values: nodes of the program as torch computes with them; those with rows are `(T, B, ...)`.
     """
 
-    def __init__(self, program: Program, kernels: Kernels, like: Tensor, call: Call):
+    def __init__(
+        self,
+        program: Program,
+        kernels: Kernels,
+        like: Tensor,
+        call: Call,
+        lead: tuple[int, ...],
+        *,
+        forth: bool,
+    ):
         self.program, self.kernels, self.like, self.call = program, kernels, like, call
+        self.lead, self.forth = lead, forth
         self.memory: dict[str, Tensor] = {}
         self.values: dict[int, Tensor] = {}
 
     def ring(self, field: str, first: Tensor, old: str, new: str) -> Tensor:
-        """Memory for a state that travels, of two steps; the first is given.
+        """Memory for a state that travels, in two slots; the first is given.
 
-        It is of the type of registers: a state is not rounded from step to step.
+        After n steps in the order of time, or before those behind them, it is in slot n % 2. It is
+        of the type of registers: a state is not rounded from step to step.
         """
         ring = self.like.new_empty((2, *first.shape), dtype=REAL[self.like.dtype])
-        ring[0] = first
+        ring.copy_(first)  # both: sequences may begin at different steps
         self.memory[f"{old}.{field}"] = self.memory[f"{new}.{field}"] = ring
         return ring
+
+    def last(self, ring: Tensor) -> Tensor:
+        """The state in a ring when the loop has run."""
+        steps, layout = self.call.steps, self.call.layout
+        if layout is None or not self.forth:
+            return ring[steps % 2 if self.forth else 0].to(self.like.dtype)
+        own = layout[: self.call.batch]
+        return ring[own % 2, torch.arange(len(own), device=own.device)].to(self.like.dtype)
 
     def timed(self, index: int) -> Tensor:
         """Memory for a node at every step."""
         node = self.program.graph.nodes[index]
-        shape = (self.call.steps, *interpreter.shape_of(node, (self.call.batch,)))
+        shape = interpreter.shape_of(node, self.lead)
         return self.like.new_empty(shape, dtype=torch.bool if node.boolean else self.like.dtype)
 
     def run(self, rows: tuple[int, ...]) -> None:

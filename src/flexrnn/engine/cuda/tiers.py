@@ -24,6 +24,8 @@ from flexrnn.engine.cuda.emit import Source
 STAGE = 1.0  # a stage of `sequence`: loads that wait for one another, and a barrier
 LAUNCH = 2.5  # a kernel of a replayed graph
 PROCESSOR = 60e3  # bytes that one processor reads from the second cache in a microsecond
+# What cuDNN's kernels cost, the engine `torch`, is not measured either. Until all of this is,
+# `auto` takes neither of the two (`AUTO` in `engine/engines.py`): they run where they are named.
 
 
 class Tier(NamedTuple):
@@ -43,7 +45,8 @@ def _sequence(source: Source, memory: Mapping[str, Tensor], call: Call) -> None:
     (kernel,) = source.sequence.kernels
     launch = kernels.module(source.sequence.text)[kernel.name][(call.rows,)]
     options = kernels.WHOLE if source.narrow else kernels.TILED
-    launch(call.steps, call.batch, *(memory[name] for name in kernel.used), **call.fixed, **options)
+    given = (memory[name] for name in kernel.used)
+    launch(call.steps, call.batch, call.layout, *given, **call.fixed, **options)
 
 
 def _sequence_cost(source: Source, call: Call) -> float:

@@ -17,7 +17,10 @@ _FAR = 16  # operands of operands, as far as it is looked
 
 
 def sink(low: "Lowering") -> None:
-    """Move elementwise nodes to later stages; the last first, so that their operands follow."""
+    """Move elementwise nodes to later stages; the last first, so that their operands follow.
+
+    Stages in which nothing is left go.
+    """
     for index in sorted(low.stage, reverse=True):
         if low.nodes[index].op not in OPS or _is_stored(low, index):
             continue
@@ -29,6 +32,11 @@ def sink(low: "Lowering") -> None:
             low.stages[target].values.append(index)
             low.stages[target].values.sort()
             low.stage[index] = target
+    kept = [k for k, s in enumerate(low.stages) if s.products or s.values or s.reduced]
+    number = {k: n for n, k in enumerate(kept)}
+    low.stages = [low.stages[k] for k in kept]
+    low.stage = {index: number[k] for index, k in low.stage.items()}
+    low.gathered = {index: number[k] for index, k in low.gathered.items()}
 
 
 def _is_stored(low: "Lowering", index: int) -> bool:

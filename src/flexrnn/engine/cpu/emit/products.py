@@ -10,7 +10,7 @@ from flexrnn.engine.lowering.stages import Product
 
 _WIDE = 4  # vectors of columns in a tile, where one row of blocks has fewer
 _MOST_ROWS = 8
-_CHAINS = 4  # sums that are under way at once, for an addition takes four cycles to come out
+_CHAINS = 8  # sums to have under way: of two additions a cycle each takes four to come out
 
 
 class Shape(Enum):
@@ -39,7 +39,7 @@ class Tile(NamedTuple):
 
     rows: int  # at most
     width: int  # vectors of every sum
-    chains: int  # sums of alternate k that are kept apart until the end
+    chains: int  # sums of alternate k that are kept apart until the end, where a tile is one row
 
 
 def tile_of(sums: int, registers: int, shape: Shape) -> Tile:
@@ -52,10 +52,9 @@ def tile_of(sums: int, registers: int, shape: Shape) -> Tile:
     """
     if shape is Shape.FEW:
         return Tile(1, 1, 1)
-    if shape is Shape.ROW:
-        return Tile(1, 1, max(1, _CHAINS // sums))
-    width = max(1, _WIDE // sums)
-    return Tile(min(_MOST_ROWS, max(1, registers // (sums * width))), width, 1)
+    width = 1 if shape is Shape.ROW else max(1, _WIDE // sums)
+    most = 1 if shape is Shape.ROW else min(_MOST_ROWS, max(1, registers // (sums * width)))
+    return Tile(most, width, max(1, _CHAINS // (sums * width)))
 
 
 class Products:
@@ -118,13 +117,20 @@ class Products:
         """Products that share sums, and the sums into the tile."""
         count, width, chains = self.accumulators.count, self.tile.width, self.tile.chains
         places = [s * width + v for s in sums for v in range(width)]
-        lines = ["{", f"    vec acc[{chains}][R][{len(places)}] = {{}};"]
+        lines = ["{", f"    vec acc[R == 1 ? {chains} : 1][R][{len(places)}] = {{}};"]
         for k in products:
             lines += [f"    {line}" for line in self._term(k, self.stage.products[k], places)]
+        if chains > 1:
+            lines += [
+                "    if constexpr (R == 1)",
+                f"        for (int j = 0; j < {len(places)}; j++)",
+                f"            for (int chain = 1; chain < {chains}; chain++)",
+                "                acc[0][0][j] += acc[chain][0][j];",
+            ]
         lines += ["#pragma GCC unroll 8", "    for (int i = 0; i < R; i++) {"]
         for j, place in enumerate(places):
-            total = " + ".join(f"acc[{chain}][i][{j}]" for chain in range(chains))
-            lines.append(f"        *(vec*)(out + (i * {count * width} + {place}) * VL) = {total};")
+            into = f"*(vec*)(out + (i * {count * width} + {place}) * VL)"
+            lines.append(f"        {into} = acc[0][i][{j}];")
         return [*lines, "    }", "}"]
 
     def _operands(self, k: int, product: Product) -> tuple[Packed, str, str]:
@@ -172,7 +178,12 @@ class Products:
             "    long k = 0;",
         ]
         if tile.chains > 1:
-            lines += self._loop(pairs, panel, packed.inner, tile.chains)
+            alternate = self._loop(pairs, panel, packed.inner, tile.chains)
+            lines += [
+                "    if constexpr (R == 1) {",
+                *(f"    {line}" for line in alternate),
+                "    }",
+            ]
         return [*lines, *self._loop(pairs, panel, packed.inner, 1), "}"]
 
     def _loop(self, pairs: list[tuple[int, int]], panel: int, inner: str, steps: int) -> list[str]:

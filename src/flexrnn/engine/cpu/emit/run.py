@@ -24,8 +24,8 @@ def run(context: Context, weights: list[Packed], *, in_place: bool, together: in
     else:
         loop = "    for (long t = first, done = first; t < last; t++, done++) {"
     return "\n".join([
-        "static void work(void** p, const long* s, const double* c, long id, long count, "
-        "Barrier& barrier) {",
+        "static void work(void** p, const long* s, const double* c, Told* told, long id, "
+        "long count) {",
         "    const long T = s[0], B = s[1];",
         "    const bool reverse = s[2];",
         "    const bool across = s[3];  // threads share the units of all rows, not the rows",
@@ -34,6 +34,7 @@ def run(context: Context, weights: list[Packed], *, in_place: bool, together: in
         "    const long* at = (const long*)p[0];  // where steps begin, if some have fewer rows",
         "    const Range mine = across ? Range{0, B} : at ? share_of_steps(at, T, B, id, count)",
         "                                            : share(B, id, count);",
+        "    Barrier barrier{told, id, count};",
         "    Frame f, other;",
         "    f.B = B;",
         "    f.all = f.rows = mine;",
@@ -54,10 +55,11 @@ def run(context: Context, weights: list[Packed], *, in_place: bool, together: in
         "}\n",
         'extern "C" __attribute__((visibility("default")))',
         "void run(void** p, const long* s, const double* c, int threads) {",
-        "    Barrier barrier;",
-        "    if (threads == 1) return work(p, s, c, 0, 1, barrier);",
+        "    if (threads == 1) return work(p, s, c, nullptr, 0, 1);",
+        "    Told told[threads];  // clang refuses to initialise what has no constant length",
+        "    for (Told& each : told) each = {};",
         "#pragma omp parallel num_threads(threads)",
-        "    work(p, s, c, omp_get_thread_num(), omp_get_num_threads(), barrier);",
+        "    work(p, s, c, told, omp_get_thread_num(), omp_get_num_threads());",
         "}\n",
     ])  # fmt: skip
 
@@ -193,7 +195,7 @@ class _Run:
         if not lines:
             return []
         begins = "last == T" if self.context.backward else "first == 0"
-        lines = [f"    {line}" for line in (*lines, "    barrier.wait(count);")]
+        lines = [f"    {line}" for line in (*lines, "    barrier.wait();")]
         return [*pointers, f"    if ({begins}) {{", *lines, "    }"]
 
 
@@ -201,7 +203,7 @@ def _wait(context: Context, number: int) -> str:
     """Threads that share units meet behind a stage whose results others read."""
     stages = context.loop.stages
     alone = stages[number].alone and number + 1 < len(stages)
-    return "" if alone else "\n            barrier.wait(count);"
+    return "" if alone else "\n            barrier.wait();"
 
 
 def _passes(context: Context, together: int) -> list[str]:
@@ -215,7 +217,7 @@ def _passes(context: Context, together: int) -> list[str]:
     lines, k = [], 0
     while k < len(stages):
         if stages[k].products:
-            lines += [f"        stage{k}(f, t & 1);", "        if (across) barrier.wait(count);"]
+            lines += [f"        stage{k}(f, t & 1);", "        if (across) barrier.wait();"]
             k += 1
             continue
         first = k

@@ -40,24 +40,32 @@ INLINE void copy(REAL* into, const REAL* from, long numbers) {
     for (long i = 0; i < numbers; i++) into[i] = from[i];
 }
 
-// All threads of a call meet here: they spin, for the others are about to come, then yield.
-struct Barrier {
-    alignas(64) int arrived = 0;
-    alignas(64) int round = 0;
+// What others tell a thread at a barrier: in round k, how many meetings one of them has come to.
+struct alignas(64) Told {
+    unsigned met[16];
+};
 
-    void wait(long count) {
-        if (count == 1) return;
-        int now = __atomic_load_n(&round, __ATOMIC_ACQUIRE);
-        if (__atomic_add_fetch(&arrived, 1, __ATOMIC_ACQ_REL) == count) {
-            __atomic_store_n(&arrived, 0, __ATOMIC_RELAXED);
-            __atomic_store_n(&round, now + 1, __ATOMIC_RELEASE);
-            return;
-        }
-        for (int spins = 0; __atomic_load_n(&round, __ATOMIC_ACQUIRE) == now; spins++) {
-            if (spins > 4000) sched_yield();
+// Where all threads of a call meet, as one of them sees it (Hensgen, Finkel and Manber 1988): in
+// round k it tells the thread 2^k behind it and is told by the one 2^k before it. So two threads
+// send each other one cache line; a counter in one place would go to and fro three times. They
+// spin, for the others are about to come, then yield.
+struct Barrier {
+    Told* told;  // of every thread
+    long id, count;
+    unsigned meetings = 0;
+
+    void wait() {
+        meetings++;
+        for (long k = 0, far = 1; far < count; k++, far *= 2) {
+            const long other = id + far < count ? id + far : id + far - count;
+            __atomic_store_n(&told[other].met[k], meetings, __ATOMIC_RELEASE);
+            for (int spins = 0;
+                 int(__atomic_load_n(&told[id].met[k], __ATOMIC_ACQUIRE) - meetings) < 0; spins++) {
+                if (spins > 4000) sched_yield();
 #if defined(__x86_64__)
-            else __builtin_ia32_pause();
+                else if (spins > 100) __builtin_ia32_pause();
 #endif
+            }
         }
     }
 };

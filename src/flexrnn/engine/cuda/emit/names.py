@@ -25,7 +25,10 @@ class Buffer(NamedTuple):
 
 
 # What kernels are compiled for, at the end of their arguments.
-COMPILED = "REVERSE: tl.constexpr, M: tl.constexpr, PRECISION: tl.constexpr"
+COMPILED = "REVERSE: tl.constexpr, RAGGED: tl.constexpr, M: tl.constexpr, PRECISION: tl.constexpr"
+
+# A program that owns rows walks through the steps of the longest of them, which is the first.
+OWN_STEPS = ("if RAGGED:", "    T = tl.load(layout + tl.program_id(0) * M)")
 
 
 class Names:
@@ -75,14 +78,26 @@ class Names:
         return math.prod(sizes_of(self.graph.nodes[index].shape))
 
     def advance(self, used: Iterable[str]) -> list[str]:
-        """Lines that set pointers to where the rows of step t begin: `NAME_t` of what has steps."""
-        buffers = [self.buffers[name] for name in used]
-        lines = []
-        if any(b.kind == "timed" for b in buffers):
-            forth, back = ("T - 1 - t", "t") if self.backward else ("t", "T - 1 - t")
-            lines.append(f"at = ({back} if REVERSE else {forth}) * B.to(tl.int64)")
-        lines += [f"{b.name}_t = {b.name} + at * {b.row}" for b in buffers if b.kind == "timed"]
-        return lines
+        """Lines that set pointers to where the rows of a step begin: `NAME_t` of what has steps.
+
+        `time` is the step, in the order of time; `count` says how many rows it has.
+        """
+        forth, back = ("T - 1 - t", "t") if self.backward else ("t", "T - 1 - t")
+        timed = (b for b in map(self.buffers.__getitem__, used) if b.kind == "timed")
+        return [
+            f"time = {back} if REVERSE else {forth}",
+            "at, count = time * B.to(tl.int64), B",
+            "if RAGGED:",
+            "    at = tl.load(layout + B + time)",
+            "    count = tl.load(layout + B + time + 1) - at",
+            *(f"{b.name}_t = {b.name} + at * {b.row}" for b in timed),
+        ]
+
+    @property
+    def old(self) -> str:
+        """The slot of a ring in which the state is that a step begins with: see `Loop.ring`."""
+        forth, back = ("time + 1", "time") if self.backward else ("time", "time + 1")
+        return f"({back} if REVERSE else {forth}) % 2"
 
     def _element(self, name: str) -> str:
         index = self.graph.inputs.get(name, self.graph.outputs.get(name))

@@ -5,20 +5,24 @@ all steps, each program with rows of its own; a narrow loop has it written as a 
 stage K at one step, whose tiles of units are programs of their own. `replayed_stepK` is the same
 for a recorded graph: it finds its arguments in a table of 64-bit numbers,
 
-    T, B, the first step of this replay, then the pointers, in the order of `Kernels.memory`.
+    T, B, the first step of this replay, the layout, then the pointers, in the order of
+    `Kernels.memory`.
+
+Where sequences end at different steps, the longest first, what is `(T, B, ...)` is `(N, ...)`, and
+`layout` says where a step's rows begin; see `calls.layout_of`.
 """
 
 import math
 from typing import NamedTuple
 
-from flexrnn.engine.cuda.emit.names import COMPILED, Buffer, Names
+from flexrnn.engine.cuda.emit.names import COMPILED, OWN_STEPS, Buffer, Names
 from flexrnn.engine.cuda.emit.stage import StageWriter
 from flexrnn.engine.cuda.emit.tiles import Tile, tile_of
 from flexrnn.engine.cuda.emit.whole import NotNarrowError, WholeWriter
 from flexrnn.engine.lowering.accumulate import Accumulators
 from flexrnn.engine.lowering.stages import Loop
 
-FIRST_POINTER = 3  # in the table
+FIRST_POINTER = 4  # in the table
 _ROWS = "rows = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)"
 
 
@@ -101,7 +105,7 @@ def _advance(names: Names, used: tuple[str, ...]) -> list[str]:
     buffers = [names.buffers[name] for name in used]
     lines = names.advance(used)
     if any(b.kind in ("old", "new") for b in buffers):
-        lines.append("old = (t % 2) * B.to(tl.int64)")
+        lines.append(f"old = ({names.old}) * B.to(tl.int64)")
     for b in buffers:
         if where := {"old": "old", "new": "(B - old)"}.get(b.kind):
             lines.append(f"{b.name}_t = {b.name} + {where} * {b.row}")
@@ -112,7 +116,7 @@ def _call(names: Names, number: int, used: tuple[str, ...], tile: str) -> str:
     """The call of a stage's function."""
     buffers = (names.buffers[name] for name in used)
     pointers = (b.name if b.kind == "fixed" else f"{b.name}_t" for b in buffers)
-    return f"stage{number}(B, rows, {tile}, {', '.join(pointers)}, M, PRECISION)"
+    return f"stage{number}(B, count, rows, {tile}, {', '.join(pointers)}, M, PRECISION)"
 
 
 def _kernel(head: str, comment: str, lines: list[str], numbers: str) -> str:
@@ -139,20 +143,29 @@ def _sequence(
             lines.append(_call(names, number, used[number], "0"))
         lines.append("tl.debug_barrier()")
     return _kernel(
-        f"sequence(T, B, {_pointers(names, memory)}",
-        "Every program has rows of its own, and walks through all steps.",
-        ["for t in range(T):", *(f"    {line}" for line in lines)],
+        f"sequence(T, B, layout, {_pointers(names, memory)}",
+        "Every program has rows of its own, and walks through all their steps.",
+        [*OWN_STEPS, "for t in range(T):", *(f"    {line}" for line in lines)],
         '"T", "B"',
     )
 
 
 def _step(names: Names, number: int, used: tuple[str, ...]) -> str:
     return _kernel(
-        f"step{number}(t, T, B, {_pointers(names, used)}",
+        f"step{number}(t, T, B, layout, {_pointers(names, used)}",
         "Programs share rows and units; the next stage is another launch.",
-        [*_advance(names, used), _call(names, number, used, "tl.program_id(1)")],
+        _one_step(names, number, used),
         '"t", "T", "B"',
     )
+
+
+def _one_step(names: Names, number: int, used: tuple[str, ...]) -> list[str]:
+    """Lines that run a stage, unless no sequence of the tile has this step."""
+    return [
+        *_advance(names, used),
+        "if tl.program_id(0) * M < count:",
+        f"    {_call(names, number, used, 'tl.program_id(1)')}",
+    ]
 
 
 def _pointers(names: Names, used: tuple[str, ...]) -> str:
@@ -178,9 +191,9 @@ def _replayed(
         "    T, B = tl.load(table), tl.load(table + 1)",
         "    t = tl.load(table + 2) + ahead",
         "    if t < T:",
+        f"        layout = tl.load(table + {FIRST_POINTER - 1}).to(tl.pointer_type(tl.int64))",
         *(f"        {line}" for line in lines),
         f"        {_ROWS}",
-        *(f"        {line}" for line in _advance(names, used)),
-        f"        {_call(names, number, used, 'tl.program_id(1)')}",
+        *(f"        {line}" for line in _one_step(names, number, used)),
         "",
     ])  # fmt: skip

@@ -37,12 +37,12 @@ class StageWriter(Values):
         pointers = ", ".join(self.buffers.buffer(name) for name in self.used)
         return "\n".join([
             "@jit",
-            f"def stage{self.number}(B, rows, tile, {pointers}, "
+            f"def stage{self.number}(B, count, rows, tile, {pointers}, "
             "M: tl.constexpr, PRECISION: tl.constexpr):",
             f"    # Stage {self.number}: {many}{len(stage.values)} values of {over} units.",
             *(f"    {line}" for line in head[heads == 1]),
             "    row = rows[:, None]",
-            "    live = row < B",
+            "    live = row < count",
             f"    unit = {first}tl.arange(0, {tile.units})[None, :]",
             *([] if self.is_whole else [f"    inside = live & (unit < {units})"]),
             *(f"    {line}" for line in self.lines),

@@ -9,7 +9,7 @@ wanted of every step, and what is read elsewhere than where it was computed.
 import math
 
 from flexrnn.engine.compiler.ops import OPS
-from flexrnn.engine.cuda.emit.names import COMPILED, Names
+from flexrnn.engine.cuda.emit.names import COMPILED, OWN_STEPS, Names
 from flexrnn.engine.cuda.emit.tiles import LEAST, Tile, power_above
 from flexrnn.engine.cuda.emit.values import Values
 from flexrnn.engine.lowering.places import sizes_of
@@ -50,6 +50,7 @@ class WholeWriter(Values):
         self.holds = sum(math.prod(map(int, w.shape)) for w in weights) * itemsize <= _HELD
         self.once: list[str] = []  # before the loop
         self.ready: set[str] = set()  # variables that stand there
+        self.masks: dict[str, str] = {}  # those that say which rows and units there are
         self.waiting: set[str] = set()  # memory written since all threads have met
         self.spare: dict[int, str] = {}  # lines that write memory, needed where it is read back
         self.read_back: set[str] = set()
@@ -70,18 +71,25 @@ class WholeWriter(Values):
         for name in set(self.spare.values()) - self.read_back:
             del self.used[name]
         pointers = ", ".join(self.buffers.buffer(name) for name in self.used)
-        olds = ", ".join(f"old_{self._plain(field)}" for field in self.ends)
+        variables = [f"old_{self._plain(field)}" for field in self.ends]
+        olds = ", ".join(variables)
+        kept = [f"tl.where(live, {new}, {old})" for new, old in zip(news, variables, strict=True)]
         return "\n".join([
             '@jit(do_not_specialize=("T", "B"))',
-            f"def sequence(T, B, {pointers}, {COMPILED}):",
-            "    # Every program has rows of its own, and walks through all steps.",
+            f"def sequence(T, B, layout, {pointers}, {COMPILED}):",
+            "    # Every program has rows of its own, and walks through all their steps.",
             "    row = (tl.program_id(0).to(tl.int64) * M + tl.arange(0, M))[:, None]",
             "    live = row < B",
-            *(f"    {line}" for line in (*self.once, *begin)),
+            *(f"    {line}" for line in (*self.once, *begin, *OWN_STEPS)),
             "    for t in range(T):",
-            *(f"        {line}" for line in (*self.buffers.advance(self.used), *lines)),
-            f"        {olds} = {', '.join(news)}",
-            "    last = (T % 2) * B.to(tl.int64)",
+            *(f"        {line}" for line in self.buffers.advance(self.used)),
+            *(f"        {line}" for line in self._live("count")),
+            *(f"        {line}" for line in lines),
+            "        if RAGGED:",
+            f"            {olds} = {', '.join(kept)}",
+            "        else:",
+            f"            {olds} = {', '.join(news)}",
+            *(f"    {line}" for line in self._live("B")),
             *(f"    {line}" for line in end),
             "",
         ])  # fmt: skip
@@ -97,7 +105,14 @@ class WholeWriter(Values):
         unit = self._ready(f"unit{units}", f"tl.arange(0, {width})[None, :]")
         if width == units:
             return unit, "live"
-        return unit, self._ready(f"inside{units}", f"live & ({unit} < {units})")
+        name = f"inside{units}"
+        self.masks[name] = f"live & ({unit} < {units})"
+        return unit, self._ready(name, self.masks[name])
+
+    def _live(self, count: str) -> list[str]:
+        """Lines that say anew which rows there are."""
+        masks = (f"    {name} = {text}" for name, text in self.masks.items())
+        return ["if RAGGED:", f"    live = row < {count}", *masks]
 
     def _ready(self, name: str, text: str) -> str:
         """A variable that is set before the loop."""
@@ -126,8 +141,14 @@ class WholeWriter(Values):
         return lines
 
     def _end(self) -> list[str]:
-        """Lines that write the state after the last step."""
-        lines = []
+        """Lines that write the state after the last step, into the slot of its time."""
+        slot = (
+            "last % 2 if REVERSE else 0" if self.buffers.backward else "0 if REVERSE else last % 2"
+        )
+        lines = [
+            "last = tl.load(layout + row, mask=live, other=0) if RAGGED else T",
+            f"last = ({slot}) * B.to(tl.int64)",
+        ]
         for field in self.ends:
             place, inside = self._state(f"{self.new}.{field}", "(last + row)")
             lines.append(f"tl.store({place}, old_{self._plain(field)}, mask={inside})")

@@ -1,0 +1,88 @@
+"""Autocast: whether it is on, and what it would make of a step.
+
+A program has one dtype. An engine that computes in half types runs under autocast all the same, as
+torch's own recurrent kernels do: inputs, state and parameters are cast before the program, which is
+made and run with autocast off. Gradients come back through the casts.
+"""
+
+from collections.abc import Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexrnn.engine.step import ComposedStep, Native, State
+
+
+def is_on(like: Tensor) -> bool:
+    """Whether autocast is choosing dtypes now on this tensor's device; some, as meta, have none."""
+    kind = like.device.type
+    if kind == "cpu":  # the common case first, at which every call looks
+        return torch.is_autocast_enabled("cpu")
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def is_cast(dtype: torch.dtype) -> bool:
+    """Whether autocast makes another dtype of this one: of floating-point ones but float64."""
+    return dtype.is_floating_point and dtype != torch.float64
+
+
+@contextmanager
+def off(like: Tensor) -> Iterator[None]:
+    """Autocast off on a tensor's device: what runs inside has chosen its dtypes."""
+    if not is_on(like):
+        yield
+        return
+    with torch.autocast(like.device.type, enabled=False):
+        yield
+
+
+def dtype_for(like: Tensor) -> torch.dtype | None:
+    """Autocast's dtype on a state's device, if it is on and this state is one that it casts."""
+    if is_on(like) and is_cast(like.dtype):
+        return torch.get_autocast_dtype(like.device.type)
+    return None
+
+
+def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A tensor as autocast hands it to a product; as it is where there is no dtype."""
+    return tensor if dtype is None or not is_cast(tensor.dtype) else tensor.to(dtype)
+
+
+class CastStep:
+    """A composed step whose tensors are cast."""
+
+    def __init__(self, step: ComposedStep, dtype: torch.dtype):
+        self.step = step
+        self.tensors: Mapping[str, Tensor] = {
+            name: cast(tensor, dtype) for name, tensor in step.tensors.items()
+        }
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the state's fields."""
+        return self.step.fields
+
+    @property
+    def native(self) -> Native | str:
+        """That of the step."""
+        return self.step.native
+
+    def __call__(self, inputs: tuple[Tensor, ...], state: Any) -> Any:
+        """The new state's tensors."""
+        return self.pure(inputs, tuple(state), self.tensors)
+
+    def pure(
+        self, inputs: tuple[Tensor, ...], state: State, tensors: Mapping[str, Tensor]
+    ) -> State:
+        """The same call with other tensors."""
+        return self.step.pure(inputs, state, tensors)
+
+    def key(self) -> Hashable:
+        """That of the step: the dtypes of tensors are not part of it."""
+        return self.step.key()
+
+    def recipe(self) -> tuple[Any, ...]:
+        """That of the step, for tensors of whatever dtype."""
+        return self.step.recipe()
