@@ -208,13 +208,14 @@ def every_call(cells: list[Any], threads: Any) -> None:
 def ran(
     calls: list[Call], threads: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., "subprocess.CompletedProcess[str]"]:
-    """Run calls of layers as a program under a sanitizer."""
+    """Run calls of layers as a program under a sanitizer, again if it notices nothing."""
 
     def run(
         sanitizer: str,
         isa: str = "plain",
         cells: list[Any] = CELLS,
         change: Callable[[str], str] = str,
+        times: int = 1,
     ) -> "subprocess.CompletedProcess[str]":
         monkeypatch.setenv("FLEXRNN_ISA", isa)
         found, options = compiler.find(), ("-g", "-pthread", *SANITIZERS[sanitizer])
@@ -229,7 +230,11 @@ def ran(
         assert sum(STARTS in call.memory for call in calls) == len(cells) * 8
         text = program(calls, change)
         driver = compiler.compile_program(found, machine(), text, tmp_path, *options)
-        return subprocess.run([driver], capture_output=True, text=True, check=False, timeout=120)
+        while True:
+            done = subprocess.run([driver], capture_output=True, text=True, timeout=120)
+            times -= 1
+            if done.returncode or times < 1:
+                return done
 
     return run
 
@@ -271,6 +276,8 @@ def test_a_fault_is_noticed(ran: Any, sanitizer: str, right: str, wrong: str, to
         return changed
 
     cell = cells.LayerNormLSTMCell if "temporary" in right else cells.RNNCell
-    done = ran(sanitizer, "plain", [cell], change)
+    # On a busy machine a thread may sleep until another one has told it of the next meeting, too.
+    # Then it has heard of all that the other did, and there was no race.
+    done = ran(sanitizer, "plain", [cell], change, times=10)
     assert done.returncode
     assert told in done.stderr
