@@ -1,6 +1,7 @@
 """What a bench is made of: the gate's rule, operations, times, processes apart, chart, pages."""
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -52,6 +53,33 @@ def test_float64_has_a_limit_of_its_own(monkeypatch: pytest.MonkeyPatch, error: 
     monkeypatch.setattr(gate, "numbers", off)
     layer = case.build(case.ours, SIZE, torch.float64)
     assert gate.judge(case, layer, SIZE, torch.float64, "interpreter").right == right
+
+
+@pytest.mark.parametrize(
+    ("errors", "right", "draws"),
+    [
+        ([0.9], True, 1),
+        ([1.1, 0.5, 0.6, 1.2, 0.7], True, 5),  # chance
+        ([1.1, 0.5, 1.3, 1.2, 0.7], False, 5),
+        ([1.1, 0.5, math.nan, 1.2, 0.7], False, 5),
+        ([math.nan], False, 1),
+    ],
+)
+def test_what_is_beyond_its_limit_is_judged_by_more_draws(
+    monkeypatch: pytest.MonkeyPatch, errors: list[float], right: bool, draws: int
+):
+    seeds: list[int] = []
+
+    def drawn(*args: Any) -> gate.Verdict:
+        seeds.append(args[-1])
+        error = errors[len(seeds) - 1]
+        return gate.Verdict(error <= 1, "the output", error, 1.0)
+
+    monkeypatch.setattr(gate, "_drawn", drawn)
+    case = find("lstm")
+    layer = case.build(case.ours, SIZE, torch.float32)
+    assert gate.judge(case, layer, SIZE, torch.float32, "cpu", seed=3).right == right
+    assert seeds == list(range(3, 3 + draws))
 
 
 def test_our_layers_are_torchs_functions_where_they_say_so():
