@@ -59,9 +59,9 @@ def test_float64_has_a_limit_of_its_own(monkeypatch: pytest.MonkeyPatch, error: 
     ("errors", "right", "draws"),
     [
         ([0.9], True, 1),
-        ([1.1, 0.5, 0.6, 1.2, 0.7], True, 5),  # chance
-        ([1.1, 0.5, 1.3, 1.2, 0.7], False, 5),
-        ([1.1, 0.5, math.nan, 1.2, 0.7], False, 5),
+        ([1.1, 0.5, 0.6, 1.2, 0.7, 2.0, 0.9, 9.0, 0.1], True, 9),  # chance
+        ([1.1, 0.5, 1.3, 1.2, 0.7, 2.0, 0.9, 9.0, 0.1], False, 9),
+        ([1.1, 0.5, math.nan, 1.2, 0.7, 2.0, 0.9, 9.0, 0.1], False, 9),
         ([math.nan], False, 1),
     ],
 )

@@ -25,7 +25,7 @@ FACTORS = {torch.float32: 4.0, torch.float64: 4.0, torch.bfloat16: 2.0}
 ROUNDINGS = 4.0
 DOUBLE = 1e-12  # allowed of float64, where there is nothing more exact to compare with
 GRADIENT = "the gradient of "
-DRAWS = 5  # of inputs, where the first is beyond its limit
+DRAWS = 9  # of inputs, where the first is beyond its limit
 STEPS = 16  # of a stream; each is a call of its own, so that more would say nothing more
 
 
