@@ -40,8 +40,7 @@ class Time:
         """What is the same at every step `(B, ...)`, at all of them."""
         if self.batch_sizes is None:
             return state.expand(self.count, *state.shape)
-        _, sequence = places(self.batch_sizes)
-        return state.index_select(0, sequence.to(state.device))
+        return everywhere(state, self.batch_sizes)
 
     def join(self, rows: list[Tensor]) -> Tensor:
         """What all steps have given, in the order of time."""
@@ -59,6 +58,12 @@ def places(batch_sizes: Tensor) -> tuple[Tensor, Tensor]:
     starts = batch_sizes.cumsum(0) - batch_sizes
     step = torch.repeat_interleave(batch_sizes)
     return step, torch.arange(step.shape[0]) - starts[step]
+
+
+def everywhere(state: Tensor, batch_sizes: Tensor) -> Tensor:
+    """What is the same at every step `(B, ...)`, at all of them `(N, ...)`."""
+    _, sequence = places(batch_sizes)
+    return state.index_select(0, sequence.to(state.device))
 
 
 def before(after: Tensor, first: Tensor, batch_sizes: Tensor, *, reverse: bool) -> Tensor:

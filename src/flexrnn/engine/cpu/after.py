@@ -192,7 +192,7 @@ class After:
         if self.sizes.fewer:
             sizes = given[STARTS].diff()
             if self.news[index] == index:
-                return first.index_select(0, batches.places(sizes)[1])
+                return batches.everywhere(first, sizes)
             after = given[self._history(index)]
             return batches.before(after, first, sizes, reverse=self.sizes.reverse)
         if self.news[index] == index:  # it never changes

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from flexrnn.engine.batches import places
+from flexrnn.engine.batches import everywhere
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.chunks import Chunk, chunks
 from flexrnn.engine.cpu.kernel import SCRATCH, STARTS, Area, Rows
@@ -117,7 +117,7 @@ class Forward:
     def _repeated(self, first: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         """What a state that never changes is at every step."""
         if self.sizes.fewer:
-            return first.index_select(0, places(given[STARTS].diff())[1])
+            return everywhere(first, given[STARTS].diff())
         return first.repeat(self.sizes.steps, *[1] * first.dim())
 
     def __call__(self, given: Mapping[str, Tensor], like: Tensor) -> Run:
