@@ -231,9 +231,9 @@ def _results(
     leaves = {**given, **dict(layer.named_parameters())}
     with flexrnn.backend(engine):
         outs = tensors(layer(x, hx, **marks))
-    loss = torch.zeros((), dtype=x.dtype)
+    loss = torch.zeros((), dtype=x.dtype, device=x.device)
     for out in outs:  # weights of its own for every number, the same in both dtypes
-        weights = torch.linspace(-1, 2, out.numel()).to(out.dtype).view_as(out)
+        weights = torch.linspace(-1, 2, out.numel()).to(out).view_as(out)
         loss = loss + (out * weights).sum()
     gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     named: dict[str, Tensor | None] = {f"result {k}": o.detach() for k, o in enumerate(outs)}
@@ -253,7 +253,7 @@ def _norms(name: str, ours: Tensor | None, theirs: Tensor | None, exact: Tensor 
         return torch.zeros(3, dtype=torch.float64)
     assert ours.shape == exact.shape, name
     norms = ((ours - exact).norm(), (theirs - exact).norm(), exact.norm())
-    return torch.stack([norm.double() for norm in norms])
+    return torch.stack([norm.double() for norm in norms]).cpu()
 
 
 @pytest.fixture

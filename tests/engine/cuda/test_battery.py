@@ -155,10 +155,12 @@ def test_views_empty_batches_and_what_does_not_learn(device: str) -> None:
     assert h.shape == c.shape == (1, 0, NARROW)
 
 
-def test_what_it_cannot_run_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_it_cannot_run_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
     layer, x = flexrnn.GRU(3, 5, backend="cuda"), torch.randn(2, 1, 3)
     with flexrnn.backend("cuda"), pytest.raises(RuntimeError, match="there is nothing to run"):
-        flexrnn.scan(lambda x, state: state, torch.zeros(1, 5), x)
+        flexrnn.scan(lambda x, state: state, torch.zeros(1, 5, device=device), x.to(device))
     monkeypatch.setattr(kernels, "interpreted", lambda: False)
     with pytest.raises(RuntimeError, match="cuda engine runs on CUDA, got tensors on cpu"):
         layer(x)

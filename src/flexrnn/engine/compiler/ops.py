@@ -185,7 +185,8 @@ _ROWS = [
             REAL, POSITIVE),
     Op("lerp", torch.lerp, lambda g, y, a, b, w: (g * (-w + 1.0), g * w, g * (b - a)),
        (REAL, REAL, (0.0, 1.0))),
-    _unary("neg", torch.neg, lambda g, y, x: -g, form="-{a}"),
+    # Triton 3.6 takes -x for 0 - x, which has the other zero.
+    _unary("neg", torch.neg, lambda g, y, x: -g, form="-{a}", triton="{a} * -1.0"),
     _unary("abs", torch.abs, lambda g, y, x: g * call("sign", x), triton=OWN),
     _unary("sign", torch.sign, 0),
     _unary("reciprocal", torch.reciprocal, lambda g, y, x: -(g * y * y), POSITIVE,

@@ -26,8 +26,8 @@ def log10(x):
     y = tl.log(x)
     if x.dtype == tl.float32:
         return tl.where(tl.abs(y) < INF, tl.fma(y, LOG10_E, y * LOG10_E_LOW_32), y)
-    else:
-        return tl.where(tl.abs(y) < INF, tl.fma(y, LOG10_E, y * LOG10_E_LOW_64), y)
+    else:  # a number in Triton 3.6's `fma` is of float32, one in an operator is not
+        return tl.where(tl.abs(y) < INF, y * LOG10_E + y * LOG10_E_LOW_64, y)
 
 
 @triton.jit
