@@ -4,8 +4,16 @@
     python benchmarks/gpu.py --cells lstm --size 16,1024,256 --dtypes bfloat16
 
 Correctness comes first: a layer whose results do not follow the rule of DESIGN.md is not timed. All
-contestants of a row take turns, and a row is the median of many turns. Sizes are B, T, H; the input
-is as wide as the state. A machine without a card runs the same by Triton's interpreter, to test
+contestants of a row take turns, and a row is the median of many turns:
+
+    flexrnn         our layer
+    cudnn           torch's of that name; torch.nn.LSTM for the cells that torch does not have
+    article         the article's vectorised LSTM
+    loop            the cell's step in Python's loop
+    loop compiled   that step by torch.compile, in Python's loop
+
+Sizes are B, T, H; the input is as wide as the state. A row that is measured anew takes the place of
+the old one in the file. A machine without a card runs the same by Triton's interpreter, to test
 this script (`--interpret`): its times mean nothing, and nothing is written.
 """
 
@@ -40,6 +48,8 @@ CELLS: dict[str, tuple[Any, Any]] = {  # ours, and what cuDNN has
     "layernorm": (flexrnn.cells.LayerNormLSTMCell, nn.LSTM),
     "gru": (flexrnn.cells.GRUCell, nn.GRU),
 }
+WHICH = ("cell", "B", "T", "H", "dtype")  # tells rows apart
+FEWEST = 3  # turns of a contestant
 TIMES = {"float32": 2.0, "tf32": 2.0, "bfloat16": 1.2, "float16": 1.2}  # the reference's own error
 
 
@@ -48,7 +58,8 @@ def main(
     size: Annotated[list[str] | None, typer.Option(help="B,T,H; may be repeated.")] = None,
     dtypes: Annotated[str, typer.Option(help="Separated by commas.")] = ",".join(DTYPES),
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("benchmarks/results"),
-    loop: Annotated[bool, typer.Option(help="The loop by hand, too, eager and compiled.")] = True,
+    loop: Annotated[bool, typer.Option(help="The loops by hand, too.")] = True,
+    seconds: Annotated[float, typer.Option(help="At most, of a contestant and mode.")] = 0.5,
     interpret: Annotated[bool, typer.Option(help="Without a card; times mean nothing.")] = False,
 ) -> None:
     """Measure; see the head of this file."""
@@ -63,23 +74,50 @@ def main(
 
         results |= {"floors": floors.microseconds(), "peaks": floors.peaks(DTYPES)}
         print(json.dumps({k: results[k] for k in ("about", "floors", "peaks")}, indent=1))
+        results["rows"] = rows_before(results["about"], out)
     for dtype in dtypes.split(","):
         allowed = dtype == "tf32"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
         for text in size or SIZES:
             B, T, H = map(int, text.split(","))
             for cell in cells.split(","):
-                row = measured(cell, B, T, H, dtype, device, loop, resets=text == RESETS)
+                row = measured(cell, B, T, H, dtype, device, loop, seconds, text == RESETS)
                 add_fractions(row, results["peaks"])
-                results["rows"].append(row)
+                same = [r for r in results["rows"] if all(r[k] == row[k] for k in WHICH)]
+                results["rows"] = [r for r in results["rows"] if r not in same] + [row]
                 print(told(row), flush=True)
                 if not interpret:
                     write(results, out)
 
 
+class Loop(nn.Module):
+    """A cell's step, in Python's loop."""
+
+    def __init__(self, cell: Any, step: Callable[..., Any]) -> None:
+        super().__init__()
+        self.cell, self.step = cell, step
+
+    def forward(self, x: Tensor) -> Any:
+        """Input `(T, B, I)`; output `(T, B, H)` and the last state."""
+        state, outputs = self.cell.initial_state(x.shape[1:2], x.dtype, x.device), []
+        for x_t in x:
+            state = self.step(x_t, state)
+            outputs.append(state[0])
+        return torch.stack(outputs), state
+
+
+class Article(CustomLSTM):
+    """With time in front."""
+
+    def forward(self, x: Tensor, init_states: Any = None) -> Any:
+        """Input `(T, B, I)`."""
+        return super().forward(x.transpose(0, 1), init_states)
+
+
 def measured(
-    cell: str, B: int, T: int, H: int, dtype: str, device: str, loop: bool, resets: bool
-) -> dict[str, Any]:
+    cell: str, B: int, T: int, H: int, dtype: str, device: str, loop: bool, seconds: float,
+    resets: bool,
+) -> dict[str, Any]:  # fmt: skip
     """All contestants of one row, forward and with the backward pass."""
     torch.manual_seed(0)
     kind, theirs = CELLS[cell]
@@ -96,11 +134,14 @@ def measured(
         modules["cudnn"] = theirs(H, H, device=device, dtype=DTYPES[dtype])
         contestants["cudnn"] = modules["cudnn"]  # which knows no resets
         if loop:
-            by_hand = CustomLSTM(H, H).to(device, DTYPES[dtype])
-            modules |= {"loop": by_hand, "loop compiled": by_hand}
-            contestants |= {"loop": by_hand, "loop compiled": torch.compile(by_hand)}
+            steps: dict[str, nn.Module] = {"article": Article(H, H).to(device, DTYPES[dtype])}
+            by_hand = kind(H, H).to(device, DTYPES[dtype])
+            steps["loop"] = Loop(by_hand, by_hand.step)
+            steps["loop compiled"] = Loop(by_hand, torch.compile(by_hand.step))
+            modules |= steps
+            contestants |= steps
         for mode in ("forward", "training"):
-            row[mode] = race(contestants, modules, x, mode == "training")
+            row[mode] = race(contestants, modules, x, mode == "training", seconds)
         row["bytes"] = bytes_moved(ours, x)
         row["flops"] = flops(kind, B, T, H)
     except Exception as error:  # one row that fails, on one card, is a result
@@ -137,8 +178,9 @@ def race(
     modules: dict[str, nn.Module],
     x: Tensor,
     training: bool,
+    seconds: float,
 ) -> dict[str, Any]:
-    """Milliseconds and bytes of memory of each, in turn."""
+    """Milliseconds and bytes of memory of each, in turn; who is slow has fewer turns."""
 
     def once(call: Callable[[Tensor], Any], module: nn.Module) -> None:
         if not training:
@@ -154,11 +196,13 @@ def race(
         once(call, modules[name])
         once(call, modules[name])
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(TURNS if x.device.type == "cuda" else 1):
+    for turn in range(TURNS if x.device.type == "cuda" else 1):
         for name, call in contestants.items():
+            if turn >= FEWEST and sum(times[name]) > 1e3 * seconds:
+                continue
             times[name].append(milliseconds(lambda: once(call, modules[name]), x.device))  # noqa: B023
     for name, call in contestants.items():
-        found[name] = {"ms": statistics.median(times[name]), "us_a_step": None, "MiB": None}
+        found[name] = {"ms": statistics.median(times[name]), "turns": len(times[name])}
         found[name]["us_a_step"] = 1e3 * found[name]["ms"] / x.shape[0]
         if x.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -220,11 +264,25 @@ def told(row: dict[str, Any]) -> str:
     return f"{head} {'; '.join(texts)}"
 
 
+def path_of(about: dict[str, Any], out: Path) -> Path:
+    """A file that is named after the device."""
+    name = "".join(c if c.isalnum() else "-" for c in about["device"].lower())
+    return out / f"cuda-{name}.json"
+
+
+def rows_before(about: dict[str, Any], out: Path) -> list[dict[str, Any]]:
+    """What was measured earlier, on the same day and by the same versions."""
+    path = path_of(about, out)
+    if not path.exists():
+        return []
+    before = json.loads(path.read_text(encoding="utf-8"))
+    return before["rows"] if before["about"] == about else []
+
+
 def write(results: dict[str, Any], out: Path) -> None:
-    """Into a file that is named after the device."""
-    name = "".join(c if c.isalnum() else "-" for c in results["about"]["device"].lower())
+    """Everything, so that what was measured stays if the rest fails."""
     out.mkdir(parents=True, exist_ok=True)
-    path = out / f"cuda-{name}.json"
+    path = path_of(results["about"], out)
     path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 

@@ -4,6 +4,8 @@ They are planted into the text itself. Whatever is made of a text, kernels and r
 kept under it, so that no right one stands in for a faulty one, nor the other way round.
 """
 
+import copy
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,28 +14,31 @@ import torch
 
 import flexrnn
 from flexrnn.engine.cuda import engine
+from flexrnn.engine.cuda.emit import Source
 from flexrnn.engine.cuda.plan import Plan
 
 
 class Fault(NamedTuple):
     loop: str  # of the plan
-    right: str
+    right: str  # a pattern
     wrong: str
     hidden_size: int
-    times: int = 1  # everywhere, if it is in what launches stages, and that is written twice
+    times: int = 1  # 0: everywhere, if it is in what launches stages, and that is written twice
     lengths: tuple[int, ...] | None = None
 
 
 NARROW, TILED, TILES = 9, 40, 70  # units: of one kernel, of one tile, of several
 FAULTS = {
-    "another function": Fault("forward", "sigmoid(", "tanh(", NARROW),
-    "a gate's derivative": Fault("backward", " * v", " + v", NARROW),
-    "a product too few": Fault("forward", "product(a, ", "product(a * 0.0, ", NARROW),
-    "a gradient's product too few": Fault("backward", "product(a, ", "product(a * 0.0, ", NARROW),
-    "the state of the step before last": Fault("forward", "(B - old)", "old", TILED, -1),
-    "rows of another step": Fault("backward", "t if REVERSE else T - 1 - t", "t", NARROW, -1),
-    "a row too few": Fault("forward", "time + 1) - at", "time + 1) - at - 1", 9, -1, (2, 3, 1)),
-    "a gap between tiles": Fault("forward", "tile * 64", "tile * 80", TILES),
+    "another function": Fault("forward", r"sigmoid\(", "tanh(", NARROW),
+    "a gate's derivative": Fault("backward", r"(= v\d+) \* v", r"\1 + v", NARROW),
+    "a product too few": Fault("forward", r"= product\(", "= 0.0 * product(", NARROW),
+    "a gradient's product too few": Fault("backward", r"= product\(", "= 0.0 * product(", NARROW),
+    "the state of the step before last": Fault("forward", r"\(B - old\)", "old", TILED, 0),
+    "rows of another step": Fault("backward", "t if REVERSE else T - 1 - t", "t", NARROW, 0),
+    "a row too few": Fault("forward", r"(time \+ 1\) - at)", r"\1 - 1", 9, 0, (2, 3, 1)),
+    "a gap between tiles": Fault(
+        "forward", r"unit = tile \* (\d+)", r"unit = tile * 8 + tile * \1", TILES
+    ),
 }
 
 
@@ -48,11 +53,17 @@ def test_the_judge_notices(
     def faulty(*args: Any) -> Plan:
         plan = plan_of(*args)
         loop = getattr(plan, where)
-        written = getattr(loop.source, tier)
-        assert right in written.text
-        written = written._replace(text=written.text.replace(right, wrong, times))
-        source = loop.source._replace(**{tier: written})
-        return plan._replace(**{where: loop._replace(source=source)})
+
+        def source(*widths: Any, **even: bool) -> Source:
+            source = loop.source(*widths, **even)
+            written = getattr(source, tier)
+            text, found = re.subn(right, wrong, written.text, count=times)
+            assert found
+            return source._replace(**{tier: written._replace(text=text)})
+
+        changed = copy.copy(loop)
+        changed.source, changed.chosen = source, {}
+        return plan._replace(**{where: changed})
 
     layer = flexrnn.LSTM(5, H, dtype=torch.float64, device=device)
     x = torch.randn(3, 3, 5, dtype=torch.float64, device=device)

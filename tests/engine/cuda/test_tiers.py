@@ -13,7 +13,10 @@ from flexrnn.engine.cuda import graphs, plan, tiers
 from flexrnn.engine.cuda.calls import ROWS, Call
 
 H = 24
-CALL = Call(steps=2, batch=3, reverse=False, precision="ieee", itemsize=4, processors=132)
+CALL = Call(
+    steps=2, batch=3, reverse=False, precision="ieee", itemsize=4, processors=132, shared=227 << 10
+)
+SEQUENCE, GRID, STEPS = tiers.TIERS
 
 
 def written(cell: Any, hidden_size: int, dtype: torch.dtype = torch.float32) -> Any:
@@ -33,7 +36,7 @@ def results(layer: flexrnn.FlexRNN, x: torch.Tensor, engine: str) -> list[torch.
 def test_a_recorded_graph_serves_every_length_and_every_tensor(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiers, "TIERS", tiers.TIERS[1:])
+    monkeypatch.setattr(tiers, "TIERS", (STEPS,))
     monkeypatch.setattr(graphs, "STEPS", 3)
     monkeypatch.setattr(graphs, "_graphs", {})
     layer = flexrnn.LSTM(4, H, dtype=torch.float64, device=device)
@@ -47,7 +50,7 @@ def test_a_recorded_graph_serves_every_length_and_every_tensor(
 def test_kernels_take_their_arguments_by_value_while_somebody_records(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiers, "TIERS", tiers.TIERS[1:])
+    monkeypatch.setattr(tiers, "TIERS", (STEPS,))
     monkeypatch.setattr(graphs, "launch_by_table", None)
     monkeypatch.setattr(graphs, "is_recording", lambda device: True)
     layer = flexrnn.GRU(4, H, dtype=torch.float64, device=device)
@@ -59,21 +62,32 @@ def test_kernels_take_their_arguments_by_value_while_somebody_records(
 
 
 def test_the_table_prefers_what_reads_less() -> None:
-    narrow = written(flexrnn.cells.LSTMCell, 64).forward.source
-    assert narrow.narrow
-    assert tiers.choose(narrow, CALL).name == "sequence"
-    wide = written(flexrnn.cells.LSTMCell, 1024).forward.source
-    assert not wide.narrow
-    assert tiers.choose(wide, CALL).name == "steps"
+    def chosen(cell: Any, hidden_size: int, **call: Any) -> tuple[str, int]:
+        loop = written(cell, hidden_size, torch.bfloat16).forward
+        choice = tiers.choose(loop, CALL._replace(itemsize=2, **call))
+        return choice.tier.name, choice.call.tall
+
+    lstm, normed = flexrnn.cells.LSTMCell, flexrnn.cells.LayerNormLSTMCell
+    assert chosen(lstm, 32) == ("sequence", 16)
+    # A processor keeps what it reads, if there are processors for all rows and units.
+    assert chosen(lstm, 768) == chosen(normed, 300) == ("grid", 16)
+    assert chosen(lstm, 512, batch=128) == ("grid", 32)
+    # More than all of them hold is read at every step, by as many as there are.
+    assert chosen(lstm, 4096) == ("steps", 16)
     # With rows for every processor, the weights are read as often by either.
-    full = CALL._replace(batch=132 * ROWS)
-    normed = written(flexrnn.cells.LayerNormLSTMCell, 300).forward.source
-    assert tiers.choose(normed, full).name == "sequence"
+    assert chosen(lstm, 64, batch=132 * 64)[0] == "sequence"
+
+
+def test_narrow_tiles_are_taken_where_processors_are_idle() -> None:
+    loop = written(flexrnn.cells.LSTMCell, 4096, torch.bfloat16).forward
+    few = tiers.choose(loop, CALL._replace(itemsize=2))
+    many = tiers.choose(loop, CALL._replace(itemsize=2, batch=4096))
+    assert few.source.steps.kernels[0].tiles > many.source.steps.kernels[0].tiles
 
 
 def test_tf32_is_torchs_to_allow(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     seen: list[str] = []
-    tier = tiers.TIERS[0]
+    tier = SEQUENCE
 
     def launch(source: Any, memory: Any, call: Call) -> None:
         seen.append(call.precision)
@@ -92,7 +106,7 @@ def test_tf32_is_torchs_to_allow(monkeypatch: pytest.MonkeyPatch, device: str) -
     assert seen == ["ieee", "tf32"]
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", range(len(tiers.TIERS)))
 def test_offsets_beyond_2_to_the_31(
     which: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -105,7 +119,7 @@ def test_offsets_beyond_2_to_the_31(
     from triton.runtime import interpreter
 
     units, size = 16, 2
-    source = written(flexrnn.cells.RNNCell, units, torch.float16).forward.source
+    source = written(flexrnn.cells.RNNCell, units, torch.float16).forward.source()
     rows = 2**31 // units
     memory = {
         name: torch.zeros(64, dtype=torch.float32 if b.kind in ("old", "new") else torch.float16)
@@ -134,7 +148,7 @@ def test_offsets_beyond_2_to_the_31(
         rows = 1
 
     call = LastTile(*CALL._replace(batch=rows, itemsize=2))
-    last = rows // ROWS - 1
+    last = rows // ROWS[0] - 1
     set_index = interpreter.interpreter_builder.set_grid_idx
     monkeypatch.setattr(
         interpreter.interpreter_builder, "set_grid_idx", lambda x, y, z: set_index(last, y, z)
@@ -147,6 +161,6 @@ def test_offsets_beyond_2_to_the_31(
     touched = np.unique(np.concatenate([s.ravel() for s in seen]).astype(np.uint64))
     for name in ("history.h", next(n for n in memory if n.startswith("hoisted"))):
         for t in range(2):
-            first = begin[name] + size * (t * 2**31 + (rows - ROWS) * units)
-            expected = np.arange(first, first + size * ROWS * units, size, dtype=np.uint64)
+            first = begin[name] + size * (t * 2**31 + (rows - ROWS[0]) * units)
+            expected = np.arange(first, first + size * ROWS[0] * units, size, dtype=np.uint64)
             assert np.isin(expected, touched).all(), (name, t)

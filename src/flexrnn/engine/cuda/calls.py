@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-ROWS = 16  # of a program's tile; the fewest that a product has
+ROWS = (16, 32, 64)  # of a program's tile; the fewest are those that a product has
 
 
 class Call(NamedTuple):
@@ -17,18 +17,25 @@ class Call(NamedTuple):
     precision: str  # of products of float32: `ieee`, or `tf32`
     itemsize: int  # bytes of a weight's number
     processors: int  # of the device
+    shared: int  # bytes of memory that a program may have on one
     layout: Tensor | None = None  # where sequences end at different steps; see `layout_of`
+    tall: int = ROWS[0]  # rows of a tile
 
     @property
     def rows(self) -> int:
         """Tiles of rows."""
-        return -(-self.batch // ROWS)
+        return -(-self.batch // self.tall)
 
     @property
     def fixed(self) -> dict[str, Any]:
         """What kernels are compiled for."""
         ragged = self.layout is not None
-        return {"REVERSE": self.reverse, "RAGGED": ragged, "M": ROWS, "PRECISION": self.precision}
+        return {
+            "REVERSE": self.reverse,
+            "RAGGED": ragged,
+            "M": self.tall,
+            "PRECISION": self.precision,
+        }
 
 
 def layout_of(batch_sizes: Tensor, batch: int, device: torch.device) -> Tensor:

@@ -43,9 +43,9 @@ def source(program: Program, dtype: torch.dtype) -> str:
     As the tier `sequence` has it; what the kernels call beside it stands in `functions`.
     """
     plan = plan_of(program, program.fields[:1], dtype)
-    texts = [f"# The forward loop.\n\n{plan.forward.source.sequence.text}"]
+    texts = [f"# The forward loop.\n\n{plan.forward.source().sequence.text}"]
     if plan.backward is not None:
-        texts.append(f"# The backward loop.\n\n{plan.backward.source.sequence.text}")
+        texts.append(f"# The backward loop.\n\n{plan.backward.source().sequence.text}")
     return "\n\n".join(texts)
 
 
@@ -159,5 +159,6 @@ def _call(like: Tensor, time: Time, reverse: bool) -> Call:
         precision="tf32" if allowed else "ieee",
         itemsize=like.itemsize,
         processors=kernels.processors(like.device),
+        shared=kernels.shared(like.device),
         layout=None if sizes is None else layout_of(sizes, batch, like.device),
     )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexrnn.engine.cuda.calls import ROWS, Call
 from flexrnn.engine.step import CannotRunError
 
 _OLDEST = 7  # compute capability of devices that Triton compiles for
@@ -20,6 +21,7 @@ _OLDEST = 7  # compute capability of devices that Triton compiles for
 _EXACT = {"enable_fp_fusion": True}  # a sum of products is rounded once
 WHOLE = {"num_warps": 8, "num_stages": 1, **_EXACT}
 TILED = {"num_warps": 8, "num_stages": 3, **_EXACT}
+_FEW = 3  # stages that leave the registers of four warps room
 _STEP = {"num_warps": 4, "num_stages": 3, **_EXACT}
 
 
@@ -64,11 +66,24 @@ def of_step(itemsize: int) -> Mapping[str, Any]:
     return TILED if itemsize == 8 else _STEP
 
 
+def resident(call: Call, stages: int) -> Mapping[str, Any]:
+    """How a kernel is compiled whose programs keep their weights: nothing is left to pipeline."""
+    few = call.tall == ROWS[0] and call.itemsize < 8 and stages <= _FEW
+    return {"num_warps": 4 if few else 8, "num_stages": 1, **_EXACT}
+
+
 def processors(device: torch.device) -> int:
     """How many programs run at the same time; of an H100 where kernels are interpreted."""
     if device.type != "cuda":
         return 132
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def shared(device: torch.device) -> int:
+    """Bytes of memory that a program has on its processor; as `processors`."""
+    if device.type != "cuda":
+        return 227 << 10
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
 @lru_cache(maxsize=256)

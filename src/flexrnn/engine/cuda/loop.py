@@ -11,6 +11,7 @@ from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cuda import tiers
 from flexrnn.engine.cuda.calls import Call
+from flexrnn.engine.cuda.emit import Source
 from flexrnn.engine.cuda.plan import REAL, Kernels
 
 _ALIGNED = 16  # bytes: kernels read so many at once
@@ -78,25 +79,25 @@ class Loop:
         Args:
             rows: what stands in the place of the batch in what is computed before.
         """
-        source = self.kernels.source
+        tier, source, call = tiers.choose(self.kernels, self.call)
         made = {name: index for name in source.buffers
                 if name not in self.memory and (index := self._node(name)) is not None}  # fmt: skip
         compute(self.program, tuple(made.values()), self.values, rows, self.like)
         memory = self.memory | {name: self.values[index] for name, index in made.items()}
-        pointers = {name: self._pointer(name, memory.get(name)) for name in source.buffers}
-        if self.call.batch:
+        pointers = {name: self._pointer(source, name, memory.get(name)) for name in source.buffers}
+        if call.batch:
             with torch.cuda.device_of(self.like):  # kernels run on the device that is current
-                tiers.choose(source, self.call).launch(source, pointers, self.call)
+                tier.launch(source, pointers, call)
 
     def _node(self, name: str) -> int | None:
         """The node of the program that a piece of memory holds, if torch knows it."""
         kind, _, rest = name.partition(".")
         return int(rest) if kind in ("hoisted", "once") else self.program.graph.inputs.get(name)
 
-    def _pointer(self, name: str, tensor: Tensor | None) -> Tensor:
+    def _pointer(self, source: Source, name: str, tensor: Tensor | None) -> Tensor:
         """Memory as kernels read it: numbers side by side, of the types in the source."""
         if tensor is None:
-            return self._own(name)
+            return self._own(source, name)
         if tensor.dtype not in (torch.bool, self.like.dtype, REAL[self.like.dtype]):
             tensor = tensor.to(self.like.dtype)
         if tensor._is_zerotensor():
@@ -106,10 +107,11 @@ class Loop:
             tensor = tensor.clone()
         return tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor
 
-    def _own(self, name: str) -> Tensor:
+    def _own(self, source: Source, name: str) -> Tensor:
         """Memory that the loop wants for itself."""
-        stages, source = self.kernels.stages, self.kernels.source
-        row = source.buffers[name].row
+        stages, row = self.kernels.stages, source.buffers[name].row
+        if name in source.resident.copied:
+            row *= source.resident.programs
         if name.startswith("partial."):
             row *= source.parts[stages.lowering.gathered[stages.reduction_of(name)]]
         return self.like.new_empty((self.call.batch * row,), dtype=REAL[self.like.dtype])

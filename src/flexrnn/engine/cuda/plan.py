@@ -1,14 +1,14 @@
 """A program, divided and written as kernels for one dtype."""
 
 from collections.abc import Hashable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.program import Program
-from flexrnn.engine.cuda.emit import Source, source
+from flexrnn.engine.cuda.emit import WIDTHS, Source, source
 from flexrnn.engine.lowering.extract import Extract, extract
 from flexrnn.engine.lowering.stages import Loop, lower
 from flexrnn.engine.step import CannotRunError
@@ -21,11 +21,34 @@ REAL = {  # of every dtype, what numbers in registers are
 }
 
 
-class Kernels(NamedTuple):
-    """One loop, lowered and written."""
+class Kernels:
+    """One loop, lowered, and written as often as there are widths of tiles.
 
-    stages: Loop
-    source: Source
+    Args:
+        stages: of the loop.
+        dtype: of inputs, parameters and states.
+        backward: it runs from the last step to the first.
+    """
+
+    def __init__(self, stages: Loop, dtype: torch.dtype, *, backward: bool):
+        self.stages, self.backward = stages, backward
+        self.real, self.operand = (str(d).replace("torch.", "tl.") for d in (REAL[dtype], dtype))
+        self.chosen: dict[Hashable, Any] = {}  # what `tiers` has found out, by what it depends on
+        self._sources: dict[Hashable, Source] = {}
+
+    def source(self, widest: int = WIDTHS[-1], *, even: bool = False) -> Source:
+        """The source with tiles of so many units at most; `even`: see `emit.source`."""
+        key = widest, even
+        if key not in self._sources:
+            self._sources[key] = source(
+                self.stages,
+                backward=self.backward,
+                real=self.real,
+                operand=self.operand,
+                widest=widest,
+                even=even,
+            )
+        return self._sources[key]
 
 
 class Plan(NamedTuple):
@@ -75,6 +98,6 @@ def _made(program: Program, keep: tuple[str, ...], dtype: torch.dtype) -> Plan:
 
 
 def _kernels(graph: Graph, dtype: torch.dtype, *, backward: bool) -> Kernels:
-    loop = lower(graph)
-    real, operand = (str(d).replace("torch.", "tl.") for d in (REAL[dtype], dtype))
-    return Kernels(loop, source(loop, backward=backward, real=real, operand=operand))
+    loop = Kernels(lower(graph), dtype, backward=backward)
+    loop.source()  # refuses what no kernel does
+    return loop

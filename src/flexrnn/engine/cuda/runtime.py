@@ -31,3 +31,20 @@ def row_amax(x):
 @triton.jit
 def _greater(a, b):
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def arrive(meeting):
+    """Say to all programs of these rows that this one's numbers are there."""
+    tl.debug_barrier()
+    if not INTERPRETED:  # where one program follows another
+        tl.atomic_add(meeting, 1, sem="release")
+
+
+@triton.jit
+def wait(meeting, met):
+    """Wait until so many have arrived."""
+    if not INTERPRETED:
+        while tl.atomic_add(meeting, 0, sem="acquire") < met:
+            pass
+    tl.debug_barrier()

@@ -2,30 +2,38 @@
 
     sequence   all steps in one launch. A program owns rows of the batch, and no two programs wait
                for one another; weights come from the registers where they fit, else from the cache
+    grid       all steps in one launch. Programs share rows and units; each keeps the weights of its
+               units on its processor, and they meet where one reads what others wrote
     steps      one launch a stage and step, replayed as a CUDA graph. Programs share rows and units,
                so that many processors read the weights
 
-Everything above sees `Tier` alone. A tier that keeps weights in a cluster of blocks, or in the
-whole grid behind a barrier, is one more row.
+Everything above sees `Tier` alone. One that keeps weights in a cluster of blocks is one more row.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from flexrnn.engine.cuda import graphs, kernels
-from flexrnn.engine.cuda.calls import Call
-from flexrnn.engine.cuda.emit import Source
+from flexrnn.engine.cuda.calls import ROWS, Call
+from flexrnn.engine.cuda.emit import WIDTHS, Source
+from flexrnn.engine.cuda.plan import Kernels
 
-# What a step costs, in microseconds. Estimates for an H100, from its data sheet and the literature:
-# `benchmarks/gpu.py` measures each of them. Replace them by what it finds, here and nowhere else.
+# What a step costs, in microseconds: measured on an H200, see `benchmarks/results`. What bytes of
+# weights cost includes their products with 16 rows.
 STAGE = 1.0  # a stage of `sequence`: loads that wait for one another, and a barrier
-LAUNCH = 2.5  # a kernel of a replayed graph
-PROCESSOR = 60e3  # bytes that one processor reads from the second cache in a microsecond
-# What cuDNN's kernels cost, the engine `torch`, is not measured either. Until all of this is,
-# `auto` takes neither of the two (`AUTO` in `engine/engines.py`): they run where they are named.
+SEQUENCE = 44e3  # bytes of weights in a microsecond, of `sequence`
+LAUNCH = 4.5  # a kernel of a replayed graph, with everything that it waits for
+STEP = 16e3  # bytes of weights in a microsecond, of `steps`
+MEETING = 1.8  # a meeting of all programs of `grid`, with what they wait for around it
+GRID = 38e3  # bytes of weights in a microsecond, of `grid`, with the matrix units
+EXACT = 15e3  # and without them: float32 and float64
+# `auto` takes the engine nowhere yet (`AUTO` in `engine/engines.py`): it runs where it is named.
+
+_BESIDE = 8 << 10  # bytes of shared memory that a program of `grid` wants for this and that
 
 
 class Tier(NamedTuple):
@@ -33,12 +41,32 @@ class Tier(NamedTuple):
 
     name: str
     launch: Callable[[Source, Mapping[str, Tensor], Call], None]
-    cost: Callable[[Source, Call], float]  # of a step, in microseconds
+    cost: Callable[[Source, Call], float]  # of a step, in microseconds; infinite: it cannot
 
 
-def choose(source: Source, call: Call) -> Tier:
-    """The tier that costs the least."""
-    return min(TIERS, key=lambda tier: tier.cost(source, call))
+class Choice(NamedTuple):
+    """How a loop is launched."""
+
+    tier: Tier
+    source: Source
+    call: Call  # with the rows of a tile
+
+
+def choose(loop: Kernels, call: Call) -> Choice:
+    """The tier, the units and the rows of tiles that cost the least."""
+    rows = (min(call.batch, ROWS[-1] * call.processors), call.processors, call.shared)
+    key = (TIERS, *rows, call.precision)
+    if key not in loop.chosen:
+        choices = [
+            Choice(tier, loop.source(widest, even=even), call._replace(tall=tall, layout=None))
+            for tier in TIERS
+            for widest in WIDTHS
+            for even in (False, True)
+            for tall in ROWS
+        ]
+        loop.chosen[key] = min(choices, key=lambda c: c.tier.cost(c.source, c.call))
+    chosen: Choice = loop.chosen[key]
+    return chosen._replace(call=call._replace(tall=chosen.call.tall))
 
 
 def _sequence(source: Source, memory: Mapping[str, Tensor], call: Call) -> None:
@@ -50,20 +78,49 @@ def _sequence(source: Source, memory: Mapping[str, Tensor], call: Call) -> None:
 
 
 def _sequence_cost(source: Source, call: Call) -> float:
+    if source.narrow and call.tall > ROWS[0]:
+        return math.inf  # a program's registers hold no more rows
     waves = math.ceil(call.rows / call.processors)
-    read = 0 if source.narrow else sum(source.weights) * call.itemsize
-    return waves * (STAGE * len(source.parts) + read / PROCESSOR)
+    read = sum(source.weights) * call.itemsize / SEQUENCE
+    return waves * (STAGE * sum(source.parts) + read * call.tall / ROWS[0])
+
+
+def _grid(source: Source, memory: Mapping[str, Tensor], call: Call) -> None:
+    (kernel,) = source.grid.kernels
+    launch = kernels.module(source.grid.text)[kernel.name][(call.rows, kernel.tiles)]
+    device = next(iter(memory.values())).device
+    meeting = torch.zeros(16 * call.rows, dtype=torch.int64, device=device)
+    given = (call.steps, call.batch, call.layout, meeting, *(memory[n] for n in kernel.used))
+    options = {**call.fixed, **kernels.resident(call, len(source.parts))}
+    if not kernels.interpreted():
+        launch(0, call.steps, *given, **options, STAGE=-1, launch_cooperative_grid=True)
+        return
+    for t in range(call.steps):  # programs run one after another, and cannot meet
+        for stage in range(len(source.parts)):
+            launch(t, t + 1, *given, **options, STAGE=stage)
+
+
+def _grid_cost(source: Source, call: Call) -> float:
+    held = source.resident.held * call.itemsize
+    beside = _BESIDE + 4 * call.tall * 1024
+    if call.rows * source.resident.programs > call.processors or held + beside > call.shared:
+        return math.inf
+    quick = call.itemsize == 2 or call.precision == "tf32"
+    read = held / (GRID if quick else EXACT) * call.tall / ROWS[0]
+    return MEETING * max(1, source.resident.meetings) + 0.3 * len(source.parts) + read
 
 
 def _steps_cost(source: Source, call: Call) -> float:
     total = 0.0
     for kernel, weights in zip(source.steps.kernels, source.weights, strict=True):
         waves = math.ceil(call.rows * kernel.tiles / call.processors)
-        total += LAUNCH + waves * weights * call.itemsize / kernel.tiles / PROCESSOR
+        read = weights * call.itemsize / kernel.tiles / STEP
+        total += LAUNCH + waves * read * call.tall / ROWS[0]
     return total
 
 
 TIERS = (
     Tier("sequence", _sequence, _sequence_cost),
+    Tier("grid", _grid, _grid_cost),
     Tier("steps", graphs.launch, _steps_cost),
 )

@@ -1,6 +1,7 @@
 """Generated kernels by Triton's compiler and NVIDIA's assembler, for which no card is needed."""
 
 import io
+import math
 import re
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 import torch
 
 import flexrnn
-from flexrnn.engine.cuda import kernels, plan
+from flexrnn.engine.cuda import kernels, plan, tiers
+from flexrnn.engine.cuda.calls import Call
 from flexrnn.engine.cuda.emit import FIRST_POINTER
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
@@ -36,25 +38,33 @@ def compiled(
 ) -> dict[str, tuple[int, int]]:
     """Of every kernel of a loop, its bytes of shared memory and of registers that were spilled.
 
-    A step that gets its arguments by value calls the same stage as one that finds them in a table,
+    `sequence` with wide tiles, the others with narrow ones, `grid` where the table may take it. A
+    step that gets its arguments by value calls the same stage as one that finds them in a table,
     which has pointers to load beside: it is compiled where it is asked for.
     """
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    source, found = loop.source, {}
+    source, found = loop.source(16, even=True), {}
     fixed = {**FIXED, "RAGGED": ragged}
+    call = Call(9, 16, False, "ieee", itemsize, processors=132, shared=SHARED)
 
     def pointers(used: tuple[str, ...]) -> dict[str, str]:
         buffers = (source.buffers[name] for name in used)
         return {b.name: POINTER[b.element] for b in buffers}
 
     wanted = []
-    for kernel in source.sequence.kernels:
+    for kernel in loop.source().sequence.kernels:
         options = kernels.WHOLE if source.narrow else kernels.TILED
         counts = {"T": "i32", "B": "i32", "layout": "*i64"}
-        text = source.sequence.text
+        text = loop.source().sequence.text
         wanted.append((text, kernel.name, counts, pointers(kernel.used), options))
+    grid = next(tier for tier in tiers.TIERS if tier.name == "grid")
+    for kernel in source.grid.kernels if grid.cost(source, call) < math.inf else ():
+        options = {**kernels.resident(call, len(source.parts)), "launch_cooperative_grid": True}
+        counts = {"begin": "i32", "end": "i32", "T": "i32", "B": "i32", "layout": "*i64",
+                  "meeting": "*i64"}  # fmt: skip
+        wanted.append((source.grid.text, kernel.name, counts, pointers(kernel.used), options))
     options = kernels.of_step(itemsize)
     for kernel in source.steps.kernels:
         counts = {"t": "i32", "T": "i32", "B": "i32", "layout": "*i64"}
@@ -64,6 +74,7 @@ def compiled(
                        {"table": "*i64", "ahead": "i32"}, {}, options))  # fmt: skip
     for text, name, counts, given, options in wanted:
         constant = fixed if ragged or "layout" not in counts else {"layout": None, **fixed}
+        constant = constant | ({"STAGE": -1} if name == "grid" else {})
         signature = {**counts, **given, **dict.fromkeys(constant, "constexpr")}
         aligned = {(k,): [["tt.divisibility", 16]] for k, kind in enumerate(signature.values())
                    if kind.startswith("*")}  # fmt: skip
@@ -109,22 +120,25 @@ def test_kernels_compile_and_fit(
         ).items():
             print(f"{cell.__name__} {hidden_size} {dtype} {name}: {shared} B, {spilled} B spilled")
             assert shared <= SHARED, name
-            # A sequence of many stages has more pointers at hand than registers.
-            assert spilled <= (1024 if name == "sequence" else 64), name
+            # A loop of many stages has more pointers at hand than registers.
+            assert spilled <= (64 if "step" in name else 1024), name
 
 
 def test_no_kernel_is_compiled_again_for_other_sizes() -> None:
     """Nothing of a kernel depends on T or B: neither is looked at."""
     seen = 0
     for loop in loops(flexrnn.cells.LSTMCell, 64, torch.float32):
-        for text, names in ((loop.source.sequence.text, ("T", "B")),
-                            (loop.source.steps.text, ("t", "T", "B"))):  # fmt: skip
+        source = loop.source()
+        for text, names in ((source.sequence.text, ("T", "B")),
+                            (source.grid.text, ("begin", "end", "T", "B")),
+                            (source.steps.text, ("t", "T", "B"))):  # fmt: skip
             space = kernels.module(text)
             for kernel in (k for k in space.values() if isinstance(k, triton.JITFunction)):
                 for param in kernel.params:
-                    if kernel.__name__.startswith(("sequence", "step")) and param.name in names:
+                    kinds = ("sequence", "grid", "step")
+                    if kernel.__name__.startswith(kinds) and param.name in names:
                         assert param.do_not_specialize
                         seen += 1
-        assert f"tl.load(table + {FIRST_POINTER})" in loop.source.steps.text
+        assert f"tl.load(table + {FIRST_POINTER})" in source.steps.text
     assert FIRST_POINTER == 4
-    assert seen == 2 + 3 + 2 + 3 + 3  # forward: a sequence and a step; backward: two steps
+    assert seen == (2 + 4 + 3) + (2 + 4 + 3 + 3)  # forward has one step; backward has two

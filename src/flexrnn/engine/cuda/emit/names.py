@@ -62,6 +62,10 @@ class Names:
             )
         return self.buffers[name].name
 
+    def is_input(self, name: str) -> bool:
+        """Whether no stage writes there."""
+        return name in self.graph.inputs and self._kind(name) not in ("old", "new")
+
     def _kind(self, name: str) -> str:
         word = name.partition(".")[0]
         if word in _FIXED:
@@ -96,6 +100,17 @@ class Names:
             "    count = tl.load(layout + B + time + 1) - at",
             *(f"{b.name}_t = {b.name} + at * {b.row}" for b in timed),
         ]
+
+    def travel(self, used: Iterable[str]) -> list[str]:
+        """As `advance`, and of a state that travels the slots of this step and of the next."""
+        lines = self.advance(used)
+        buffers = [self.buffers[name] for name in used]
+        if any(b.kind in ("old", "new") for b in buffers):
+            lines.append(f"old = ({self.old}) * B.to(tl.int64)")
+        for b in buffers:
+            if where := {"old": "old", "new": "(B - old)"}.get(b.kind):
+                lines.append(f"{b.name}_t = {b.name} + {where} * {b.row}")
+        return lines
 
     @property
     def old(self) -> str:

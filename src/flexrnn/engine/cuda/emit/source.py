@@ -1,9 +1,10 @@
 """The Triton source of a loop: a function for every stage, and the kernels that call them.
 
-Two sets of kernels go over the same stages, for the tiers of `tiers.py`. `sequence` walks through
-all steps, each program with rows of its own; a narrow loop has it written as a whole. `stepK` is
-stage K at one step, whose tiles of units are programs of their own. `replayed_stepK` is the same
-for a recorded graph: it finds its arguments in a table of 64-bit numbers,
+Three sets of kernels go over the same stages, for the tiers of `tiers.py`. `sequence` walks through
+all steps, each program with rows of its own; a narrow loop has it written as a whole. `grid` does
+so with programs that share rows and meet: see `resident.py`. `stepK` is stage K at one step, whose
+tiles of units are programs of their own. `replayed_stepK` is the same for a recorded graph: it
+finds its arguments in a table of 64-bit numbers,
 
     T, B, the first step of this replay, the layout, then the pointers, in the order of
     `Kernels.memory`.
@@ -16,8 +17,9 @@ import math
 from typing import NamedTuple
 
 from flexrnn.engine.cuda.emit.names import COMPILED, OWN_STEPS, Buffer, Names
+from flexrnn.engine.cuda.emit.resident import Resident, resident
 from flexrnn.engine.cuda.emit.stage import StageWriter
-from flexrnn.engine.cuda.emit.tiles import Tile, tile_of
+from flexrnn.engine.cuda.emit.tiles import Tile, power_above, tile_of
 from flexrnn.engine.cuda.emit.whole import NotNarrowError, WholeWriter
 from flexrnn.engine.lowering.accumulate import Accumulators
 from flexrnn.engine.lowering.stages import Loop
@@ -47,17 +49,21 @@ class Kernels(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A loop, written for both tiers."""
+    """A loop, written for all tiers."""
 
     sequence: Kernels
+    grid: Kernels
     steps: Kernels
+    resident: Resident  # what `grid` needs
     buffers: dict[str, Buffer]
     parts: tuple[int, ...]  # of every stage, into how many tiles a head's units are cut
     weights: tuple[int, ...]  # of every stage, numbers in the right operands of its products
     narrow: bool  # `sequence` is written as a whole
 
 
-def source(loop: Loop, *, backward: bool, real: str, operand: str) -> Source:
+def source(
+    loop: Loop, *, backward: bool, real: str, operand: str, widest: int, even: bool = False
+) -> Source:
     """Write the source of a loop.
 
     Args:
@@ -65,12 +71,10 @@ def source(loop: Loop, *, backward: bool, real: str, operand: str) -> Source:
         backward: it runs from the last step to the first.
         real: the type of numbers in registers, `tl.float32` or `tl.float64`.
         operand: the type of products' operands.
+        widest: no tile has more units.
+        even: of the narrowest stage alone; wider ones are cut into as many tiles.
     """
-    tiles: list[Tile] = []
-    for number, stage in enumerate(loop.stages):
-        sums = [len(sums) for _, sums in Accumulators(loop, number).groups]
-        most, values = max(sums, default=0), len(stage.values)
-        tiles.append(tile_of(stage.domain.units, most, values, half=operand != real))
+    tiles = _tiles(loop, widest, even, half=operand != real)
     parts = tuple(t.count(s.domain.units) for t, s in zip(tiles, loop.stages, strict=True))
     names = Names(loop, parts, real=real, operand=operand, backward=backward)
     writers = [StageWriter(names, k, tile) for k, tile in enumerate(tiles)]
@@ -91,25 +95,29 @@ def source(loop: Loop, *, backward: bool, real: str, operand: str) -> Source:
         sum(math.prod(map(int, loop.graph.nodes[p.weight].shape)) for p in stage.products)
         for stage in loop.stages
     )
+    lefts = {names.low.place(p.left).buffer for s in loop.stages for p in s.products}
+    needed = frozenset(lefts | {name for w in writers for name in w.read_back})
+    held = resident(names, tiles, needed)
+    grid = Kernels(held.text, (Kernel("grid", held.used, held.programs),))
     try:
         whole = WholeWriter(names)
         sequence, narrow = Kernels(whole.text(), (Kernel("sequence", tuple(whole.used), 1),)), True
     except NotNarrowError:
         text = "\n\n".join([*stages, _sequence(names, used, memory, counts)])
         sequence, narrow = Kernels(text, (Kernel("sequence", memory, 1),)), False
-    return Source(sequence, steps, names.buffers, parts, weights, narrow)
+    return Source(sequence, grid, steps, held, names.buffers, parts, weights, narrow)
 
 
-def _advance(names: Names, used: tuple[str, ...]) -> list[str]:
-    """Lines that set every pointer to where a step's rows begin."""
-    buffers = [names.buffers[name] for name in used]
-    lines = names.advance(used)
-    if any(b.kind in ("old", "new") for b in buffers):
-        lines.append(f"old = ({names.old}) * B.to(tl.int64)")
-    for b in buffers:
-        if where := {"old": "old", "new": "(B - old)"}.get(b.kind):
-            lines.append(f"{b.name}_t = {b.name} + {where} * {b.row}")
-    return lines
+def _tiles(loop: Loop, widest: int, even: bool, *, half: bool) -> list[Tile]:
+    """The tiles of every stage."""
+    tiles: list[Tile] = []
+    narrowest = min((u for s in loop.stages if (u := s.domain.units) > 1), default=1)
+    for number, stage in enumerate(loop.stages):
+        sums = [len(sums) for _, sums in Accumulators(loop, number).groups]
+        most, values, units = max(sums, default=0), len(stage.values), stage.domain.units
+        width = power_above(-(-widest * units // narrowest)) if even and units > 1 else widest
+        tiles.append(tile_of(units, most, values, half=half, widest=width))
+    return tiles
 
 
 def _call(names: Names, number: int, used: tuple[str, ...], tile: str) -> str:
@@ -134,7 +142,7 @@ def _kernel(head: str, comment: str, lines: list[str], numbers: str) -> str:
 def _sequence(
     names: Names, used: list[tuple[str, ...]], memory: tuple[str, ...], counts: list[int]
 ) -> str:
-    lines = _advance(names, memory)
+    lines = names.travel(memory)
     for number, count in enumerate(counts):
         if count > 1:
             call = _call(names, number, used[number], "tile")
@@ -162,7 +170,7 @@ def _step(names: Names, number: int, used: tuple[str, ...]) -> str:
 def _one_step(names: Names, number: int, used: tuple[str, ...]) -> list[str]:
     """Lines that run a stage, unless no sequence of the tile has this step."""
     return [
-        *_advance(names, used),
+        *names.travel(used),
         "if tl.program_id(0) * M < count:",
         f"    {_call(names, number, used, 'tl.program_id(1)')}",
     ]

@@ -9,6 +9,8 @@ from flexrnn.engine.cuda.emit.tiles import Tile
 from flexrnn.engine.cuda.emit.values import NEUTRAL, Values
 from flexrnn.engine.cuda.expression import expression
 
+_FEW = 32  # units of a tile
+
 
 class StageWriter(Values):
     """Writes `stageK`, for stage K; arguments as in `Values`."""
@@ -17,41 +19,72 @@ class StageWriter(Values):
         super().__init__(names)
         self.turn_to(number, tile)
         self.inside = "live" if self.is_whole else "inside"
+        self.early: list[str] = []  # reads that wait for nothing
+        self.read_back: set[str] = set()  # memory that is read
 
     def text(self) -> str:
         """The function."""
-        stage, tile, units = self.stage, self.tile, self.units
-        self.products()
-        for index in stage.reduced:
-            self._gather(index)
-        for store in stage.stores:
-            self.lines.append(self.stored(store))
-        tiles, heads = tile.count(units), stage.domain.heads
-        head = {True: [], False: [f"head = tile // {tiles}" if tiles > 1 else "head = tile"]}
-        which = f"tile % {tiles}" if heads > 1 else "tile"
-        first = "" if tiles == 1 else f"{which} * {tile.units} + "
-        many = {0: "", 1: "1 product, "}.get(
-            len(stage.products), f"{len(stage.products)} products, "
-        )
-        over = f"{heads} heads of {units}" if heads > 1 else f"{units}"
+        self.write()
         pointers = ", ".join(self.buffers.buffer(name) for name in self.used)
         return "\n".join([
             "@jit",
             f"def stage{self.number}(B, count, rows, tile, {pointers}, "
             "M: tl.constexpr, PRECISION: tl.constexpr):",
-            f"    # Stage {self.number}: {many}{len(stage.values)} values of {over} units.",
-            *(f"    {line}" for line in head[heads == 1]),
-            "    row = rows[:, None]",
-            "    live = row < count",
-            f"    unit = {first}tl.arange(0, {tile.units})[None, :]",
-            *([] if self.is_whole else [f"    inside = live & (unit < {units})"]),
-            *(f"    {line}" for line in self.lines),
+            *(f"    {line}" for line in (*self.head(), *self.early, *self.lines)),
             "",
         ])  # fmt: skip
 
+    def write(self) -> None:
+        """Write the lines of the stage."""
+        self.products()
+        for index in self.stage.reduced:
+            self.gather(index)
+        for store in self.stage.stores:
+            self.lines.append(self.stored(store))
+
+    def head(self) -> list[str]:
+        """Lines that say which rows and units there are."""
+        stage, units = self.stage, self.units
+        many = {0: "", 1: "1 product, "}.get(
+            len(stage.products), f"{len(stage.products)} products, "
+        )
+        heads = stage.domain.heads
+        over = f"{heads} heads of {units}" if heads > 1 else f"{units}"
+        return [
+            f"# Stage {self.number}: {many}{len(stage.values)} values of {over} units.",
+            *self.which_units(),
+            "row = rows[:, None]",
+            "live = row < count",
+            *([] if self.is_whole else [f"inside = live & (unit < {units})"]),
+        ]
+
+    def which_units(self) -> list[str]:
+        """Lines that set the head, where there are several, and the units."""
+        tiles, heads = self.tile.count(self.units), self.stage.domain.heads
+        lines = [f"head = tile // {tiles}" if tiles > 1 else "head = tile"] if heads > 1 else []
+        return [*lines, f"unit = {self.first_unit()}tl.arange(0, {self.tile.units})[None, :]"]
+
+    def first_unit(self) -> str:
+        """What a tile's first unit adds to a number of a unit within it."""
+        tiles = self.tile.count(self.units)
+        which = f"tile % {tiles}" if self.stage.domain.heads > 1 else "tile"
+        return f"{which} * {self.tile.units} + " if tiles > 1 else ""
+
+    def load(self, index: int) -> str:
+        """Read a node from memory; early what the loop only reads, where registers have room."""
+        place, lines = self.low.place(index), self.lines
+        self.read_back.add(place.buffer)
+        if self.tile.units <= _FEW and self.buffers.is_input(place.buffer):
+            self.lines = self.early
+        try:
+            return super().load(index)
+        finally:
+            self.lines = lines
+
     # Row reductions: every tile leaves what it has found; whoever wants the whole adds that up ----
 
-    def _gather(self, index: int) -> None:
+    def gather(self, index: int) -> None:
+        """Leave what this tile has found."""
         found = self.gathered(index)
         tiles = self.tile.count(self.units)
         which = {1: "0"}.get(tiles, f"tile % {tiles}" if self.stage.domain.heads > 1 else "tile")

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 LEAST = 16  # of each side of a product
-_MOST_UNITS = 128
+WIDTHS = (16, 32, 64, 128)  # units of a tile, at most; narrow ones keep more processors busy
 _MANY = 32  # values of a stage, for which the registers hold half as many units
 _SUMS = 256  # columns of all sums of products together, in the registers of a program
 _INNER = 32  # columns of the left operand at a time; of half types twice as many
@@ -29,7 +29,7 @@ def power_above(number: int) -> int:
     return 1 << max(0, number - 1).bit_length()
 
 
-def tile_of(units: int, sums: int, values: int, *, half: bool) -> Tile:
+def tile_of(units: int, sums: int, values: int, *, half: bool, widest: int) -> Tile:
     """The sizes for a stage.
 
     Args:
@@ -37,9 +37,12 @@ def tile_of(units: int, sums: int, values: int, *, half: bool) -> Tile:
         sums: of products that a unit has in registers at once.
         values: that are computed of a unit.
         half: operands of products are of 16 bits.
+        widest: no tile has more units.
     """
-    most = _MOST_UNITS if values <= _MANY else _MOST_UNITS // 2
-    widest = min(most, power_above(units))
+    most = min(widest, WIDTHS[-1] if values <= _MANY else WIDTHS[-1] // 2)
+    width = min(most, power_above(units))
     if sums:
-        widest = max(LEAST, min(widest, _SUMS // power_above(sums)))
-    return Tile(widest, _INNER * (2 if half else 1))
+        width = max(LEAST, min(width, _SUMS // power_above(sums)))
+    # A narrow tile leaves registers for more columns.
+    step = _INNER * (2 if half else 1) * (2 if width == LEAST else 1)
+    return Tile(width, step)

@@ -1,0 +1,302 @@
+"""The loop as one kernel whose programs share rows and units, keep their weights, and meet.
+
+Every program reads the weights of its units once, before the loop, and keeps them on the chip. What
+others need goes through memory; where a stage reads what other programs wrote, all programs of
+these rows meet: each arrives behind its last such number, and waits before it reads. Reads of
+inputs come before the wait, and results that no stage reads are written behind the arrival.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from flexrnn.engine.cuda.emit.meetings import Access, Trace, meetings
+from flexrnn.engine.cuda.emit.names import COMPILED, OWN_STEPS, Names
+from flexrnn.engine.cuda.emit.stage import StageWriter
+from flexrnn.engine.cuda.emit.tiles import LEAST, Tile, power_above
+from flexrnn.engine.lowering.places import Place, sizes_of
+from flexrnn.engine.lowering.stages import Product, Store
+
+_CHUNK = 1024  # bytes of a column of weights that one product multiplies
+_AT_ONCE = 2  # pieces of a left operand that are read before they are multiplied
+_CHAINS = 2  # sums that a product adds up side by side
+
+
+class Resident(NamedTuple):
+    """The kernel `grid`."""
+
+    text: str
+    used: tuple[str, ...]  # the memory that it is given
+    copied: frozenset[str]  # of which every program has its own
+    programs: int  # that share a row
+    meetings: int  # in a step
+    held: int  # numbers that a program keeps
+
+
+class ResidentWriter(StageWriter):
+    """Writes `stageK` with weights at hand, and `heldK` that reads them; as `StageWriter`.
+
+    Args:
+        needed: memory that some stage reads.
+    """
+
+    def __init__(self, names: Names, number: int, tile: Tile, needed: frozenset[str]):
+        super().__init__(names, number, tile)
+        self.needed = needed
+        self.reads: list[Access] = []
+        self.writes: list[Access] = []
+        self.late: list[str] = []  # writes that nobody waits for
+        self.held: dict[str, list[str]] = {}  # variables of weights, and the lines that read them
+        self.numbers = 0  # that are held
+        self.weights: dict[str, None] = {}  # memory that they are read from
+
+    # What is read and written -----------------------------------------------------------------
+
+    def _access(self, place: Place, sizes: tuple[int, ...]) -> Access:
+        """An access to a node's units; of a number that many units share, to whole rows."""
+        own = self.units == 1 or (sizes[-1] == self.units and place.strides[-1] == 1)
+        domain = self.stage.domain
+        where = (place.offset, place.strides, domain, self.tile.units)
+        return Access(place.buffer, where if own and not self.stage.alone else None)
+
+    def load(self, index: int) -> str:
+        """Read a node from memory."""
+        node = self.graph.nodes[index]
+        if self.low.rowed(index):
+            self.reads.append(self._access(self.low.place(index), sizes_of(node.shape)))
+        return super().load(index)
+
+    def stored(self, store: Store) -> str:
+        """The line that writes a value to memory."""
+        sizes = sizes_of(self.graph.nodes[store.node].shape)
+        self.writes.append(self._access(store.place, sizes))
+        return super().stored(store)
+
+    def total(self, index: int) -> str:
+        """The variable with what all tiles of a row have found."""
+        self.reads.append(Access(self.loop.partial_name(index), None))
+        return super().total(index)
+
+    def gather(self, index: int) -> None:
+        """Leave what this tile has found."""
+        self.writes.append(Access(self.loop.partial_name(index), None))
+        super().gather(index)
+
+    def write(self) -> None:
+        """Write the lines of the stage; those that others wait for come first."""
+        self.products()
+        for index in self.stage.reduced:
+            self.gather(index)
+        for store in self.stage.stores:
+            line, name = self.stored(store), store.place.buffer
+            awaited = name in self.needed or self.buffers.buffers[name].kind != "timed"
+            (self.lines if awaited else self.late).append(line)
+
+    # Products ---------------------------------------------------------------------------------
+
+    def product(self, k: int) -> None:
+        """Add one product of the stage to its sums: runs of blocks that lie side by side."""
+        product = self.stage.products[k]
+        self.reads.append(Access(self.low.place(product.left).buffer, None))
+        runs: list[list[int]] = []
+        for block in sorted(product.blocks):
+            if runs and runs[-1][-1] + 1 == block:
+                runs[-1].append(block)
+            else:
+                runs.append([block])
+        pieces = self._pieces(product)
+        chains = range(min(_CHAINS, len(pieces)))
+        totals: list[list[str]] = []
+        for r, run in enumerate(runs):
+            totals.append([f"total{k}_{r}_{c}" for c in chains])
+            width = power_above(len(run)) * self.tile.units
+            self.lines += [f"{t} = tl.zeros((M, {width}), {self.real})" for t in totals[-1]]
+        for begin in range(0, len(pieces), _AT_ONCE):
+            several = list(enumerate(pieces))[begin : begin + _AT_ONCE]
+            self.lines += [f"a{q % _AT_ONCE} = {text}" for q, text in several]
+            for q, _ in several:
+                for r, run in enumerate(runs):
+                    name, total = f"w{self.number}_{k}_{r}_{q}", totals[r][q % len(chains)]
+                    self._hold(product, run, name, q)
+                    a = f"a{q % _AT_ONCE}"
+                    self.lines.append(f"{total} = product({a}, {name}, {total}, PRECISION)")
+        for run, total in zip(runs, totals, strict=True):
+            variable = f"total{k}"
+            self.lines.append(f"{variable} = {' + '.join(total)}")
+            for block, part in zip(run, self._columns(variable, len(run)), strict=False):
+                acc = self.accumulator(self.accumulators.of[product.blocks[block]])
+                self.lines.append(f"{acc} += {part}")
+
+    def _chunk(self, product: Product) -> int:
+        """Columns of the left operand in a piece: the most with which the fewest are wasted."""
+        inner = int(self.graph.nodes[product.weight].shape[-2])
+        itemsize = {"tl.float64": 8, "tl.float32": 4}.get(self.operand, 2)
+        most = min(_CHUNK // itemsize, max(LEAST, power_above(inner)))
+        sizes = [most >> n for n in range(3) if most >> n >= LEAST]
+        return min(sizes, key=lambda size: (-(-inner // size) * size, -size))
+
+    def _pieces(self, product: Product) -> list[str]:
+        """Reads of the left operand."""
+        inner, chunk = int(self.graph.nodes[product.weight].shape[-2]), self._chunk(product)
+        left = self.low.place(product.left)
+        sizes = sizes_of(self.graph.nodes[product.left].shape)
+        address = self.address(left, (*sizes[:-1], 1))
+        self.lines.append(f"k = tl.arange(0, {chunk})[None, :]")
+        texts = []
+        for first in range(0, inner, chunk):
+            shift = f" + {first}" if first else ""
+            mask = "live" if first + chunk <= inner else f"live & (k < {inner - first})"
+            load = f"tl.load({address} + k{shift}, mask={mask}, other=0.0)"
+            texts.append(f"{load}.to({self.operand})")
+        return texts
+
+    def _hold(self, product: Product, run: list[int], name: str, q: int) -> None:
+        """Read one piece of some blocks of a weight."""
+        weight = self.graph.nodes[product.weight]
+        inner, columns = int(weight.shape[-2]), int(weight.shape[-1])
+        chunk, tile = self._chunk(product), self.tile.units
+        width = power_above(len(run)) * tile
+        memory = weight.attr("name")
+        self.weights[memory] = None
+        head = f" + head * {inner * columns}" if len(weight.shape) == 3 else ""
+        unit = f"{self.first_unit()}j % {tile}" if width > tile else f"{self.first_unit()}j"
+        column = f"j // {tile} * {self.units} + {unit}" if width > tile else unit
+        column += f" + {run[0] * self.units}" if run[0] else ""
+        row = f"(k + {q * chunk})" if q else "k"
+        tests = [f"(k < {inner - q * chunk})"] if (q + 1) * chunk > inner else []
+        tests += [] if self.is_whole else [f"({unit} < {self.units})"]
+        tests += [f"(j < {len(run) * tile})"] if width > len(run) * tile else []
+        some = f", mask={' & '.join(tests)}, other=0.0" if tests else ""
+        pointer = self.buffers.buffer(memory)
+        self.held[name] = [
+            f"k, j = tl.arange(0, {chunk})[:, None], tl.arange(0, {width})[None, :]",
+            f"{name} = tl.load({pointer}{head} + {row} * {columns} + {column}{some})",
+        ]
+        self.numbers += chunk * width
+
+    def _columns(self, variable: str, count: int) -> list[str]:
+        """Blocks of columns of a sum, one after another, as variables of their own."""
+        blocks, units = power_above(count), self.tile.units
+        if blocks == 1:
+            return [variable]
+        twos = ", ".join(["2"] * (blocks.bit_length() - 1))
+        last = f"tl.permute(tl.reshape({variable}, (M, {blocks}, {units})), (0, 2, 1))"
+        self.lines.append(f"{variable}_ = tl.reshape({last}, (M, {units}, {twos}))")
+        return self._halved(f"{variable}_", blocks)
+
+    def _halved(self, variable: str, count: int) -> list[str]:
+        if count == 1:
+            return [variable]
+        even, odd = f"{variable}0", f"{variable}1"
+        self.lines.append(f"{even}, {odd} = tl.split({variable})")
+        pairs = zip(self._halved(even, count // 2), self._halved(odd, count // 2), strict=True)
+        return [name for pair in pairs for name in pair]
+
+    # Functions --------------------------------------------------------------------------------
+
+    def functions(self, *, waits: bool, arrives: bool) -> str:
+        """The functions `stageK` and, where there are weights, `heldK`."""
+        pointers = [self.buffers.buffer(name) for name in self.used]
+        given = ", ".join((*pointers, *self.held))
+        parts = [
+            "@jit",
+            f"def stage{self.number}(B, count, rows, tile, meeting, met, {given}, "
+            "M: tl.constexpr, PRECISION: tl.constexpr):",
+            *(f"    {line}" for line in (*self.head(), *self.early)),
+            *(["    wait(meeting, met)"] if waits else []),
+            *(f"    {line}" for line in self.lines),
+            *(["    arrive(meeting)"] if arrives else []),
+            *(f"    {line}" for line in self.late),
+            "",
+        ]
+        if self.held:
+            weights = ", ".join(map(self.buffers.buffer, self.weights))
+            which = [line for line in self.which_units() if line.startswith("head")]
+            parts += [
+                "",
+                "@jit",
+                f"def held{self.number}(tile, {weights}):",
+                *(f"    {line}" for line in which),
+                *(f"    {line}" for lines in self.held.values() for line in lines),
+                f"    return {', '.join(self.held)}",
+                "",
+            ]
+        return "\n".join(parts)
+
+
+def resident(names: Names, tiles: Sequence[Tile], needed: frozenset[str]) -> Resident:
+    """Write the kernel `grid` and its functions.
+
+    Args:
+        names: of the loop's memory.
+        tiles: of every stage.
+        needed: memory that some stage reads.
+    """
+    loop = names.loop
+    writers = [ResidentWriter(names, k, tile, needed) for k, tile in enumerate(tiles)]
+    for writer in writers:
+        writer.write()
+    alone = {s.place.buffer for stage in loop.stages if stage.alone for s in stage.stores}
+    copied = frozenset(alone & loop.copied)
+    kinds = {name: buffer.kind for name, buffer in names.buffers.items()}
+    traces = [
+        Trace(*([a for a in accesses if a.memory not in copied]
+                for accesses in (w.reads, w.writes)))
+        for w in writers
+    ]  # fmt: skip
+    before = meetings(traces, kinds)
+    after = (*before[1:], before[0])
+    stages = [w.functions(waits=before[k], arrives=after[k]) for k, w in enumerate(writers)]
+    counts = [w.tile.count(w.units) * w.stage.domain.heads for w in writers]
+    programs = max(counts)
+    used = tuple(dict.fromkeys(name for w in writers for name in (*w.used, *w.weights)))
+    pointers = ", ".join(names.buffers[name].name for name in used)
+    lines = list[str]()
+    for writer, count in zip(writers, counts, strict=True):
+        if writer.held:
+            which = "tile" if count == programs else f"tl.minimum(tile, {count - 1})"
+            given = ", ".join(map(names.buffer, writer.weights))
+            lines.append(f"{', '.join(writer.held)} = held{writer.number}({which}, {given})")
+    body = names.travel(used)
+    for writer, count, waits, arrives in zip(writers, counts, before, after, strict=True):
+        call = _call(names, writer, copied)
+        if count == programs or writer.stage.alone:
+            stage = [call]
+        else:  # programs without units are there where all meet
+            absent = [*(["wait(meeting, met)"] if waits else []),
+                      *(["arrive(meeting)"] if arrives else [])]  # fmt: skip
+            stage = [f"if tile < {count}:", f"    {call}"]
+            stage += ["else:", *(f"    {line}" for line in absent)] if absent else []
+        stage += ["tl.debug_barrier()"]  # a program's own numbers, of which each thread has some
+        stage += ["met += tl.num_programs(1)"] if arrives else []
+        body += [f"if STAGE < 0 or STAGE == {writer.number}:", *(f"    {line}" for line in stage)]
+    text = "\n".join([
+        *(f"{stage}\n" for stage in stages),
+        '@jit(do_not_specialize=("begin", "end", "T", "B"))',
+        f"def grid(begin, end, T, B, layout, meeting, {pointers}, {COMPILED}, "
+        "STAGE: tl.constexpr):",
+        "    # Programs share rows and units, keep their weights, and meet where they have to.",
+        "    rows = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)",
+        "    tile = tl.program_id(1)",
+        "    meeting = meeting + tl.program_id(0) * 16  # each in a line of the cache",
+        "    met = tl.full((), 0, tl.int64)",
+        *(f"    {line}" for line in (*lines, *OWN_STEPS)),
+        "    for t in range(begin, tl.minimum(end, T)):",
+        *(f"        {line}" for line in body),
+        "",
+    ])  # fmt: skip
+    held = sum(w.numbers for w in writers)
+    return Resident(text, used, copied, programs, sum(before), held)
+
+
+def _call(names: Names, writer: ResidentWriter, copied: frozenset[str]) -> str:
+    """The call of a stage's function; what is alone, every program does for itself."""
+    tile = "0" if writer.stage.alone else "tile"
+    pointers = []
+    for name in writer.used:
+        buffer = names.buffers[name]
+        if name in copied:
+            pointers.append(f"{buffer.name} + tile * B.to(tl.int64) * {buffer.row}")
+        else:
+            pointers.append(buffer.name if buffer.kind == "fixed" else f"{buffer.name}_t")
+    given = ", ".join((*pointers, *writer.held))
+    return f"stage{writer.number}(B, count, rows, {tile}, meeting, met, {given}, M, PRECISION)"
