@@ -13,6 +13,9 @@ import flexrnn
 pytestmark = [
     pytest.mark.card,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA card"),
+    # What torch tells of its own: gradients across streams, and weights that cuDNN copies.
+    pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream"),
+    pytest.mark.filterwarnings("ignore:RNN module weights are not part"),
 ]
 T, B, H = 33, 5, 200
 CELLS = [flexrnn.cells.LSTMCell, flexrnn.cells.LayerNormLSTMCell]

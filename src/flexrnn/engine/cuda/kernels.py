@@ -41,6 +41,14 @@ def triton() -> ModuleType:
     return found
 
 
+def keeps_doubles() -> bool:
+    """Whether a product of float64 may take its left operand from registers.
+
+    Triton 3.6, which torch 2.11 brings, fails on some of them; 3.9 does not.
+    """
+    return tuple(map(int, triton().__version__.split(".")[:2])) >= (3, 9)
+
+
 def interpreted() -> bool:
     """Whether Triton runs kernels in Python, on any device (TRITON_INTERPRET=1)."""
     return bool(triton().knobs.runtime.interpret)

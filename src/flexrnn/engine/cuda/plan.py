@@ -8,6 +8,7 @@ import torch
 
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.cuda import kernels
 from flexrnn.engine.cuda.emit import WIDTHS, Source, source
 from flexrnn.engine.lowering.extract import Extract, extract
 from flexrnn.engine.lowering.stages import Loop, lower
@@ -47,6 +48,7 @@ class Kernels:
                 operand=self.operand,
                 widest=widest,
                 even=even,
+                whole=self.real != "tl.float64" or kernels.keeps_doubles(),
             )
         return self._sources[key]
 

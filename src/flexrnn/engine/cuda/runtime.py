@@ -2,10 +2,13 @@
 # Triton reads these functions; to Python its blocks and its functions have other types.
 """What generated kernels call beside elementwise functions: products, and reductions of rows."""
 
+import torch
 import triton
 import triton.language as tl
 
 from flexrnn.engine.cuda.functions import INTERPRETED
+
+HIP = tl.constexpr(torch.version.hip is not None)
 
 
 @triton.jit
@@ -13,7 +16,16 @@ def product(a, w, total, PRECISION: tl.constexpr):
     """Add `a` (M, K) times `w` (K, N) to a total (M, N); sums are of the total's type."""
     if INTERPRETED:  # Triton's interpreter multiplies the bits of bfloat16
         a, w = a.to(total.dtype), w.to(total.dtype)
+    if PRECISION == "tf32":
+        a, w = nearest_tf32(a), nearest_tf32(w)
     return tl.dot(a, w, total, input_precision=PRECISION, out_dtype=total.dtype)
+
+
+@triton.jit
+def nearest_tf32(x):
+    """The nearest number of 10 bits behind the point: a product alone would cut the others off."""
+    bits = x.to(tl.int32, bitcast=True)
+    return ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -45,6 +57,17 @@ def arrive(meeting):
 def wait(meeting, met):
     """Wait until so many have arrived."""
     if not INTERPRETED:
-        while tl.atomic_add(meeting, 0, sem="acquire") < met:
+        while _arrived(meeting) < met:
             pass
     tl.debug_barrier()
+
+
+@triton.jit
+def _arrived(meeting):
+    """How many have; what they had written before is seen from now on."""
+    if HIP:
+        return tl.atomic_add(meeting, 0, sem="acquire")
+    # whose many writes of nothing would keep those who arrive waiting
+    return tl.inline_asm_elementwise(
+        "ld.acquire.gpu.global.s64 $0, [$1];", "=l,l", [meeting], tl.int64, False, 1
+    )

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from flexrnn.engine.cuda import graphs, kernels
 from flexrnn.engine.cuda.calls import ROWS, Call
-from flexrnn.engine.cuda.emit import WIDTHS, Source
+from flexrnn.engine.cuda.emit import AT_ONCE, CHUNK, WIDTHS, Source
 from flexrnn.engine.cuda.plan import Kernels
 
 # What a step costs, in microseconds: measured on an H200, see `benchmarks/results`. What bytes of
@@ -102,7 +102,7 @@ def _grid(source: Source, memory: Mapping[str, Tensor], call: Call) -> None:
 
 def _grid_cost(source: Source, call: Call) -> float:
     held = source.resident.held * call.itemsize
-    beside = _BESIDE + 4 * call.tall * 1024
+    beside = _BESIDE + AT_ONCE * CHUNK * call.tall
     if call.rows * source.resident.programs > call.processors or held + beside > call.shared:
         return math.inf
     quick = call.itemsize == 2 or call.precision == "tf32"

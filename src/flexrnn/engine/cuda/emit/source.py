@@ -62,7 +62,14 @@ class Source(NamedTuple):
 
 
 def source(
-    loop: Loop, *, backward: bool, real: str, operand: str, widest: int, even: bool = False
+    loop: Loop,
+    *,
+    backward: bool,
+    real: str,
+    operand: str,
+    widest: int,
+    even: bool = False,
+    whole: bool = True,
 ) -> Source:
     """Write the source of a loop.
 
@@ -73,6 +80,7 @@ def source(
         operand: the type of products' operands.
         widest: no tile has more units.
         even: of the narrowest stage alone; wider ones are cut into as many tiles.
+        whole: a narrow loop's `sequence` may keep its state in registers.
     """
     tiles = _tiles(loop, widest, even, half=operand != real)
     parts = tuple(t.count(s.domain.units) for t, s in zip(tiles, loop.stages, strict=True))
@@ -100,8 +108,11 @@ def source(
     held = resident(names, tiles, needed)
     grid = Kernels(held.text, (Kernel("grid", held.used, held.programs),))
     try:
-        whole = WholeWriter(names)
-        sequence, narrow = Kernels(whole.text(), (Kernel("sequence", tuple(whole.used), 1),)), True
+        if not whole:
+            raise NotNarrowError
+        writer = WholeWriter(names)
+        text, kernel = writer.text(), Kernel("sequence", tuple(writer.used), 1)
+        sequence, narrow = Kernels(text, (kernel,)), True
     except NotNarrowError:
         text = "\n\n".join([*stages, _sequence(names, used, memory, counts)])
         sequence, narrow = Kernels(text, (Kernel("sequence", memory, 1),)), False

@@ -5,9 +5,8 @@ has no limit, and the tiles of a stage may as well be programs of their own.
 """
 
 from flexrnn.engine.cuda.emit.names import Names
-from flexrnn.engine.cuda.emit.tiles import Tile
+from flexrnn.engine.cuda.emit.tiles import Tile, power_above
 from flexrnn.engine.cuda.emit.values import NEUTRAL, Values
-from flexrnn.engine.cuda.expression import expression
 
 _FEW = 32  # units of a tile
 
@@ -101,12 +100,9 @@ class StageWriter(Values):
         op, tiles = self.graph.nodes[index].op, self.buffers.parts[self.low.gathered[index]]
         if tiles == 1:
             return self.assign(index, f"tl.load({self._partial(index, '0')}, mask=live, other=0.0)")
-        name = f"v{len(self.names)}"
-        part = f"tl.load({self._partial(index, 'part')}, mask=live, other=0.0)"
-        joined = f"{name} + {part}" if op == "sum" else expression("maximum", name, part)
-        self.lines += [
-            f"{name} = tl.full((M, 1), {NEUTRAL[op]}, {self.real})",
-            f"for part in range({tiles}):",
-            f"    {name} = {joined}",
-        ]
-        return name
+        width = power_above(tiles)
+        some = "live" if width == tiles else f"live & (part < {tiles})"
+        place = self._partial(index, "part")
+        self.lines.append(f"part = tl.arange(0, {width})[None, :]")
+        found = f"tl.load({place}, mask={some}, other={NEUTRAL[op]})"
+        return self.assign(index, f"row_{op}({found})")
