@@ -44,9 +44,9 @@ things = st.one_of(
     st.just(torch.tensor(3)),
     st.just(torch.float64),
     st.just(nn.LSTM),
-    st.just(nn.LSTM(3, 5)),
+    st.builds(nn.LSTM, st.just(3), st.just(5)),  # each its own: a layer takes a cell's parameters
     st.just(flexrnn.LSTM),
-    st.just(flexrnn.LSTMCell(3, 5)),
+    st.builds(flexrnn.LSTMCell, st.just(3), st.just(5)),
 )
 
 

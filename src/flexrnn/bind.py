@@ -91,7 +91,7 @@ def tensors_of(cell: Cell) -> dict[str, Tensor]:
         cell.named_modules(remove_duplicate=False) if cell._modules else [("", cell)]
     ):
         prefix = f"{prefix}." if prefix else ""
-        for held in (module._parameters, module._buffers, vars(module)):
+        for held in (module._parameters, module._buffers, _held(module)):
             for name, value in held.items():
                 if isinstance(value, Tensor):
                     found[prefix + name] = value
@@ -104,7 +104,7 @@ def with_tensors(cell: C, tensors: Mapping[str, Tensor]) -> C:
     The cell may be one that has given its parameters up: they are put back.
     """
     copy = _copy(cell, {})
-    copy.__dict__.pop(LENT, None)
+    copy.__dict__[LENT] = None
     for module in set(copy.modules()):
         module.__dict__["_buffers"] = dict(module._buffers)
     for path, tensor in tensors.items():
@@ -161,7 +161,19 @@ def _copy(module: M, seen: dict[nn.Module, nn.Module]) -> M:
             name: child if child is None else _copy(child, seen)
             for name, child in module._modules.items()
         }
-        copy.__dict__.update(
-            module.__dict__, _parameters=dict(module._parameters), _modules=children
-        )
+        own = copy.__dict__
+        for name, value in _held(module).items():  # Dynamo of torch 2.11 knows no `update` here
+            own[name] = value
+        own["_parameters"], own["_modules"] = dict(module._parameters), children
     return seen[module]  # pyright: ignore[reportReturnType]  # the copy of a module of type M
+
+
+def _held(module: nn.Module) -> dict[str, Any]:
+    """`vars(module)`, which Dynamo of torch 2.11 does not list."""
+    if not torch.compiler.is_dynamo_compiling():
+        return vars(module)
+    names = module.__dict__.get(_NAMES) or traced.names(id(module))
+    return {name: module.__dict__[name] for name in names} | {_NAMES: names}
+
+
+_NAMES = "_flexrnn_names"  # under Dynamo a copy tells what it holds

@@ -173,7 +173,7 @@ class Cell(nn.Module):
         return h
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if LENT in self.__dict__ and not torch.compiler.is_compiling():
+        if self.__dict__.get(LENT) and not torch.compiler.is_compiling():
             _tell_of_the_loss(self, name)
         super().__setattr__(name, value)
 
@@ -183,7 +183,7 @@ class Cell(nn.Module):
         return f"{self.input_size}, {self.hidden_size}" + ("" if bias is True else f", bias={bias}")
 
 
-LENT = "_lent"  # marks a copy of a cell: made for a "call", or for a "trace"
+LENT = "_lent"  # of a copy of a cell: made for a "call", for a "trace", or None: for neither
 
 
 def _tell_of_the_loss(cell: Cell, name: str) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from flexrnn.bind import copy_of, identity, tensors_of, with_tensors
 from flexrnn.cell import LENT, Cell, checked_step, field_names
 from flexrnn.engine.compiler.refusal import CannotCompileError
-from flexrnn.engine.step import Native, frozen
+from flexrnn.engine.step import Native, frozen, object_at
 from flexrnn.equivalent import native_of
 from flexrnn.regularize import Drop
 
@@ -63,7 +63,7 @@ class CellStep:
 
     def __call__(self, inputs: tuple[Tensor, ...], state: Any) -> Any:
         """The new state: a `State` of the cell's, or a tuple where more fields travel with it."""
-        (x, *rest), fields = inputs, len(field_names(self.cell))
+        x, rest, fields = inputs[0], list(inputs[1:]), len(field_names(self.cell))
         held, rest_of_state = state[:fields], state[fields:]
         valid = rest.pop(0) if self.ragged else None
         old = held
@@ -149,7 +149,7 @@ class CellStep:
 
     def recipe(self) -> tuple[Any, ...]:
         """How the step is made from the layer's cell, by which Dynamo recognises it."""
-        return (_from_origin, self.origin, *self.options.values())
+        return (_from_origin, id(self.origin), *self.options.values())
 
 
 def _definition(step: Any) -> str:
@@ -157,10 +157,10 @@ def _definition(step: Any) -> str:
     return f"at {code.co_filename}:{code.co_firstlineno}" if code else "at a place not known"
 
 
-def _from_origin(tensors: Mapping[str, Tensor], origin: Cell, *options: Any) -> CellStep:
+def _from_origin(tensors: Mapping[str, Tensor], origin: int, *options: Any) -> CellStep:
     ragged, reset, zoned, expected, masks = options
     return CellStep(
-        with_tensors(origin, tensors),
+        with_tensors(object_at(origin), tensors),
         ragged=ragged,
         reset=reset,
         zoned=zoned,

@@ -157,6 +157,39 @@ def test_streaming_and_a_function_without_a_layer() -> None:
     assert set(graphs.scans) == {1}
 
 
+class Leak(nn.Module):
+    """A module that is a step, and has a method that is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = 0.5
+
+    def forward(self, x: Tensor, h: Tensor, w: Tensor) -> Tensor:
+        return self.rate * h + torch.tanh(x @ w)
+
+    def method(self, x: Tensor, h: Tensor, w: Tensor) -> Tensor:
+        return self.rate * h + torch.tanh(x @ w)
+
+
+STEPS: dict[str, Callable[[Leak], Callable[..., Tensor]]] = {
+    "a module": lambda leak: leak,
+    "a method": lambda leak: leak.method,
+}
+
+
+@pytest.mark.parametrize("kind", STEPS)
+def test_what_a_step_without_a_layer_may_be(kind: str) -> None:
+    leak, w, h = Leak(), torch.randn(I, H).double(), torch.zeros(B, H).double()
+    call, graphs = compiled(lambda x: flexrnn.scan(STEPS[kind](leak), h, x, w))
+    x = sequence().detach()
+    for rate in (0.5, 0.25):
+        leak.rate = rate
+        with flexrnn.backend("reference"):
+            right = flexrnn.scan(STEPS[kind](leak), h, x, w)
+        assert_close(call(x), right, rtol=1e-12, atol=1e-12)
+    assert set(graphs.scans) == {1}
+
+
 class OptionsCell(flexrnn.Cell):
     """Its result depends on an attribute, an inner module's, a mode, and a list."""
 

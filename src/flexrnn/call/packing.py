@@ -1,5 +1,8 @@
 """A `PackedSequence` as a layer runs over it, and what comes out packed again."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
@@ -19,7 +22,10 @@ def unpack(packed: PackedSequence, *, compact: bool) -> tuple[Tensor, Marks, Ten
         return data.unflatten(0, (batch_sizes.shape[0], -1)), Marks(), None
     if compact:
         return data, Marks(layout=of_packed(batch_sizes, data.device)), None
-    x, lengths = pad_packed_sequence(PackedSequence(data, batch_sizes))  # longest sequence first
+    pad: Callable[[PackedSequence], tuple[Tensor, Tensor]] = pad_packed_sequence
+    if torch.compiler.is_dynamo_compiling():  # that of torch 2.11 fails where later ones break off
+        pad = torch.compiler.disable(pad_packed_sequence)  # pyright: ignore[reportAssignmentType]
+    x, lengths = pad(PackedSequence(data, batch_sizes))  # longest sequence first
     return x, marks(lengths, None, x.shape[0], x.device), lengths
 
 

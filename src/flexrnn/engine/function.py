@@ -1,12 +1,14 @@
 """A plain function as a composed step, for `scan`."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flexrnn.engine.step import frozen
+from flexrnn.engine.step import frozen, object_at
 
 
 class FunctionStep:
@@ -51,13 +53,26 @@ class FunctionStep:
         return (frozen(self.step), type(self.xs), type(self.state), self.fields)
 
     def recipe(self) -> tuple[Any, ...]:
-        """The function, and the structures of its operands."""
-        return (_from_parts, self.step, type(self.state), len(self.fields), type(self.xs))
+        """The function, the id of whom it is a method of, and the structures of its operands."""
+        step, owner = self.step, None
+        if isinstance(step, MethodType):
+            step, owner = step.__func__, id(step.__self__)
+        elif not isinstance(step, (FunctionType, BuiltinFunctionType, partial)):
+            step, owner = None, id(step)  # an object that is called
+        return (_from_parts, step, owner, type(self.state), len(self.fields), type(self.xs))
 
 
 def _from_parts(
-    tensors: Mapping[str, Tensor], step: Callable[..., Any], state: type, fields: int, xs: type
+    tensors: Mapping[str, Tensor],
+    function: Callable[..., Any] | None,
+    owner: int | None,
+    state: type,
+    fields: int,
+    xs: type,
 ) -> FunctionStep:
+    step: Any = function
+    if owner is not None:
+        step = object_at(owner) if function is None else MethodType(function, object_at(owner))
     return FunctionStep(step, _sample(state, fields), _sample(xs, 1), tuple(tensors.values()))
 
 

@@ -2,6 +2,7 @@
 # torch has no public name for making a NamedTuple class known to `torch.export.save`.
 """What engines know of a step: how to call it, which tensors it uses, when it is another one."""
 
+import ctypes
 import sys
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Mapping
@@ -64,8 +65,8 @@ class ComposedStep(Protocol):
     def recipe(self) -> tuple[Any, ...]:
         """A function and arguments for it, with which `function(tensors, *arguments)` is this step.
 
-        Arguments are objects that were there before Dynamo began to follow the call, or constants;
-        the tensors, by name as in `tensors`, have only shape, dtype and device.
+        Arguments are constants, such as the ids of objects that were there before Dynamo began to
+        follow the call; the tensors, by name as in `tensors`, have only shape, dtype and device.
         """
         ...
 
@@ -82,12 +83,22 @@ def wanted_of(step: ComposedStep, state: State, xs: tuple[Tensor, ...]) -> tuple
 
     What is exported may get other tensors later: there every one counts.
     """
-    exported = torch.compiler.is_exporting()
+    exported = is_exporting()
     named = {f"x{k}": x for k, x in enumerate(xs)}
     named |= {f"state.{field}": value for field, value in zip(step.fields, state, strict=True)}
     named |= {f"param.{name}": tensor for name, tensor in step.tensors.items()}
     return tuple(name for name, tensor in named.items()
                  if tensor.requires_grad or (exported and tensor.is_floating_point()))  # fmt: skip
+
+
+def object_at(address: int) -> Any:
+    """The object of an `id`, as which Dynamo hands it over, and guards it; it must be alive."""
+    return ctypes.cast(address, ctypes.py_object).value
+
+
+def is_exporting() -> bool:
+    """`torch.compiler.is_exporting`, which is always true where Dynamo of torch 2.11 meets it."""
+    return torch.compiler._is_exporting_flag
 
 
 def frozen(value: Any, within: tuple[int, ...] = ()) -> Hashable:

@@ -21,7 +21,7 @@ from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import dumps
 from flexrnn.engine.compiler.trace import CannotCompileError, alone
 from flexrnn.engine.fallback import warn
-from flexrnn.engine.step import CannotRunError, ComposedStep, wanted_of
+from flexrnn.engine.step import CannotRunError, ComposedStep, is_exporting, object_at, wanted_of
 
 
 def run(
@@ -38,7 +38,7 @@ def run(
         return reference.run(step, state, xs, reverse=reverse, keep=keep)
     specialize(True)
     wanted = wanted_of(step, state, xs) if torch.is_grad_enabled() else ()
-    if not torch.compiler.is_exporting():  # what is written down once needs no guard
+    if not is_exporting():  # what is written down once needs no guard
         step(tuple(x[0] for x in xs), state)
     dtype = autocast.dtype_for(state[0]) if backend in engines.CASTS else None
     inputs = tuple(autocast.cast(x, dtype) for x in xs)
@@ -134,6 +134,11 @@ def _program(
         return "reference\n"
 
 
+def names(address: int) -> tuple[str, ...]:
+    """What an object holds, from its id."""
+    return tuple(vars(object_at(address)))
+
+
 # What `torch.compiler.assume_constant_result` does, without importing Dynamo for every user.
-for _function in (_program, specialize):
+for _function in (_program, specialize, names):
     _function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
