@@ -8,6 +8,7 @@ contestants of a row take turns, and a row is the median of many turns:
 
     flexrnn         our layer
     cudnn           torch's of that name; torch.nn.LSTM for the cells that torch does not have
+    engine torch    our layer by torch's kernel
     article         the article's vectorised LSTM
     loop            the cell's step in Python's loop
     loop compiled   that step by torch.compile, in Python's loop
@@ -50,6 +51,7 @@ CELLS: dict[str, tuple[Any, Any]] = {  # ours, and what cuDNN has
 }
 WHICH = ("cell", "B", "T", "H", "dtype")  # tells rows apart
 FEWEST = 3  # turns of a contestant
+OURS = {"lstm": flexrnn.LSTM, "gru": flexrnn.GRU}
 TIMES = {"float32": 2.0, "tf32": 2.0, "bfloat16": 1.2, "float16": 1.2}  # the reference's own error
 
 
@@ -133,6 +135,10 @@ def measured(
         modules: dict[str, nn.Module] = {"flexrnn": ours}
         modules["cudnn"] = theirs(H, H, device=device, dtype=DTYPES[dtype])
         contestants["cudnn"] = modules["cudnn"]  # which knows no resets
+        if cell in OURS and not resets and device == "cuda":
+            modules["engine torch"] = OURS[cell](H, H, device=device, dtype=DTYPES[dtype])
+            modules["engine torch"].backend = "torch"
+            contestants["engine torch"] = modules["engine torch"]
         if loop:
             steps: dict[str, nn.Module] = {"article": Article(H, H).to(device, DTYPES[dtype])}
             by_hand = kind(H, H).to(device, DTYPES[dtype])

@@ -11,7 +11,8 @@ from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cuda import kernels
 from flexrnn.engine.cuda.calls import Call, layout_of
 from flexrnn.engine.cuda.loop import Loop, compute
-from flexrnn.engine.cuda.plan import REAL, plan_of
+from flexrnn.engine.cuda.plan import plan_of
+from flexrnn.engine.cuda.written import REAL
 from flexrnn.engine.interpreter import Run
 from flexrnn.engine.step import CannotRunError
 

@@ -12,7 +12,7 @@ from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cuda import tiers
 from flexrnn.engine.cuda.calls import Call
 from flexrnn.engine.cuda.emit import Source
-from flexrnn.engine.cuda.plan import REAL, Kernels
+from flexrnn.engine.cuda.written import REAL, Written
 
 _ALIGNED = 16  # bytes: kernels read so many at once
 
@@ -36,7 +36,7 @@ class Loop:
     def __init__(
         self,
         program: Program,
-        kernels: Kernels,
+        kernels: Written,
         like: Tensor,
         call: Call,
         lead: tuple[int, ...],

@@ -1,64 +1,25 @@
 """A program, divided and written as kernels for one dtype."""
 
 from collections.abc import Hashable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.program import Program
-from flexrnn.engine.cuda import kernels
-from flexrnn.engine.cuda.emit import WIDTHS, Source, source
+from flexrnn.engine.cuda.written import Written
 from flexrnn.engine.lowering.extract import Extract, extract
-from flexrnn.engine.lowering.stages import Loop, lower
+from flexrnn.engine.lowering.stages import lower
 from flexrnn.engine.step import CannotRunError
-
-REAL = {  # of every dtype, what numbers in registers are
-    torch.float64: torch.float64,
-    torch.float32: torch.float32,
-    torch.bfloat16: torch.float32,
-    torch.float16: torch.float32,
-}
-
-
-class Kernels:
-    """One loop, lowered, and written as often as there are widths of tiles.
-
-    Args:
-        stages: of the loop.
-        dtype: of inputs, parameters and states.
-        backward: it runs from the last step to the first.
-    """
-
-    def __init__(self, stages: Loop, dtype: torch.dtype, *, backward: bool):
-        self.stages, self.backward = stages, backward
-        self.real, self.operand = (str(d).replace("torch.", "tl.") for d in (REAL[dtype], dtype))
-        self.chosen: dict[Hashable, Any] = {}  # what `tiers` has found out, by what it depends on
-        self._sources: dict[Hashable, Source] = {}
-
-    def source(self, widest: int = WIDTHS[-1], *, even: bool = False) -> Source:
-        """The source with tiles of so many units at most; `even`: see `emit.source`."""
-        key = widest, even
-        if key not in self._sources:
-            self._sources[key] = source(
-                self.stages,
-                backward=self.backward,
-                real=self.real,
-                operand=self.operand,
-                widest=widest,
-                even=even,
-                whole=self.real != "tl.float64" or kernels.keeps_doubles(),
-            )
-        return self._sources[key]
 
 
 class Plan(NamedTuple):
     """A program in both directions of time."""
 
     parts: Extract
-    forward: Kernels
-    backward: Kernels | None
+    forward: Written
+    backward: Written | None
 
 
 _plans: WeakKeyDictionary[Graph, dict[Hashable, Plan]] = WeakKeyDictionary()
@@ -99,7 +60,7 @@ def _made(program: Program, keep: tuple[str, ...], dtype: torch.dtype) -> Plan:
     return Plan(parts, _kernels(parts.forward.graph, dtype, backward=False), backward)
 
 
-def _kernels(graph: Graph, dtype: torch.dtype, *, backward: bool) -> Kernels:
-    loop = Kernels(lower(graph), dtype, backward=backward)
+def _kernels(graph: Graph, dtype: torch.dtype, *, backward: bool) -> Written:
+    loop = Written(lower(graph), dtype, backward=backward)
     loop.source()  # refuses what no kernel does
     return loop

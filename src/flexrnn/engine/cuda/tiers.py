@@ -20,7 +20,7 @@ from torch import Tensor
 from flexrnn.engine.cuda import graphs, kernels
 from flexrnn.engine.cuda.calls import ROWS, Call
 from flexrnn.engine.cuda.emit import AT_ONCE, CHUNK, WIDTHS, Source
-from flexrnn.engine.cuda.plan import Kernels
+from flexrnn.engine.cuda.written import Written
 
 # What a step costs, in microseconds: measured on an H200, see `benchmarks/results`. What bytes of
 # weights cost includes their products with 16 rows.
@@ -33,6 +33,8 @@ GRID = 38e3  # bytes of weights in a microsecond, of `grid`, with the matrix uni
 EXACT = 15e3  # and without them: float32 and float64
 # `auto` takes the engine nowhere yet (`AUTO` in `engine/engines.py`): it runs where it is named.
 
+_MORE = 0.25  # of the cost of 16 rows, what 16 more cost with matrix units
+_SHARE = 2  # programs of `steps` that share a processor without being slower
 _BESIDE = 8 << 10  # bytes of shared memory that a program of `grid` wants for this and that
 
 
@@ -52,7 +54,20 @@ class Choice(NamedTuple):
     call: Call  # with the rows of a tile
 
 
-def choose(loop: Kernels, call: Call) -> Choice:
+def _taller(call: Call) -> float:
+    """What a product costs with the rows of the call's tiles, beside one with the fewest.
+
+    Matrix units multiply while weights are read; without them, products are all that counts.
+    """
+    times = call.tall / ROWS[0]
+    return 1 + (times - 1) * _MORE if _is_quick(call) else times
+
+
+def _is_quick(call: Call) -> bool:
+    return call.itemsize == 2 or call.precision == "tf32"
+
+
+def choose(loop: Written, call: Call) -> Choice:
     """The tier, the units and the rows of tiles that cost the least."""
     rows = (min(call.batch, ROWS[-1] * call.processors), call.processors, call.shared)
     key = (TIERS, *rows, call.precision)
@@ -82,7 +97,7 @@ def _sequence_cost(source: Source, call: Call) -> float:
         return math.inf  # a program's registers hold no more rows
     waves = math.ceil(call.rows / call.processors)
     read = sum(source.weights) * call.itemsize / SEQUENCE
-    return waves * (STAGE * sum(source.parts) + read * call.tall / ROWS[0])
+    return waves * (STAGE * sum(source.parts) + read * _taller(call))
 
 
 def _grid(source: Source, memory: Mapping[str, Tensor], call: Call) -> None:
@@ -105,17 +120,16 @@ def _grid_cost(source: Source, call: Call) -> float:
     beside = _BESIDE + AT_ONCE * CHUNK * call.tall
     if call.rows * source.resident.programs > call.processors or held + beside > call.shared:
         return math.inf
-    quick = call.itemsize == 2 or call.precision == "tf32"
-    read = held / (GRID if quick else EXACT) * call.tall / ROWS[0]
+    read = held / (GRID if _is_quick(call) else EXACT) * _taller(call)
     return MEETING * max(1, source.resident.meetings) + 0.3 * len(source.parts) + read
 
 
 def _steps_cost(source: Source, call: Call) -> float:
     total = 0.0
     for kernel, weights in zip(source.steps.kernels, source.weights, strict=True):
-        waves = math.ceil(call.rows * kernel.tiles / call.processors)
+        waves = max(1, call.rows * kernel.tiles / call.processors / _SHARE)
         read = weights * call.itemsize / kernel.tiles / STEP
-        total += LAUNCH + waves * read * call.tall / ROWS[0]
+        total += LAUNCH + waves * read * _taller(call)
     return total
 
 
