@@ -18,8 +18,8 @@ from flexrnn.engine.step import ComposedStep, Native, State
 def is_on(like: Tensor) -> bool:
     """Whether autocast is choosing dtypes now on this tensor's device; some, as meta, have none."""
     kind = like.device.type
-    if kind == "cpu":  # the common case first, at which every call looks
-        return torch.is_autocast_enabled("cpu")
+    if kind in ("cpu", "cuda"):  # which have it; Dynamo of torch 2.11 cannot ask
+        return torch.is_autocast_enabled(kind)
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 

@@ -74,15 +74,22 @@ def test_the_table_prefers_what_reads_less() -> None:
     assert chosen(lstm, 512, batch=128) == ("grid", 32)
     # More than all of them hold is read at every step, by as many as there are.
     assert chosen(lstm, 4096) == ("steps", 16)
-    # With rows for every processor, the weights are read as often by either.
-    assert chosen(lstm, 64, batch=132 * 64)[0] == "sequence"
+    # Without matrix units a processor has no registers to multiply much of what it keeps.
+    assert chosen(lstm, 512, itemsize=4)[0] == "steps"
+    # Wide and many: measured, tiles of 64 rows and 32 units are the best of those that fit.
+    assert chosen(lstm, 256, batch=4096) == ("steps", 64)
 
 
-def test_narrow_tiles_are_taken_where_processors_are_idle() -> None:
-    loop = written(flexrnn.cells.LSTMCell, 4096, torch.bfloat16).forward
-    few = tiers.choose(loop, CALL._replace(itemsize=2))
-    many = tiers.choose(loop, CALL._replace(itemsize=2, batch=4096))
-    assert few.source.steps.kernels[0].tiles > many.source.steps.kernels[0].tiles
+def test_narrow_tiles_are_taken_where_processors_are_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tiers, "TIERS", (STEPS,))
+    loop = written(flexrnn.cells.LSTMCell, 256, torch.bfloat16).forward
+    widths = [
+        tiers.choose(loop, CALL._replace(itemsize=2, batch=batch)).source.tiles[0].units
+        for batch in (16, 4096)
+    ]
+    assert widths == [16, 32]
 
 
 def test_tf32_is_torchs_to_allow(monkeypatch: pytest.MonkeyPatch, device: str) -> None:

@@ -19,23 +19,26 @@ from torch import Tensor
 
 from flexrnn.engine.cuda import graphs, kernels
 from flexrnn.engine.cuda.calls import ROWS, Call
-from flexrnn.engine.cuda.emit import AT_ONCE, CHUNK, WIDTHS, Source
+from flexrnn.engine.cuda.emit import WIDTHS, Source, on_their_way
 from flexrnn.engine.cuda.written import Written
 
-# What a step costs, in microseconds: measured on an H200, see `benchmarks/results`. What bytes of
-# weights cost includes their products with 16 rows.
-STAGE = 1.0  # a stage of `sequence`: loads that wait for one another, and a barrier
-SEQUENCE = 44e3  # bytes of weights in a microsecond, of `sequence`
+# What a step costs, in microseconds, as measured on an H200: see `benchmarks/results`. What bytes
+# of weights cost includes their products with 16 rows.
+STAGE = 1.0  # a tile of `sequence`: loads that wait for one another, and a barrier
+SEQUENCE = 25e3  # bytes of weights in a microsecond, of one program of `sequence`
 LAUNCH = 4.5  # a kernel of a replayed graph, with everything that it waits for
-STEP = 16e3  # bytes of weights in a microsecond, of `steps`
+PROGRAM = 0.3  # of `steps`, each time that the processors are full
+STEP = 16e3  # bytes of weights in a microsecond, of one program of `steps`
+CACHE = 1.6e6  # and of all programs together
 MEETING = 1.8  # a meeting of all programs of `grid`, with what they wait for around it
 GRID = 38e3  # bytes of weights in a microsecond, of `grid`, with the matrix units
 EXACT = 15e3  # and without them: float32 and float64
-# `auto` takes the engine nowhere yet (`AUTO` in `engine/engines.py`): it runs where it is named.
+MORE = 0.25  # of the cost of 16 rows, what 16 more cost with the matrix units
 
-_MORE = 0.25  # of the cost of 16 rows, what 16 more cost with matrix units
-_SHARE = 2  # programs of `steps` that share a processor without being slower
-_BESIDE = 8 << 10  # bytes of shared memory that a program of `grid` wants for this and that
+_BESIDE = 4 << 10  # bytes of shared memory that a program of `grid` wants for this and that
+_MUCH = 64 << 10  # of weights that it keeps: beyond, 32 rows, or products without matrix units,
+# want more registers than there are
+_TILE = 2048  # rows times units of a tile of `steps`, beyond which it is the same
 
 
 class Tier(NamedTuple):
@@ -60,7 +63,7 @@ def _taller(call: Call) -> float:
     Matrix units multiply while weights are read; without them, products are all that counts.
     """
     times = call.tall / ROWS[0]
-    return 1 + (times - 1) * _MORE if _is_quick(call) else times
+    return 1 + (times - 1) * MORE if _is_quick(call) else times
 
 
 def _is_quick(call: Call) -> bool:
@@ -96,8 +99,11 @@ def _sequence_cost(source: Source, call: Call) -> float:
     if source.narrow and call.tall > ROWS[0]:
         return math.inf  # a program's registers hold no more rows
     waves = math.ceil(call.rows / call.processors)
-    read = sum(source.weights) * call.itemsize / SEQUENCE
-    return waves * (STAGE * sum(source.parts) + read * _taller(call))
+    weights = sum(source.weights) * call.itemsize
+    read = max(
+        weights / SEQUENCE * _taller(call), min(call.rows, call.processors) * weights / CACHE
+    )
+    return waves * (STAGE * sum(source.parts) + read)
 
 
 def _grid(source: Source, memory: Mapping[str, Tensor], call: Call) -> None:
@@ -117,8 +123,10 @@ def _grid(source: Source, memory: Mapping[str, Tensor], call: Call) -> None:
 
 def _grid_cost(source: Source, call: Call) -> float:
     held = source.resident.held * call.itemsize
-    beside = _BESIDE + AT_ONCE * CHUNK * call.tall
-    if call.rows * source.resident.programs > call.processors or held + beside > call.shared:
+    most = call.shared - _BESIDE - on_their_way(call.itemsize) * call.tall
+    if call.tall > ROWS[0] or (call.itemsize == 4 and not _is_quick(call)):
+        most = min(most, _MUCH)
+    if call.rows * source.resident.programs > call.processors or held > most:
         return math.inf
     read = held / (GRID if _is_quick(call) else EXACT) * _taller(call)
     return MEETING * max(1, source.resident.meetings) + 0.3 * len(source.parts) + read
@@ -126,10 +134,15 @@ def _grid_cost(source: Source, call: Call) -> float:
 
 def _steps_cost(source: Source, call: Call) -> float:
     total = 0.0
-    for kernel, weights in zip(source.steps.kernels, source.weights, strict=True):
-        waves = max(1, call.rows * kernel.tiles / call.processors / _SHARE)
-        read = weights * call.itemsize / kernel.tiles / STEP
-        total += LAUNCH + waves * read * _taller(call)
+    for kernel, tile, weights in zip(
+        source.steps.kernels, source.tiles, source.weights, strict=True
+    ):
+        if call.tall > ROWS[0] and call.tall * tile.units > _TILE:
+            return math.inf
+        waves = max(1, call.rows * kernel.tiles / call.processors)
+        read = waves * weights * call.itemsize / kernel.tiles / STEP * _taller(call)
+        read = max(read, call.rows * weights * call.itemsize / CACHE)
+        total += LAUNCH + PROGRAM * waves + read
     return total
 
 

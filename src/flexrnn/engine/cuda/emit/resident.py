@@ -16,8 +16,8 @@ from flexrnn.engine.cuda.emit.tiles import LEAST, Tile, power_above
 from flexrnn.engine.lowering.places import Place, sizes_of
 from flexrnn.engine.lowering.stages import Product, Store
 
-CHUNK = 512  # bytes of a column of weights that one product multiplies
-AT_ONCE = 3  # pieces of a left operand that are on their way at the same time
+_PIECE = {2: 512, 4: 64, 8: 128}  # columns of a left operand that one product multiplies, by bytes
+_AT_ONCE = 2  # of these pieces, how many are on their way at the same time
 _CHAINS = 2  # sums that a product adds up side by side
 
 
@@ -30,6 +30,11 @@ class Resident(NamedTuple):
     programs: int  # that share a row
     meetings: int  # in a step
     held: int  # numbers that a program keeps
+
+
+def on_their_way(itemsize: int) -> int:
+    """Bytes of shared memory for left operands, of each row."""
+    return _AT_ONCE * _PIECE[itemsize] * itemsize
 
 
 class ResidentWriter(StageWriter):
@@ -110,14 +115,14 @@ class ResidentWriter(StageWriter):
             totals.append([f"total{k}_{r}_{c}" for c in chains])
             width = power_above(len(run)) * self.tile.units
             self.lines += [f"{t} = tl.zeros((M, {width}), {self.real})" for t in totals[-1]]
-        self.lines += [f"a{q} = {text}" for q, text in enumerate(pieces[:AT_ONCE])]
+        self.lines += [f"a{q} = {text}" for q, text in enumerate(pieces[:_AT_ONCE])]
         for q in range(len(pieces)):
-            a = f"a{q % AT_ONCE}"
+            a = f"a{q % _AT_ONCE}"
             for r, run in enumerate(runs):
                 name, total = f"w{self.number}_{k}_{r}_{q}", totals[r][q % len(chains)]
                 self._hold(product, run, name, q)
                 self.lines.append(f"{total} = product({a}, {name}, {total}, PRECISION)")
-            self.lines += [f"{a} = {text}" for text in pieces[q + AT_ONCE : q + AT_ONCE + 1]]
+            self.lines += [f"{a} = {text}" for text in pieces[q + _AT_ONCE : q + _AT_ONCE + 1]]
         for run, total in zip(runs, totals, strict=True):
             variable = f"total{k}"
             self.lines.append(f"{variable} = {' + '.join(total)}")
@@ -129,7 +134,7 @@ class ResidentWriter(StageWriter):
         """Columns of the left operand in a piece: the most with which the fewest are wasted."""
         inner = int(self.graph.nodes[product.weight].shape[-2])
         itemsize = {"tl.float64": 8, "tl.float32": 4}.get(self.operand, 2)
-        most = min(CHUNK // itemsize, max(LEAST, power_above(inner)))
+        most = min(_PIECE[itemsize], max(LEAST, power_above(inner)))
         sizes = [most >> n for n in range(3) if most >> n >= LEAST]
         return min(sizes, key=lambda size: (-(-inner // size) * size, -size))
 

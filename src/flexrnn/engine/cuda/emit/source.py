@@ -56,6 +56,7 @@ class Source(NamedTuple):
     steps: Kernels
     resident: Resident  # what `grid` needs
     buffers: dict[str, Buffer]
+    tiles: tuple[Tile, ...]  # of every stage
     parts: tuple[int, ...]  # of every stage, into how many tiles a head's units are cut
     weights: tuple[int, ...]  # of every stage, numbers in the right operands of its products
     narrow: bool  # `sequence` is written as a whole
@@ -116,7 +117,7 @@ def source(
     except NotNarrowError:
         text = "\n\n".join([*stages, _sequence(names, used, memory, counts)])
         sequence, narrow = Kernels(text, (Kernel("sequence", memory, 1),)), False
-    return Source(sequence, grid, steps, held, names.buffers, parts, weights, narrow)
+    return Source(sequence, grid, steps, held, names.buffers, tuple(tiles), parts, weights, narrow)
 
 
 def _tiles(loop: Loop, widest: int, even: bool, *, half: bool) -> list[Tile]:
