@@ -306,3 +306,31 @@ def test_under_autocast_it_is_a_layer_in_the_half_type(cls: str, ran: list[str])
     output.float().sum().backward()
     assert {p.grad.dtype for p in layer.parameters() if p.grad is not None} == {torch.float32}
     assert {s.dtype for s in (state if isinstance(state, tuple) else (state,))} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ((16, 768, 768, "lstm"), True),
+        ((16, 768, 768, "gru"), False),
+        ((16, 768, 1152, "lstm"), False),
+        ((16, 32, 768, "lstm"), False),
+        ((12, 768, 768, "lstm"), False),
+        ((256, 768, 768, "lstm"), False),
+    ],
+)
+def test_where_cudnn_keeps_its_weights(sizes: tuple[Any, ...], expected: bool) -> None:
+    assert native.is_persistent(*sizes) == expected
+
+
+def test_auto_takes_it_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = flexrnn.LSTM(I, H), torch.randn(T, B, I)
+    assert not native.is_faster(None, (x,), (x,))  # pyright: ignore  # nowhere on the CPU
+    assert flexrnn.explain(layer, x).engine == "cpu"
+    monkeypatch.setattr(native, "is_faster", lambda *_: True)
+    ran, run = [], native.run
+    monkeypatch.setattr(native, "run", lambda *a, **k: ran.append(1) or run(*a, **k))
+    layer(x)
+    assert ran
+    assert flexrnn.explain(layer, x).engine == "torch"
+    assert flexrnn.explain(layer, x).steps[0].causes == ()

@@ -64,9 +64,9 @@ class Engine(Protocol):
 ENGINES: dict[str, Engine] = {"interpreter": interpreter, "cpu": cpu, "cuda": cuda}
 WITHOUT_PROGRAM = ("reference", "torch")  # what else has a name
 CASTS: tuple[str, ...] = ("cuda", "torch")  # run in autocast's dtype where it is on
-AUTO: tuple[str, ...] = ("cpu", "reference")  # the fastest first; the last can run everything
-# `torch` is missing there: on the CPU generated code is the faster, and on a card nobody has
-# measured it, nor `cuda`; see the table of costs in `cuda/tiers.py`.
+# The fastest first; the last can run everything. `torch` is missing: on the CPU generated code is
+# the faster, and on a card `native.is_faster` says for which calls it is not.
+AUTO: tuple[str, ...] = ("cpu", "cuda", "reference")
 
 
 def source(engine: str, program: Program, dtype: torch.dtype) -> str:
@@ -81,14 +81,17 @@ def not_served(engine: str, like: Tensor) -> str:
 
     These are limits that are stated and not met by accident, so that `auto` passes on in silence.
     """
-    if engine != "cpu":
+    kind = like.device.type
+    if engine not in ("cpu", "cuda"):
         return ""
-    if not like.is_cpu:
-        return f"serves the CPU, not {like.device.type}"
-    casts = autocast.dtype_for(like) is not None
-    if like.dtype not in cpu.DTYPES or casts:
-        found = "autocast" if casts else str(like.dtype)
+    if kind != engine:
+        return f"serves {'the CPU' if engine == 'cpu' else 'CUDA'}, not {kind}"
+    to = autocast.dtype_for(like)
+    if engine == "cpu" and (like.dtype not in cpu.DTYPES or to is not None):
+        found = str(like.dtype) if to is None else "autocast"
         return f"computes in float32 and float64, not under {found}"
+    if engine == "cuda" and (to or like.dtype) not in cuda.DTYPES:
+        return f"computes in half types, float32 and float64, not in {to or like.dtype}"
     return ""
 
 
@@ -105,3 +108,8 @@ def chain(backend: str, like: Tensor, steps: int | None = None) -> tuple[str, ..
     if steps == 1:
         return AUTO[-1:]
     return tuple(engine for engine in AUTO if not not_served(engine, like))
+
+
+def casts(backend: str, like: Tensor) -> bool:
+    """Whether the first engine that a backend tries runs in autocast's dtype where it is on."""
+    return chain(backend, like)[0] in CASTS

@@ -104,7 +104,7 @@ def _report(
     state: tuple[Tensor, ...],
     xs: tuple[Tensor, ...],
 ) -> StepReport:
-    dtype = autocast.dtype_for(state[0]) if backend in engines.CASTS else None
+    dtype = autocast.dtype_for(state[0]) if engines.casts(backend, state[0]) else None
     if dtype is not None:
         with autocast.off(state[0]):
             xs, state = (tuple(autocast.cast(t, dtype) for t in group) for group in (xs, state))
@@ -134,9 +134,15 @@ def _choose(
 ) -> tuple[str, tuple[str, ...]]:
     """The engine that `scan.run` comes to, and why none before it."""
     like = state[0]
-    reasons = {e: engines.not_served(e, like) for e in engines.AUTO if backend == "auto"}
-    causes = [f"{engine}: {reason}" for engine, reason in reasons.items() if reason]
-    for engine in engines.chain(backend, like, operands[0].shape[0]):
+    causes: list[str] = []
+    order = engines.AUTO if backend == "auto" else ()
+    tried = engines.chain(backend, like, operands[0].shape[0])
+    if backend == "auto" and native.is_faster(step, state, operands[:1]):
+        tried = ("torch", *tried)
+    for engine in tried:
+        before = order[: order.index(engine)] if engine in order else ()
+        causes += [f"{e}: {reason}" for e in before if (reason := engines.not_served(e, like))
+                   and f"{e}: {reason}" not in causes]  # fmt: skip
         if engine == "reference":
             return engine, tuple(causes)
         try:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import _VF, Tensor
 
+from flexrnn.engine import autocast
 from flexrnn.engine.ordinary import Call, kind
 from flexrnn.engine.step import CannotRunError, ComposedStep, Native
 
@@ -55,6 +56,40 @@ def check(
             "under torch.no_grad()"
         )
     return native
+
+
+def is_faster(
+    step: ComposedStep, state: Sequence[Tensor], xs: Sequence[Tensor], keep: Sequence[int] = (0,)
+) -> bool:
+    """Whether torch's kernel runs a call, and is measured to be faster than generated ones.
+
+    It is where it keeps its weights on the chip, too: cuDNN does so for float16 at some sizes.
+    """
+    like = state[0]
+    if not like.is_cuda or isinstance(step.native, str):
+        return False
+    dtype = autocast.dtype_for(like) or like.dtype
+    sizes = (like.shape[0], xs[0].shape[-1], like.shape[-1])
+    projected = "weight_hr" in step.native.weights
+    if dtype != torch.float16 or projected or not is_persistent(*sizes, step.native.kernel):
+        return False
+    card = torch.cuda.get_device_properties(like.device)
+    if card.major < 8 or card.minor == 6 or card.multi_processor_count < 98:
+        return False
+    try:
+        check(step, state, xs, keep)
+    except CannotRunError:
+        return False
+    return True
+
+
+def is_persistent(batch: int, inputs: int, hidden: int, kernel: str) -> bool:
+    """Whether torch asks cuDNN for a kernel that keeps its weights, on a card that has them.
+
+    So says its source (`use_persist_common_heuristics` and what follows it, in `cudnn/RNN.cpp`).
+    """
+    whole = inputs % 128 == 0 and hidden % 128 == 0 and hidden <= 1024
+    return whole and batch % 8 == 0 and batch <= 128 and kernel == "lstm"
 
 
 def run(

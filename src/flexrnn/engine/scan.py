@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexrnn.engine import eager, engines, reference, traced
+from flexrnn.engine import eager, engines, native, reference, traced
 from flexrnn.engine.compiler.trace import CannotCompileError
 from flexrnn.engine.fallback import warn
 from flexrnn.engine.function import FunctionStep, rebuild, tensors_in
@@ -76,7 +76,10 @@ def run(
     causes: list[str] = []
     times: dict[str, Any] = {"reverse": reverse, "keep": keep, "batch_sizes": batch_sizes}
     steps = xs[0].shape[0] if batch_sizes is None else batch_sizes.shape[0]
-    for engine in engines.chain(name, state[0], steps):
+    tried = engines.chain(name, state[0], steps)
+    if name == "auto" and batch_sizes is None and native.is_faster(step, state, xs, keep):
+        tried = ("torch", *tried)
+    for engine in tried:
         if engine == "reference":
             break
         try:

@@ -64,7 +64,7 @@ def test_kernels_take_their_arguments_by_value_while_somebody_records(
 def test_the_table_prefers_what_reads_less() -> None:
     def chosen(cell: Any, hidden_size: int, **call: Any) -> tuple[str, int]:
         loop = written(cell, hidden_size, torch.bfloat16).forward
-        choice = tiers.choose(loop, CALL._replace(itemsize=2, **call))
+        choice = tiers.choose(loop, CALL._replace(**{"itemsize": 2, **call}))
         return choice.tier.name, choice.call.tall
 
     lstm, normed = flexrnn.cells.LSTMCell, flexrnn.cells.LayerNormLSTMCell
