@@ -18,6 +18,7 @@ from torch.testing import assert_close
 
 import flexrnn
 from flexrnn import cells
+from flexrnn.call import quick
 from flexrnn.engine import native
 from flexrnn.engine.step import CannotRunError
 
@@ -328,6 +329,7 @@ def test_auto_takes_it_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> No
     assert not native.is_faster(None, (x,), (x,))  # pyright: ignore  # nowhere on the CPU
     assert flexrnn.explain(layer, x).engine == "cpu"
     monkeypatch.setattr(native, "is_faster", lambda *_: True)
+    monkeypatch.setattr(quick, "_ENGINE", "")  # plain calls on the CPU do not come so far
     ran, run = [], native.run
     monkeypatch.setattr(native, "run", lambda *a, **k: ran.append(1) or run(*a, **k))
     layer(x)
