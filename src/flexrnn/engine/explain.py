@@ -140,9 +140,11 @@ def _choose(
     if backend == "auto" and native.is_faster(step, state, operands[:1]):
         tried = ("torch", *tried)
     for engine in tried:
-        before = order[: order.index(engine)] if engine in order else ()
-        causes += [f"{e}: {reason}" for e in before if (reason := engines.not_served(e, like))
-                   and f"{e}: {reason}" not in causes]  # fmt: skip
+        for faster in order[: order.index(engine)] if engine in order else ():
+            reason = engines.not_served(faster, like)
+            about = f"{faster}: {reason}"  # on a CPU nobody expects CUDA
+            if reason and about not in causes and not (faster == "cuda" and like.is_cpu):
+                causes.append(about)
         if engine == "reference":
             return engine, tuple(causes)
         try:
