@@ -15,7 +15,7 @@ from flexrnn.engine.ordinary import Call, kind
 from flexrnn.engine.step import CannotRunError
 from flexrnn.record import is_recorded
 
-_ENGINES = {"auto": "cpu", "cpu": "cpu", "cuda": "cuda"}  # of each backend, what gains by it
+_ENGINES = ("cpu", "cuda")  # that gain by it
 
 
 class Layout:
@@ -105,8 +105,8 @@ def serves(layer: Any, x: Tensor, sizes: Tensor, state: Any) -> bool:
         or (x.is_cuda and torch.cuda.is_current_stream_capturing())  # copies from the CPU
     ):
         return False
-    engine = _ENGINES.get(scan.in_force(layer.backend))
-    if engine is None or engines.not_served(engine, x):
+    engine = engines.chain(scan.in_force(layer.backend), x)[0]
+    if engine not in _ENGINES or engines.not_served(engine, x):
         return False
     try:
         eager = kind((x, sizes, *(state or ()))) is Call.EAGER
