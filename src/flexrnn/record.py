@@ -56,7 +56,8 @@ def record(layer: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 def is_recorded(layer: nn.Module) -> bool:
     """Whether somebody records the layer here and now."""
-    return any(recorded is layer for recorded, _ in _here.active)
+    active = _here.active
+    return bool(active) and any(recorded is layer for recorded, _ in active)
 
 
 def publish(

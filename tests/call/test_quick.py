@@ -132,7 +132,8 @@ def test_it_is_not_taken_where_more_is_asked_for() -> None:
         handle = register(lambda *_: None)
         assert not is_taken(layer, x, state)
         handle.remove()
-    for other in (None, state[0], state[:1], [*state], (state[0], state[1][:, :2]),
+    assert is_taken(layer, x, None)
+    for other in (state[0], state[:1], [*state], (state[0], state[1][:, :2]),
                   (state[0].float(), state[1])):  # fmt: skip
         assert not is_taken(layer, x, other)
     for wrong in (x[0], x[:, :2], x.float(), x[:2]):

@@ -19,12 +19,14 @@ from torch.nn.modules import module as hooks
 
 from flexrnn.bind import Slot, bind, identity
 from flexrnn.call.initial import initial_state
+from flexrnn.call.prepared import Part, Prepared, has_tensors, known
 from flexrnn.call.stack import stacked
 from flexrnn.cell import Cell, field_sizes, unwrap
 from flexrnn.compose import CellStep
 from flexrnn.engine import eager, engines, scan
 from flexrnn.engine.compiler.trace import CannotCompileError
 from flexrnn.engine.differentiable import Ready
+from flexrnn.engine.kinds import can_tell
 from flexrnn.engine.ordinary import Call, kind
 from flexrnn.engine.step import CannotRunError
 from flexrnn.engine.tables import trim
@@ -47,8 +49,9 @@ class _Memory:
     """What is known of a layer. It holds neither the layer nor any tensor of it."""
 
     def __init__(self, slots: Sequence[tuple[Slot, ...]]):
-        self.flat = [slot.flat for slot in chain(*slots)]
+        self.flat = list(dict.fromkeys(slot.flat for slot in chain(*slots)))
         self.ways: dict[Any, _Way | None] = {}
+        self.prepared: dict[Any, Prepared] = {}
         self.blind = False  # a cell has what can change without anybody seeing it
         self.zeros: tuple[Any, tuple[Tensor, ...]] = (None, ())
 
@@ -71,7 +74,6 @@ def call(layer: Any, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
         torch.compiler.is_compiling()
         or not isinstance(x, Tensor)
         or "parametrizations" in layer._modules  # which are not to be computed twice
-        or not _is_plain(layer)
     ):
         return None
     found = _run(layer, x, hx, axis=int(layer.batch_first))
@@ -84,7 +86,7 @@ def step(layer: Any, x: Tensor, state: Any) -> tuple[Tensor, Any] | None:
     Args:
         layer: a `FlexRNN` of one direction whose class does not override `forward`.
         x: `(B, I)`.
-        state: the state before the step, each field `(L, B, width)`.
+        state: the state before the step, each field `(L, B, width)`, or None.
 
     Returns:
         The output `(B, width)` and the new state; None where `forward` is to be called.
@@ -92,17 +94,14 @@ def step(layer: Any, x: Tensor, state: Any) -> tuple[Tensor, Any] | None:
     if (
         torch.compiler.is_compiling()
         or torch.is_grad_enabled()
-        or state is None
         or x.dim() != 2
         or layer._forward_hooks
         or layer._forward_pre_hooks
         or hooks._global_forward_hooks
         or hooks._global_forward_pre_hooks
-        or not _is_plain(layer)
     ):
         return None
-    found = _run(layer, x, state, axis=None)
-    return found and (found[0][0], found[1])
+    return _run(layer, x, state, axis=None)
 
 
 def _is_plain(layer: Any) -> bool:
@@ -120,7 +119,7 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _run(layer: Any, x: Tensor, hx: Any, *, axis: int | None) -> tuple[Tensor, Any] | None:
-    """Run all layers and directions; the output is `(T, B, ·)`.
+    """Run all layers and directions; the output is `(T, B, ·)`, or `(B, ·)` of a single step.
 
     Args:
         layer: the layer.
@@ -133,18 +132,27 @@ def _run(layer: Any, x: Tensor, hx: Any, *, axis: int | None) -> tuple[Tensor, A
     given = (hx,) if isinstance(hx, Tensor) else () if hx is None else hx
     if memory.blind or not isinstance(given, tuple) or (hx is not None and not given):
         return None
+    cells = list(layer._modules["cells"]._modules.values())
+    own = layer._parameters  # first, for a module's `__getattr__` is slow
+    params = [own[f] if f in own else getattr(layer, f) for f in memory.flat]
+    row = (x, *given, *params)
+    never = torch.is_grad_enabled() or layer.bidirectional or not _is_strided(x)
+    about = None if never else known(layer, cells)
+    like = about and (axis, x.shape, x.stride(), len(given))
+    prepared = like and memory.prepared.get(like)
+    if prepared and not prepared.holds(about, row):
+        prepared = None
+    if prepared and prepared.parts:
+        return prepared(x, given, params)
+    if not _is_plain(layer) or any(map(has_tensors, cells)):
+        return None
     try:
-        own = layer._parameters  # first, for a module's `__getattr__` is slow
-        params = [own[f] if f in own else getattr(layer, f) for f in memory.flat]
-        if not _lie_here((x, *given, *params)) or not _is_served(layer, x, axis):
+        if not _lie_here(row) or not _is_served(layer, x, axis):
             return None
         x = x[None] if axis is None else x.transpose(0, 1) if axis else x
-        cells = list(layer.cells)
-        if any(map(_has_tensors, cells)):
-            return None
         if hx is None and layer.learn_initial_state:
-            about = {"dtype": x.dtype, "device": x.device, "batch": x.shape[1], "learned": True}
-            given = initial_state(layer, cells, layer._suffixes, **about)
+            options = {"dtype": x.dtype, "device": x.device, "batch": x.shape[1], "learned": True}
+            given = initial_state(layer, cells, layer._suffixes, **options)
             if not _lie_here((x, *given)):
                 return None
         way = _way(layer, memory, cells, x, given, params)
@@ -163,19 +171,23 @@ def _run(layer: Any, x: Tensor, hx: Any, *, axis: int | None) -> tuple[Tensor, A
                 outputs = []
     except (CannotCompileError, CannotRunError):
         return None
-    return x, unwrap(stacked(cells[0], finals, x.dtype))
+    if like and not prepared and len(row) == 1 + len(given) + len(params) and can_tell(row):
+        parts = _parts(way, row, start, axis)
+        memory.prepared[like] = Prepared(about, row, parts, cells[0].State, way.widths, start, axis)
+        trim(memory.prepared, _KEPT)
+    return x[0] if axis is None else x, unwrap(stacked(cells[0], finals, x.dtype))
 
 
 def _lie_here(row: Sequence[Tensor]) -> bool:
     """Whether an engine may be called with these tensors as they are."""
     dtype = row[0].dtype
     return kind(row) is Call.EAGER and all(
-        tensor.dtype is dtype
-        and tensor.is_cpu
-        and tensor.layout is torch.strided
-        and not tensor.is_nested
-        for tensor in row
+        tensor.dtype is dtype and tensor.is_cpu and _is_strided(tensor) for tensor in row
     )
+
+
+def _is_strided(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_nested
 
 
 def _is_served(layer: Any, x: Tensor, axis: int | None) -> bool:
@@ -268,13 +280,12 @@ def _found(
         return None
     lent: Any = SimpleNamespace(**dict(zip(memory.flat, params, strict=True)))
     parts: list[tuple[Ready, tuple[int, ...]]] = []
-    at, learns = 0, False
+    learns = False
     for k, (cell, slots) in enumerate(zip(cells, layer._slots, strict=True)):
         step = CellStep(bind(cell, slots, lent), origin=cell)
-        places = {f"{s.module}.{s.name}".lstrip("."): i for i, s in enumerate(slots, at)}
+        places = {f"{s.module}.{s.name}".lstrip("."): memory.flat.index(s.flat) for s in slots}
         if step.tensors.keys() != places.keys():
             return None
-        at += len(slots)
         state = cell.State(*(start or (field[k] for field in given)))
         ready = eager.ready(step, state, (x,), reverse=k % ways == 1, keep=(0,), engine=_ENGINE)
         parts.append((ready, tuple(places[name] for name in step.tensors)))
@@ -285,11 +296,29 @@ def _found(
     return _Way(tuple(parts), widths)
 
 
-def _has_tensors(cell: Cell) -> bool:
-    """Whether a cell has parameters or buffers that are not the layer's."""
-    modules = cell.modules() if cell._modules else (cell,)
-    tables = [held for m in modules for held in (m._parameters, m._buffers) if held]
-    return any(tensor is not None for held in tables for tensor in held.values())
+def _parts(
+    way: _Way, row: tuple[Tensor, ...], start: tuple[Tensor, ...], axis: int | None
+) -> list[Part]:
+    """What calls without derivatives run that are like one which has just run; or nothing.
+
+    Args:
+        way: of that call, in one direction.
+        row: its input, the initial state, and the parameters.
+        start: the initial state of every cell, where none was given.
+        axis: of time in the input.
+    """
+    x, fields = row[0], 0 if start else len(way.widths)
+    x = x[None] if axis is None else x.transpose(0, 1) if axis else x
+    given, params = row[1 : 1 + fields], row[1 + fields :]
+    parts: list[Part] = []
+    for k, (ready, at) in enumerate(way.parts):
+        state = start or tuple(field[k] for field in given)
+        run = ready.straight((x, *state, *(params[i] for i in at)))
+        if run is None or sum(map(Tensor.numel, start)) > _SMALL:
+            return []
+        parts.append(Part(run, at))
+        x = x.new_empty(*x.shape[:2], way.widths[0])
+    return parts
 
 
 def _initial(cell: Cell) -> Any:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from flexrnn.engine import autocast, recompute
 from flexrnn.engine.compiler.program import Program
-from flexrnn.engine.engines import ENGINES
+from flexrnn.engine.cpu.straight import Straight
+from flexrnn.engine.engines import ENGINES, straight
 from flexrnn.engine.signature import Signature
 
 
@@ -42,6 +43,11 @@ class Ready(NamedTuple):
             reverse=self.reverse,
             batch_sizes=self.batch_sizes,
         )
+
+    def straight(self, row: Sequence[Tensor]) -> Straight | None:
+        """As the engine's `straight`, for these operands."""
+        parts = self.about.parts(row)
+        return straight(self.engine, self.program, *parts, self.keep, reverse=self.reverse)
 
 
 class _Scan(torch.autograd.Function):

@@ -9,6 +9,7 @@ from torch import Tensor
 from flexrnn.engine import autocast, interpreter
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu import engine as cpu
+from flexrnn.engine.cpu.straight import Straight
 from flexrnn.engine.cuda import engine as cuda
 from flexrnn.engine.interpreter import Run
 
@@ -74,6 +75,22 @@ def source(engine: str, program: Program, dtype: torch.dtype) -> str:
     if engine == "cuda":
         return cuda.source(program, dtype)
     return cpu.source(program) if engine == "cpu" else ""
+
+
+def straight(
+    engine: str,
+    program: Program,
+    xs: Sequence[Tensor],
+    state: Sequence[Tensor],
+    tensors: Mapping[str, Tensor],
+    keep: Sequence[str],
+    *,
+    reverse: bool,
+) -> Straight | None:
+    """As `cpu.straight`, of an engine that has it; None of another."""
+    if ENGINES[engine] is not cpu:
+        return None
+    return cpu.straight(program, xs, state, tensors, keep, reverse=reverse)
 
 
 def not_served(engine: str, like: Tensor) -> str:

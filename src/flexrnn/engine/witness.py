@@ -39,8 +39,8 @@ class Witness:
     """
 
     def __init__(self, module: nn.Module):
-        self._tables: list[tuple[Mapping[Any, Any], tuple[Any, ...], tuple[Any, ...]]] = []
-        self._lists: list[tuple[list[Any], tuple[Any, ...]]] = []
+        self._tables: list[tuple[Mapping[Any, Any], list[Any], tuple[Any, ...]]] = []
+        self._rows: list[tuple[Collection[Any], tuple[Any, ...]]] = []
         self._sets: list[tuple[set[Any], set[Any]]] = []
         self._empty: list[Any] = []
         self._cells: list[tuple[CellType, Any]] = []
@@ -54,18 +54,19 @@ class Witness:
         if any(self._empty):
             return False
         for table, keys, values in self._tables:
-            if len(table) != len(keys):
-                return False
-            if not (all(map(same, table, keys)) and all(map(same, table.values(), values))):
+            # An equal string is as good as the same one, and a list compares them at once.
+            if [*table] != keys or not all(map(same, table.values(), values)):
                 return False
         for function, defaults, named in self._functions:
             if function.__defaults__ is not defaults or function.__kwdefaults__ is not named:
                 return False
-        return (
-            all(len(a) == len(b) and all(map(same, a, b)) for a, b in self._lists)
-            and all(a == b for a, b in self._sets)
-            and all(_content(cell) is content for cell, content in self._cells)
-        )
+        for held, parts in self._rows:
+            if len(held) != len(parts) or not all(map(same, held, parts)):
+                return False
+        for names, those in self._sets:
+            if names != those:
+                return False
+        return all(_content(cell) is content for cell, content in self._cells)
 
     def _visit(self, value: Any) -> None:
         kind = type(value)
@@ -78,7 +79,7 @@ class Witness:
             else:
                 self._empty.append(value)
         elif kind is list:
-            self._lists.append((value, tuple(value)))
+            self._rows.append((value, tuple(value)))
             self._all(value)
         elif isinstance(value, (tuple, frozenset)):
             self._all(value)
@@ -114,7 +115,10 @@ class Witness:
                 self._watch(vars(c), OF_NO_EFFECT)
 
     def _watch(self, table: Mapping[Any, Any], skipped: Collection[str] = ()) -> None:
-        self._tables.append((table, tuple(table), tuple(table.values())))
+        if all(type(key) is str for key in table):
+            self._tables.append((table, [*table], tuple(table.values())))
+        else:
+            self._rows += ((table, tuple(table)), (table.values(), tuple(table.values())))
         for name, value in table.items():
             if name not in skipped:
                 self._visit(name)

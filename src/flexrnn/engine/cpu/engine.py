@@ -14,6 +14,7 @@ from flexrnn.engine.cpu.build.isa import machine
 from flexrnn.engine.cpu.build.toolchain import library
 from flexrnn.engine.cpu.forward import Forward
 from flexrnn.engine.cpu.plan import dense, is_known, laid_out, materialized, operands, sizes_of_call
+from flexrnn.engine.cpu.straight import Straight
 from flexrnn.engine.interpreter import Run
 from flexrnn.engine.lowering.extract import extract
 from flexrnn.engine.lowering.stages import lower
@@ -87,6 +88,32 @@ def forward(
     given = operands(program, xs, state, tensors, batch_sizes)
     sizes = sizes_of_call(xs, state, reverse, openmp.threads(), batch_sizes)
     return laid_out(Forward, program, tuple(keep), sizes, given, like.dtype)(given, like)
+
+
+def straight(
+    program: Program,
+    xs: Sequence[Tensor],
+    state: Sequence[Tensor],
+    tensors: Mapping[str, Tensor],
+    keep: Sequence[str],
+    *,
+    reverse: bool = False,
+) -> Straight | None:
+    """What `forward` does without derivatives, for operands of these kinds that lie so.
+
+    Returns:
+        What takes their addresses, in this order; None where it is not so easy.
+    """
+    names = [f"x{k}" for k in range(len(xs))]
+    names += [f"state.{field}" for field in program.fields]
+    names += [f"param.{name}" for name in tensors]
+    given = operands(program, xs, state, tensors)
+    row = (*xs, *state, *tensors.values())
+    if any(given[name] is not tensor for name, tensor in zip(names, row, strict=True)):
+        return None  # some have to be copied first
+    sizes = sizes_of_call(xs, state, reverse, openmp.threads(), None)
+    laid = laid_out(Forward, program, tuple(keep), sizes, given, state[0].dtype)
+    return Straight(laid, names) if laid.is_straight else None
 
 
 def backward(

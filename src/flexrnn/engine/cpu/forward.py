@@ -63,6 +63,12 @@ class Forward:
         self.layout.finish(given)
         self.chunks = self._chunks(plan)
 
+    @property
+    def is_straight(self) -> bool:
+        """Whether one run of the loop is all there is to do, for a single field at every step."""
+        more = self.layout.before.wanted or self.constant or self.saves or self.sizes.fewer
+        return not more and len(self.chunks) == len(self.keep) == 1
+
     def _chunks(self, plan: Plan) -> tuple[Chunk, ...]:
         """As few steps as their input's products, unless all of one are saved."""
         products = [n for n in plan.forward.source.buffers if n.startswith("hoisted.")]

@@ -3,7 +3,7 @@
 import ctypes
 import math
 from collections.abc import Callable, Mapping, Sequence
-from operator import add
+from operator import add, itemgetter
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -73,6 +73,41 @@ class Launch:
         at[""] = 0
         pointers = map(add, map(at.__getitem__, self._memories), self._offsets)
         self._run(self._pack(*pointers), self._of(first, last), self._constants, self._threads)
+
+    def addressed(
+        self,
+        order: Sequence[str],
+        where: Mapping[str, str],
+        instead: Mapping[tuple[str, int], str],
+        first: int,
+        last: int,
+    ) -> tuple[Callable[[Sequence[int]], None], set[str]]:
+        """The same call, of the addresses of memories instead of a mapping of tensors.
+
+        Args:
+            order: names of all memories, in the order in which their addresses will come.
+            where: other names that the loop's memories have there.
+            instead: the name of a memory that takes the place of another from an offset on.
+            first, last: the steps.
+
+        Returns:
+            What is called with the addresses, and the names of `order` that it looks at.
+        """
+        places: list[tuple[str, int]] = []
+        for memory, offset in zip(self._memories, self._offsets, strict=True):
+            other = instead.get((memory, offset))
+            places.append((where.get(memory, memory), offset) if other is None else (other, 0))
+        numbers = {name: k for k, name in enumerate((*order, ""))}
+        pick = itemgetter(*(numbers[name] for name, _ in places))
+        offsets = tuple(offset for _, offset in places)
+        pack, run, sizes = self._pack, self._run, self._of(first, last)
+        constants, threads = self._constants, self._threads
+
+        def call(addresses: Sequence[int]) -> None:
+            pointers = map(add, pick((*addresses, 0)), offsets)
+            run(pack(*pointers), sizes, constants, threads)
+
+        return call, {name for name, _ in places}
 
     def _of(self, first: int, last: int) -> Any:
         """The sizes, for these steps."""
@@ -149,8 +184,8 @@ class Kernel:
             heads, inner, units = weight.shape
             columns = weight.width * self.lanes
             numbers = heads * -(-units // columns) * inner * len(weight.blocks) * columns
-            numbers = 0 if self.shape is Shape.FEW else numbers
-            pointers.append((SCRATCH, area.take(numbers) * self.itemsize))
+            few = self.shape is Shape.FEW  # which reads them where they lie
+            pointers.append(("", 0) if few else (SCRATCH, area.take(numbers) * self.itemsize))
         before = len(HEAD) + len(self.source.sizes) + len(strides)
         at, table = before + 2 * len(self.source.weights), list[int]()
         for weight, parts in zip(self.source.weights, weights, strict=True):

@@ -1,7 +1,7 @@
 """A call of a loop, laid out: where its buffers lie."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from weakref import ref
 
 from torch import Tensor
@@ -88,6 +88,16 @@ class Layout:
     def run(self, memory: Mapping[str, Tensor], chunk: Chunk) -> None:
         """Run the loop for the steps of a chunk."""
         self._launch(memory, *chunk)
+
+    def addressed(
+        self,
+        order: Sequence[str],
+        where: Mapping[str, str],
+        instead: Mapping[tuple[str, int], str],
+        chunk: Chunk,
+    ) -> tuple[Callable[[Sequence[int]], None], set[str]]:
+        """The loop for the steps of a chunk, by addresses; as `Launch.addressed`."""
+        return self._launch.addressed(order, where, instead, *chunk)
 
     def _input(self, name: str, given: Mapping[str, Tensor]) -> Rows:
         kind, _, rest = name.partition(".")

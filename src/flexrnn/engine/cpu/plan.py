@@ -18,7 +18,9 @@ from flexrnn.engine.lowering.extract import Extract, extract
 from flexrnn.engine.step import CannotRunError
 from flexrnn.engine.tables import trim
 
-_FEW = 8  # rows over all steps, up to which laying out weights costs more than it saves
+# Rows up to which laying out weights costs more than it saves: over all steps, or of a single one,
+# which reads them once.
+_FEW, _FEW_AT_ONCE = 8, 16
 _SMALL = 64 << 10  # numbers of weights that a core's cache holds beside everything else
 _KEPT = 64  # calls of a program, each of its own T, B and strides, that stay laid out
 
@@ -60,7 +62,7 @@ def shape_of(program: Program, sizes: Sizes) -> Shape:
     The loop for a single row leaves the input's product to torch, so as to read fewer weights at
     every step. Where all of them stay in the cache anyway, it is the dearer one.
     """
-    if sizes.steps * sizes.batch <= _FEW:
+    if sizes.steps * sizes.batch <= (_FEW if sizes.steps > 1 else _FEW_AT_ONCE):
         return Shape.FEW
     single = sizes.batch == 1 and _of(program).weights > _SMALL
     return Shape.ROW if single else Shape.ROWS

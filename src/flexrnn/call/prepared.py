@@ -1,0 +1,120 @@
+# pyright: reportPrivateUsage=false
+# What is in force for torch's operations, and where a module keeps its tensors, has no public name.
+"""A plain call without derivatives, prepared: from tensors to the loop's addresses and back.
+
+What one call has found out holds for the next while nothing has changed of what is in force in
+this thread, of the layer's options and cells, and of the tensors' kinds. The numbers are read where
+they lie now: no address is remembered.
+"""
+
+from collections.abc import Sequence
+from operator import add, itemgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flexrnn.bind import identity
+from flexrnn.cell import Cell, unwrap
+from flexrnn.engine import engines, scan
+from flexrnn.engine.cpu.build import openmp
+from flexrnn.engine.cpu.straight import Straight
+from flexrnn.engine.kinds import Kinds
+from flexrnn.engine.ordinary import Call, kind
+from flexrnn.record import is_recorded
+
+_options = itemgetter("zoneout", "training", "recurrent_dropout", "weight_drop", "dropout",
+                      "num_layers", "checkpoint_every", "backend", "batch_first", "bidirectional",
+                      "input_size", "learn_initial_state")  # fmt: skip
+_address = Tensor.data_ptr
+
+
+class Part(NamedTuple):
+    """One of the layers on top of one another."""
+
+    run: Straight
+    parameters: tuple[int, ...]  # which of all
+
+
+class Prepared:
+    """A call of one kind, prepared, or known to be none that can be.
+
+    Args:
+        about: what `known` says of it.
+        row: the input as it is given, the initial state, and the parameters.
+        parts: of every layer; none where the call cannot be prepared.
+        state: the class of the state, a NamedTuple.
+        widths: of the state.
+        start: the initial state of every layer `(B, width)`, where none is given.
+        axis: of time in the input; None of a single step.
+    """
+
+    def __init__(
+        self,
+        about: Any,
+        row: Sequence[Tensor],
+        parts: Sequence[Part],
+        state: Any,
+        widths: Sequence[int],
+        start: tuple[Tensor, ...],
+        axis: int | None,
+    ):
+        self._about, self._kinds = about, Kinds(row)
+        self.parts, self._state, self._start = parts, state, start if parts else ()
+        *lead, _ = row[0].transpose(0, axis or 0).shape
+        batch, size = lead[-1], row[0].element_size()
+        self._output = (*lead, widths[0])
+        self._fields = [(len(parts), batch, width) for width in widths]
+        self._apart = [size * batch * width for width in widths]  # bytes from layer to layer
+
+    def holds(self, about: Any, row: Sequence[Any]) -> bool:
+        """Whether a call is of this kind, and everything around it as it was."""
+        return about == self._about and self._kinds.are_those_of(row)
+
+    def __call__(
+        self, x: Tensor, given: tuple[Tensor, ...], params: Sequence[Tensor]
+    ) -> tuple[Tensor, Any]:
+        """Run it; the output is `(T, B, width)`, or `(B, width)`."""
+        final = [x.new_empty(*shape) for shape in self._fields]
+        weights, ends = [*map(_address, params)], [*map(_address, final)]
+        begins = [*map(_address, given or self._start)]
+        output = x
+        for k, (run, parameters) in enumerate(self.parts):
+            if k:
+                ends = [*map(add, ends, self._apart)]
+                begins = [*map(add, begins, self._apart)] if given else begins
+            below, output = output, x.new_empty(*self._output)
+            own = [weights[i] for i in parameters]
+            run((_address(below), *begins, *own, _address(output), *ends))
+        return output, unwrap(self._state(*final))
+
+
+def known(layer: Any, cells: Sequence[Cell]) -> Any:
+    """All that makes a call what it is but for its tensors; None where some of it has no name.
+
+    Whoever calls has looked for Dynamo, hooks, and whether there are derivatives.
+    """
+    if (
+        kind(()) is not Call.EAGER
+        or torch._C._len_torch_function_stack()
+        or scan.is_watched()
+        or is_recorded(layer)
+        or any(map(has_tensors, cells))
+    ):
+        return None
+    return (
+        _options(layer.__dict__),
+        scan.in_force(layer.backend),
+        engines.ENGINES["cpu"],
+        torch.get_default_dtype(),
+        openmp.threads(),
+        [*map(identity, cells)],
+    )
+
+
+def has_tensors(module: torch.nn.Module) -> bool:
+    """Whether a module, or one inside it, has parameters or buffers; a cell's are the layer's."""
+    own, inside = (module._parameters, module._buffers), module._modules
+    if any(own) and any(tensor is not None for held in own for tensor in held.values()):
+        return True
+    return bool(inside) and any(m is not None and has_tensors(m) for m in inside.values())

@@ -1,0 +1,507 @@
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+"""Calls that are prepared: the bits of those that are not, and nothing that changes is missed."""
+
+import copy
+import pickle
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.nn.utils import parametrizations, parametrize
+from torch.overrides import TorchFunctionMode
+from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
+
+import flexrnn
+from flexrnn import FlexRNN, cells
+from flexrnn.call import prepared, quick
+
+T, B, I, H = 6, 2, 3, 5
+
+
+class OwnCell(flexrnn.Cell):
+    """A cell with a module inside, of whose parameters nothing is made before the loop."""
+
+    State = cells.LSTMState
+    scale = 1.0
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None,
+                 dtype: Any = None):  # fmt: skip
+        super().__init__(input_size, hidden_size)
+        options: Any = {"bias": bias, "device": device, "dtype": dtype}
+        self.inner = nn.Linear(input_size + hidden_size, 2 * hidden_size, **options)
+        self.decay = nn.Parameter(torch.rand(hidden_size, dtype=dtype))
+
+    def step(self, x: Any, state: Any) -> Any:
+        h, c = state
+        a, b = self.inner(torch.cat([x, h], -1)).chunk(2, -1)
+        c = self.decay * c + torch.sin(a) * self.scale
+        return cells.LSTMState(torch.tanh(b) * c, c)
+
+
+@pytest.fixture(autouse=True)
+def without_derivatives() -> Iterator[None]:
+    with torch.no_grad(), flexrnn.backend("cpu"):
+        yield
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows with every call that had been prepared."""
+    counted: list[int] = []
+    call = prepared.Prepared.__call__
+
+    def noted(self: Any, *arguments: Any) -> Any:
+        counted.append(1)
+        return call(self, *arguments)
+
+    monkeypatch.setattr(prepared.Prepared, "__call__", noted)
+    return counted
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, dtype=dtype)
+
+
+def flat(result: Any) -> list[Tensor]:
+    output, state = result
+    return [output, *((state,) if isinstance(state, Tensor) else state)]
+
+
+def unprepared(layer: FlexRNN, call: Callable[[], Any]) -> Any:
+    if (memory := quick._memories.get(layer)) is not None:
+        memory.prepared.clear()
+    return call()
+
+
+def is_taken(taken: list[int], call: Callable[[], Any]) -> bool:
+    before = len(taken)
+    call()
+    return len(taken) > before
+
+
+def assert_as_ever(layer: FlexRNN, call: Callable[[], Any]) -> None:
+    """A call that meets what others have left gives the bits of one that meets nothing."""
+    found = call()
+    expected = unprepared(layer, call)
+    assert type(found[1]) is type(expected[1])
+    for a, b in zip(flat(found), flat(expected), strict=True):
+        assert a.stride() == b.stride()
+        assert (a.requires_grad, a.is_inference()) == (b.requires_grad, b.is_inference())
+    assert_close(flat(found), flat(expected), rtol=0, atol=0)
+    assert_close(flat(call()), flat(expected), rtol=0, atol=0)
+
+
+KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "lstm": (cells.LSTMCell, {}),
+    "projected": (cells.LSTMCell, {"proj_size": 2}),
+    "gru": (cells.GRUCell, {}),
+    "relu": (cells.RNNCell, {"nonlinearity": "relu"}),
+    "peephole": (cells.PeepholeLSTMCell, {}),
+    "layer norm": (cells.LayerNormLSTMCell, {}),
+    "naive": (cells.NaiveLSTMCell, {}),
+    "own": (OwnCell, {}),
+}
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bits_are_those_of_a_call_that_was_not_prepared(
+    kind: str, layers: int, batch_first: bool, taken: list[int]
+) -> None:
+    cell, options = KINDS[kind]
+    for dtype in (torch.float32, torch.float64):
+        layer = FlexRNN(cell, I, H, layers, batch_first=batch_first, dtype=dtype, **options)
+        for rows in (1, B, 9):
+            _, state = layer.step(randn(rows, I, dtype=dtype))
+            for shape in ((rows,), (1, rows), (2, rows), (T, rows)):
+                x = randn(*shape, I, dtype=dtype)
+                x = x.transpose(0, 1).contiguous() if batch_first and x.dim() == 3 else x
+                run = layer if x.dim() == 3 else layer.step
+                for hx in (None, state):
+                    assert_as_ever(layer, partial(run, x, hx))
+                    assert is_taken(taken, partial(run, x, hx))
+
+
+def test_numbers_are_those_of_the_reference(taken: list[int]) -> None:
+    layer = flexrnn.LSTM(I, H, 2, dtype=torch.float64)
+    x, state = randn(9, T, I), None
+    found = []
+    for x_t in x.unbind(1):
+        output, state = layer.step(x_t, state)
+        found.append(output)
+    assert len(taken) == T - 2  # the first, and the first with a state, found out
+    with flexrnn.backend("reference"):
+        expected, end = layer(x.transpose(0, 1))
+    assert_close(torch.stack(found), expected, rtol=1e-13, atol=1e-14)
+    assert_close(state, end, rtol=1e-13, atol=1e-14)
+
+
+def test_results_are_nobody_elses_memory(taken: list[int]) -> None:
+    layer = flexrnn.LSTM(I, H, 2, dtype=torch.float64)
+    x, state = randn(B, I), layer.step(randn(B, I))[1]
+    layer.step(x, state)
+    before = [s.clone() for s in state]
+    results = [layer.step(x, state) for _ in range(3)]
+    assert len(taken) == 3
+    tensors = [tensor for result in results for tensor in flat(result)]
+    assert len({t.untyped_storage().data_ptr() for t in tensors}) == 9
+    assert all(t.untyped_storage().nbytes() == t.nbytes and not t._is_view() for t in tensors)
+    kept = [t.clone() for t in flat(results[2])]
+    for tensor in tensors[:6]:
+        version = tensors[8]._version
+        tensor.fill_(7)
+        assert tensors[8]._version == version
+    layer.step(x, state)
+    assert_close(flat(results[2]), kept, rtol=0, atol=0)
+    assert_close(list(state), before, rtol=0, atol=0)
+
+
+@pytest.fixture
+def known(taken: list[int]) -> tuple[FlexRNN, Callable[[], Any], list[int]]:
+    """A layer, a step of it that is prepared, and the count of those."""
+    layer = FlexRNN(OwnCell, I, H, dtype=torch.float64)
+    x, state = randn(B, I), layer.step(randn(B, I))[1]
+
+    def step() -> Any:
+        dtype: Any = layer.inner_bias_l0.dtype
+        return layer.step(x.to(dtype), tuple(s.to(dtype) for s in state))
+
+    step()
+    assert is_taken(taken, step)
+    return layer, step, taken
+
+
+Known = tuple[FlexRNN, Callable[[], Any], list[int]]
+
+
+def test_parameters_count_as_they_are_at_the_call(known: Known) -> None:
+    layer, step, taken = known
+    first = step()[0]
+    decay = layer.get_parameter("decay_l0")
+
+    def changed() -> Tensor:
+        assert_as_ever(layer, step)
+        now = step()[0]
+        assert not torch.equal(now, first)
+        return now
+
+    decay.add_(1)
+    assert is_taken(taken, step)
+    added = changed()
+    decay.data = decay.data.clone().mul_(2)
+    assert is_taken(taken, step)
+    assert not torch.equal(changed(), added)
+    layer.decay_l0 = nn.Parameter(randn(H))
+    assert is_taken(taken, step)
+    changed()
+    weight = layer.get_parameter("inner_weight_l0")
+    weight.data = weight.data.t().contiguous().t()
+    assert not is_taken(taken, step)
+    changed()
+    layer.requires_grad_(False)
+    assert not is_taken(taken, step)
+    changed()
+    layer.float()
+    assert step()[0].dtype == torch.float32
+    assert_as_ever(layer, step)
+    layer.double()
+    changed()
+    own = {name: p.detach() + 1 for name, p in layer.named_parameters()}
+    x = randn(T, B, I)
+    layer(x)
+    plain = layer(x)[0]
+    other = torch.func.functional_call(layer, own, (x,))[0]
+    assert not torch.equal(other, plain)
+    assert torch.equal(layer(x)[0], plain)
+
+
+def test_what_acts_on_parameters_is_noticed(known: Known) -> None:
+    layer, step, taken = known
+    plain = step()[0]
+    parametrize.register_parametrization(layer, "decay_l0", nn.Tanh())
+    assert not is_taken(taken, step)
+    assert_as_ever(layer, step)
+    parametrize.remove_parametrizations(layer, "decay_l0", leave_parametrized=False)
+    assert torch.equal(step()[0], plain)
+    parametrizations.weight_norm(layer, "inner_weight_l0")
+    layer.parametrizations.inner_weight_l0.original0.mul_(2)  # pyright: ignore
+    assert not is_taken(taken, step)
+    assert not torch.equal(step()[0], plain)
+
+
+def test_what_is_in_force_around_a_call_is_noticed(known: Known) -> None:
+    layer, step, taken = known
+
+    class Seen(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
+            return func(*args, **(kwargs or {}))
+
+    around: list[AbstractContextManager[Any]] = [
+        flexrnn.backend("reference"),
+        flexrnn.backend("interpreter"),
+        flexrnn.record(layer),
+        torch.enable_grad(),
+        torch.inference_mode(),
+        torch.autocast("cpu"),
+        forward_ad.dual_level(),
+        FlopCounterMode(display=False),
+        Seen(),
+        torch.device("cpu"),
+    ]
+    for mode in around:
+        before = len(taken)
+        with mode:
+            step()
+        assert len(taken) == before, mode
+        step()  # a call of another kind may have taken the place
+        assert is_taken(taken, step)
+    with flexrnn.backend("auto"):
+        assert not is_taken(taken, step)
+        assert is_taken(taken, step)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert not is_taken(taken, step)
+    finally:
+        torch.set_default_dtype(before)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        assert not is_taken(taken, step)
+        assert_as_ever(layer, step)
+    finally:
+        torch.set_num_threads(threads)
+    with torch.inference_mode():
+        assert_as_ever(layer, step)
+        assert step()[0].is_inference()
+    assert not step()[0].is_inference()
+
+
+def test_autocast_casts(taken: list[int]) -> None:
+    layer, x = flexrnn.GRU(I, H), torch.randn(T, B, I)
+    layer(x)
+    assert is_taken(taken, lambda: layer(x))
+    with flexrnn.backend("auto"):
+        layer(x)
+        with torch.autocast("cpu"):
+            assert layer(x)[0].dtype == torch.bfloat16
+        assert layer(x)[0].dtype == torch.float32
+
+
+def outcome(call: Callable[[], Any]) -> str:
+    try:
+        return str(call())
+    except (TypeError, ValueError, RuntimeError) as error:
+        return f"{type(error)}: {error}"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
+def test_tensors_that_are_not_what_they_seem_take_the_long_way(taken: list[int]) -> None:
+    layer = flexrnn.RNN(I, H, dtype=torch.float64)
+    x, state = randn(B, I), layer.step(randn(B, I))[1]
+    step = layer.step
+    step(x, state)
+    plain = step(x, state)
+    before = len(taken)
+    mapped = torch.func.vmap(lambda x, state: step(x, state)[0], (0, 1))
+    assert_close(mapped(x[:, None], state[:, :, None]), plain[0][:, None])
+    primal = torch.func.jvp(lambda state: step(x, state)[0], (state,), (state,))
+    assert primal[1].abs().sum() > 0
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        tangent = forward_ad.unpack_dual(step(dual, state)[0]).tangent
+        assert tangent is not None
+    negative = torch.complex(randn(B, I), -x).conj().imag
+    assert negative.is_neg()
+    assert_close(step(negative, state), plain, rtol=0, atol=0)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = step(mode.from_tensor(x), mode.from_tensor(state))[0]
+    assert fake.shape == plain[0].shape
+    assert len(taken) == before
+    nested: Any = torch.nested.nested_tensor([state[0]])
+    for other in (state.to("meta"), state.to_sparse(), nested, state.float(), state[0],
+                  None, [state], (state, state), (None,), (1.0,)):  # fmt: skip
+        found = outcome(partial(step, x, other))
+        assert found == unprepared(layer, lambda other=other: outcome(partial(step, x, other)))
+        step(x, state)
+    with flexrnn.backend("auto"), pytest.raises(RuntimeError):
+        step(x, nested)
+    for odd in (x.to("meta"), x.to_sparse(), x.to_sparse_csr(), torch.nested.nested_tensor([x[0]]),
+                x.float(), x[0, 0]):  # fmt: skip
+        found = outcome(partial(step, odd, state))
+        assert found == unprepared(layer, lambda odd=odd: outcome(partial(step, odd, state)))
+        step(x, state)
+    assert_close(step(x, state), plain, rtol=0, atol=0)
+
+
+def test_layouts_that_take_turns_are_prepared_side_by_side(taken: list[int]) -> None:
+    layer = flexrnn.LSTM(I, H, dtype=torch.float64)
+    xs, state = (randn(B, I), randn(B, 2 * I)[:, :I]), layer.step(randn(B, I))[1]
+    for _ in range(3):
+        for x in xs:
+            layer.step(x, state)
+    assert len(taken) == 4
+
+
+def test_operands_that_lie_in_another_way_are_read_as_they_lie(taken: list[int]) -> None:
+    layer = flexrnn.LSTM(I, H, dtype=torch.float64)
+    state = layer.step(randn(B, I))[1]
+    wide, crosswise = randn(B, 2 * I), randn(I, B)
+    for x in (randn(B, I), wide[:, :I], wide[:, ::2], crosswise.t(), randn(1, I).expand(B, I)):
+        layer.step(x, state)
+        assert_as_ever(layer, partial(layer.step, x, state))
+    turned = tuple(s.transpose(1, 2).contiguous().transpose(1, 2) for s in state)
+    assert_as_ever(layer, lambda: layer.step(wide[:, :I], turned))
+    twice = (state[0], state[0])
+    assert_as_ever(layer, lambda: layer.step(wide[:, :I], twice))
+    y = randn(B, T, I)
+    for seen in (y.transpose(0, 1), y.transpose(0, 1).contiguous(), randn(T, B, 2 * I)[..., ::2]):
+        assert_as_ever(layer, partial(layer, seen, state))
+
+
+def test_what_a_layer_and_its_cells_hold_counts(known: Known) -> None:
+    layer, step, taken = known
+    plain = step()[0]
+    cell: Any = layer.cells[0]
+    layer.eval()
+    assert not is_taken(taken, step)
+    assert torch.equal(step()[0], plain)
+    layer.train()
+    assert torch.equal(step()[0], plain)
+    for name, value in (("zoneout", 0.5), ("recurrent_dropout", 0.5), ("weight_drop", 0.5)):
+        layer.eval()
+        step()
+        assert is_taken(taken, step)
+        before = getattr(layer, name)
+        setattr(layer, name, value)
+        assert not is_taken(taken, step)
+        setattr(layer, name, before)
+        layer.train()
+    cell.scale = 3.0
+    assert not torch.equal(step()[0], plain)
+    assert_as_ever(layer, step)
+    del cell.scale
+    assert torch.equal(step()[0], plain)
+    cell.register_buffer("more", randn(H))
+    assert not is_taken(taken, step)
+    del cell.more
+    assert is_taken(taken, step)
+    other = OwnCell(I, H, dtype=torch.float64)  # with parameters of its own
+    layer.cells[0] = other
+    assert not is_taken(taken, step)
+    layer.cells[0] = cell
+    for register in (layer.register_forward_hook, layer.register_forward_pre_hook):
+        seen: list[int] = []
+        handle = register(lambda *_, seen=seen: seen.append(1))
+        step()
+        assert seen
+        handle.remove()
+    seen = []
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: seen.append(1))
+    step()
+    handle.remove()
+    assert seen
+    assert is_taken(taken, step)
+
+
+def test_a_method_in_the_place_of_another_counts(
+    known: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer, step, _ = known
+    plain, method = step()[0], OwnCell.step
+
+    def doubled(self: Any, x: Any, state: Any) -> Any:
+        return self.State(*(2 * field for field in method(self, x, state)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OwnCell, "step", doubled)
+        assert_close(step()[0], 2 * plain)
+    assert torch.equal(step()[0], plain)
+    with monkeypatch.context() as patch:
+        patch.setattr(layer, "forward", lambda x, hx: (x + 100, hx))
+        assert (step()[0] > 50).all()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(layer), "forward", lambda self, x, hx: (x + 100, hx))
+        with flexrnn.backend("reference"):
+            step()
+    assert torch.equal(step()[0], plain)
+
+
+def test_copies_are_layers_of_their_own(taken: list[int]) -> None:
+    layer, x = flexrnn.GRU(I, H, dtype=torch.float64), randn(T, B, I)
+    layer(x)
+    plain = layer(x)[0]
+    for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert not is_taken(taken, partial(twin, x))
+        assert is_taken(taken, partial(twin, x))
+        twin.get_parameter("weight_hh_l0").zero_()
+        assert not torch.equal(twin(x)[0], plain)
+        assert torch.equal(layer(x)[0], plain)
+
+
+def test_a_tied_parameter_is_prepared(taken: list[int]) -> None:
+    class Tied(cells.RNNCell):
+        def __init__(self, *arguments: Any, **options: Any):
+            super().__init__(*arguments, **options)
+            self.bias_hh = self.bias_ih
+
+    layer, x = FlexRNN(Tied, I, H, dtype=torch.float64), randn(T, B, I)
+    assert_as_ever(layer, lambda: layer(x))
+    assert is_taken(taken, lambda: layer(x))
+    with flexrnn.backend("reference"):
+        expected = layer(x)
+    assert_close(layer(x), expected, rtol=1e-13, atol=1e-14)
+
+
+def test_two_directions_and_derivatives_are_not_prepared(taken: list[int]) -> None:
+    both = flexrnn.LSTM(I, H, bidirectional=True, dtype=torch.float64)
+    one = flexrnn.LSTM(I, H, dtype=torch.float64)
+    x = randn(T, B, I)
+    for layer, mode in ((both, nullcontext()), (one, torch.enable_grad())):
+        for _ in range(3):
+            with mode:
+                layer(x)
+    assert not taken
+
+
+def test_torch_without_the_guards_prepares_nothing(
+    taken: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flexrnn.engine.kinds.TensorGuards", None)
+    layer, x = flexrnn.LSTM(I, H, dtype=torch.float64), randn(T, B, I)
+    assert_as_ever(layer, lambda: layer(x))
+    assert not taken
+
+
+def test_one_prepared_call_runs_on_several_threads(taken: list[int]) -> None:
+    layer = FlexRNN(OwnCell, I, H, 2, dtype=torch.float64)
+    xs = [randn(B, I) for _ in range(4)]
+    state = layer.step(xs[0])[1]
+    expected = [flat(layer.step(x, state)) for x in xs]
+    wrong: list[int] = []
+
+    def run(k: int) -> None:
+        with torch.no_grad(), flexrnn.backend("cpu"):
+            for n in range(200):
+                found = flat(layer.step(xs[(n + k) % 4], state))
+                if not all(map(torch.equal, found, expected[(n + k) % 4])):
+                    wrong.append(n)
+
+    threads = [threading.Thread(target=run, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    assert len(taken) >= 800
