@@ -23,6 +23,7 @@ KINDS = {  # what each has that the others have not
     "LSTM": cells.LSTMCell,
     "peephole": cells.PeepholeLSTMCell,  # vectors of weights, the new state within the step
     "naive": cells.NaiveLSTMCell,  # eight weights, put together
+    "article": cells.ArticlePeepholeLSTMCell,  # the state that is multiplied is not the output
     "layer norm": cells.LayerNormLSTMCell,  # reductions of rows
     "GRU": cells.GRUCell,  # a product whose result is read by parts in unlike ways
     "RNN": cells.RNNCell,  # one sum of products
