@@ -107,6 +107,8 @@ def not_served(engine: str, like: Tensor) -> str:
     if engine == "cpu" and (like.dtype not in cpu.DTYPES or to is not None):
         found = str(like.dtype) if to is None else "autocast"
         return f"computes in float32 and float64, not under {found}"
+    if engine == "cuda" and torch.version.hip is not None:
+        return "has not run on an AMD card yet, and runs there where it is named"
     if engine == "cuda" and (to or like.dtype) not in cuda.DTYPES:
         return f"computes in half types, float32 and float64, not in {to or like.dtype}"
     return ""
@@ -127,6 +129,6 @@ def chain(backend: str, like: Tensor, steps: int | None = None) -> tuple[str, ..
     return tuple(engine for engine in AUTO if not not_served(engine, like))
 
 
-def casts(backend: str, like: Tensor) -> bool:
-    """Whether the first engine that a backend tries runs in autocast's dtype where it is on."""
-    return chain(backend, like)[0] in CASTS
+def casts(backend: str, like: Tensor, steps: int | None = None) -> bool:
+    """Whether the first engine of `chain` runs in autocast's dtype where it is on."""
+    return chain(backend, like, steps)[0] in CASTS

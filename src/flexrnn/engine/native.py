@@ -66,7 +66,9 @@ def is_faster(
     It is where it keeps its weights on the chip, too: cuDNN does so for float16 at some sizes.
     """
     like = state[0]
-    if not like.is_cuda or isinstance(step.native, str):
+    if not like.is_cuda or isinstance(step.native, str) or len(xs[0]) == 1:
+        return False
+    if torch.version.hip is not None or not torch.backends.cudnn.is_acceptable(xs[0]):
         return False
     dtype = autocast.dtype_for(like) or like.dtype
     sizes = (like.shape[0], xs[0].shape[-1], like.shape[-1])

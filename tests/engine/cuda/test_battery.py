@@ -65,7 +65,23 @@ class TwoProducts(flexrnn.Cell):
         return self.State(h=(1 - f) * h + f * g)
 
 
-KINDS |= {"no product": NoProduct, "two products": TwoProducts}
+class DeepInput(flexrnn.Cell):
+    """What is made of the input alone, and kept for the backward pass, is multiplied again."""
+
+    State: Any = cells.RNNCell.State
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, **kind: Any) -> None:
+        super().__init__(input_size, hidden_size)
+        self.first = nn.Parameter(torch.randn(6, input_size, **kind) / 3)
+        self.second = nn.Parameter(torch.randn(hidden_size, 6, **kind) / 3)
+        self.weight_hh = nn.Parameter(torch.randn(hidden_size, hidden_size, **kind) / hidden_size)
+
+    def step(self, x: Tensor, state: Any) -> Any:
+        deep = nn.functional.linear(torch.tanh(nn.functional.linear(x, self.first)), self.second)
+        return self.State(h=torch.tanh(deep + nn.functional.linear(state.h, self.weight_hh)))
+
+
+KINDS |= {"no product": NoProduct, "two products": TwoProducts, "deep input": DeepInput}
 
 
 def operands(layer: flexrnn.FlexRNN, T: int, B: int, I: int, device: str) -> tuple[Tensor, Any]:

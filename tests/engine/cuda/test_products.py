@@ -23,3 +23,6 @@ def rounded(x, y, N: tl.constexpr):
     nearest = torch.ldexp((mantissa * 2**11).round() / 2**11, exponent)  # one bit before the point
     torch.testing.assert_close(y.double(), nearest, rtol=0, atol=0)
     assert not torch.equal(x, y)
+    nan = torch.tensor([0x7FFFFFFF, -1, 0x7F800001] + [0] * 509, dtype=torch.int32)
+    run[(1,)](nan.view(torch.float32).to(device), y, N=512)
+    assert y[:3].isnan().all()  # those of a card among them

@@ -85,11 +85,32 @@ def test_narrow_tiles_are_taken_where_processors_are_idle(
 ) -> None:
     monkeypatch.setattr(tiers, "TIERS", (STEPS,))
     loop = written(flexrnn.cells.LSTMCell, 256, torch.bfloat16).forward
-    widths = [
-        tiers.choose(loop, CALL._replace(itemsize=2, batch=batch)).source.tiles[0].units
-        for batch in (16, 4096)
-    ]
-    assert widths == [16, 32]
+    calls = [CALL._replace(itemsize=2, batch=batch) for batch in (16, 4096)]
+    assert [tiers.choose(loop, call).widest for call in calls] == [16, 32]
+
+
+def test_a_card_without_room_gets_the_next_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    from triton.runtime.errors import OutOfResources
+
+    layer, x = flexrnn.LSTM(4, H, backend="cuda"), torch.randn(2, 3, 4)
+    with torch.no_grad():
+        expected = layer(x)[0]
+    tried: list[str] = []
+
+    def refuse(source: Any, memory: Any, call: Call) -> None:
+        tried.append("refused")
+        raise OutOfResources(2**20, 2**10, "shared memory")
+
+    full = GRID._replace(name="full", launch=refuse, cost=lambda *_: -1.0)
+    monkeypatch.setattr(tiers, "TIERS", (full, STEPS))
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(layer(x)[0], expected)
+        variants = 4 * 2 * 3  # widths, even or not, rows: each is another kernel
+        assert len(tried) == variants
+        monkeypatch.setattr(tiers, "TIERS", (full._replace(name="fuller"),))
+        with pytest.raises(RuntimeError, match="has room for no kernel"):
+            layer(x)
 
 
 def test_tf32_is_torchs_to_allow(monkeypatch: pytest.MonkeyPatch, device: str) -> None:

@@ -78,10 +78,10 @@ def forward(
         if f"history.{field}" in outputs:
             history[field] = loop.timed(program.graph.outputs[f"state.{field}"])
             loop.memory[f"history.{field}"] = history[field]
-    for index in program.schedule.saved:
-        if f"saved.{index}" in outputs:
-            loop.memory[f"saved.{index}"] = loop.values[index] = loop.timed(index)
+    saved = {i: loop.timed(i) for i in program.schedule.saved if f"saved.{i}" in outputs}
+    loop.memory |= {f"saved.{index}": tensor for index, tensor in saved.items()}
     loop.run(time.lead)
+    loop.values |= saved  # not before: what torch computes from them for the loop reads them
     for field, values in history.items():
         loop.values.setdefault(program.graph.outputs[f"state.{field}"], values)
     kept, final = {}, []

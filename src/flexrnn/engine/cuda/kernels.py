@@ -63,10 +63,31 @@ def check(like: Tensor) -> None:
     triton()
     if like.device.type != "cuda" and not interpreted():
         raise CannotRunError(f"the cuda engine runs on CUDA, got tensors on {like.device}")
+    if like.device.type == "cuda":
+        _check_driver()
     if like.device.type == "cuda" and torch.version.hip is None:
         major, _ = torch.cuda.get_device_capability(like.device)
         if major < _OLDEST:
             raise CannotRunError(f"the cuda engine needs compute capability {_OLDEST}, got {major}")
+
+
+@lru_cache(maxsize=1)
+def _check_driver() -> None:
+    """Let Triton make what it launches kernels with, for which it wants a C compiler."""
+    try:
+        triton().runtime.driver.active.get_current_device()
+    except RuntimeError as cause:
+        raise CannotRunError(f"Triton cannot launch kernels here: {cause}") from None
+
+
+def does_not_fit(error: Exception) -> bool:
+    """Whether a launch was refused since a kernel wants more than the card, or what is free, has.
+
+    Nothing of it has run. A cooperative launch is refused where the card is shared with others.
+    """
+    from triton.runtime.errors import OutOfResources
+
+    return isinstance(error, OutOfResources) or "cooperative launch" in str(error)
 
 
 def of_step(itemsize: int) -> Mapping[str, Any]:
@@ -91,7 +112,8 @@ def shared(device: torch.device) -> int:
     """Bytes of memory that a program has on its processor; as `processors`."""
     if device.type != "cuda":
         return 227 << 10
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    found = torch.cuda.get_device_properties(device)
+    return getattr(found, "shared_memory_per_block_optin", found.shared_memory_per_block)
 
 
 @lru_cache(maxsize=256)

@@ -79,15 +79,16 @@ class Loop:
         Args:
             rows: what stands in the place of the batch in what is computed before.
         """
-        tier, source, call = tiers.choose(self.kernels, self.call)
-        made = {name: index for name in source.buffers
-                if name not in self.memory and (index := self._node(name)) is not None}  # fmt: skip
-        compute(self.program, tuple(made.values()), self.values, rows, self.like)
-        memory = self.memory | {name: self.values[index] for name, index in made.items()}
-        pointers = {name: self._pointer(source, name, memory.get(name)) for name in source.buffers}
-        if call.batch:
-            with torch.cuda.device_of(self.like):  # kernels run on the device that is current
-                tier.launch(source, pointers, call)
+
+        def memory(source: Source) -> dict[str, Tensor]:
+            unknown = (name for name in source.buffers if name not in self.memory)
+            made = {n: index for n in unknown if (index := self._node(n)) is not None}
+            compute(self.program, tuple(made.values()), self.values, rows, self.like)
+            known = self.memory | {name: self.values[index] for name, index in made.items()}
+            return {name: self._pointer(source, name, known.get(name)) for name in source.buffers}
+
+        with torch.cuda.device_of(self.like):  # kernels run on the device that is current
+            tiers.run(self.kernels, self.call, memory)
 
     def _node(self, name: str) -> int | None:
         """The node of the program that a piece of memory holds, if torch knows it."""

@@ -25,7 +25,8 @@ def product(a, w, total, PRECISION: tl.constexpr):
 def nearest_tf32(x):
     """The nearest number of 10 bits behind the point: a product alone would cut the others off."""
     bits = x.to(tl.int32, bitcast=True)
-    return ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return tl.where(x == x, rounded, x)  # of a card's NaN it would be a zero
 
 
 @triton.jit

@@ -11,7 +11,7 @@ Everything above sees `Tier` alone. One that keeps weights in a cluster of block
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,8 @@ from flexrnn.engine.cuda import graphs, kernels
 from flexrnn.engine.cuda.calls import ROWS, Call
 from flexrnn.engine.cuda.emit import WIDTHS, Source, on_their_way
 from flexrnn.engine.cuda.written import Written
+from flexrnn.engine.step import CannotRunError
+from flexrnn.engine.tables import trim
 
 # What a step costs, in microseconds, as measured on an H200: see `benchmarks/results`. What bytes
 # of weights cost includes their products with 16 rows.
@@ -35,6 +37,7 @@ GRID = 38e3  # bytes of weights in a microsecond, of `grid`, with the matrix uni
 EXACT = 15e3  # and without them: float32 and float64
 MORE = 0.25  # of the cost of 16 rows, what 16 more cost with the matrix units
 
+_KEPT = 256  # choices of a loop
 _BESIDE = 4 << 10  # bytes of shared memory that a program of `grid` wants for this and that
 _MUCH = 64 << 10  # of weights that it keeps: beyond, 32 rows, or products without matrix units,
 # want more registers than there are
@@ -53,8 +56,71 @@ class Choice(NamedTuple):
     """How a loop is launched."""
 
     tier: Tier
-    source: Source
+    widest: int  # units of a tile
+    even: bool
     call: Call  # with the rows of a tile
+
+    @property
+    def name(self) -> Hashable:
+        """What tells it from others."""
+        return self.tier.name, self.widest, self.even, self.call.tall, self.call.precision
+
+
+def choose(loop: Written, call: Call) -> Choice:
+    """The tier, the units and the rows of tiles that cost the least.
+
+    Raises:
+        CannotRunError: a card has room for none.
+    """
+    rows = (min(call.batch, ROWS[-1] * call.processors), call.processors, call.shared)
+    key = (TIERS, *rows, call.precision)
+    if key not in loop.chosen:
+        found = [
+            Choice(tier, widest, even, call._replace(tall=tall, layout=None))
+            for tier in TIERS
+            for widest in WIDTHS
+            for even in (False, True)
+            for tall in ROWS
+        ]
+        fits = [choice for choice in found if choice.name not in loop.refused]
+        if not fits:
+            raise CannotRunError("this card has room for no kernel of the cuda engine's")
+        loop.chosen[key] = min(fits, key=lambda c: c.tier.cost(_source(loop, c), c.call))
+        trim(loop.chosen, _KEPT)
+    chosen: Choice = loop.chosen[key]
+    return chosen._replace(call=call._replace(tall=chosen.call.tall))
+
+
+def _source(loop: Written, choice: Choice) -> Source:
+    return loop.source(choice.widest, even=choice.even)
+
+
+def run(loop: Written, call: Call, memory: Callable[[Source], Mapping[str, Tensor]]) -> None:
+    """Launch a loop; where a card has no room for a kernel, the next best one.
+
+    Args:
+        loop: the loop.
+        call: of it.
+        memory: makes what the kernels of a source are given.
+
+    Raises:
+        CannotRunError: a card has room for none.
+    """
+    while True:
+        choice = choose(loop, call)
+        source = _source(loop, choice)
+        given = memory(source)
+        if not call.batch:
+            return
+        try:
+            choice.tier.launch(source, given, choice.call)
+        except Exception as error:
+            if not kernels.does_not_fit(error):
+                raise
+            loop.refused.add(choice.name)
+            loop.chosen.clear()
+        else:
+            return
 
 
 def _taller(call: Call) -> float:
@@ -68,23 +134,6 @@ def _taller(call: Call) -> float:
 
 def _is_quick(call: Call) -> bool:
     return call.itemsize == 2 or call.precision == "tf32"
-
-
-def choose(loop: Written, call: Call) -> Choice:
-    """The tier, the units and the rows of tiles that cost the least."""
-    rows = (min(call.batch, ROWS[-1] * call.processors), call.processors, call.shared)
-    key = (TIERS, *rows, call.precision)
-    if key not in loop.chosen:
-        choices = [
-            Choice(tier, loop.source(widest, even=even), call._replace(tall=tall, layout=None))
-            for tier in TIERS
-            for widest in WIDTHS
-            for even in (False, True)
-            for tall in ROWS
-        ]
-        loop.chosen[key] = min(choices, key=lambda c: c.tier.cost(c.source, c.call))
-    chosen: Choice = loop.chosen[key]
-    return chosen._replace(call=call._replace(tall=chosen.call.tall))
 
 
 def _sequence(source: Source, memory: Mapping[str, Tensor], call: Call) -> None:

@@ -30,6 +30,7 @@ class Written:
         self.stages, self.backward = stages, backward
         self.real, self.operand = (str(d).replace("torch.", "tl.") for d in (REAL[dtype], dtype))
         self.chosen: dict[Hashable, Any] = {}  # what `tiers` has found out, by what it depends on
+        self.refused: set[Hashable] = set()  # launches that a card has not room for
         self._sources: dict[Hashable, Source] = {}
 
     def source(self, widest: int = WIDTHS[-1], *, even: bool = False) -> Source:
