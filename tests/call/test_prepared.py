@@ -46,6 +46,24 @@ class OwnCell(flexrnn.Cell):
         return cells.LSTMState(torch.tanh(b) * c, c)
 
 
+class Everything(dict[Any, None]):
+    def __contains__(self, key: object) -> bool:
+        return True
+
+
+class Seen(quick._Memory):
+    """Of a layer that has seen every kind of call once, so that the next is prepared."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.seen = Everything()
+
+
+@pytest.fixture(autouse=True)
+def seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick, "_Memory", Seen)
+
+
 @pytest.fixture(autouse=True)
 def without_derivatives() -> Iterator[None]:
     with torch.no_grad(), flexrnn.backend("cpu"):
@@ -478,7 +496,7 @@ def test_two_directions_and_derivatives_are_not_prepared(taken: list[int]) -> No
 def test_torch_without_the_guards_prepares_nothing(
     taken: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flexrnn.engine.kinds.TensorGuards", None)
+    monkeypatch.setattr("flexrnn.engine.kinds._WORKS", False)
     layer, x = flexrnn.LSTM(I, H, dtype=torch.float64), randn(T, B, I)
     assert_as_ever(layer, lambda: layer(x))
     assert not taken
@@ -505,3 +523,62 @@ def test_one_prepared_call_runs_on_several_threads(taken: list[int]) -> None:
         thread.join()
     assert not wrong
     assert len(taken) >= 800
+
+
+STATES: dict[str, Callable[[Tensor], Tensor]] = {  # of one that has room for what is cut off
+    "the same for every layer": lambda s: s[:1, :B].expand(3, B, H),
+    "some rows": lambda s: s[:3, :B],
+    "later rows": lambda s: s[:3, 1 : 1 + B],
+    "every other layer": lambda s: s[::2, :B].contiguous().repeat_interleave(2, 0)[::2],
+}
+
+
+@pytest.mark.parametrize("how", STATES)
+@pytest.mark.parametrize("cell", [cells.LSTMCell, cells.GRUCell])
+def test_layers_of_a_state_need_not_lie_side_by_side(how: str, cell: Any, taken: list[int]) -> None:
+    layer = FlexRNN(cell, I, H, num_layers=3, dtype=torch.float64)
+    fields = len(layer.cells[0].State._fields)  # pyright: ignore
+    for x, call in ((randn(B, I), layer.step), (randn(T, B, I), layer)):
+        state: Any = tuple(STATES[how](randn(6, 4, H)) for _ in range(fields))
+        state = state if fields > 1 else state[0]
+        assert_as_ever(layer, lambda: call(x, state))  # noqa: B023
+    assert taken
+
+
+def test_freed_memory_is_an_error_as_ever(taken: list[int]) -> None:
+    layer, x = FlexRNN(cells.LSTMCell, I, H, dtype=torch.float64), randn(B, I)
+    state = layer.step(x)[1]
+    layer.step(x, state)
+    assert is_taken(taken, lambda: layer.step(x, state))
+    gone = state[0].clone()
+    gone.untyped_storage().resize_(0)
+    with pytest.raises(RuntimeError):
+        layer.step(x, (gone, state[1]))
+
+
+def test_options_may_be_properties() -> None:
+    class Own(FlexRNN):
+        @property
+        def zoneout(self) -> Any:
+            return self.__dict__["other"]
+
+        @zoneout.setter
+        def zoneout(self, value: Any) -> None:
+            self.__dict__["other"] = value
+
+    layer = Own(cells.LSTMCell, I, H, dtype=torch.float64)
+    assert_as_ever(layer, lambda: layer(randn(T, B, I).fill_(0.5)))
+
+
+def test_what_comes_once_is_not_prepared(monkeypatch: pytest.MonkeyPatch, taken: list[int]) -> None:
+    monkeypatch.setattr(quick, "_Memory", Seen.__base__)
+    layer = FlexRNN(cells.LSTMCell, I, H, dtype=torch.float64)
+    for steps in range(2, 6):
+        layer(randn(steps, B, I))
+    memory = quick._memories[layer]
+    assert not memory.prepared
+    layer(randn(3, B, I))
+    assert len(memory.prepared) == 1
+    assert not taken
+    layer(randn(3, B, I))
+    assert taken

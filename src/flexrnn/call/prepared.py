@@ -8,7 +8,7 @@ they lie now: no address is remembered.
 """
 
 from collections.abc import Sequence
-from operator import add, itemgetter
+from operator import add, attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ from flexrnn.engine.kinds import Kinds
 from flexrnn.engine.ordinary import Call, kind
 from flexrnn.record import is_recorded
 
-_options = itemgetter("zoneout", "training", "recurrent_dropout", "weight_drop", "dropout",
+_options = attrgetter("zoneout", "training", "recurrent_dropout", "weight_drop", "dropout",
                       "num_layers", "checkpoint_every", "backend", "batch_first", "bidirectional",
                       "input_size", "learn_initial_state")  # fmt: skip
 _address = Tensor.data_ptr
@@ -66,6 +66,8 @@ class Prepared:
         self._output = (*lead, widths[0])
         self._fields = [(len(parts), batch, width) for width in widths]
         self._apart = [size * batch * width for width in widths]  # bytes from layer to layer
+        given = () if start else row[1 : 1 + len(widths)]
+        self._between = [size * field.stride(0) for field in given] or [0] * len(widths)
 
     def holds(self, about: Any, row: Sequence[Any]) -> bool:
         """Whether a call is of this kind, and everything around it as it was."""
@@ -73,16 +75,18 @@ class Prepared:
 
     def __call__(
         self, x: Tensor, given: tuple[Tensor, ...], params: Sequence[Tensor]
-    ) -> tuple[Tensor, Any]:
-        """Run it; the output is `(T, B, width)`, or `(B, width)`."""
+    ) -> tuple[Tensor, Any] | None:
+        """Run it; the output is `(T, B, width)`, or `(B, width)`. None where memory was freed."""
         final = [x.new_empty(*shape) for shape in self._fields]
         weights, ends = [*map(_address, params)], [*map(_address, final)]
         begins = [*map(_address, given or self._start)]
+        if not (all(weights) and all(begins) and _address(x)):
+            return None
         output = x
         for k, (run, parameters) in enumerate(self.parts):
             if k:
                 ends = [*map(add, ends, self._apart)]
-                begins = [*map(add, begins, self._apart)] if given else begins
+                begins = [*map(add, begins, self._between)]
             below, output = output, x.new_empty(*self._output)
             own = [weights[i] for i in parameters]
             run((_address(below), *begins, *own, _address(output), *ends))
@@ -103,7 +107,7 @@ def known(layer: Any, cells: Sequence[Cell]) -> Any:
     ):
         return None
     return (
-        _options(layer.__dict__),
+        _options(layer),
         scan.in_force(layer.backend),
         engines.ENGINES["cpu"],
         torch.get_default_dtype(),

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn.modules import module as hooks
 
 from flexrnn.bind import Slot, bind, identity
@@ -52,6 +53,7 @@ class _Memory:
         self.flat = list(dict.fromkeys(slot.flat for slot in chain(*slots)))
         self.ways: dict[Any, _Way | None] = {}
         self.prepared: dict[Any, Prepared] = {}
+        self.seen: dict[Any, None] = {}  # kinds of calls that came once: the second is prepared
         self.blind = False  # a cell has what can change without anybody seeing it
         self.zeros: tuple[Any, tuple[Tensor, ...]] = (None, ())
 
@@ -136,14 +138,15 @@ def _run(layer: Any, x: Tensor, hx: Any, *, axis: int | None) -> tuple[Tensor, A
     own = layer._parameters  # first, for a module's `__getattr__` is slow
     params = [own[f] if f in own else getattr(layer, f) for f in memory.flat]
     row = (x, *given, *params)
-    never = torch.is_grad_enabled() or layer.bidirectional or not _is_strided(x)
+    never = torch.is_grad_enabled() or layer.bidirectional or not _may_be_prepared(layer, x)
     about = None if never else known(layer, cells)
-    like = about and (axis, x.shape, x.stride(), len(given))
+    inference = torch.is_inference_mode_enabled()
+    like = about and (axis, x.shape, x.stride(), x.dtype, len(given), layer.training, inference)
     prepared = like and memory.prepared.get(like)
     if prepared and not prepared.holds(about, row):
         prepared = None
-    if prepared and prepared.parts:
-        return prepared(x, given, params)
+    if prepared and prepared.parts and (result := prepared(x, given, params)):
+        return result
     if not _is_plain(layer) or any(map(has_tensors, cells)):
         return None
     try:
@@ -171,7 +174,10 @@ def _run(layer: Any, x: Tensor, hx: Any, *, axis: int | None) -> tuple[Tensor, A
                 outputs = []
     except (CannotCompileError, CannotRunError):
         return None
-    if like and not prepared and len(row) == 1 + len(given) + len(params) and can_tell(row):
+    if like and not (like in memory.seen or like in memory.prepared):
+        memory.seen[like] = None
+        trim(memory.seen, _KEPT)
+    elif like and not prepared and len(row) == 1 + len(given) + len(params) and can_tell(row):
         parts = _parts(way, row, start, axis)
         memory.prepared[like] = Prepared(about, row, parts, cells[0].State, way.widths, start, axis)
         trim(memory.prepared, _KEPT)
@@ -183,6 +189,17 @@ def _lie_here(row: Sequence[Tensor]) -> bool:
     dtype = row[0].dtype
     return kind(row) is Call.EAGER and all(
         tensor.dtype is dtype and tensor.is_cpu and _is_strided(tensor) for tensor in row
+    )
+
+
+def _may_be_prepared(layer: Any, x: Tensor) -> bool:
+    """Whether a closer look pays: fake tensors, other devices and engines are not served."""
+    return (
+        type(x) in (Tensor, Parameter)
+        and x.is_cpu
+        and x.numel() > 0
+        and _is_strided(x)
+        and engines.chain(scan.in_force(layer.backend), x)[0] == _ENGINE
     )
 
 
