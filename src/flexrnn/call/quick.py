@@ -34,6 +34,7 @@ from flexrnn.engine.tables import trim
 from flexrnn.record import is_recorded
 
 _ENGINE = "cpu"
+_DTYPES = (torch.float32, torch.float64)  # in which it computes
 _KEPT = 32  # ways of a layer; the oldest goes first
 _SMALL = 64 << 10  # numbers of an initial state, up to which it is kept
 _ZEROS = Cell.initial_state
@@ -198,8 +199,9 @@ def _may_be_prepared(layer: Any, x: Tensor) -> bool:
         type(x) in (Tensor, Parameter)
         and x.is_cpu
         and x.numel() > 0
+        and x.dtype in _DTYPES
         and _is_strided(x)
-        and engines.chain(scan.in_force(layer.backend), x)[0] == _ENGINE
+        and scan.in_force(layer.backend) in ("auto", _ENGINE)
     )
 
 
