@@ -1,5 +1,6 @@
 """Layers of several cells, both engines, and the same result by hand, sequence by sequence."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -38,10 +39,14 @@ class OwnCell(flexrnn.Cell):
         self.inner = nn.Linear(input_size + hidden_size, 2 * hidden_size, **options)
         self.decay = nn.Parameter(torch.rand(hidden_size, dtype=dtype))
 
+    def kept(self) -> Tensor:
+        """How much of its memory stays."""
+        return torch.sigmoid(self.decay)
+
     def step(self, x: Any, state: Any) -> Any:
         h, c = state
         a, b = self.inner(torch.cat([x, h], -1)).chunk(2, -1)
-        c = torch.sigmoid(self.decay) * c + torch.sin(a) * self.scale
+        c = self.kept() * c + torch.sin(a) * self.scale
         return cells.LSTMState(torch.tanh(b) * c, c)
 
 
@@ -82,6 +87,20 @@ def by_the_engine() -> Iterator[None]:
 def own_cell() -> type[OwnCell]:
     """A cell that the package does not know."""
     return OwnCell
+
+
+@pytest.fixture
+def on_four_threads() -> Callable[[Callable[[int], None]], None]:
+    """Run a function on as many threads at once, each of which is told its number."""
+
+    def run(work: Callable[[int], None]) -> None:
+        threads = [threading.Thread(target=work, args=(k,)) for k in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    return run
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 """Plain calls of sequences: what is remembered gives the numbers of the long way, bit by bit."""
 
 import gc
-import threading
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -215,7 +214,7 @@ def test_results_are_nobody_elses_memory() -> None:
     assert_close([output, *state], kept, rtol=0, atol=0)
 
 
-def test_layers_are_called_from_several_threads(own_cell: Any) -> None:
+def test_layers_are_called_from_several_threads(own_cell: Any, on_four_threads: Any) -> None:
     layers = [FlexRNN(own_cell, I, H, dtype=torch.float64) for _ in range(2)]
     xs = [randn(T + k, B + k, I) for k in range(4)]
     with flexrnn.backend("reference"):
@@ -230,9 +229,5 @@ def test_layers_are_called_from_several_threads(own_cell: Any) -> None:
                 if not torch.allclose(found, expected[which][(n + k) % 4], rtol=1e-12, atol=1e-13):
                     wrong.append((k, n))
 
-    threads = [threading.Thread(target=run, args=(k,)) for k in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    on_four_threads(run)
     assert not wrong
