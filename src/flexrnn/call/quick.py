@@ -26,6 +26,7 @@ from flexrnn.cell import Cell, field_sizes, unwrap
 from flexrnn.compose import CellStep
 from flexrnn.engine import eager, engines, scan
 from flexrnn.engine.compiler.trace import CannotCompileError
+from flexrnn.engine.cpu.engine import DTYPES
 from flexrnn.engine.differentiable import Ready
 from flexrnn.engine.kinds import can_tell
 from flexrnn.engine.ordinary import Call, kind
@@ -34,7 +35,6 @@ from flexrnn.engine.tables import trim
 from flexrnn.record import is_recorded
 
 _ENGINE = "cpu"
-_DTYPES = (torch.float32, torch.float64)  # in which it computes
 _KEPT = 32  # ways of a layer; the oldest goes first
 _SMALL = 64 << 10  # numbers of an initial state, up to which it is kept
 _ZEROS = Cell.initial_state
@@ -57,6 +57,14 @@ class _Memory:
         self.seen: dict[Any, None] = {}  # kinds of calls that came once: the second is prepared
         self.blind = False  # a cell has what can change without anybody seeing it
         self.zeros: tuple[Any, tuple[Tensor, ...]] = (None, ())
+
+    def comes_again(self, like: Any) -> bool:
+        """Whether a call like this has come before."""
+        if like in self.seen or like in self.prepared:
+            return True
+        self.seen[like] = None
+        trim(self.seen, _KEPT)
+        return False
 
 
 _memories: WeakKeyDictionary[Any, _Memory] = WeakKeyDictionary()
@@ -139,21 +147,19 @@ def _run(layer: Any, x: Tensor, hx: Any, *, axis: int | None) -> tuple[Tensor, A
     own = layer._parameters  # first, for a module's `__getattr__` is slow
     params = [own[f] if f in own else getattr(layer, f) for f in memory.flat]
     row = (x, *given, *params)
-    never = torch.is_grad_enabled() or layer.bidirectional or not _may_be_prepared(layer, x)
-    about = None if never else known(layer, cells)
-    inference = torch.is_inference_mode_enabled()
-    like = about and (axis, x.shape, x.stride(), x.dtype, len(given), layer.training, inference)
-    prepared = like and memory.prepared.get(like)
+    about = known(layer, cells) if _may_be_prepared(layer, x) else None
+    like = None if about is None else _like(layer, x, len(given), axis)
+    prepared = memory.prepared.get(like)
     if prepared and not prepared.holds(about, row):
         prepared = None
     if prepared and prepared.parts and (result := prepared(x, given, params)):
         return result
-    if not _is_plain(layer) or any(map(has_tensors, cells)):
+    if not _is_plain(layer) or (about is None and any(map(has_tensors, cells))):
         return None
     try:
         if not _lie_here(row) or not _is_served(layer, x, axis):
             return None
-        x = x[None] if axis is None else x.transpose(0, 1) if axis else x
+        x = _timed(x, axis)
         if hx is None and layer.learn_initial_state:
             options = {"dtype": x.dtype, "device": x.device, "batch": x.shape[1], "learned": True}
             given = initial_state(layer, cells, layer._suffixes, **options)
@@ -175,10 +181,8 @@ def _run(layer: Any, x: Tensor, hx: Any, *, axis: int | None) -> tuple[Tensor, A
                 outputs = []
     except (CannotCompileError, CannotRunError):
         return None
-    if like and not (like in memory.seen or like in memory.prepared):
-        memory.seen[like] = None
-        trim(memory.seen, _KEPT)
-    elif like and not prepared and len(row) == 1 + len(given) + len(params) and can_tell(row):
+    learned = len(row) != 1 + len(given) + len(params)  # a state that is computed anew
+    if like and memory.comes_again(like) and not (prepared or learned) and can_tell(row):
         parts = _parts(way, row, start, axis)
         memory.prepared[like] = Prepared(about, row, parts, cells[0].State, way.widths, start, axis)
         trim(memory.prepared, _KEPT)
@@ -194,15 +198,28 @@ def _lie_here(row: Sequence[Tensor]) -> bool:
 
 
 def _may_be_prepared(layer: Any, x: Tensor) -> bool:
-    """Whether a closer look pays: fake tensors, other devices and engines are not served."""
+    """Whether a closer look pays: no derivatives, no fake tensors, no other device or engine."""
     return (
-        type(x) in (Tensor, Parameter)
+        not torch.is_grad_enabled()
+        and not layer.bidirectional
+        and type(x) in (Tensor, Parameter)
         and x.is_cpu
         and x.numel() > 0
-        and x.dtype in _DTYPES
+        and x.dtype in DTYPES
         and _is_strided(x)
         and scan.in_force(layer.backend) in ("auto", _ENGINE)
     )
+
+
+def _like(layer: Any, x: Tensor, fields: int, axis: int | None) -> Any:
+    """Calls that may take turns, each prepared for itself."""
+    inference = torch.is_inference_mode_enabled()
+    return axis, x.shape, x.stride(), x.dtype, fields, layer.training, inference
+
+
+def _timed(x: Tensor, axis: int | None) -> Tensor:
+    """An input with time in front."""
+    return x[None] if axis is None else x.transpose(0, 1) if axis else x
 
 
 def _is_strided(tensor: Tensor) -> bool:
@@ -327,7 +344,7 @@ def _parts(
         axis: of time in the input.
     """
     x, fields = row[0], 0 if start else len(way.widths)
-    x = x[None] if axis is None else x.transpose(0, 1) if axis else x
+    x = _timed(x, axis)
     given, params = row[1 : 1 + fields], row[1 + fields :]
     parts: list[Part] = []
     for k, (ready, at) in enumerate(way.parts):

@@ -135,16 +135,13 @@ def _choose(
     """The engine that `scan.run` comes to, and why none before it."""
     like = state[0]
     causes: list[str] = []
-    order = engines.AUTO if backend == "auto" else ()
-    tried = engines.chain(backend, like, operands[0].shape[0])
-    if backend == "auto" and native.is_faster(step, state, operands[:1]):
-        tried = ("torch", *tried)
-    for engine in tried:
-        for faster in order[: order.index(engine)] if engine in order else ():
-            reason = engines.not_served(faster, like)
-            about = f"{faster}: {reason}"  # on a CPU nobody expects CUDA
-            if reason and about not in causes and not (faster == "cuda" and like.is_cpu):
-                causes.append(about)
+    tried = scan.order(backend, step, state, operands[:1])
+    for engine in ("torch", *engines.AUTO) if backend == "auto" else tried:
+        if engine not in tried:
+            reason = engines.not_served(engine, like)
+            if reason and not (engine == "cuda" and like.is_cpu):  # where nobody expects it
+                causes.append(f"{engine}: {reason}")
+            continue
         if engine == "reference":
             return engine, tuple(causes)
         try:

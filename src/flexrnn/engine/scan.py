@@ -75,10 +75,10 @@ def run(
         return traced.run(step, state, xs, reverse=reverse, keep=keep, backend=name)
     causes: list[str] = []
     times: dict[str, Any] = {"reverse": reverse, "keep": keep, "batch_sizes": batch_sizes}
-    steps = xs[0].shape[0] if batch_sizes is None else batch_sizes.shape[0]
-    tried = engines.chain(name, state[0], steps)
-    if name == "auto" and batch_sizes is None and native.is_faster(step, state, xs, keep):
-        tried = ("torch", *tried)
+    if batch_sizes is None:
+        tried = order(name, step, state, xs, keep)
+    else:  # of which torch's kernels know nothing
+        tried = engines.chain(name, state[0], batch_sizes.shape[0])
     for engine in tried:
         if engine == "reference":
             break
@@ -92,6 +92,19 @@ def run(
     for cause in causes:  # only now: a mistake in the step would have come up
         warn(cause)
     return result
+
+
+def order(
+    backend: str,
+    step: ComposedStep,
+    state: Sequence[Tensor],
+    xs: Sequence[Tensor],
+    keep: Sequence[int] = (0,),
+) -> tuple[str, ...]:
+    """The engines that a backend tries for sequences of one length, one after another."""
+    faster = backend == "auto" and native.is_faster(step, state, xs, keep)
+    tried = engines.chain(backend, state[0], xs[0].shape[0])
+    return ("torch", *tried) if faster else tried
 
 
 def in_force(backend: str) -> str:

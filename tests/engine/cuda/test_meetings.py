@@ -56,7 +56,7 @@ def test_programs_meet_between_unlike_accesses(stages: list[Trace], expected: li
 )
 def test_they_meet_no_more_often_than_they_have_to(cell: Any, there: int, back: int) -> None:
     for loop, expected in zip(loops(cell), (there, back), strict=True):
-        assert loop.source(16, even=True).resident.meetings == expected
+        assert loop.source(16, even=True).grid.meetings == expected
 
 
 def loops(cell: Any) -> list[Any]:

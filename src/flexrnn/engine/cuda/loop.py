@@ -111,8 +111,8 @@ class Loop:
     def _own(self, source: Source, name: str) -> Tensor:
         """Memory that the loop wants for itself."""
         stages, row = self.kernels.stages, source.buffers[name].row
-        if name in source.resident.copied:
-            row *= source.resident.programs
+        if name in source.grid.copied:
+            row *= source.grid.programs
         if name.startswith("partial."):
             row *= source.parts[stages.lowering.gathered[stages.reduction_of(name)]]
         return self.like.new_empty((self.call.batch * row,), dtype=REAL[self.like.dtype])

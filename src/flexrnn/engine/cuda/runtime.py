@@ -68,7 +68,7 @@ def _arrived(meeting):
     """How many have; what they had written before is seen from now on."""
     if HIP:
         return tl.atomic_add(meeting, 0, sem="acquire")
-    # whose many writes of nothing would keep those who arrive waiting
+    # Of all who wait, so many additions of nothing would keep those waiting who arrive.
     return tl.inline_asm_elementwise(
         "ld.acquire.gpu.global.s64 $0, [$1];", "=l,l", [meeting], tl.int64, False, 1
     )

@@ -24,8 +24,9 @@ from flexrnn.engine.cuda.written import Written
 from flexrnn.engine.step import CannotRunError
 from flexrnn.engine.tables import trim
 
-# What a step costs, in microseconds, as measured on an H200: see `benchmarks/results`. What bytes
-# of weights cost includes their products with 16 rows.
+# What a step costs, in microseconds, fitted by hand to what was measured on an H200: see
+# `benchmarks/results`. What bytes of weights cost includes their products with 16 rows. `PROGRAM`
+# and `PART` are small beside all else: they are set so that what was quicker is taken at a tie.
 STAGE = 1.0  # a tile of `sequence`: loads that wait for one another, and a barrier
 SEQUENCE = 25e3  # bytes of weights in a microsecond, of one program of `sequence`
 LAUNCH = 4.5  # a kernel of a replayed graph, with everything that it waits for
@@ -35,6 +36,7 @@ CACHE = 1.6e6  # and of all programs together
 MEETING = 1.8  # a meeting of all programs of `grid`, with what they wait for around it
 GRID = 38e3  # bytes of weights in a microsecond, of `grid`, with the matrix units
 EXACT = 15e3  # and without them: float32 and float64
+PART = 0.3  # a stage of `grid` beside that
 MORE = 0.25  # of the cost of 16 rows, what 16 more cost with the matrix units
 
 _KEPT = 256  # choices of a loop
@@ -156,11 +158,11 @@ def _sequence_cost(source: Source, call: Call) -> float:
 
 
 def _grid(source: Source, memory: Mapping[str, Tensor], call: Call) -> None:
-    (kernel,) = source.grid.kernels
-    launch = kernels.module(source.grid.text)[kernel.name][(call.rows, kernel.tiles)]
+    grid = source.grid
+    launch = kernels.module(grid.text)["grid"][(call.rows, grid.programs)]
     device = next(iter(memory.values())).device
     meeting = torch.zeros(16 * call.rows, dtype=torch.int64, device=device)
-    given = (call.steps, call.batch, call.layout, meeting, *(memory[n] for n in kernel.used))
+    given = (call.steps, call.batch, call.layout, meeting, *(memory[n] for n in grid.used))
     options = {**call.fixed, **kernels.resident(call, len(source.parts))}
     if not kernels.interpreted():
         launch(0, call.steps, *given, **options, STAGE=-1, launch_cooperative_grid=True)
@@ -171,14 +173,14 @@ def _grid(source: Source, memory: Mapping[str, Tensor], call: Call) -> None:
 
 
 def _grid_cost(source: Source, call: Call) -> float:
-    held = source.resident.held * call.itemsize
+    held = source.grid.held * call.itemsize
     most = call.shared - _BESIDE - on_their_way(call.itemsize) * call.tall
     if call.tall > ROWS[0] or (call.itemsize == 4 and not _is_quick(call)):
         most = min(most, _MUCH)
-    if call.rows * source.resident.programs > call.processors or held > most:
+    if call.rows * source.grid.programs > call.processors or held > most:
         return math.inf
     read = held / (GRID if _is_quick(call) else EXACT) * _taller(call)
-    return MEETING * max(1, source.resident.meetings) + 0.3 * len(source.parts) + read
+    return MEETING * max(1, source.grid.meetings) + PART * len(source.parts) + read
 
 
 def _steps_cost(source: Source, call: Call) -> float:

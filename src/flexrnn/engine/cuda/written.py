@@ -1,12 +1,12 @@
 """A loop, lowered and written as kernels for one dtype."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 
 from flexrnn.engine.cuda import kernels
-from flexrnn.engine.cuda.emit import WIDTHS, Source, source
+from flexrnn.engine.cuda.emit import WIDTHS, Source, Tile, source, tiles_of
 from flexrnn.engine.lowering.stages import Loop
 
 REAL = {  # of every dtype, what numbers in registers are
@@ -34,16 +34,20 @@ class Written:
         self._sources: dict[Hashable, Source] = {}
 
     def source(self, widest: int = WIDTHS[-1], *, even: bool = False) -> Source:
-        """The source with tiles of so many units at most; `even`: see `emit.source`."""
+        """The source with tiles of so many units at most; `even`: see `emit.tiles_of`."""
         key = widest, even
         if key not in self._sources:
-            self._sources[key] = source(
-                self.stages,
-                backward=self.backward,
-                real=self.real,
-                operand=self.operand,
-                widest=widest,
-                even=even,
-                whole=self.real != "tl.float64" or kernels.keeps_doubles(),
-            )
+            tiles = tiles_of(self.stages, widest, even=even, half=self.operand != self.real)
+            same = (found for found in self._sources.values() if found.tiles == tiles)
+            self._sources[key] = next(same, None) or self._written(tiles)
         return self._sources[key]
+
+    def _written(self, tiles: Sequence[Tile]) -> Source:
+        return source(
+            self.stages,
+            backward=self.backward,
+            real=self.real,
+            operand=self.operand,
+            tiles=tiles,
+            whole=self.real != "tl.float64" or kernels.keeps_doubles(),
+        )

@@ -60,11 +60,11 @@ def compiled(
         text = loop.source().sequence.text
         wanted.append((text, kernel.name, counts, pointers(kernel.used), options))
     grid = next(tier for tier in tiers.TIERS if tier.name == "grid")
-    for kernel in source.grid.kernels if grid.cost(source, call) < math.inf else ():
+    if grid.cost(source, call) < math.inf:
         options = {**kernels.resident(call, len(source.parts)), "launch_cooperative_grid": True}
         counts = {"begin": "i32", "end": "i32", "T": "i32", "B": "i32", "layout": "*i64",
                   "meeting": "*i64"}  # fmt: skip
-        wanted.append((source.grid.text, kernel.name, counts, pointers(kernel.used), options))
+        wanted.append((source.grid.text, "grid", counts, pointers(source.grid.used), options))
     options = kernels.of_step(itemsize)
     for kernel in source.steps.kernels:
         counts = {"t": "i32", "T": "i32", "B": "i32", "layout": "*i64"}

@@ -1,7 +1,7 @@
 """From the stages of a loop to the Triton source of its kernels."""
 
 from flexrnn.engine.cuda.emit.resident import on_their_way
-from flexrnn.engine.cuda.emit.source import FIRST_POINTER, Source, source
-from flexrnn.engine.cuda.emit.tiles import WIDTHS
+from flexrnn.engine.cuda.emit.source import FIRST_POINTER, Source, source, tiles_of
+from flexrnn.engine.cuda.emit.tiles import WIDTHS, Tile
 
-__all__ = ["FIRST_POINTER", "WIDTHS", "Source", "on_their_way", "source"]
+__all__ = ["FIRST_POINTER", "WIDTHS", "Source", "Tile", "on_their_way", "source", "tiles_of"]

@@ -50,7 +50,9 @@ class ResidentWriter(StageWriter):
         self.reads: list[Access] = []
         self.writes: list[Access] = []
         self.late: list[str] = []  # writes that nobody waits for
-        self.held: dict[str, list[str]] = {}  # variables of weights, and the lines that read them
+        self.held: dict[
+            str, tuple[str, str]
+        ] = {}  # of weights: which, and the line that reads them
         self.numbers = 0  # that are held
         self.weights: dict[str, None] = {}  # memory that they are read from
 
@@ -171,11 +173,19 @@ class ResidentWriter(StageWriter):
         tests += [f"(j < {len(run) * tile})"] if width > len(run) * tile else []
         some = f", mask={' & '.join(tests)}, other=0.0" if tests else ""
         pointer = self.buffers.buffer(memory)
-        self.held[name] = [
+        self.held[name] = (
             f"k, j = tl.arange(0, {chunk})[:, None], tl.arange(0, {width})[None, :]",
             f"{name} = tl.load({pointer}{head} + {row} * {columns} + {column}{some})",
-        ]
+        )
         self.numbers += chunk * width
+
+    def _reads(self) -> list[str]:
+        """Lines that read the weights; which rows and columns is said where it changes."""
+        lines, before = list[str](), ""
+        for which, read in self.held.values():
+            lines += [read] if which == before else [which, read]
+            before = which
+        return lines
 
     def _columns(self, variable: str, count: int) -> list[str]:
         """Blocks of columns of a sum, one after another, as variables of their own."""
@@ -220,7 +230,7 @@ class ResidentWriter(StageWriter):
                 "@jit",
                 f"def held{self.number}(tile, {weights}):",
                 *(f"    {line}" for line in which),
-                *(f"    {line}" for lines in self.held.values() for line in lines),
+                *(f"    {line}" for line in self._reads()),
                 f"    return {', '.join(self.held)}",
                 "",
             ]

@@ -14,6 +14,7 @@ Where sequences end at different steps, the longest first, what is `(T, B, ...)`
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from flexrnn.engine.cuda.emit.names import COMPILED, OWN_STEPS, Buffer, Names
@@ -52,14 +53,32 @@ class Source(NamedTuple):
     """A loop, written for all tiers."""
 
     sequence: Kernels
-    grid: Kernels
+    grid: Resident
     steps: Kernels
-    resident: Resident  # what `grid` needs
     buffers: dict[str, Buffer]
     tiles: tuple[Tile, ...]  # of every stage
     parts: tuple[int, ...]  # of every stage, into how many tiles a head's units are cut
     weights: tuple[int, ...]  # of every stage, numbers in the right operands of its products
     narrow: bool  # `sequence` is written as a whole
+
+
+def tiles_of(loop: Loop, widest: int, *, even: bool, half: bool) -> tuple[Tile, ...]:
+    """The tiles of every stage.
+
+    Args:
+        loop: the stages.
+        widest: no tile has more units.
+        even: of the narrowest stage alone; wider ones are cut into as many tiles.
+        half: operands of products are of 16 bits.
+    """
+    tiles: list[Tile] = []
+    narrowest = min((u for s in loop.stages if (u := s.domain.units) > 1), default=1)
+    for number, stage in enumerate(loop.stages):
+        sums = [len(sums) for _, sums in Accumulators(loop, number).groups]
+        most, values, units = max(sums, default=0), len(stage.values), stage.domain.units
+        width = power_above(-(-widest * units // narrowest)) if even and units > 1 else widest
+        tiles.append(tile_of(units, most, values, half=half, widest=width))
+    return tuple(tiles)
 
 
 def source(
@@ -68,8 +87,7 @@ def source(
     backward: bool,
     real: str,
     operand: str,
-    widest: int,
-    even: bool = False,
+    tiles: Sequence[Tile],
     whole: bool = True,
 ) -> Source:
     """Write the source of a loop.
@@ -79,11 +97,9 @@ def source(
         backward: it runs from the last step to the first.
         real: the type of numbers in registers, `tl.float32` or `tl.float64`.
         operand: the type of products' operands.
-        widest: no tile has more units.
-        even: of the narrowest stage alone; wider ones are cut into as many tiles.
+        tiles: of every stage; see `tiles_of`.
         whole: a narrow loop's `sequence` may keep its state in registers.
     """
-    tiles = _tiles(loop, widest, even, half=operand != real)
     parts = tuple(t.count(s.domain.units) for t, s in zip(tiles, loop.stages, strict=True))
     names = Names(loop, parts, real=real, operand=operand, backward=backward)
     writers = [StageWriter(names, k, tile) for k, tile in enumerate(tiles)]
@@ -106,8 +122,7 @@ def source(
     )
     lefts = {names.low.place(p.left).buffer for s in loop.stages for p in s.products}
     needed = frozenset(lefts | {name for w in writers for name in w.read_back})
-    held = resident(names, tiles, needed)
-    grid = Kernels(held.text, (Kernel("grid", held.used, held.programs),))
+    grid = resident(names, tiles, needed)
     try:
         if not whole:
             raise NotNarrowError
@@ -117,19 +132,7 @@ def source(
     except NotNarrowError:
         text = "\n\n".join([*stages, _sequence(names, used, memory, counts)])
         sequence, narrow = Kernels(text, (Kernel("sequence", memory, 1),)), False
-    return Source(sequence, grid, steps, held, names.buffers, tuple(tiles), parts, weights, narrow)
-
-
-def _tiles(loop: Loop, widest: int, even: bool, *, half: bool) -> list[Tile]:
-    """The tiles of every stage."""
-    tiles: list[Tile] = []
-    narrowest = min((u for s in loop.stages if (u := s.domain.units) > 1), default=1)
-    for number, stage in enumerate(loop.stages):
-        sums = [len(sums) for _, sums in Accumulators(loop, number).groups]
-        most, values, units = max(sums, default=0), len(stage.values), stage.domain.units
-        width = power_above(-(-widest * units // narrowest)) if even and units > 1 else widest
-        tiles.append(tile_of(units, most, values, half=half, widest=width))
-    return tiles
+    return Source(sequence, grid, steps, names.buffers, tuple(tiles), parts, weights, narrow)
 
 
 def _call(names: Names, number: int, used: tuple[str, ...], tile: str) -> str:
