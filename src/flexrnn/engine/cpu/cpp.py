@@ -5,7 +5,7 @@ from functools import cache
 from importlib import resources
 
 from flexrnn.engine.compiler.ops import OPS
-from flexrnn.engine.cpu.build.isa import Isa
+from flexrnn.engine.cpu.build.isa import Isa, hints
 
 RUNTIME = ("vector.h", "math.h", "loop.h")
 
@@ -45,6 +45,7 @@ def prologue(real: str, isa: Isa) -> str:
     size, integer = {"float": (4, "int"), "double": (8, "long")}[real]
     lanes = isa.vector_bytes // size
     defined = f"#define REAL {real}\n#define INT {integer}\n#define VL {lanes}\n"
+    defined += f"#define HINTS {int(hints())}\n"
     folder = resources.files("flexrnn.engine.cpu") / "runtime"
     texts = ((folder / name).read_text(encoding="utf-8") for name in RUNTIME)
     return "\n".join((defined, *texts))

@@ -16,7 +16,9 @@ from flexrnn.engine.cpu.plan import Sizes
 from flexrnn.engine.cpu.pool import POOL
 from flexrnn.engine.lowering.places import in_one_piece
 
-_CACHED_WEIGHTS = 4 << 20  # bytes of weights above which threads share units instead of rows
+# Bytes of weights above which threads share units instead of rows, and so many rows of each below
+# which they do so: more rows make up for reading weights that lie far away.
+_CACHED_WEIGHTS, _MANY_ROWS = 4 << 20, 24
 _LITTLE = 256 << 10  # bytes of weights that are read, for which a second thread comes too late
 _BRIEF = 48 << 10  # bytes of weights a stage, for which threads wait longer than they work
 
@@ -54,6 +56,7 @@ class Layout:
         read = self.kernel.weight_bytes
         if self.kernel.shape is Shape.FEW and steps * batch * read < _LITTLE:
             threads = 1
+        far = read > _CACHED_WEIGHTS and batch < _MANY_ROWS * threads
         waits = sum(not stage.alone for stage in self.kernel.loop.stages)
         if batch == 1 and read < _BRIEF * waits:
             threads = 1
@@ -65,7 +68,7 @@ class Layout:
             batch=batch,
             reverse=reverse,
             fewer=fewer,
-            across=threads > 1 and (batch < threads or read > _CACHED_WEIGHTS),
+            across=threads > 1 and (batch < threads or far),
             threads=threads,
         )
         self.before = Before(self.program.graph, self._computed)

@@ -84,7 +84,7 @@ class Products:
         lines = [
             "template <int R>",
             f"INLINE void products{self.number}(const Frame& f, long r, long head, long tile, "
-            "REAL* out) {",
+            "Ahead, REAL* out) {",
             "    const long unit = tile * VL;",
             f"    const int units = int(least(VL, f.W{self.number} - unit));",
             f"    for (int i = 0; i < {self.accumulators.count}; i++)",
@@ -108,7 +108,7 @@ class Products:
         lines = [
             "template <int R>",
             f"INLINE void products{self.number}(const Frame& f, long r, long head, long tile, "
-            "REAL* out) {",
+            "Ahead next, REAL* out) {",
         ]
         for products, sums in self.accumulators.groups:
             lines += [f"    {line}" for line in self._group(products, sums)]
@@ -155,7 +155,8 @@ class Products:
         packed, address, row = self._operands(k, product)
         panel = len(blocks) * tile.width
         tiles = f"ceil_div(f.W{self.number}, {tile.width} * VL)"
-        which = f"(head * {tiles} + tile)" if packed.per_head else "tile"
+        which = f"head * {tiles} + tile" if packed.per_head else "tile"
+        onward = "next.at" if packed.per_head else f"next.at % {tiles}"
         pairs = [
             (
                 places.index(self.accumulators.of[product.blocks[block]] * tile.width + v),
@@ -168,16 +169,21 @@ class Products:
             "{",
             f"    const REAL* a = {address};",
             f"    const long row = {row};",
-            f"    const REAL* w = f.{packed.pointer} + {which} * {packed.inner} * {panel} * VL;",
+            f"    const long inner = {packed.inner}, size = inner * {panel} * VL;",
+            f"    const REAL* w = f.{packed.pointer} + ({which}) * size;",
+            f"    const REAL* ahead = next.of(f.{packed.pointer} + ({onward}) * size, inner * VL, "
+            f"{panel}, w);",
             "    long k = 0;",
         ]
         if tile.chains > 1:
-            lines += self._loop(pairs, panel, packed.inner, tile.chains)
-        return [*lines, *self._loop(pairs, panel, packed.inner, 1), "}"]
+            lines += self._loop(pairs, panel, tile.chains)
+        return [*lines, *self._loop(pairs, panel, 1), "}"]
 
-    def _loop(self, pairs: list[tuple[int, int]], panel: int, inner: str, steps: int) -> list[str]:
+    def _loop(self, pairs: list[tuple[int, int]], panel: int, steps: int) -> list[str]:
         """`steps` values of k at once, each into a chain of its own."""
-        lines = [f"    for (; k + {steps} <= {inner}; k += {steps}, w += {steps * panel} * VL) {{"]
+        lines = [f"    for (; k + {steps} <= inner; k += {steps}, w += {steps * panel} * VL) {{"]
+        if steps == 1:
+            lines.append(f"        if (R > 2) hint<{panel}>(w, ahead + k * VL);")
         for step in range(steps):
             sums = " ".join(f"acc[{step}][i][{acc}] += x * w{step}_{j};" for acc, j in pairs)
             lines += [

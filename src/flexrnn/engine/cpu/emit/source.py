@@ -102,7 +102,7 @@ def _frame(context: Context, weights: list[Packed], in_place: bool) -> str:
 def _tiles(context: Context, number: int, count: int, tile: Tile) -> str:
     """A function that goes through the tiles of a thread, each for all its rows."""
     cases = [
-        f"                case {r}: products{number}<{r}>(*g, r, head, tile, out); break;"
+        f"                case {r}: products{number}<{r}>(*g, r, head, tile, next, out); break;"
         for r in range(1, tile.rows + 1)
     ]
     groups = f"ceil_div(g->rows.last - r, {tile.rows})"
@@ -116,8 +116,9 @@ def _tiles(context: Context, number: int, count: int, tile: Tile) -> str:
         "        // Up and down in turn: what was read last is still in the cache.",
         "        const long at = down ? mine.last - 1 - (i - mine.first) : i;",
         "        const long head = at / tiles, tile = at % tiles;",
+        "        Ahead next{i + 1 < mine.last ? down ? at - 1 : at + 1 : at};",
         "        for (const Frame* g = &f; g; g = g->next)",
-        "            for (long r = g->rows.first, n; r < g->rows.last; r += n) {",
+        "            for (long r = g->rows.first, n; r < g->rows.last; r += n, next.group++) {",
         f"                n = ceil_div(g->rows.last - r, {groups});",
         "                switch (n) {",
         *cases,

@@ -136,6 +136,26 @@ INLINE void add_in_place(REAL* out, const int* sums, const REAL* a, void** p, co
     }
 }
 
+// Which packed tile comes next, and how many groups of rows have read the present one: each asks for
+// one vector of every k of the next, until that is on its way as a whole.
+struct Ahead {
+    long at, group = 0;
+
+    const REAL* of(const REAL* next, long vectors, long most, const REAL* now) const {
+        return group < most ? next + group * vectors : now;
+    }
+};
+
+// What a tile will read: soon, in 8 values of k, and one vector of the tile after it. Caches load
+// both ahead of time by themselves, but not enough of it where weights lie in the last of them.
+template <int PANEL> INLINE void hint(const REAL* w, const REAL* ahead) {
+#if HINTS
+    constexpr int LINE = int(64 / sizeof(REAL));
+    for (int n = 0; n < PANEL * VL; n += LINE) __builtin_prefetch(w + 8 * PANEL * VL + n, 0, 3);
+    __builtin_prefetch(ahead, 0, 2);
+#endif
+}
+
 // Columns of a weight, so that a tile of a product reads memory in order: for each k, the tile's
 // `width` columns of every block.
 static void pack(REAL* out, void** p, const Piece* pieces, long count, long head, int blocks,

@@ -5,6 +5,7 @@
 //   REAL   float or double
 //   INT    the signed integer of its size, int or long
 //   VL     how many of them a register of the machine holds; a wider vector is many times slower
+//   HINTS  whether to ask for memory early
 
 typedef REAL vec __attribute__((vector_size(VL * sizeof(REAL))));
 typedef REAL vec_anywhere
