@@ -63,7 +63,7 @@ class Prepared:
         self.parts, self._state, self._start = parts, state, start if parts else ()
         *lead, _ = row[0].transpose(0, axis or 0).shape
         batch, size = lead[-1], row[0].element_size()
-        self._output = (*lead, widths[0])
+        self._output, self._axis = (*lead, widths[0]), axis
         self._fields = [(len(parts), batch, width) for width in widths]
         self._apart = [size * batch * width for width in widths]  # bytes from layer to layer
         given = () if start else row[1 : 1 + len(widths)]
@@ -89,8 +89,16 @@ class Prepared:
                 begins = [*map(add, begins, self._between)]
             below, output = output, x.new_empty(*self._output)
             own = [weights[i] for i in parameters]
-            run((_address(below), *begins, *own, _address(output), *ends))
+            operands = ()
+            if run.reads:
+                operands = (timed(below, 0 if k else self._axis), *(params[i] for i in parameters))
+            run((_address(below), *begins, *own, _address(output), *ends), operands)
         return output, unwrap(self._state(*final))
+
+
+def timed(x: Tensor, axis: int | None) -> Tensor:
+    """An input with time in front."""
+    return x[None] if axis is None else x.transpose(0, 1) if axis else x
 
 
 def known(layer: Any, cells: Sequence[Cell]) -> Any:

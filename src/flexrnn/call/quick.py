@@ -20,7 +20,7 @@ from torch.nn.modules import module as hooks
 
 from flexrnn.bind import Slot, bind, identity
 from flexrnn.call.initial import initial_state
-from flexrnn.call.prepared import Part, Prepared, has_tensors, known
+from flexrnn.call.prepared import Part, Prepared, has_tensors, known, timed
 from flexrnn.call.stack import stacked
 from flexrnn.cell import Cell, field_sizes, unwrap
 from flexrnn.compose import CellStep
@@ -159,7 +159,7 @@ def _run(layer: Any, x: Tensor, hx: Any, *, axis: int | None) -> tuple[Tensor, A
     try:
         if not _lie_here(row) or not _is_served(layer, x, axis):
             return None
-        x = _timed(x, axis)
+        x = timed(x, axis)
         if hx is None and layer.learn_initial_state:
             options = {"dtype": x.dtype, "device": x.device, "batch": x.shape[1], "learned": True}
             given = initial_state(layer, cells, layer._suffixes, **options)
@@ -215,11 +215,6 @@ def _like(layer: Any, x: Tensor, fields: int, axis: int | None) -> Any:
     """Calls that may take turns, each prepared for itself."""
     inference = torch.is_inference_mode_enabled()
     return axis, x.shape, x.stride(), x.dtype, fields, layer.training, inference
-
-
-def _timed(x: Tensor, axis: int | None) -> Tensor:
-    """An input with time in front."""
-    return x[None] if axis is None else x.transpose(0, 1) if axis else x
 
 
 def _is_strided(tensor: Tensor) -> bool:
@@ -344,7 +339,7 @@ def _parts(
         axis: of time in the input.
     """
     x, fields = row[0], 0 if start else len(way.widths)
-    x = _timed(x, axis)
+    x = timed(x, axis)
     given, params = row[1 : 1 + fields], row[1 + fields :]
     parts: list[Part] = []
     for k, (ready, at) in enumerate(way.parts):

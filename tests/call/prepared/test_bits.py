@@ -18,6 +18,7 @@ from torch.testing import assert_close
 import flexrnn
 from flexrnn import FlexRNN, cells
 from flexrnn.call import quick
+from flexrnn.engine.cpu.straight import Straight
 
 T, B, I, H = 6, 2, 3, 5
 
@@ -63,6 +64,44 @@ def test_bits_are_those_of_a_call_that_was_not_prepared(
                 for hx in (None, state):
                     assert_as_ever(layer, partial(run, x, hx))
                     assert is_taken(partial(run, x, hx))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_torch_computes_before_the_loop_is_computed_anew(
+    kind: str,
+    batch_first: bool,
+    is_taken: Any,
+    assert_as_ever: Any,
+    own_cell: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A single row leaves the input's products to torch, where weights are many."""
+    computed: list[int] = []
+    compute = Straight._compute
+
+    def noted(self: Straight, operands: Any) -> Any:
+        computed.append(len(operands))
+        return compute(self, operands)
+
+    monkeypatch.setattr(Straight, "_compute", noted)
+    known_cell, options = KINDS[kind]
+    wide: dict[str, Any] = {name: 200 for name in options if name == "proj_size"}
+    options = options | wide
+    layer = FlexRNN(known_cell or own_cell, 70, 300, 2, batch_first=batch_first, **options)
+    _, state = layer.step(torch.randn(1, 70))
+    for steps, is_prepared in ((9, True), (4000, False)):  # at most one chunk of steps
+        x = torch.randn(1, steps, 70) if batch_first else torch.randn(steps, 1, 70)
+        for hx in (None, state):
+            call = partial(layer, x, hx)
+            assert_as_ever(layer, call)
+            computed.clear()
+            assert is_taken(call) == is_prepared
+            assert len(computed) == 2 * is_prepared
+            x.add_(1)
+            for parameter in layer.parameters():
+                parameter.mul_(0.9)
+            assert_as_ever(layer, call)
 
 
 def test_numbers_are_those_of_the_reference(taken: list[int]) -> None:

@@ -1,9 +1,20 @@
+# pyright: reportPrivateUsage=false
+# What a process has compiled is nobody else's business.
 """What is compiled for is what the machine has, or less where somebody says so."""
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
 
+import flexrnn
+from flexrnn.engine.cpu import cpp, plan
+from flexrnn.engine.cpu.build import isa as instructions
 from flexrnn.engine.cpu.build.isa import ISAS, Isa, machine, runnable
 from flexrnn.engine.cpu.build.toolchain import library
 from flexrnn.engine.cpu.cpp import prologue
@@ -60,3 +71,45 @@ def test_a_vector_fills_a_register_and_no_more(real: str, size: int, isa: Isa) -
     macro = "__AVX512F__" if largest == "64" else "__AVX2__" if largest == "32" else "REAL"
     check = f"#ifndef {macro}\n#error the flags do not give what the vectors need\n#endif\n"
     library(text + check + ask, isa)
+
+
+@pytest.fixture
+def anew() -> Iterator[None]:
+    """What the machine is said to be is asked again."""
+    asked = (instructions.features, instructions.hints, cpp.prologue)
+    for function in asked:
+        function.cache_clear()
+    yield
+    for function in asked:
+        function.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("vendor", "expected"), [("GenuineIntel", True), ("AuthenticAMD", False), ("", False)]
+)
+def test_only_some_processors_are_asked_for_memory_early(
+    vendor: str, expected: bool, anew: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu avx2 fma bmi2 sse\n" * 2
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert instructions.hints() is expected
+    assert instructions.features() == {"avx2", "fma", "bmi2"}
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    instructions.features.cache_clear()
+    instructions.hints.cache_clear()
+    assert not instructions.hints()
+    assert not instructions.features()
+
+
+def test_asking_early_changes_no_bit(anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = flexrnn.LSTM(5, 35, bidirectional=True, backend="cpu"), torch.randn(3, 19, 5)
+    found: list[list[Tensor]] = []
+    for asks in (False, True):
+        monkeypatch.setattr(cpp, "hints", lambda asks=asks: asks)
+        monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
+        prologue.cache_clear()
+        assert f"#define HINTS {int(asks)}\n" in prologue("float", machine())
+        output, _ = layer(x)
+        found.append([output, *torch.autograd.grad(output.sum(), [*layer.parameters()])])
+    assert_close(found[0], found[1], rtol=0, atol=0)

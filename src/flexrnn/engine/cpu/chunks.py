@@ -13,7 +13,7 @@ from torch import Tensor
 from flexrnn.engine.cpu.plan import Sizes
 
 ROWS = 512  # of a chunk, over all its steps, so that a product is fast
-BYTES = 1 << 20  # handed over in a chunk; less is not worth the trouble
+BYTES = 2 << 20  # handed over in a chunk; less is not worth the trouble
 
 
 class Chunk(NamedTuple):

@@ -65,8 +65,8 @@ class Forward:
 
     @property
     def is_straight(self) -> bool:
-        """Whether one run of the loop is all there is to do, for a single field at every step."""
-        more = self.layout.before.wanted or self.constant or self.saves or self.sizes.fewer
+        """Whether one run of the loop is all that follows what torch computes, for one field."""
+        more = self.constant or self.saves or self.sizes.fewer
         return not more and len(self.chunks) == len(self.keep) == 1
 
     def _chunks(self, plan: Plan) -> tuple[Chunk, ...]:

@@ -1,6 +1,7 @@
 """A forward pass of which nothing is open but addresses: where operands lie, and results go.
 
-Between tensors and the compiled loop there is then little more than a row of numbers.
+Between tensors and the compiled loop there is then little more than a row of numbers, and whatever
+torch computes before the loop.
 """
 
 import ctypes
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from flexrnn.engine.cpu.forward import Forward
 from flexrnn.engine.cpu.kernel import SCRATCH
+from flexrnn.engine.cpu.layout import values_of
 from flexrnn.engine.cpu.pool import POOL
 
 _OUTPUT = "output"
@@ -21,8 +23,11 @@ class Straight:
     """A forward pass without derivatives, by addresses.
 
     Args:
-        forward: laid out; its loop is all there is to do.
+        forward: laid out; see its `is_straight`.
         names: of the operands, in the order in which their addresses will come.
+
+    Attributes:
+        reads: whether torch computes something before the loop, of the operands themselves.
     """
 
     def __init__(self, forward: Forward, names: Sequence[str]):
@@ -43,23 +48,42 @@ class Straight:
             else:
                 last = (sizes.steps - 1) & 1
                 copies.append((f"final.{field}", SCRATCH, offset + last * count, count))
-        order = [*names, _OUTPUT, *(f"final.{field}" for field in fields), SCRATCH]
+        self._before, self._program = layout.before, layout.program
+        self.reads = bool(self._before.wanted)
+        self._read = [name for name in names if not name.startswith("state.")]
+        self._computed = [f"node.{index}" for index in self._before.wanted]
+        self._lead, self._steps = (sizes.steps, sizes.batch), slice(0, sizes.steps)
+        order = [*names, _OUTPUT, *(f"final.{field}" for field in fields)]
+        order += [SCRATCH, *self._computed]
         self._run, used = layout.addressed(order, where, instead, forward.chunks[0])
         self._copies = [(order.index(to), order.index(of), at, n) for to, of, at, n in copies]
         self._scratch = layout.area.size if SCRATCH in used else 0
 
-    def __call__(self, addresses: Sequence[int]) -> None:
+    def __call__(self, addresses: Sequence[int], operands: Sequence[Tensor]) -> None:
         """Run it.
 
         Args:
             addresses: of the operands; of the output `(T, B, ...)`; of every field of the last
                 state `(B, ...)`. What is written overlaps with nothing.
+            operands: these themselves, but for states, if it `reads` them.
         """
         scratch = self._take() if self._scratch else None
-        at = (*addresses, 0 if scratch is None else scratch.data_ptr())
+        at = [*addresses, 0 if scratch is None else scratch.data_ptr()]
+        if self.reads:
+            computed = self._compute(operands)
+            at += [computed[name].data_ptr() for name in self._computed]
         self._run(at)
         for to, of, offset, count in self._copies:
             ctypes.memmove(at[to], at[of] + offset, count)
+
+    def _compute(self, operands: Sequence[Tensor]) -> dict[str, Tensor]:
+        """What the loop reads that torch computes."""
+        found: dict[str, Tensor] = {}
+        given = dict(zip(self._read, operands, strict=True))
+        values, like = values_of(self._program, given), operands[0]
+        self._before.begin(self._program, values, found, like)
+        self._before.add(self._program, values, found, like, self._lead, self._steps)
+        return found
 
     def _take(self) -> Tensor:
         if self._scratch > _SMALL:
