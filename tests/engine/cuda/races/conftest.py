@@ -174,7 +174,11 @@ class Ran(NamedTuple):
     @property
     def text(self) -> str:
         """What a card would compile."""
-        return f"{MEETING}\n\n{self.source.grid.text}"
+        return _compiled(self.source)
+
+
+def _compiled(source: Source) -> str:
+    return f"{MEETING}\n\n{source.grid.text}"
 
 
 class Detector:
@@ -208,7 +212,7 @@ class Detector:
         self, source: Source, memory: Mapping[str, Any], call: Call, text: str = ""
     ) -> Launch:
         """Launch a source as on a card, or another text."""
-        kernel = kernels.module(text or f"{MEETING}\n\n{source.grid.text}")["grid"]
+        kernel = kernels.module(text or _compiled(source))["grid"]
         with self.monkeypatch.context() as patch:
             patch.setattr(kernels, "interpreted", lambda: False)
             patch.setattr(kernels, "module", lambda _: {"grid": _Launched(self._run, kernel)})
@@ -238,11 +242,13 @@ class Detector:
             if id(space) not in scopes:
                 scopes[id(space)] = change(function)
 
-        with self.monkeypatch.context() as patch:
-            patch.setattr(interpreter, "_patch_lang", once)
-            yield
-        for scope in reversed(scopes.values()):
-            scope.restore()
+        try:
+            with self.monkeypatch.context() as patch:
+                patch.setattr(interpreter, "_patch_lang", once)
+                yield
+        finally:
+            for scope in reversed(scopes.values()):
+                scope.restore()
 
     def _listen(self) -> None:
         """Note what the interpreter does while kernels run."""
@@ -289,7 +295,7 @@ class Detector:
 
     @property
     def launched(self) -> Launch:
-        """What runs."""
+        """What runs, or ran last."""
         assert self.now
         return self.now
 
