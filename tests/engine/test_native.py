@@ -18,7 +18,6 @@ from torch.testing import assert_close
 
 import flexrnn
 from flexrnn import cells
-from flexrnn.call import quick
 from flexrnn.engine import native
 from flexrnn.engine.step import CannotRunError
 
@@ -322,17 +321,3 @@ def test_under_autocast_it_is_a_layer_in_the_half_type(cls: str, ran: list[str])
 )
 def test_where_cudnn_keeps_its_weights(sizes: tuple[Any, ...], expected: bool) -> None:
     assert native.is_persistent(*sizes) == expected
-
-
-def test_auto_takes_it_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, x = flexrnn.LSTM(I, H), torch.randn(T, B, I)
-    assert not native.is_faster(None, (x,), (x,))  # pyright: ignore  # nowhere on the CPU
-    assert flexrnn.explain(layer, x).engine == "cpu"
-    monkeypatch.setattr(native, "is_faster", lambda *_: True)
-    monkeypatch.setattr(quick, "_ENGINE", "")  # plain calls on the CPU do not come so far
-    ran, run = [], native.run
-    monkeypatch.setattr(native, "run", lambda *a, **k: ran.append(1) or run(*a, **k))
-    layer(x)
-    assert ran
-    assert flexrnn.explain(layer, x).engine == "torch"
-    assert flexrnn.explain(layer, x).steps[0].causes == ()

@@ -1,4 +1,4 @@
-"""Where programs of `grid` meet. They run one after another here: what they do is read."""
+"""Where programs of `grid` meet, by what is written; `races` looks at what they do."""
 
 import re
 from typing import Any

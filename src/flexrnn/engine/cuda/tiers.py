@@ -180,6 +180,7 @@ def _grid_cost(source: Source, call: Call) -> float:
     if call.rows * source.grid.programs > call.processors or held > most:
         return math.inf
     read = held / (GRID if _is_quick(call) else EXACT) * _taller(call)
+    # One program meets nobody; but how much sooner it is done has not been measured.
     return MEETING * max(1, source.grid.meetings) + PART * len(source.parts) + read
 
 

@@ -6,7 +6,7 @@ these rows meet: each arrives behind its last such number, and waits before it r
 inputs come before the wait, and results that no stage reads are written behind the arrival.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 from flexrnn.engine.cuda.emit.meetings import Access, Trace, meetings
@@ -28,7 +28,7 @@ class Resident(NamedTuple):
     used: tuple[str, ...]  # the memory that it is given
     copied: frozenset[str]  # of which every program has its own
     programs: int  # that share a row
-    meetings: int  # in a step
+    meetings: int  # in a step, unless one program has all units
     held: int  # numbers that a program keeps
 
 
@@ -55,15 +55,20 @@ class ResidentWriter(StageWriter):
         ] = {}  # of weights: which, and the line that reads them
         self.numbers = 0  # that are held
         self.weights: dict[str, None] = {}  # memory that they are read from
+        self.programs = tile.count(self.units) * self.stage.domain.heads
+        # All that a single program touches is its own, whole rows too.
+        single = self.programs == 1 and not self.stage.alone
+        self.rows: Hashable = "of the first program" if single else None
 
     # What is read and written -----------------------------------------------------------------
 
     def _access(self, place: Place, sizes: tuple[int, ...]) -> Access:
         """An access to a node's units; of a number that many units share, to whole rows."""
         own = self.units == 1 or (sizes[-1] == self.units and place.strides[-1] == 1)
-        domain = self.stage.domain
-        where = (place.offset, place.strides, domain, self.tile.units)
-        return Access(place.buffer, where if own and not self.stage.alone else None)
+        if self.programs == 1 or not own:
+            return Access(place.buffer, self.rows)
+        tiles = self.tile.count(self.units)
+        return Access(place.buffer, (place.offset, place.strides, self.stage.domain, tiles))
 
     def load(self, index: int) -> str:
         """Read a node from memory."""
@@ -80,12 +85,12 @@ class ResidentWriter(StageWriter):
 
     def total(self, index: int) -> str:
         """The variable with what all tiles of a row have found."""
-        self.reads.append(Access(self.loop.partial_name(index), None))
+        self.reads.append(Access(self.loop.partial_name(index), self.rows))
         return super().total(index)
 
     def gather(self, index: int) -> None:
         """Leave what this tile has found."""
-        self.writes.append(Access(self.loop.partial_name(index), None))
+        self.writes.append(Access(self.loop.partial_name(index), self.rows))
         super().gather(index)
 
     def write(self) -> None:
@@ -103,7 +108,7 @@ class ResidentWriter(StageWriter):
     def product(self, k: int) -> None:
         """Add one product of the stage to its sums: runs of blocks that lie side by side."""
         product = self.stage.products[k]
-        self.reads.append(Access(self.low.place(product.left).buffer, None))
+        self.reads.append(Access(self.low.place(product.left).buffer, self.rows))
         runs: list[list[int]] = []
         for block in sorted(product.blocks):
             if runs and runs[-1][-1] + 1 == block:
@@ -257,11 +262,12 @@ def resident(names: Names, tiles: Sequence[Tile], needed: frozenset[str]) -> Res
                 for accesses in (w.reads, w.writes)))
         for w in writers
     ]  # fmt: skip
-    before = meetings(traces, kinds)
+    counts = [writer.programs for writer in writers]
+    programs = max(counts)
+    found = meetings(traces, kinds)
+    before = found if programs > 1 else (False,) * len(found)  # who is alone meets nobody
     after = (*before[1:], before[0])
     stages = [w.functions(waits=before[k], arrives=after[k]) for k, w in enumerate(writers)]
-    counts = [w.tile.count(w.units) * w.stage.domain.heads for w in writers]
-    programs = max(counts)
     used = tuple(dict.fromkeys(name for w in writers for name in (*w.used, *w.weights)))
     pointers = ", ".join(names.buffers[name].name for name in used)
     lines = list[str]()
@@ -299,7 +305,7 @@ def resident(names: Names, tiles: Sequence[Tile], needed: frozenset[str]) -> Res
         "",
     ])  # fmt: skip
     held = sum(w.numbers for w in writers)
-    return Resident(text, used, copied, programs, sum(before), held)
+    return Resident(text, used, copied, programs, sum(found), held)
 
 
 def _call(names: Names, writer: ResidentWriter, copied: frozenset[str]) -> str:
