@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.autograd import graph
+from torch.nn.utils.rnn import PackedSequence
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
@@ -83,6 +84,58 @@ def test_numbers_and_gradients_are_those_of_the_long_way(
         for run in (trained, inferred):
             assert_close(run(), long(run), rtol=0, atol=0)
         assert is_taken(layer, x, hx)
+
+
+ORDER = torch.tensor([2, 0, 1])
+
+
+@pytest.mark.parametrize("order", [None, ORDER], ids=["as they came", "sorted"])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_packed_sequences_of_one_length_are_plain(
+    kind: str, batch: int, order: Tensor | None, long: Callable[..., Any]
+) -> None:
+    order = order if batch == 3 or order is None else torch.tensor([0])
+    back = None if order is None else order.argsort()
+    layer = FlexRNN(KINDS[kind], I, H, 2, bidirectional=True, batch_first=True, dtype=torch.float64)
+    sizes = torch.full((T,), batch)
+    for given in (False, False, True, True):
+        packed = PackedSequence(randn(T * batch, I).requires_grad_(), sizes, order, back)
+        fields = [randn(4, batch, H), randn(4, batch, H)]
+        hx = (tuple(fields) if kind == "lstm" else fields[0]) if given else None
+
+        def inferred(x: PackedSequence = packed, hx: Any = hx) -> list[Tensor]:
+            with torch.no_grad():
+                (output, *more), state = layer(x, hx)
+            expected = (sizes, order, back)
+            assert all(a is b for a, b in zip(more, expected, strict=True))
+            return flat((output, state))
+
+        def trained(x: PackedSequence = packed, hx: Any = hx) -> list[Tensor]:
+            (output, *_), state = layer(x, hx)
+            found = flat((output, state))
+            weights = (torch.arange(f.numel()).view_as(f) for f in found)
+            loss = sum(
+                ((f * w).sum() for f, w in zip(found, weights, strict=True)), torch.zeros(())
+            )
+            return [*found, *torch.autograd.grad(loss, [x.data, *layer.parameters()])]
+
+        for run in (inferred, trained):
+            assert_close(run(), long(run), rtol=0, atol=0)
+        assert is_taken(layer, packed, hx) == (order is None or not given)
+
+
+def test_packed_sequences_of_other_lengths_and_wrong_ones_are_not_plain() -> None:
+    layer = flexrnn.LSTM(I, H, dtype=torch.float64)
+    unlike = PackedSequence(randn(5, I), torch.tensor([2, 2, 1]))
+    for x in (unlike, unlike._replace(data=randn(5, I + 1)), unlike._replace(data=randn(5))):
+        assert not is_taken(layer, x)
+    few = PackedSequence(randn(5, I), torch.tensor([2, 1, 2]))
+    with pytest.raises(ValueError, match="positive and decreasing, got"):
+        layer(few)
+    narrow = PackedSequence(randn(4, I - 1), torch.tensor([2, 2]))
+    with pytest.raises(RuntimeError, match="Expected 3, got 2"):
+        layer(narrow)
 
 
 @pytest.mark.parametrize("options", [

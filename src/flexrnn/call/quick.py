@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 from torch.nn.modules import module as hooks
+from torch.nn.utils.rnn import PackedSequence
 
 from flexrnn.bind import Slot, bind, identity
 from flexrnn.call.initial import initial_state
 from flexrnn.call.prepared import Part, Prepared, has_tensors, known, timed
-from flexrnn.call.stack import stacked
+from flexrnn.call.stack import each, stacked
 from flexrnn.cell import Cell, field_sizes, unwrap
+from flexrnn.check import check_packed
 from flexrnn.compose import CellStep
 from flexrnn.engine import eager, engines, scan
 from flexrnn.engine.compiler.trace import CannotCompileError
@@ -70,7 +72,7 @@ class _Memory:
 _memories: WeakKeyDictionary[Any, _Memory] = WeakKeyDictionary()
 
 
-def call(layer: Any, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
+def call(layer: Any, x: Any, hx: Any) -> tuple[Any, Any] | None:
     """Run a layer, or nothing where the call is not a plain one.
 
     Args:
@@ -81,14 +83,42 @@ def call(layer: Any, x: Any, hx: Any) -> tuple[Tensor, Any] | None:
     Returns:
         What `forward` returns; None where that has to be found on the long way.
     """
-    if (
-        torch.compiler.is_compiling()
-        or not isinstance(x, Tensor)
-        or "parametrizations" in layer._modules  # which are not to be computed twice
-    ):
+    if torch.compiler.is_compiling() or "parametrizations" in layer._modules:
+        return None  # parametrizations are not to be computed twice
+    if isinstance(x, PackedSequence):
+        return _packed(layer, x, hx)
+    if not isinstance(x, Tensor):
         return None
     found = _run(layer, x, hx, axis=int(layer.batch_first))
     return (found[0].transpose(0, 1), found[1]) if found and layer.batch_first else found
+
+
+def _packed(layer: Any, packed: PackedSequence, hx: Any) -> tuple[PackedSequence, Any] | None:
+    """Run over sequences of one length, such as a single one: they lie as in `(T, B, I)`."""
+    data, sizes, order, back = packed
+    if (
+        scan.is_watched()
+        or (hx is not None and order is not None)
+        or not (type(data) is type(sizes) is Tensor)
+        or data.dim() != 2
+        or not (data.is_cpu and sizes.is_cpu)
+        or sizes.dim() != 1
+        or not sizes.numel()
+        or sizes[0] != sizes[-1]
+    ):
+        return None
+    check_packed(packed)
+    found = _run(layer, data.unflatten(0, (sizes.shape[0], -1)), hx, axis=0)
+    if found is None:
+        return None
+    output, state = found
+    if back is not None:
+
+        def unsort(field: Tensor) -> Tensor:
+            return field.index_select(1, back)
+
+        state = unsort(state) if isinstance(state, Tensor) else each(unsort, state)
+    return PackedSequence(output.flatten(0, 1), sizes, order, back), state
 
 
 def step(layer: Any, x: Tensor, state: Any) -> tuple[Tensor, Any] | None:
