@@ -23,6 +23,7 @@ from flexrnn.engine.signature import signature
 T, B, I, H = 4, 3, 2, 5
 
 ENGINES = ["interpreter", "cpu"]
+own_checks = pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch looks
 CELLS = [
     cells.LSTMCell,
     cells.GRUCell,
@@ -56,6 +57,7 @@ def arguments(
     return dumps(program), engine, reverse, list(keep), row
 
 
+@own_checks
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("cell_class", CELLS)
@@ -65,6 +67,7 @@ def test_torchs_own_checks_of_operators(cell_class: Any, reverse: bool, engine: 
     assert set(checks.values()) == {"SUCCESS"}
 
 
+@own_checks
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("keep", [(), ("c", "h")])
 def test_torchs_own_checks_with_any_fields_kept(keep: tuple[str, ...], engine: str) -> None:
