@@ -19,7 +19,7 @@ def one_thread(namespace: dict[str, Any]) -> None:
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         # Forward mode loads this at its first use, which warns that torch uses torch.jit.script.
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", ".*torch.jit.script")
         importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 

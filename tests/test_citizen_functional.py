@@ -19,7 +19,7 @@ from flexrnn.cells import HiddenState, PeepholeLSTMCell
 I, H, B, T = 3, 5, 2, 4
 
 # torch scripts its own decompositions when forward mode is first used, and warns of that itself.
-forward_mode = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+forward_mode = pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 
 
 class HoldingCell(flexrnn.Cell):

@@ -8,6 +8,7 @@ So every mechanism of torch that acts on a module's parameters (parametrizations
 """
 
 from collections.abc import Hashable, Mapping
+from functools import partial
 from itertools import count
 from typing import Any, NamedTuple, TypeVar
 from weakref import ref
@@ -127,13 +128,24 @@ def identity(module: nn.Module) -> Hashable:
     except CannotWatchError:
         return value
     number = _numbers.setdefault(value, next(_count))
-    _known[id(module)] = (ref(module), witness, number)
+    gone = ref(module, partial(_forget, _known, id(module)))
+    _known[id(module)] = (gone, witness, number)
     trim(_known, _KEPT)
     trim(_numbers, _KEPT)
     return number
 
 
-_known: dict[int, tuple[ref[nn.Module], Witness, int]] = {}
+_Known = dict[int, tuple[ref[nn.Module], Witness, int]]
+
+
+def _forget(known: _Known, address: int, gone: ref[nn.Module]) -> None:
+    """Let go of what a module held, which is no more; another may have its place by now."""
+    entry = known.get(address)
+    if entry is not None and entry[0] is gone:
+        known.pop(address, None)
+
+
+_known: _Known = {}
 _numbers: dict[Hashable, int] = {}  # of every fingerprint
 _count = count()
 _KEPT = 512  # the oldest goes first

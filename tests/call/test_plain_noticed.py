@@ -91,7 +91,7 @@ def test_the_default_dtype_counts(known: Known) -> None:
     assert len(quick._memories[layer].ways) == ways + 1
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_derivatives_of_another_kind_take_the_long_way(known: Known) -> None:
     layer, x = known
     names = {name: p.detach() for name, p in layer.named_parameters()}

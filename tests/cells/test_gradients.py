@@ -72,7 +72,7 @@ def test_first_derivatives(make: Callable[..., FlexRNN]) -> None:
 
 
 # torch scripts its own decompositions when forward mode is first used, and warns of that itself.
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 def test_first_derivatives_in_forward_mode(make: Callable[..., FlexRNN]) -> None:
     function, leaves = as_function(make(2, 3), leaf(2, 2, 2), sequence)
     assert torch.autograd.gradcheck(

@@ -21,7 +21,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "layer norm": partial(flexrnn.LayerNormLSTM, I, H),
 }
 # torch scripts its own decompositions when forward mode is first used, and warns of that itself.
-forward_mode = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+forward_mode = pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 pytestmark = pytest.mark.usefixtures("by_program")
 
 

@@ -22,6 +22,8 @@ from flexrnn.engine.signature import signature
 
 T, B, I, H = 4, 3, 2, 5
 
+ENGINES = ["interpreter", "cpu"]
+own_checks = pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # torch looks
 CELLS = [
     cells.LSTMCell,
     cells.GRUCell,
@@ -37,7 +39,13 @@ def forget() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def arguments(cell_class: Any, *, keep: tuple[str, ...] = ("h",), reverse: bool = False) -> Any:
+def arguments(
+    cell_class: Any,
+    *,
+    keep: tuple[str, ...] = ("h",),
+    reverse: bool = False,
+    engine: str = "interpreter",
+) -> Any:
     """Arguments of the operator, with every gradient."""
     cell = cell_class(I, H, dtype=torch.float64)
     x = torch.randn(T, B, I, dtype=torch.float64)
@@ -46,28 +54,37 @@ def arguments(cell_class: Any, *, keep: tuple[str, ...] = ("h",), reverse: bool 
     names = (f"param.{name}" for name in CellStep(cell).tensors)
     wanted = ("x0", *(f"state.{field}" for field in CellStep(cell).fields), *names)
     program = compile_step(CellStep(cell), (x,), state, wanted)
-    return dumps(program), "interpreter", reverse, list(keep), row
+    return dumps(program), engine, reverse, list(keep), row
 
 
+@own_checks
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("cell_class", CELLS)
-def test_torchs_own_checks_of_operators(cell_class: Any, reverse: bool) -> None:
-    checks = torch.library.opcheck(operator.scan, arguments(cell_class, reverse=reverse))
+def test_torchs_own_checks_of_operators(cell_class: Any, reverse: bool, engine: str) -> None:
+    call = arguments(cell_class, reverse=reverse, engine=engine)
+    checks = torch.library.opcheck(operator.scan, call)
     assert set(checks.values()) == {"SUCCESS"}
 
 
+@own_checks
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("keep", [(), ("c", "h")])
-def test_torchs_own_checks_with_any_fields_kept(keep: tuple[str, ...]) -> None:
-    torch.library.opcheck(operator.scan, arguments(cells.PeepholeLSTMCell, keep=keep))
+def test_torchs_own_checks_with_any_fields_kept(keep: tuple[str, ...], engine: str) -> None:
+    call = arguments(cells.PeepholeLSTMCell, keep=keep, engine=engine)
+    torch.library.opcheck(operator.scan, call)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("cell_class", CELLS)
-def test_torchs_own_checks_of_the_backward_operator(cell_class: Any) -> None:
-    text, engine, reverse, keep, row = arguments(cell_class)
+def test_torchs_own_checks_of_the_backward_operator(cell_class: Any, engine: str) -> None:
+    text, engine, reverse, keep, row = arguments(cell_class, engine=engine)
     row = [t.detach() for t in row]
     outputs = operator.scan(text, engine, reverse, keep, row)
     about, ends = signature(loads(text)), 1 + len(loads(text).fields)
     assert len(outputs) > ends
+    places = [t.untyped_storage().data_ptr() for t in (*outputs, *row)]
+    assert len(set(places)) == len(places)
     own = iter(outputs[ends:])
     whose = operator._whose(operator.ENGINES[engine], operator.loaded(text), ("h",))
     saved = [next(own) if field is None else outputs[0] for field in whose]

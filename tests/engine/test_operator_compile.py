@@ -115,7 +115,7 @@ def test_other_lengths_and_batches_need_no_other_graph(
     assert counts[-1] == counts[0 if dynamic else 1]  # torch finds out at the second call
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method")
 def test_inductor(same_as_reference: Callable[..., None]) -> None:
     layer = flexrnn.LSTM(I, H, dtype=torch.float64)
     call = torch.compile(layer, fullgraph=True)

@@ -18,7 +18,7 @@ import flexrnn
 T, B, I, H = 5, 3, 2, 4
 pytestmark = [
     pytest.mark.usefixtures("by_program"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # torch's own decompositions
 ]
 

@@ -43,11 +43,13 @@ def run(
         return scan.run(
             step, state, xs, reverse=reverse, keep=keep, backend=backend, batch_sizes=batch_sizes
         )
-    engine = scan.in_force(backend)
+    engine, fields = scan.in_force(backend), len(state)
     rebuild = type(state)._make if hasattr(state, "_fields") else tuple
 
+    # Autograd holds this function. It must not hold a state: those come to be what autograd made,
+    # and would stay alive in a circle that nobody sees.
     def segment(*tensors: Tensor) -> tuple[Tensor, ...]:
-        begin, rows = tensors[: len(state)], tensors[len(state) :]
+        begin, rows = tensors[:fields], tensors[fields:]
         with scan.backend(engine):  # in the backward pass as well
             history, final = scan.run(step, rebuild(begin), rows, reverse=reverse, keep=keep)
         return (*history, *final)

@@ -19,7 +19,7 @@ class Run(NamedTuple):
 
     history: dict[str, Tensor]  # of every kept field, (T, B, ...)
     final: tuple[Tensor, ...]
-    saved: tuple[Tensor, ...]  # in the order of the schedule, (T, B, ...); may be of the history
+    saved: tuple[Tensor, ...]  # what `backward` is given; may be of the history
 
 
 def prepare(program: Program, like: Tensor) -> None:

@@ -76,12 +76,15 @@ def _scan_backward(
     final = cotangents[len(keep) :]
     with autocast.off(parts[1][0]):
         found = kernel.backward(program, *parts, saved, history, final, reverse=reverse)
-    # No two results of an operator, nor a result and an operand, may share memory.
+    # No two results of an operator, nor a result and an operand, may share memory; and each begins
+    # where its memory does.
     taken = {_memory(tensor) for tensor in (*operands, *saved, *cotangents)}
     gradients = []
     for name in about.gradients:
         gradient = found[name].contiguous()
-        gradients.append(gradient.clone() if _memory(gradient) in taken else gradient)
+        if gradient.storage_offset() or _memory(gradient) in taken:
+            gradient = gradient.clone()
+        gradients.append(gradient)
         taken.add(_memory(gradient))
     return gradients
 

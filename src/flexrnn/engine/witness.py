@@ -33,6 +33,8 @@ class CannotWatchError(Exception):
 class Witness:
     """What an object and all that it reaches held when the witness was made.
 
+    It keeps alive what it looks at, but not the object itself, unless something there leads back.
+
     Raises:
         CannotWatchError: it reaches what keeps its content where nobody can look: an array, an
             iterator, a generator of random numbers, a set of objects, slots.
@@ -45,8 +47,9 @@ class Witness:
         self._empty: list[Any] = []
         self._cells: list[tuple[CellType, Any]] = []
         self._functions: list[tuple[Any, Any, Any]] = []
-        self._seen: dict[int, Any] = {}  # also keeps alive what the identities are of
-        self._visit(module)
+        # Also keeps alive what the identities are of: the object's own, who asks knows to be alive.
+        self._seen: dict[int, Any] = {id(module): None}
+        self._object(module)
 
     def still_holds(self) -> bool:
         """Whether every place holds what it held."""

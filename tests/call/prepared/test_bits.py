@@ -145,7 +145,7 @@ def outcome(call: Callable[[], Any]) -> str:
         return f"{type(error)}: {error}"
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 @pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
 def test_tensors_that_are_not_what_they_seem_take_the_long_way(

@@ -18,7 +18,7 @@ from flexrnn.engine.compiler.graph import BATCH, Graph, Node, Shape
 from flexrnn.engine.compiler.schedule import Schedule, schedule
 from flexrnn.engine.compiler.split import Dependence, dependences
 
-VERSION = 2
+VERSION = 3
 _HEAD = f"flexrnn program {VERSION}"
 _LINE = re.compile(r"%(\d+) = (\w+)((?: %\d+)*)((?: \w+=\S+)*) : (bool )?\(([^)]*)\)")
 _OUTPUT = re.compile(r"output (\S+) = %(\d+)")

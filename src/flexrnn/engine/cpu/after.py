@@ -4,7 +4,7 @@ They are products over the steps and rows of a chunk, done when the loop has run
 over time and rows add up from chunk to chunk; what is made of these is computed at the end.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,7 +41,7 @@ class After:
         kept: nodes that the loop leaves behind at every step.
         sums: nodes that the loop sums up over all steps.
         sizes: of the call.
-        given: the operands.
+        names: of the operands and of what is saved.
 
     Attributes:
         splits: whether it can be done chunk by chunk. No sum over all steps is known before the
@@ -55,21 +55,21 @@ class After:
         kept: Iterable[int],
         sums: Iterable[int],
         sizes: Sizes,
-        given: Mapping[str, Tensor],
+        names: Collection[str],
     ):
         graph = program.graph
         self.sizes = sizes
         self.olds = {graph.inputs[f"state.{f}"]: f"state.{f}" for f in program.fields}
         self.news = {i: graph.outputs[name] for i, name in self.olds.items()}
-        inputs = {graph.inputs[name] for name in given if name in graph.inputs}
+        inputs = {graph.inputs[name] for name in names if name in graph.inputs}
         operands = inputs - {*self.olds} | {*program.schedule.saved}
-        names = (n for n in graph.outputs if n[:5] == "grad." and n[:11] != "grad.state.")
-        self.roots = frozenset(graph.outputs[name] for name in names)
+        found = (n for n in graph.outputs if n[:5] == "grad." and n[:11] != "grad.state.")
+        self.roots = frozenset(graph.outputs[name] for name in found)
         self.once: list[int] = []  # made of parameters
         self.chunk: list[int] = []  # computed in every chunk
         self.late: list[int] = []  # made of sums
         self.splits = True
-        order = self._ordered(graph, after, {*operands, *kept, *sums}, given)
+        order = self._ordered(graph, after, {*operands, *kept, *sums}, names)
         sums = set(sums)
         for index in order:
             node, timed = graph.nodes[index], _is_timed(graph, index)
@@ -89,7 +89,7 @@ class After:
         self.read = tuple(i for i in sorted(read & operands) if _is_timed(graph, i))
 
     def _ordered(
-        self, graph: Graph, after: Sequence[int], done: set[int], given: Mapping[str, Tensor]
+        self, graph: Graph, after: Sequence[int], done: set[int], names: Collection[str]
     ) -> list[int]:
         """What is to be computed, in an order in which it can be."""
         done, order = set(done), list[int]()
@@ -97,7 +97,7 @@ class After:
         while pending:
             index = pending[-1]
             node = graph.nodes[index]
-            needed = [a for a in node.args if not (_is_outer(node) and self._is_recorded(a, given))]
+            needed = [a for a in node.args if not (_is_outer(node) and self._is_recorded(a, names))]
             missing = [a for a in needed if a not in done]
             if index in done or not missing:
                 pending.pop()
@@ -178,9 +178,9 @@ class After:
                 values[index] = _compute(call, index, values, self.sizes.lead(call.given))
         return values
 
-    def _is_recorded(self, index: int, given: Mapping[str, Tensor]) -> bool:
+    def _is_recorded(self, index: int, names: Collection[str]) -> bool:
         """Whether a node is a state before each step, all of whose values are there."""
-        return index in self.olds and self._history(index) in given
+        return index in self.olds and self._history(index) in names
 
     def _history(self, index: int) -> str:
         """The name of the memory of the values after each step, of a state before it."""

@@ -13,6 +13,7 @@ from flexrnn.engine.cpu.chunks import Chunk, chunks
 from flexrnn.engine.cpu.kernel import SCRATCH, Rows
 from flexrnn.engine.cpu.layout import Layout, values_of, width
 from flexrnn.engine.cpu.plan import Plan, Sizes
+from flexrnn.engine.cpu.saved import BLOCK, saved_of, strides
 
 
 class _Kept(NamedTuple):
@@ -38,16 +39,24 @@ class Backward:
         assert kernel is not None
         self.sizes = sizes
         self.layout = Layout(program, kernel, sizes)
-        self._states(program, plan.parts.constant, keep, given)
         graph, rows, area = program.graph, self.layout.rows, self.layout.area
-        for index in program.schedule.saved:
+        saved = saved_of(program, keep)
+        self.apart = (*saved.kept, *saved.alone)  # what is saved, but for the block
+        for index in self.apart:
             rows[f"saved.{index}"] = self.layout.timed(f"saved.{index}", given[f"saved.{index}"])
+        places = saved.places(sizes.steps * sizes.batch)
+        for index, at in places.items():
+            rows[f"saved.{index}"] = self.layout.whole(BLOCK, saved.block[index], at)
+        self._states(program, plan.parts.constant, keep, given)
         outputs = part.graph.outputs
         kept, sums = (
             [int(name.partition(".")[2]) for name in outputs if name.startswith(kind)]
             for kind in ("kept.", "sum.")
         )
-        self.after = After(program, part.after, kept, sums, sizes, given)
+        names = {*given, *(f"saved.{index}" for index in places)}
+        self.after = After(program, part.after, kept, sums, sizes, names)
+        read = {*self.after.read, *self.after.roots, *self.after.news.values()}
+        self.views = {i: (saved.block[i], at) for i, at in places.items() if i in read}
         inner = {i: tuple(int(s) for s in graph.nodes[i].shape[1:]) for i in kept}
         passing = [i for i in kept if i not in self.after.roots]
         numbers = sum(math.prod(inner[i]) for i in passing) if self.after.splits else 0
@@ -56,7 +65,7 @@ class Backward:
         self.kept: dict[int, _Kept] = {}
         for index in kept:
             name, row, at = f"kept.{index}", math.prod(inner[index]), None
-            rows[name] = Rows(name, row * self.layout.apart, row)
+            rows[name] = self.layout.whole(name, inner[index])
             if index in passing:
                 at = area.take(most * sizes.batch * row)
                 rows[name] = rows[name]._replace(memory=SCRATCH, brief=True, offset=at)
@@ -83,8 +92,8 @@ class Backward:
             new = f"saved.{program.graph.outputs[f'state.{field}']}"
             if field in constant:
                 rows[f"const.{field}"] = Rows(f"state.{field}", row=wide)
-            elif new in given:
-                rows[f"after.{field}"] = self.layout.timed(new, given[new])
+            elif new in rows:
+                rows[f"after.{field}"] = rows[new]
                 rows[f"before.{field}"] = rows[f"after.{field}"]._replace(first=f"state.{field}")
             ring = Rows(f"carry.{field}", batch * wide, wide, brief=True)
             rows[f"carry.{field}"] = ring._replace(first=f"final.{field}")
@@ -99,7 +108,9 @@ class Backward:
         program, sizes = self.layout.program, self.sizes
         values = values_of(program, given)
         memory = self.layout.memory(given, like, values)
-        for index in program.schedule.saved:
+        lead = sizes.lead(given)
+        given = {**given, **self._views(given, lead)}
+        for index in (*self.apart, *self.views):
             values[index] = given[f"saved.{index}"]
         call = Call(program, given, like, values, {})
         carries = {}
@@ -110,7 +121,7 @@ class Backward:
                 memory[f"end.{field}"] = given[f"final.{field}"].clone()
         for index, kept in self.kept.items():
             if kept.offset is None:
-                whole = like.new_empty((*sizes.lead(given), *kept.inner))
+                whole = like.new_empty((*lead, *kept.inner))
                 call.found[index] = memory[f"kept.{index}"] = whole
         totals = self._totals(memory[SCRATCH])
         self.after.begin(call, several=len(self.chunks) > 1)
@@ -128,6 +139,15 @@ class Backward:
             for f, ring in carries.items()
         }
         return interpreter.by_name(program, of_state, self.after.end(call, known))
+
+    def _views(self, given: Mapping[str, Tensor], lead: tuple[int, ...]) -> dict[str, Tensor]:
+        """What torch reads of the block."""
+        found = {}
+        for index, (inner, at) in self.views.items():
+            block, shape = given[BLOCK], (*lead, *inner)
+            begin = block.storage_offset() + at
+            found[f"saved.{index}"] = block.as_strided(shape, strides(shape), begin)
+        return found
 
     def _totals(self, scratch: Tensor) -> dict[int, Tensor]:
         """The sums of every thread, nothing as yet."""

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu import emit
 from flexrnn.engine.cpu.backward import Backward
@@ -14,6 +13,7 @@ from flexrnn.engine.cpu.build.isa import machine
 from flexrnn.engine.cpu.build.toolchain import library
 from flexrnn.engine.cpu.forward import Forward
 from flexrnn.engine.cpu.plan import dense, is_known, laid_out, materialized, operands, sizes_of_call
+from flexrnn.engine.cpu.saved import BLOCK, saved_of
 from flexrnn.engine.cpu.straight import Straight
 from flexrnn.engine.interpreter import Run
 from flexrnn.engine.lowering.extract import extract
@@ -67,9 +67,11 @@ def source(program: Program) -> str:
 def saved_like(
     program: Program, steps: int, like: Tensor, keep: Sequence[str]
 ) -> tuple[Tensor | str, ...]:
-    """What `forward` saves; as `interpreter.saved_like`, but truth values are numbers here."""
-    found = interpreter.saved_like(program, steps, like, keep)
-    return tuple(s if isinstance(s, str) else s.to(like.dtype) for s in found)
+    """What `forward` saves; as `interpreter.saved_like`, but most of it lies in one block."""
+    saved, batch = saved_of(program, tuple(keep)), like.shape[0]
+    block = (like.new_empty(steps * batch * saved.width),) if saved.block else ()
+    alone = (like.new_empty(steps, batch, *inner) for inner in saved.alone.values())
+    return (*saved.kept.values(), *block, *alone)
 
 
 def forward(
@@ -133,11 +135,11 @@ def backward(
     _check(like)
     given = operands(program, xs, state, tensors, batch_sizes)
     fewer = batch_sizes is not None
-    for index, tensor in zip(program.schedule.saved, saved, strict=True):
-        given[f"saved.{index}"] = dense(tensor, fewer=fewer)
+    sizes = sizes_of_call(xs, state, reverse, openmp.threads(), batch_sizes)
+    for name, tensor in saved_of(program, tuple(history)).by_name(saved).items():
+        given[name] = tensor.contiguous() if name == BLOCK else dense(tensor, fewer=fewer)
     for field, cotangent in zip(program.fields, final, strict=True):
         given[f"final.{field}"] = materialized(cotangent).contiguous()
     for field, cotangent in history.items():
         given[f"grad.{field}"] = dense(materialized(cotangent), fewer=fewer)
-    sizes = sizes_of_call(xs, state, reverse, openmp.threads(), batch_sizes)
     return laid_out(Backward, program, tuple(history), sizes, given, like.dtype)(given, like)

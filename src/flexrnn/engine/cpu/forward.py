@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import NamedTuple
 
 from torch import Tensor
@@ -10,30 +9,24 @@ from torch import Tensor
 from flexrnn.engine.batches import everywhere
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.chunks import Chunk, chunks
-from flexrnn.engine.cpu.kernel import SCRATCH, STARTS, Area, Rows
+from flexrnn.engine.cpu.kernel import SCRATCH, STARTS, Rows
 from flexrnn.engine.cpu.layout import Layout, values_of, width
 from flexrnn.engine.cpu.plan import Plan, Sizes
 from flexrnn.engine.cpu.pool import POOL
+from flexrnn.engine.cpu.saved import BLOCK, saved_of, strides
 from flexrnn.engine.interpreter import Run
-from flexrnn.engine.lowering.places import in_one_piece
-
-_SAVED = "saved"  # the memory of what only the backward pass reads
 
 
-class _Part(NamedTuple):
-    """A tensor that is a part of an area."""
+class _End(NamedTuple):
+    """A last state that is a part of other memory."""
 
-    inner: tuple[int, ...]  # its shape, behind T and B
+    memory: str
     offset: int
+    inner: tuple[int, ...]  # its shape, behind B
 
-    def of(self, area: Tensor, lead: tuple[int, ...]) -> Tensor:
-        shape = (*lead, *self.inner)
-        return area.as_strided(shape, _strides(shape), self.offset)
-
-
-@lru_cache(maxsize=1024)
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return in_one_piece("", shape).strides
+    def of(self, memory: Mapping[str, Tensor], batch: tuple[int, ...]) -> Tensor:
+        shape = (*batch, *self.inner)
+        return memory[self.memory].as_strided(shape, strides(shape), self.offset)
 
 
 class Forward:
@@ -48,18 +41,30 @@ class Forward:
         given: Mapping[str, Tensor],
     ):
         self.sizes, self.keep = sizes, keep
+        self.last = 0 if sizes.reverse else sizes.steps - 1  # the step that is run last
         self.layout = Layout(program, plan.forward, sizes)
         self.constant = plan.parts.constant
-        self.saved_area = Area(plan.forward.itemsize)
         self.histories: dict[str, tuple[int, ...]] = {}  # those that the caller gets
-        self.parts: dict[str, _Part] = {}  # name of a saved buffer or an end -> where it lies
-        self._states(program, plan, given)
-        for index in program.schedule.saved:
-            if f"saved.{index}" in plan.parts.forward.graph.outputs:
-                inner = program.graph.nodes[index].shape[1:]
-                self._save(f"saved.{index}", tuple(int(s) for s in inner))
-        self.saves = any(name.startswith(("saved.", "history.")) for name in self.parts)
-        self.saved = [self._source(program, index) for index in program.schedule.saved]
+        self.ends: dict[str, _End] = {}
+        saved = saved_of(program, keep)
+        rows = sizes.steps * sizes.batch
+        self.block, places = rows * saved.width if saved.block else None, saved.places(rows)
+        self._states(program, plan, places, given)
+        outputs = plan.parts.forward.graph.outputs
+        for index, inner in saved.block.items():
+            if (name := f"saved.{index}") in outputs:  # else it is a state
+                self.layout.rows[name] = self.layout.whole(BLOCK, inner, places[index])
+        self.saved = [f"history.{field}" for field in saved.kept.values()]
+        self.saved += [BLOCK] if saved.block else []
+        self.alone: dict[str, tuple[int, ...]] = {}
+        for index, inner in saved.alone.items():
+            if (name := f"saved.{index}") in outputs:
+                self.layout.rows[name] = self.layout.whole(name, inner)
+                self.alone[name] = inner
+            else:
+                name = self.layout.node(index)
+            self.saved.append(name)
+        self.saves = bool(saved.block or self.alone)
         self.layout.finish(given)
         self.chunks = self._chunks(plan)
 
@@ -77,48 +82,32 @@ class Forward:
         numbers = sum(self.layout.rows[name].row for name in products)
         return chunks(self.sizes, numbers, plan.forward.itemsize)
 
-    def _states(self, program: Program, plan: Plan, given: Mapping[str, Tensor]) -> None:
+    def _states(
+        self, program: Program, plan: Plan, places: Mapping[int, int], given: Mapping[str, Tensor]
+    ) -> None:
         """Where the states lie: whole where somebody reads them later, else the last two."""
-        rows = self.layout.rows
+        rows, news = self.layout.rows, program.graph.outputs
         for field in program.fields:
             first = given[f"state.{field}"]
-            wide = width(first)
+            wide, step = width(first), first.numel()
             if field in self.constant:
                 rows[f"const.{field}"] = Rows(f"state.{field}", row=wide)
                 continue
-            lies = Rows("", wide * self.layout.apart, wide)
             if field in self.keep:
-                lies = lies._replace(memory=f"history.{field}")
+                lies = self.layout.whole(f"history.{field}", first.shape[1:])
                 self.histories[field] = tuple(first.shape[1:])
-            elif field in plan.parts.recorded:
-                lies = lies._replace(
-                    memory=_SAVED, offset=self._save(f"history.{field}", first.shape[1:])
-                )
+            elif field in plan.parts.recorded and (new := news[f"state.{field}"]) in places:
+                lies = self.layout.whole(BLOCK, first.shape[1:], places[new])
+                at = places[new] + self.last * step
+                self.ends[field] = _End(BLOCK, at, tuple(first.shape[1:]))
             else:
-                at = self.layout.area.take(2 * first.numel())
-                lies = Rows(SCRATCH, first.numel(), wide, brief=True, offset=at)
-                last = at + ((self.sizes.steps - 1) & 1) * first.numel()
-                self.parts[f"end.{field}"] = _Part(tuple(first.shape[1:]), last)
+                at = self.layout.area.take(2 * step)
+                lies = Rows(SCRATCH, step, wide, brief=True, offset=at)
+                at += ((self.sizes.steps - 1) & 1) * step
+                self.ends[field] = _End(SCRATCH, at, tuple(first.shape[1:]))
             end = f"end.{field}" if self.sizes.fewer else ""
             rows[f"after.{field}"] = lies._replace(first=end)
             rows[f"before.{field}"] = lies._replace(first=f"state.{field}")
-
-    def _save(self, name: str, inner: tuple[int, ...]) -> int:
-        """Take memory for a value at every step."""
-        wide = math.prod(inner)
-        at = self.saved_area.take(self.sizes.steps * self.sizes.batch * wide)
-        self.parts[name] = _Part(inner, at)
-        self.layout.rows[name] = Rows(_SAVED, wide * self.layout.apart, wide, offset=at)
-        return at
-
-    def _source(self, program: Program, index: int) -> str:
-        """Where a saved value is found once the loop is done."""
-        if f"saved.{index}" in self.parts:
-            return f"saved.{index}"
-        fields = (*self.keep, *program.fields)
-        news = program.graph.outputs
-        field = next((f for f in fields if news[f"state.{f}"] == index), None)
-        return self.layout.node(index) if field is None else f"history.{field}"
 
     def _repeated(self, first: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         """What a state that never changes is at every step."""
@@ -133,8 +122,12 @@ class Forward:
         memory = self.layout.memory(given, like, values)
         for field, inner in self.histories.items():
             memory[f"history.{field}"] = like.new_empty((*lead, *inner))
-        if self.saves:
-            memory[_SAVED] = POOL.take(self.saved_area.size, like.dtype)
+        if self.block is not None:
+            memory[BLOCK] = POOL.take(self.block, like.dtype)[: self.block]
+        for name, inner in self.alone.items():
+            shape = (*lead, *inner)
+            taken = POOL.take(math.prod(shape), like.dtype)
+            memory[name] = taken.as_strided(shape, strides(shape))
         if self.sizes.fewer:  # some have no step at all
             ends = (field for field in program.fields if field not in self.constant)
             memory |= {f"end.{field}": given[f"state.{field}"].clone() for field in ends}
@@ -149,10 +142,6 @@ class Forward:
                 if field in self.constant
                 else memory[f"history.{field}"]
             )
-        for name in self.saved:
-            if name in self.parts:
-                memory[name] = self.parts[name].of(memory[_SAVED], lead)
-        last = 0 if self.sizes.reverse else self.sizes.steps - 1
         final = []
         for field in program.fields:
             if field in self.constant:
@@ -160,9 +149,9 @@ class Forward:
             elif self.sizes.fewer:
                 final.append(memory[f"end.{field}"])
                 continue
-            elif f"end.{field}" in self.parts:
-                end = self.parts[f"end.{field}"].of(memory[SCRATCH], lead[1:])
+            elif field in self.ends:
+                end = self.ends[field].of(memory, lead[1:])
             else:
-                end = memory[f"history.{field}"][last]
+                end = memory[f"history.{field}"][self.last]
             final.append(end.clone())
         return Run(history, tuple(final), tuple(memory[name] for name in self.saved))

@@ -123,6 +123,11 @@ class Layout:
         """A tensor `(T, B, ...)` or `(N, ...)` whose rows lie in one piece."""
         return Rows(name, tensor.stride(0), tensor.stride(0 if self.sizes.fewer else 1))
 
+    def whole(self, memory: str, inner: Sequence[int], offset: int = 0) -> Rows:
+        """A tensor in one piece, or such a part of one, with rows of this shape at every step."""
+        row = math.prod(inner)
+        return Rows(memory, row * self.apart, row, offset=offset)
+
     def node(self, index: int) -> str:
         """The memory of a node that torch computes."""
         self._computed.add(index)

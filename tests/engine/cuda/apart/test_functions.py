@@ -23,7 +23,8 @@ from flexrnn.engine.compiler.ops import OPS, Op
 from flexrnn.engine.cuda.expression import expression, literal
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
-OLD = triton.__version__.startswith("3.6.")  # which torch 2.11 brings
+# Torch 2.11 brings 3.6, and 2.14 brings 3.8.
+OLD = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
 HOPPER = ("cuda", 90, 32)
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 LETTERS = {"float32": "fp32", "float64": "fp64"}
@@ -116,6 +117,11 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
     return Kernels(interpreted=request.param)
 
 
+def skip_if_rounded_twice(kernels: Kernels) -> None:
+    if OLD and kernels.interpreted:
+        pytest.skip("this Triton's interpreter rounds the product in `fma` before it adds")
+
+
 def row(rows: Any, op: Op) -> str:
     """An expression of a row, as a number where it is a truth value."""
     truths = rows.TRUTHS.get(op.name, ())
@@ -150,6 +156,7 @@ def errors(rows: Any, op: Op, given: tuple[Tensor, ...], kernels: Kernels) -> An
 
 @pytest.mark.parametrize("real", DTYPES)
 def test_every_row_computes_what_torch_does(rows: Any, real: str, kernels: Kernels) -> None:
+    skip_if_rounded_twice(kernels)
     wrong = {}
     for name, op in OPS.items():
         given = rows.points(op, DTYPES[real])
@@ -182,6 +189,7 @@ def test_a_zero_has_the_sign_that_torch_gives_it(rows: Any, real: str, kernels: 
 def test_functions_of_one_operand_are_right_over_all_numbers(
     rows: Any, real: str, kernels: Kernels
 ) -> None:
+    skip_if_rounded_twice(kernels)
     x = rows.all_numbers(DTYPES[real])
     for name in ("exp", "exp2", "expm1", "log1p", "sigmoid", "tanh", "sinh", "asinh", "atan"):
         _, off = errors(rows, OPS[name], (x,), kernels)
@@ -198,7 +206,7 @@ def test_a_literal_is_the_number_to_the_last_bit(real: str, kernels: Kernels) ->
     given = (torch.zeros(1, dtype=DTYPES[real]),)
     for number in NUMBERS:
         if OLD and number == 0 and math.copysign(1, number) < 0:
-            continue  # which Triton 3.6 cannot say
+            continue  # which an older Triton cannot say
         expected = torch.tensor([number], dtype=DTYPES[real])
         for text in (f"tl.where(a == 0.0, {literal(number)}, a)", literal(number, real)):
             got = kernels.computed(text, given)
@@ -239,7 +247,7 @@ def compiled() -> Kernels:
 OTHER = {"float32": r"\bf64\b", "float64": r"\bf32\b"}
 
 
-@pytest.mark.skipif(OLD, reason="Triton 3.6 writes down numbers of float32 that it does not use")
+@pytest.mark.skipif(OLD, reason="this Triton writes down numbers of float32 that it does not use")
 @pytest.mark.parametrize("real", DTYPES)
 def test_a_number_takes_the_type_of_its_block(rows: Any, real: str, compiled: Kernels) -> None:
     with_numbers = {
