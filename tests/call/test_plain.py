@@ -125,6 +125,7 @@ def test_packed_sequences_of_one_length_are_plain(
         assert is_taken(layer, packed, hx) == (order is None or not given)
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 def test_packed_sequences_of_other_lengths_and_wrong_ones_are_not_plain() -> None:
     layer = flexrnn.LSTM(I, H, dtype=torch.float64)
     unlike = PackedSequence(randn(5, I), torch.tensor([2, 2, 1]))
@@ -136,6 +137,11 @@ def test_packed_sequences_of_other_lengths_and_wrong_ones_are_not_plain() -> Non
     narrow = PackedSequence(randn(4, I - 1), torch.tensor([2, 2]))
     with pytest.raises(RuntimeError, match="Expected 3, got 2"):
         layer(narrow)
+    with pytest.raises(RuntimeError, match="Expected 3, got 2"):  # the first mistake is told first
+        layer(few._replace(data=randn(4, I - 1)))
+    nested = torch.nested.nested_tensor([randn(I) for _ in range(4)])
+    with pytest.raises(TypeError, match="got a nested one"):
+        layer(narrow._replace(data=nested))
 
 
 @pytest.mark.parametrize("options", [

@@ -100,14 +100,18 @@ def _packed(layer: Any, packed: PackedSequence, hx: Any) -> tuple[PackedSequence
         scan.is_watched()
         or (hx is not None and order is not None)
         or not (type(data) is type(sizes) is Tensor)
-        or data.dim() != 2
         or not (data.is_cpu and sizes.is_cpu)
+        or not _is_strided(data)
+        or data.dim() != 2
         or sizes.dim() != 1
         or not sizes.numel()
         or sizes[0] != sizes[-1]
     ):
         return None
-    check_packed(packed)
+    try:
+        check_packed(packed)
+    except ValueError:  # which the long way says, unless there is a mistake that comes before
+        return None
     found = _run(layer, data.unflatten(0, (sizes.shape[0], -1)), hx, axis=0)
     if found is None:
         return None

@@ -13,7 +13,7 @@ from flexrnn.engine.cpu.build.isa import machine
 from flexrnn.engine.cpu.build.toolchain import library
 from flexrnn.engine.cpu.forward import Forward
 from flexrnn.engine.cpu.plan import dense, is_known, laid_out, materialized, operands, sizes_of_call
-from flexrnn.engine.cpu.saved import BLOCK, saved_of
+from flexrnn.engine.cpu.saved import saved_of
 from flexrnn.engine.cpu.straight import Straight
 from flexrnn.engine.interpreter import Run
 from flexrnn.engine.lowering.extract import extract
@@ -137,7 +137,9 @@ def backward(
     fewer = batch_sizes is not None
     sizes = sizes_of_call(xs, state, reverse, openmp.threads(), batch_sizes)
     for name, tensor in saved_of(program, tuple(history)).by_name(saved).items():
-        given[name] = tensor.contiguous() if name == BLOCK else dense(tensor, fewer=fewer)
+        # Autograd's hooks may hand over others. Of a history the loop takes the rows to be as far
+        # apart as those of the first state, in front of it.
+        given[name] = tensor.contiguous()
     for field, cotangent in zip(program.fields, final, strict=True):
         given[f"final.{field}"] = materialized(cotangent).contiguous()
     for field, cotangent in history.items():
