@@ -13,7 +13,7 @@ from flexrnn.engine.cpu.chunks import Chunk, chunks
 from flexrnn.engine.cpu.kernel import SCRATCH, Rows
 from flexrnn.engine.cpu.layout import Layout, values_of, width
 from flexrnn.engine.cpu.plan import Plan, Sizes
-from flexrnn.engine.cpu.saved import BLOCK, saved_of, strides
+from flexrnn.engine.cpu.saved import BLOCK, part, saved_of
 
 
 class _Kept(NamedTuple):
@@ -142,12 +142,10 @@ class Backward:
 
     def _views(self, given: Mapping[str, Tensor], lead: tuple[int, ...]) -> dict[str, Tensor]:
         """What torch reads of the block."""
-        found = {}
-        for index, (inner, at) in self.views.items():
-            block, shape = given[BLOCK], (*lead, *inner)
-            begin = block.storage_offset() + at
-            found[f"saved.{index}"] = block.as_strided(shape, strides(shape), begin)
-        return found
+        return {
+            f"saved.{index}": part(given[BLOCK], (*lead, *inner), at)
+            for index, (inner, at) in self.views.items()
+        }
 
     def _totals(self, scratch: Tensor) -> dict[int, Tensor]:
         """The sums of every thread, nothing as yet."""
@@ -164,6 +162,5 @@ class Backward:
             if at is None:
                 found[index] = call.found[index][chunk.span(self.sizes)]
             else:
-                shape = (*lead, *inner)
-                found[index] = scratch[at : at + math.prod(shape)].view(shape)
+                found[index] = part(scratch, (*lead, *inner), at)
         return found

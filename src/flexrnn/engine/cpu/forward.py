@@ -13,7 +13,7 @@ from flexrnn.engine.cpu.kernel import SCRATCH, STARTS, Rows
 from flexrnn.engine.cpu.layout import Layout, values_of, width
 from flexrnn.engine.cpu.plan import Plan, Sizes
 from flexrnn.engine.cpu.pool import POOL
-from flexrnn.engine.cpu.saved import BLOCK, saved_of, strides
+from flexrnn.engine.cpu.saved import BLOCK, part, saved_of
 from flexrnn.engine.interpreter import Run
 
 
@@ -25,8 +25,7 @@ class _End(NamedTuple):
     inner: tuple[int, ...]  # its shape, behind B
 
     def of(self, memory: Mapping[str, Tensor], batch: tuple[int, ...]) -> Tensor:
-        shape = (*batch, *self.inner)
-        return memory[self.memory].as_strided(shape, strides(shape), self.offset)
+        return part(memory[self.memory], (*batch, *self.inner), self.offset)
 
 
 class Forward:
@@ -126,8 +125,7 @@ class Forward:
             memory[BLOCK] = POOL.take(self.block, like.dtype)[: self.block]
         for name, inner in self.alone.items():
             shape = (*lead, *inner)
-            taken = POOL.take(math.prod(shape), like.dtype)
-            memory[name] = taken.as_strided(shape, strides(shape))
+            memory[name] = part(POOL.take(math.prod(shape), like.dtype), shape)
         if self.sizes.fewer:  # some have no step at all
             ends = (field for field in program.fields if field not in self.constant)
             memory |= {f"end.{field}": given[f"state.{field}"].clone() for field in ends}

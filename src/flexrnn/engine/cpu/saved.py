@@ -88,7 +88,11 @@ def _even(number: int) -> int:
     return number & -number
 
 
+def part(memory: Tensor, shape: tuple[int, ...], at: int = 0) -> Tensor:
+    """A tensor in one piece that begins so many numbers behind a memory's first."""
+    return memory.as_strided(shape, _strides(shape), memory.storage_offset() + at)
+
+
 @lru_cache(maxsize=1024)
-def strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of a tensor of this shape in one piece."""
+def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return in_one_piece("", shape).strides

@@ -41,13 +41,12 @@ class Straight:
             rows = layout.rows[f"after.{field}"]
             count, offset = sizes.batch * rows.row * itemsize, rows.offset * itemsize
             if field == kept:
-                last = 0 if sizes.reverse else sizes.steps - 1
-                copies.append((f"final.{field}", _OUTPUT, last * count, count))
+                copies.append((f"final.{field}", _OUTPUT, forward.last * count, count))
             elif sizes.steps == 1:  # what the only step writes may lie where it belongs
                 instead[rows.memory, offset] = f"final.{field}"
             else:
-                last = (sizes.steps - 1) & 1
-                copies.append((f"final.{field}", SCRATCH, offset + last * count, count))
+                end = forward.ends[field]
+                copies.append((f"final.{field}", end.memory, end.offset * itemsize, count))
         self._before, self._program = layout.before, layout.program
         self.reads = bool(self._before.wanted)
         self._read = [name for name in names if not name.startswith("state.")]
