@@ -26,6 +26,7 @@ def run(context: Context, weights: list[Packed], *, in_place: bool, together: in
     return "\n".join([
         "static void work(void** p, const long* s, const double* c, Told* told, long id, "
         "long count) {",
+        "    Flushed flushed;",
         "    const long T = s[0], B = s[1];",
         "    const bool reverse = s[2];",
         "    const bool across = s[3];  // threads share the units of all rows, not the rows",
