@@ -37,7 +37,7 @@ static Range share_of_steps(const long* at, long T, long B, long id, long count)
 }
 
 // While one lives, a number below the smallest that has all its digits is zero in this thread. Such
-// numbers, of gradients that vanish and of gates that are shut, cost a processor a hundred times what
+// numbers, of gradients that vanish and of gates that are shut, cost a processor many times what
 // others do. Who calls gets the thread back as it was: it is torch's.
 struct Flushed {
 #if defined(__SSE2__)
