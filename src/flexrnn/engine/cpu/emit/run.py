@@ -26,7 +26,6 @@ def run(context: Context, weights: list[Packed], *, in_place: bool, together: in
     return "\n".join([
         "static void work(void** p, const long* s, const double* c, Told* told, long id, "
         "long count) {",
-        "    Flushed flushed;",
         "    const long T = s[0], B = s[1];",
         "    const bool reverse = s[2];",
         "    const bool across = s[3];  // threads share the units of all rows, not the rows",
@@ -56,11 +55,17 @@ def run(context: Context, weights: list[Packed], *, in_place: bool, together: in
         "}\n",
         'extern "C" __attribute__((visibility("default")))',
         "void run(void** p, const long* s, const double* c, int threads) {",
-        "    if (threads == 1) return work(p, s, c, nullptr, 0, 1);",
+        "    if (threads == 1) {",
+        "        Flushed flushed;",
+        "        return work(p, s, c, nullptr, 0, 1);",
+        "    }",
         "    Told told[threads];  // clang refuses to initialise what has no constant length",
         "    for (Told& each : told) each = {};",
         "#pragma omp parallel num_threads(threads)",
-        "    work(p, s, c, told, omp_get_thread_num(), omp_get_num_threads());",
+        "    {",
+        "        Flushed flushed;",
+        "        work(p, s, c, told, omp_get_thread_num(), omp_get_num_threads());",
+        "    }",
         "}\n",
     ])  # fmt: skip
 
