@@ -260,3 +260,32 @@ def _norms(name: str, ours: Tensor | None, theirs: Tensor | None, exact: Tensor 
 def norms() -> Callable[..., Tensor]:
     """Norms of an engine's error, of the reference's own, and of the golden tensor."""
     return _norms
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """The same numbers, no row of which lies beside the next."""
+    if not tensor.dim():
+        return tensor
+    return torch.cat([tensor, torch.ones_like(tensor)], -1)[..., : tensor.shape[-1]]
+
+
+@pytest.fixture
+def hand_over() -> Callable[..., None]:
+    """Assert that gradients are the same however the saved tensors lie that hooks hand over."""
+
+    def check(engine: str, layer: flexrnn.FlexRNN, x: Tensor, **marks: Any) -> None:
+        x = x.requires_grad_()
+        rows = (layer.num_layers * layer.num_directions, x.shape[1], layer.hidden_size)
+        cells: Any = layer.cells
+        hx: Any = tuple(x.new_empty(rows).normal_() for _ in cells[0].State._fields)
+        found = []
+        for unpack in (_apart, torch.clone):
+            with (
+                flexrnn.backend(engine),
+                torch.autograd.graph.saved_tensors_hooks(torch.clone, unpack),
+            ):
+                output, _ = layer(x, hx if len(hx) > 1 else hx[0], **marks)
+            found.append(torch.autograd.grad(output.square().sum(), [x, *layer.parameters()]))
+        assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+
+    return check

@@ -4,7 +4,7 @@
 Torch warns at the first call of compiled code where two results of an operator lie in one memory.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -136,29 +136,11 @@ def test_compiled_layers_do_without_a_warning_of_torch(name: str, extra: str) ->
     assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
 
 
-def _apart(tensor: Tensor) -> Tensor:
-    """The same numbers, no row of which lies beside the next."""
-    if not tensor.dim():
-        return tensor
-    return torch.cat([tensor, torch.ones_like(tensor)], -1)[..., : tensor.shape[-1]]
-
-
 @pytest.mark.parametrize("lengths", [None, torch.tensor([2, T, 3])])
 @pytest.mark.parametrize("width", [1, H])
 @pytest.mark.parametrize("cell_class", CELLS)
 def test_what_hooks_hand_over_may_lie_otherwise(
-    cell_class: Any, width: int, lengths: Tensor | None
+    cell_class: Any, width: int, lengths: Tensor | None, hand_over: Callable[..., None]
 ) -> None:
     layer = flexrnn.FlexRNN(cell_class, I, width, bidirectional=True, dtype=DOUBLE)
-    x = torch.randn(T, 3, I, dtype=DOUBLE, requires_grad=True)
-    hx: Any = [torch.randn(2, 3, width, dtype=DOUBLE) for _ in cell_class.State._fields]
-    hx = tuple(hx) if len(hx) > 1 else hx[0]
-    found = []
-    for unpack in (_apart, torch.clone):
-        with (
-            flexrnn.backend("cpu"),
-            torch.autograd.graph.saved_tensors_hooks(torch.clone, unpack),
-        ):
-            output, _ = layer(x, hx, lengths=lengths)
-        found.append(torch.autograd.grad(output.square().sum(), [x, *layer.parameters()]))
-    assert_close(found[0], found[1], rtol=1e-12, atol=1e-12)
+    hand_over("cpu", layer, torch.randn(T, 3, I, dtype=DOUBLE), lengths=lengths)
