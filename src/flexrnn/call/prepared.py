@@ -1,13 +1,13 @@
 # pyright: reportPrivateUsage=false
 # What is in force for torch's operations, and where a module keeps its tensors, has no public name.
-"""A plain call without derivatives, prepared: from tensors to the loop's addresses and back.
+"""A plain call, prepared; without derivatives from tensors to the loop's addresses and back.
 
 What one call has found out holds for the next while nothing has changed of what is in force in
 this thread, of the layer's options and cells, and of the tensors' kinds. The numbers are read where
 they lie now: no address is remembered.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import add, attrgetter
 from typing import Any, NamedTuple
 
@@ -36,13 +36,33 @@ class Part(NamedTuple):
     parameters: tuple[int, ...]  # which of all
 
 
+Run = Callable[[Tensor, tuple[Tensor, ...], Sequence[Tensor]], tuple[Tensor, Any] | None]
+
+
 class Prepared:
     """A call of one kind, prepared, or known to be none that can be.
 
     Args:
         about: what `known` says of it.
         row: the input as it is given, the initial state, and the parameters.
-        parts: of every layer; none where the call cannot be prepared.
+        run: the call, of these three; it returns nothing where it cannot be done. None where there
+            is no shorter way.
+    """
+
+    def __init__(self, about: Any, row: Sequence[Tensor], run: Run | None):
+        self._about, self._kinds, self.run = about, Kinds(row), run
+
+    def holds(self, about: Any, row: Sequence[Any]) -> bool:
+        """Whether a call is of this kind, and everything around it as it was."""
+        return about == self._about and self._kinds.are_those_of(row)
+
+
+class Inference:
+    """A call without derivatives in one direction, by addresses.
+
+    Args:
+        row: as of `Prepared`.
+        parts: of every layer.
         state: the class of the state, a NamedTuple.
         widths: of the state.
         start: the initial state of every layer `(B, width)`, where none is given.
@@ -51,7 +71,6 @@ class Prepared:
 
     def __init__(
         self,
-        about: Any,
         row: Sequence[Tensor],
         parts: Sequence[Part],
         state: Any,
@@ -59,8 +78,7 @@ class Prepared:
         start: tuple[Tensor, ...],
         axis: int | None,
     ):
-        self._about, self._kinds = about, Kinds(row)
-        self.parts, self._state, self._start = parts, state, start if parts else ()
+        self._parts, self._state, self._start = parts, state, start
         *lead, _ = row[0].transpose(0, axis or 0).shape
         batch, size = lead[-1], row[0].element_size()
         self._output, self._axis = (*lead, widths[0]), axis
@@ -68,10 +86,6 @@ class Prepared:
         self._apart = [size * batch * width for width in widths]  # bytes from layer to layer
         given = () if start else row[1 : 1 + len(widths)]
         self._between = [size * field.stride(0) for field in given] or [0] * len(widths)
-
-    def holds(self, about: Any, row: Sequence[Any]) -> bool:
-        """Whether a call is of this kind, and everything around it as it was."""
-        return about == self._about and self._kinds.are_those_of(row)
 
     def __call__(
         self, x: Tensor, given: tuple[Tensor, ...], params: Sequence[Tensor]
@@ -83,7 +97,7 @@ class Prepared:
         if not (all(weights) and all(begins) and _address(x)):
             return None
         output = x
-        for k, (run, parameters) in enumerate(self.parts):
+        for k, (run, parameters) in enumerate(self._parts):
             if k:
                 ends = [*map(add, ends, self._apart)]
                 begins = [*map(add, begins, self._between)]

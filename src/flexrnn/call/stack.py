@@ -82,15 +82,15 @@ def run(
             histories.append(history)
         x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
 
-    states = stacked(cells[0], histories, out_dtype) if every_state else None
-    return x, stacked(cells[0], finals, out_dtype), states
+    states = stacked(cells[0].State, histories, out_dtype) if every_state else None
+    return x, stacked(cells[0].State, finals, out_dtype), states
 
 
-def stacked(cell: Cell, rows: Sequence[tuple[Tensor, ...]], dtype: torch.dtype) -> Any:
-    """A `State` of the cell's whose fields have an axis more, of layers and directions."""
+def stacked(state: Any, rows: Sequence[tuple[Tensor, ...]], dtype: torch.dtype) -> Any:
+    """A state of a class whose fields have an axis more, of layers and directions."""
     one = len(rows) == 1
     fields = [f[0][None] if one else torch.stack(f) for f in zip(*rows, strict=True)]
-    return cell.State(*(f if f.dtype is dtype else f.to(dtype) for f in fields))
+    return state(*(f if f.dtype is dtype else f.to(dtype) for f in fields))
 
 
 def each(fn: Callable[[Tensor], Tensor], state: Any) -> Any:

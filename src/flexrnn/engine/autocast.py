@@ -5,14 +5,16 @@ torch's own recurrent kernels do: inputs, state and parameters are cast before t
 made and run with autocast off. Gradients come back through the casts.
 """
 
-from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Hashable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flexrnn.engine.step import ComposedStep, Native, State
+
+_NOTHING = nullcontext()
 
 
 def is_on(like: Tensor) -> bool:
@@ -28,14 +30,9 @@ def is_cast(dtype: torch.dtype) -> bool:
     return dtype.is_floating_point and dtype != torch.float64
 
 
-@contextmanager
-def off(like: Tensor) -> Iterator[None]:
+def off(like: Tensor) -> AbstractContextManager[Any]:
     """Autocast off on a tensor's device: what runs inside has chosen its dtypes."""
-    if not is_on(like):
-        yield
-        return
-    with torch.autocast(like.device.type, enabled=False):
-        yield
+    return torch.autocast(like.device.type, enabled=False) if is_on(like) else _NOTHING
 
 
 def dtype_for(like: Tensor) -> torch.dtype | None:

@@ -1,15 +1,19 @@
 """A program as one operation of autograd, for eager calls."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from flexrnn.engine import autocast, recompute
+from flexrnn.engine.again import Again
 from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.cpu.build import openmp
 from flexrnn.engine.cpu.straight import Straight
-from flexrnn.engine.engines import ENGINES, straight
+from flexrnn.engine.engines import ENGINES, is_written, straight
+from flexrnn.engine.replay import Result
 from flexrnn.engine.signature import Signature
 
 
@@ -22,6 +26,7 @@ class Ready(NamedTuple):
     keep: tuple[str, ...]  # fields of the state that are wanted at every step
     reverse: bool  # from the last step to the first
     batch_sizes: Tensor | None = None  # where sequences end at different steps
+    again: Again | None = None  # where it stays, and calls come again
 
     def __call__(self, row: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Run it on operands as the signature orders them.
@@ -31,18 +36,46 @@ class Ready(NamedTuple):
         """
         if self.about.gradients and torch.is_grad_enabled():
             return _Scan.apply(self, *row)
-        ran = self.forward(row)
-        return (*ran.history.values(), *ran.final)
+        return self.forward(tuple(row))[: self.ends]
 
-    def forward(self, row: Sequence[Tensor]) -> Any:
-        """As the engine's `forward`."""
-        return ENGINES[self.engine].forward(
+    @property
+    def ends(self) -> int:
+        """How many tensors it returns."""
+        return len(self.keep) + self.about.states
+
+    def forward(self, row: tuple[Tensor, ...]) -> tuple[Any, ...]:
+        """As the engine's `forward`: histories, the last state, and what it saves."""
+        ran = ENGINES[self.engine].forward(
             self.program,
             *self.about.parts(row),
             self.keep,
             reverse=self.reverse,
             batch_sizes=self.batch_sizes,
         )
+        return (*ran.history.values(), *ran.final, *ran.saved)
+
+    def backward(self, wanted: Sequence[bool], saved: int, row: tuple[Tensor, ...]) -> Result:
+        """As the engine's `backward`: the gradients by operands.
+
+        Args:
+            wanted: which of them.
+            saved: how many tensors `forward` has saved.
+            row: the operands, what is saved, and the cotangents of what it returned.
+        """
+        operands = len(self.about.names)
+        ends = operands + saved
+        final = ends + len(self.keep)
+        found = ENGINES[self.engine].backward(
+            self.program,
+            *self.about.parts(row[:operands]),
+            row[operands:ends],
+            dict(zip(self.keep, row[ends:final], strict=True)),
+            row[final:],
+            reverse=self.reverse,
+            batch_sizes=self.batch_sizes,
+        )
+        by_name = zip(self.about.names, wanted, strict=True)
+        return tuple(found.get(name) if is_wanted else None for name, is_wanted in by_name)
 
     def straight(self, row: Sequence[Tensor]) -> Straight | None:
         """As the engine's `straight`, for these operands."""
@@ -53,22 +86,30 @@ class Ready(NamedTuple):
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Ready, *row: Tensor) -> tuple[Tensor, ...]:
-        ctx.call, ran = call, call.forward(row)
-        ctx.save_for_backward(*row, *ran.saved)
-        return (*ran.history.values(), *ran.final)
+        ctx.call, ends = call, call.ends
+        results = _run(call, call.forward, row, ("forward", row[0].shape, row[0].stride()))
+        ctx.save_for_backward(*row, *results[ends:])
+        return results[:ends]
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         call: Ready = ctx.call
-        engine, program, about, keep, reverse, batch_sizes = call
-        times = {"reverse": reverse, "batch_sizes": batch_sizes}
+        about, wanted = call.about, ctx.needs_input_grad[1:]
         tensors = ctx.saved_tensors  # looked at once: under a checkpoint a look computes them anew
-        row, saved = tensors[: len(about.names)], tensors[len(about.names) :]
-        with autocast.off(row[0]):
+        saved, x = len(tensors) - len(about.names), tensors[0]
+        with autocast.off(x):
             if torch.is_grad_enabled():  # create_graph=True
-                found = recompute.gradients(program, row, keep, cotangents, **times)
-            else:
-                history = dict(zip(keep, cotangents, strict=False))
-                operands, final = about.parts(row), cotangents[len(keep) :]
-                found = ENGINES[engine].backward(program, *operands, saved, history, final, **times)
-        return None, *(found.get(name) for name in about.names)
+                times: Any = {"reverse": call.reverse, "batch_sizes": call.batch_sizes}
+                row = tensors[: len(about.names)]
+                found = recompute.gradients(call.program, row, call.keep, cotangents, **times)
+                return None, *(found.get(name) for name in about.names)
+            function = partial(call.backward, wanted, saved)
+            sort = ("backward", x.shape, x.stride(), cotangents[0].stride(), wanted)
+            return None, *_run(call, function, (*tensors, *cotangents), sort)
+
+
+def _run(call: Ready, function: Any, row: tuple[Tensor, ...], sort: tuple[Any, ...]) -> Any:
+    """Call a function of tensors; as it was written down where it was."""
+    if call.again is None or not is_written(call.engine):
+        return function(row)
+    return call.again(function, row, (*sort, openmp.threads()))

@@ -93,6 +93,11 @@ def straight(
     return cpu.straight(program, xs, state, tensors, keep, reverse=reverse)
 
 
+def is_written(engine: str) -> bool:
+    """Whether what an engine does can be written down; see `replay`."""
+    return ENGINES[engine] is cpu
+
+
 def not_served(engine: str, like: Tensor) -> str:
     """Why an engine is not for tensors of this kind, or nothing.
 

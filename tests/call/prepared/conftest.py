@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 import flexrnn
 from flexrnn import FlexRNN
-from flexrnn.call import prepared, quick
+from flexrnn.call import prepared, quick, way
 
 Call = Callable[[], Any]
 
@@ -21,7 +21,7 @@ class Everything(dict[Any, None]):
         return True
 
 
-class Seen(quick._Memory):
+class Seen(way.Memory):
     """Of a layer that has seen every kind of call once, so that the next is prepared."""
 
     def __init__(self, *args: Any) -> None:
@@ -31,7 +31,7 @@ class Seen(quick._Memory):
 
 @pytest.fixture(autouse=True)
 def seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quick, "_Memory", Seen)
+    monkeypatch.setattr(quick, "Memory", Seen)
 
 
 @pytest.fixture(autouse=True)
@@ -44,13 +44,13 @@ def without_derivatives() -> Iterator[None]:
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Grows with every call that had been prepared."""
     counted: list[int] = []
-    call = prepared.Prepared.__call__
+    call = prepared.Inference.__call__
 
     def noted(self: Any, *arguments: Any) -> Any:
         counted.append(1)
         return call(self, *arguments)
 
-    monkeypatch.setattr(prepared.Prepared, "__call__", noted)
+    monkeypatch.setattr(prepared.Inference, "__call__", noted)
     return counted
 
 

@@ -241,7 +241,7 @@ def test_a_tied_parameter_is_prepared(taken: list[int], is_taken: Any, assert_as
     assert_close(layer(x), expected, rtol=1e-13, atol=1e-14)
 
 
-def test_two_directions_and_derivatives_are_not_prepared(taken: list[int]) -> None:
+def test_two_directions_and_derivatives_want_more_than_addresses(taken: list[int]) -> None:
     both = flexrnn.LSTM(I, H, bidirectional=True, dtype=torch.float64)
     one = flexrnn.LSTM(I, H, dtype=torch.float64)
     x = randn(T, B, I)
@@ -330,7 +330,7 @@ def test_options_may_be_properties(assert_as_ever: Any) -> None:
 
 
 def test_what_comes_once_is_not_prepared(monkeypatch: pytest.MonkeyPatch, taken: list[int]) -> None:
-    monkeypatch.setattr(quick, "_Memory", quick._Memory.__base__)
+    monkeypatch.setattr(quick, "Memory", quick.Memory.__base__)
     layer = FlexRNN(cells.LSTMCell, I, H, dtype=torch.float64)
     for steps in range(2, 6):
         layer(randn(steps, B, I))

@@ -18,7 +18,9 @@ from flexrnn.engine.cpu.kernel import STARTS
 from flexrnn.engine.cpu.plan import Sizes
 from flexrnn.engine.interpreter import Values
 
-_NARROW = 64  # columns: with fewer, torch's product of the transposed matrices is the faster
+# Columns below which, and rows from which on, torch's product of the transposed matrices is the
+# faster, and turning its result over included.
+_NARROW, _LONG = 64, 256
 _SUMS = ("outer", "batch_sum")  # over time and rows
 
 
@@ -84,7 +86,8 @@ class After:
                     sums.add(index)
             else:
                 self.once.append(index)
-        self.turned = frozenset(i for i in self.chunk if _is_narrow(graph.nodes[i]))
+        long = sizes.steps * sizes.batch >= _LONG
+        self.turned = frozenset(i for i in self.chunk if long and _is_narrow(graph.nodes[i]))
         read = {arg for i in order for arg in graph.nodes[i].args}
         self.read = tuple(i for i in sorted(read & operands) if _is_timed(graph, i))
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function
 
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.cpu import cpp
@@ -17,6 +18,7 @@ from flexrnn.engine.cpu.build.toolchain import library
 from flexrnn.engine.cpu.emit import HEAD, Shape, Source, source
 from flexrnn.engine.cpu.pieces import Piece
 from flexrnn.engine.lowering.stages import Loop, lower
+from flexrnn.engine.replay import is_watched
 
 SCRATCH = "scratch"  # what a loop has for itself while it runs
 STARTS = "starts"  # where the rows of every step begin
@@ -69,10 +71,24 @@ class Launch:
 
     def __call__(self, memory: Mapping[str, Tensor], first: int, last: int) -> None:
         """Run some steps of the loop, from `first` to before `last`, on these tensors."""
+        if is_watched():
+            self._asked(memory, first, last)
+            return
         at = dict(zip(memory, map(Tensor.data_ptr, memory.values()), strict=True))
         at[""] = 0
         pointers = map(add, map(at.__getitem__, self._memories), self._offsets)
         self._run(self._pack(*pointers), self._of(first, last), self._constants, self._threads)
+
+    def _asked(self, memory: Mapping[str, Tensor], first: int, last: int) -> None:
+        """The same, said to whoever watches as one function of the tensors that it takes."""
+        names = [name for name in memory if name in self._memories]
+        tensors = [memory[name] for name in names]
+        run, _ = self.addressed(names, {}, {}, first, last)
+
+        def loop(*tensors: Tensor) -> None:
+            run([*map(Tensor.data_ptr, tensors)])
+
+        handle_torch_function(loop, tensors, *tensors)
 
     def addressed(
         self,

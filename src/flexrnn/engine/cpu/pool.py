@@ -12,6 +12,9 @@ import threading
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function
+
+from flexrnn.engine.replay import is_watched
 
 LIMIT = 256 << 20  # bytes that are kept for later in all; a larger block is not kept at all
 _MOST = 64  # blocks, through which every call looks
@@ -41,23 +44,25 @@ class Pool:
 
     def take(self, numbers: int, dtype: torch.dtype) -> Tensor:
         """Memory for so many numbers, one-dimensional; nobody else has it while it lives."""
+        if is_watched():
+            return handle_torch_function(self.take, (), numbers, dtype)
         numbers = max(_LEAST, numbers)
         with self._lock:
             for k, (block, about) in enumerate(self._blocks):
                 fits = numbers <= about.numbers <= 2 * numbers and about.dtype == dtype
                 if fits and about.holders() == about.idle:
                     self._blocks.append(self._blocks.pop(k))  # the last ones are the last to go
-                    return _unwritten(block[:])
+                    return _unwritten(block[:numbers])
             with torch.inference_mode(False):  # else autograd could never save it
                 # Somewhat more, for the next may want more.
                 block = torch.empty(numbers + numbers // 8, dtype=dtype, device="cpu")
             if block.nbytes > self.limit:
-                return block
+                return block[:numbers]
             self._blocks.append((block, _About(block)))
             total = sum(block.nbytes for block, _ in self._blocks)
             while total > self.limit or len(self._blocks) > _MOST:
                 total -= self._blocks.pop(0)[0].nbytes
-            return block[:]
+            return block[:numbers]
 
     def clear(self) -> None:
         """Give back everything that is free."""

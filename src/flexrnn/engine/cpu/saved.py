@@ -11,11 +11,13 @@ from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from torch import Tensor
+from torch.overrides import handle_torch_function
 
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.compiler.split import Dependence, dependences
 from flexrnn.engine.lowering.places import in_one_piece
+from flexrnn.engine.replay import is_watched
 
 BLOCK = "block"  # the name of its memory
 
@@ -90,6 +92,8 @@ def _even(number: int) -> int:
 
 def part(memory: Tensor, shape: tuple[int, ...], at: int = 0) -> Tensor:
     """A tensor in one piece that begins so many numbers behind a memory's first."""
+    if is_watched():  # whose offset is asked anew
+        return handle_torch_function(part, (memory,), memory, shape, at)
     return memory.as_strided(shape, _strides(shape), memory.storage_offset() + at)
 
 

@@ -1,0 +1,222 @@
+"""How plain calls of one kind run, found out once.
+
+What is remembered is of kinds alone (dtypes, widths, which tensors want a gradient); the tensors
+are those of the call.
+"""
+
+from collections.abc import Sequence
+from itertools import chain
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from flexrnn.bind import Slot, bind, identity
+from flexrnn.call.prepared import Inference, Part, Prepared, timed
+from flexrnn.call.stack import stacked
+from flexrnn.cell import Cell, field_sizes, unwrap
+from flexrnn.compose import CellStep
+from flexrnn.engine import eager
+from flexrnn.engine.again import Again
+from flexrnn.engine.compiler.trace import CannotCompileError
+from flexrnn.engine.differentiable import Ready
+from flexrnn.engine.tables import trim
+
+ENGINE = "cpu"
+KEPT = 32  # ways of a layer; the oldest goes first
+_SMALL = 64 << 10  # numbers of an initial state, up to which it is kept
+_ZEROS = Cell.initial_state
+
+
+class Way(NamedTuple):
+    """How calls of one kind run: layer by layer, the directions of each one after another."""
+
+    parts: tuple[tuple[Ready, tuple[int, ...]], ...]  # of each cell; its parameters, of the layer's
+    directions: int
+    state: Any  # its class, a NamedTuple
+    widths: tuple[int, ...]  # of the state
+
+    def __call__(
+        self,
+        x: Tensor,
+        given: tuple[Tensor, ...],
+        params: Sequence[Tensor],
+        *,
+        start: tuple[Tensor, ...],
+        axis: int | None,
+    ) -> tuple[Tensor, Any]:
+        """Run all layers and directions.
+
+        Args:
+            x: the input, with time on its axis.
+            given: the initial state, or nothing.
+            params: of the layer.
+            start: the initial state of every cell, where none is given.
+            axis: of time in x.
+
+        Returns:
+            The output `(T, B, ·)`, or `(B, ·)` of a single step, and the last state.
+        """
+        x = timed(x, axis)
+        finals: list[tuple[Tensor, ...]] = []
+        outputs: list[Tensor] = []
+        for k, (ready, at) in enumerate(self.parts):
+            state = start or [field[k] for field in given]
+            output, *final = ready((x, *state, *[params[i] for i in at]))
+            finals.append(tuple(final))
+            outputs.append(output)
+            if len(outputs) == self.directions:
+                x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+                outputs = []
+        last = unwrap(stacked(self.state, finals, x.dtype))
+        return x[0] if axis is None else x, last
+
+    def straight(
+        self, row: tuple[Tensor, ...], start: tuple[Tensor, ...], axis: int | None
+    ) -> Inference | None:
+        """What calls without derivatives run that are like one which has just run.
+
+        Args:
+            row: its input, the initial state, and the parameters.
+            start: the initial state of every cell, where none was given.
+            axis: of time in the input.
+
+        Returns:
+            None where there are two directions, or something has to be copied first.
+        """
+        x, fields = row[0], 0 if start else len(self.widths)
+        x = timed(x, axis)
+        given, params = row[1 : 1 + fields], row[1 + fields :]
+        parts: list[Part] = []
+        for k, (ready, at) in enumerate(self.parts):
+            state = start or tuple(field[k] for field in given)
+            run = ready.straight((x, *state, *(params[i] for i in at)))
+            if run is None or self.directions > 1:
+                return None
+            parts.append(Part(run, at))
+            x = x.new_empty(*x.shape[:2], self.widths[0])
+        return Inference(row, parts, self.state, self.widths, start, axis)
+
+
+class Memory:
+    """What is known of a layer. It holds neither the layer nor any tensor of it."""
+
+    def __init__(self, slots: Sequence[tuple[Slot, ...]]):
+        self.flat = list(dict.fromkeys(slot.flat for slot in chain(*slots)))
+        self.ways: dict[Any, Way | None] = {}
+        self.prepared: dict[Any, Prepared] = {}
+        self.seen: dict[Any, None] = {}  # kinds of calls that came once: the second is prepared
+        self.blind = False  # a cell has what can change without anybody seeing it
+        self.zeros: tuple[Any, tuple[Tensor, ...]] = (None, ())
+
+    def comes_again(self, like: Any) -> bool:
+        """Whether a call like this has come before."""
+        if like in self.seen or like in self.prepared:
+            return True
+        self.seen[like] = None
+        trim(self.seen, KEPT)
+        return False
+
+
+def fits(given: Sequence[Tensor], widths: Sequence[int], layers: int, batch: int) -> bool:
+    """Whether these are the fields of an initial state, or there are none."""
+    return not given or (
+        len(given) == len(widths)
+        and all(
+            field.shape == (layers, batch, width)
+            for field, width in zip(given, widths, strict=True)
+        )
+    )
+
+
+def is_kept(start: tuple[Tensor, ...]) -> bool:
+    """Whether an initial state is one that is kept."""
+    return sum(map(Tensor.numel, start)) <= _SMALL
+
+
+def zeros_for(memory: Memory, widths: tuple[int, ...], x: Tensor, batch: int) -> tuple[Tensor, ...]:
+    """The state before the first step, of every cell; nobody writes there."""
+    dtype = x.dtype
+    about, zeros = memory.zeros
+    if about != (batch, dtype, widths):
+        with torch.inference_mode(False):  # else autograd could never save it
+            zeros = tuple(
+                torch.zeros(batch, width, dtype=dtype, device=x.device) for width in widths
+            )
+        if is_kept(zeros):
+            memory.zeros = (batch, dtype, widths), zeros
+    return zeros
+
+
+def way_of(
+    layer: Any,
+    memory: Memory,
+    cells: list[Cell],
+    x: Tensor,
+    given: tuple[Tensor, ...],
+    params: list[Tensor],
+) -> Way | None:
+    """The way of a call `(T, B, I)`, remembered, or found out now."""
+    identities = tuple(map(identity, cells))
+    key = (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        layer.bidirectional,
+        x.dtype,
+        x.requires_grad,
+        identities,
+        *[field.requires_grad for field in given],
+        *[(tensor.shape, tensor.requires_grad) for tensor in params],
+    )
+    way = memory.ways.get(key)
+    if way is None and key not in memory.ways:
+        if not all(isinstance(number, int) for number in identities):
+            memory.blind = True
+            return None
+        if not fits(given, field_sizes(cells[0]), len(cells), x.shape[1]):
+            return None
+        try:
+            way = _found(layer, memory, cells, x, given, params)
+        except CannotCompileError:
+            way = None
+        memory.ways[key] = way
+        trim(memory.ways, KEPT)
+    return way
+
+
+def _found(
+    layer: Any,
+    memory: Memory,
+    cells: list[Cell],
+    x: Tensor,
+    given: tuple[Tensor, ...],
+    params: list[Tensor],
+) -> Way | None:
+    """Find out how a layer runs; None if it has more than parameters or begins in its own way."""
+    widths, ways = field_sizes(cells[0]), layer.num_directions
+    start = () if given else zeros_for(memory, widths, x, x.shape[1])
+    if start and any(_initial(cell) is not _ZEROS for cell in cells):
+        return None
+    lent: Any = SimpleNamespace(**dict(zip(memory.flat, params, strict=True)))
+    parts: list[tuple[Ready, tuple[int, ...]]] = []
+    learns = False
+    for k, (cell, slots) in enumerate(zip(cells, layer._slots, strict=True)):
+        step = CellStep(bind(cell, slots, lent), origin=cell)
+        places = {f"{s.module}.{s.name}".lstrip("."): memory.flat.index(s.flat) for s in slots}
+        if step.tensors.keys() != places.keys():
+            return None
+        state = cell.State(*(start or (field[k] for field in given)))
+        ready = eager.ready(step, state, (x,), reverse=k % ways == 1, keep=(0,), engine=ENGINE)
+        ready = ready._replace(again=Again())
+        parts.append((ready, tuple(places[name] for name in step.tensors)))
+        learns |= bool(ready.about.gradients)
+        if k % ways == ways - 1:  # of what the next layer gets only the kind counts
+            x = x.new_empty(1, x.shape[1], ways * widths[0])
+            x, learns = (x.requires_grad_() if learns else x), False
+    return Way(tuple(parts), ways, cells[0].State, widths)
+
+
+def _initial(cell: Cell) -> Any:
+    return getattr(cell.initial_state, "__func__", None)

@@ -1,0 +1,243 @@
+"""A computation written down: what it asks torch for, without the Python in between.
+
+What an engine asks for is settled by the kinds of its operands. Who has watched one call knows all
+the others of its kind, and finds nothing out again: not which node comes next, nor how long a row
+is, nor what lies in one piece already. What was asked is written as a Python function, a line a
+question, and the next call is that function.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode, has_torch_function
+
+Result = tuple[Tensor | None, ...]
+Replay = Callable[..., Result]
+
+# What may be asked of a tensor whose answer is no tensor: the kind decides it. An address, or a
+# number that a tensor holds, is another one at the next call.
+_DECIDED = frozenset({"shape", "size", "dim", "ndim", "numel", "stride", "dtype", "device",
+                      "layout", "is_cpu", "is_contiguous", "is_neg", "is_nested",
+                      "_is_zerotensor", "requires_grad"})  # fmt: skip
+_MOST = 400  # lines: a longer computation is not kept from its work by Python
+_ANYTHING = (None,)
+_LITERAL = (int, bool, type(None))
+_CONSTANT = (*_LITERAL, float, str, slice, type(...), torch.dtype, torch.device, torch.layout)
+
+
+class _Here(threading.local):
+    watched = False
+
+
+_here = _Here()
+
+
+def written(
+    function: Callable[[tuple[Tensor, ...]], Result], row: tuple[Tensor, ...]
+) -> tuple[Result, Replay | None]:
+    """Call a function of tensors and write down what it does.
+
+    Args:
+        function: it asks nothing of torch but by torch's functions and by those of its own that
+            hand themselves over, see `is_watched`; and what it asks depends on kinds alone.
+        row: its operands, no two of them one object. No other mode of torch's is in force.
+
+    Returns:
+        Its result, and a function of the operands that computes it again from others of these
+        kinds; None in its place where some of it cannot be known.
+    """
+    notes = _Notes(row)
+    _here.watched = True
+    try:
+        with notes:
+            result = function(row)
+    finally:
+        _here.watched = False
+    return result, notes.replay(result)
+
+
+def is_watched() -> bool:
+    """Whether what torch is asked is being written down, in this thread.
+
+    A function that asks for what cannot be written down, such as an address, then calls itself by
+    `torch.overrides.handle_torch_function`, and is written down as a whole.
+    """
+    return _here.watched and has_torch_function(_ANYTHING)  # not within what is written down
+
+
+class _View(NamedTuple):
+    """A part of another tensor; it is written where it is read."""
+
+    base: str
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int  # from the base's first number
+
+    @classmethod
+    def of(cls, base: str, whole: Tensor, tensor: Tensor) -> "_View":
+        offset = int(tensor.storage_offset()) - int(whole.storage_offset())
+        return cls(base, tuple(tensor.shape), tensor.stride(), offset)
+
+
+class _Notes(TorchFunctionMode):
+    """What is asked while it is in force."""
+
+    def __init__(self, row: Sequence[Tensor]):
+        super().__init__()
+        self._held: list[Tensor] = list(row)  # so that no two have one id
+        self._bases = {f"a{k}": tensor for k, tensor in enumerate(row)}
+        self._names = {id(tensor): name for name, tensor in self._bases.items()}
+        self._views: dict[int, _View] = {}
+        self._operands = len(row)
+        self._lines: list[str] = []
+        self._read: list[set[str]] = []  # which results, by lines
+        self._space: dict[str, Any] = {}
+        self._is_known = True
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if self._is_known:
+            self._is_known = self._note(func, args, kwargs, result)
+        return result
+
+    def _note(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> bool:
+        """Write down a question; false where its answer cannot be known."""
+        name = _name(func)
+        if result is not None and not isinstance(result, Tensor):
+            return name in _DECIDED
+        writes = result is None or name.endswith("_") or "out" in kwargs
+        fresh = None if result is None or self._has(result) else result
+        if fresh is None and not writes:
+            return True  # as it is: somebody made sure of something
+        if fresh is not None and (view := self._seen_as_view(args, fresh)):
+            self._held.append(fresh)
+            self._views[id(fresh)] = view
+            return True
+        read: set[str] = set()
+        try:
+            words = [self._word(value, read) for value in args]
+            words += [f"{key}={self._word(value, read)}" for key, value in kwargs.items()]
+        except KeyError:  # a tensor that comes from elsewhere, or nobody knows what
+            return False
+        line = f"{self._constant(func, name)}({', '.join(words)})"
+        self._write(line if fresh is None else f"{self._named(fresh, read)} = {line}", read)
+        return len(self._lines) <= _MOST
+
+    def _has(self, tensor: Tensor) -> bool:
+        return id(tensor) in self._names or id(tensor) in self._views
+
+    def _seen_as_view(self, args: Iterable[Any], result: Tensor) -> _View | None:
+        """What a new tensor is a part of, if it has the memory of an operand."""
+        there = result.untyped_storage().data_ptr()
+        for arg in args:
+            if not (isinstance(arg, Tensor) and self._has(arg)):
+                continue
+            view = self._views.get(id(arg))
+            base = view.base if view else self._names[id(arg)]
+            whole = self._bases[base]
+            same = (whole.dtype, whole.is_neg(), whole.is_conj())
+            if (
+                there
+                and arg.untyped_storage().data_ptr() == there
+                and same == (result.dtype, result.is_neg(), result.is_conj())
+            ):
+                return _View.of(base, whole, result)
+        return None
+
+    def _named(self, tensor: Tensor, read: set[str]) -> str:
+        """A name for a tensor that has none."""
+        self._held.append(tensor)
+        name = self._names[id(tensor)] = f"v{len(self._held)}"
+        self._bases[name] = tensor
+        read.add(name)
+        return name
+
+    def _write(self, line: str, read: set[str]) -> None:
+        self._lines.append(line)
+        self._read.append(read)
+
+    def _tensor(self, tensor: Tensor) -> str:
+        """The name of a tensor, which is one from here on if it is a part of another."""
+        if id(tensor) in self._names:
+            return self._names[id(tensor)]
+        view = self._views[id(tensor)]
+        if view == _View.of(view.base, self._bases[view.base], self._bases[view.base]):
+            return view.base
+        return self._part(tensor, view)
+
+    def _part(self, tensor: Tensor, view: _View) -> str:
+        words = [view.base, str(view.size), str(view.stride)]
+        if view.base[0] == "v":  # what is new begins where it did
+            words.append(str(self._bases[view.base].storage_offset() + view.offset))
+        elif view.offset:
+            words.append(f"{view.base}.storage_offset() + {view.offset}")
+        read = {view.base}
+        name = self._named(tensor, read)
+        self._write(
+            f"{name} = {self._constant(Tensor.as_strided, 'part')}({', '.join(words)})", read
+        )
+        return name
+
+    def _word(self, value: Any, read: set[str]) -> str:
+        """How a value is written."""
+        if isinstance(value, Tensor):
+            read.add(name := self._tensor(value))
+            return name
+        if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
+            return f"({', '.join(self._word(v, read) for v in value)},)"
+        if not _is_constant(value):
+            raise KeyError(value)
+        return repr(value) if type(value) in _LITERAL else self._constant(value, "c")
+
+    def _constant(self, value: Any, kind: str) -> str:
+        name = f"{kind if kind.isidentifier() else 'c'}_{len(self._space)}"
+        self._space[name] = value
+        return name
+
+    def replay(self, result: Sequence[Tensor | None]) -> Replay | None:
+        """The function, whose result is this."""
+        if not self._is_known or not all(t is None or self._has(t) for t in result):
+            return None
+        end: list[str] = []
+        for tensor in result:
+            view = self._views.get(id(tensor))
+            if tensor is None:
+                end.append("None")
+            elif view and id(tensor) not in self._names:  # a tensor of its own, be it all of it
+                end.append(self._part(tensor, view))
+            else:
+                end.append(self._names[id(tensor)])
+        last: dict[str, int] = {}
+        for k, read in enumerate(self._read):
+            last |= dict.fromkeys(read, k)
+        body: list[str] = []
+        for k, line in enumerate(self._lines):
+            body.append(line)
+            gone = [n for n in self._read[k] if last[n] == k and n[0] == "v" and n not in end]
+            body += [f"del {', '.join(sorted(gone))}"] if gone else []
+        operands = ", ".join(f"a{k}" for k in range(self._operands))
+        body.append(f"return ({''.join(f'{name}, ' for name in end)})")
+        text = f"def replay({operands}):\n" + "".join(f"    {line}\n" for line in body)
+        exec(compile(text, "<flexrnn: a call, written down>", "exec"), self._space)
+        return self._space.pop("replay")
+
+
+def _is_constant(value: Any) -> bool:
+    """Whether a value is the same at every call: there is no tensor in it."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_constant, value))
+    if isinstance(value, slice):
+        return all(map(_is_constant, (value.start, value.stop, value.step)))
+    return isinstance(value, _CONSTANT)
+
+
+def _name(func: Any) -> str:
+    """The name of a function of torch's, or of the attribute that it reads."""
+    name: str = getattr(func, "__name__", "")
+    return getattr(func.__self__, "__name__", "") if name == "__get__" else name
