@@ -67,6 +67,7 @@ CELLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "projection": (cells.LSTMCell, {"proj_size": 2}),
     "peephole": (cells.PeepholeLSTMCell, {}),
     "layer norm": (cells.LayerNormLSTMCell, {}),
+    "naive": (cells.NaiveLSTMCell, {}),
 }
 
 

@@ -21,6 +21,9 @@ from flexrnn.engine.interpreter import Values
 # Columns below which, and rows from which on, torch's product of the transposed matrices is the
 # faster, and turning its result over included.
 _NARROW, _LONG = 64, 256
+# Rows up to which products for the gradients of several parameters are done side by side, rather
+# than a large one of which every gradient is a part, which has to be copied.
+_FEW = 1024
 _SUMS = ("outer", "batch_sum")  # over time and rows
 
 
@@ -86,8 +89,14 @@ class After:
                     sums.add(index)
             else:
                 self.once.append(index)
-        long = sizes.steps * sizes.batch >= _LONG
-        self.turned = frozenset(i for i in self.chunk if long and _is_narrow(graph.nodes[i]))
+        rows = sizes.steps * sizes.batch
+        products = [i for i in self.chunk if _is_outer(graph.nodes[i])]
+        self.cut: dict[int, list[int]] = {}
+        if rows <= _FEW:
+            whole = (i for i in products if i not in self.roots)
+            self.cut = {i: parts for i in whole if (parts := _parts(graph, i, order))}
+        narrow = (i for i in products if i not in self.cut and _is_narrow(graph.nodes[i]))
+        self.turned = frozenset(narrow if rows >= _LONG else ())
         read = {arg for i in order for arg in graph.nodes[i].args}
         self.read = tuple(i for i in sorted(read & operands) if _is_timed(graph, i))
 
@@ -171,10 +180,16 @@ class After:
         """
         for index in self.turned:
             call.found[index] = call.found[index].T.contiguous()
+        parts: dict[int, Tensor] = {}
+        for index, own in self.cut.items():  # each in one piece, as a parameter's gradient lies
+            whole = call.found[index]
+            parts |= {i: whole[k] for k, i in enumerate(own)}
         at_hand = {i: call.whole[i] for i in self.roots if i in call.whole}
-        values = values | at_hand | call.found
+        values = values | at_hand | call.found | parts
         whole = slice(0, self.sizes.steps)
         for index in self.late:
+            if index in parts:
+                continue
             if _is_outer(call.program.graph.nodes[index]):
                 values[index] = self._outer(index, values, call, whole, None)
             else:
@@ -219,6 +234,11 @@ class After:
     ) -> Tensor:
         """Add to a total the products of a left and a right operand over some steps."""
         for left, right in self._pairs(call.program.graph.nodes[index], values, call.given, span):
+            if parts := len(self.cut.get(index, ())):
+                a = left.T.expand(parts, *left.T.shape)
+                g = right.unflatten(1, (parts, right.shape[1] // parts)).transpose(0, 1)
+                total = torch.bmm(a, g) if total is None else total.baddbmm_(a, g)
+                continue
             a, g = (right, left) if index in self.turned else (left, right)
             total = a.T @ g if total is None else total.addmm_(a.T, g)
         assert total is not None
@@ -284,7 +304,20 @@ def _is_outer(node: Node) -> bool:
 
 
 def _is_narrow(node: Node) -> bool:
-    return _is_outer(node) and int(node.shape[1]) < _NARROW <= int(node.shape[0])
+    return int(node.shape[1]) < _NARROW <= int(node.shape[0])
+
+
+def _parts(graph: Graph, index: int, readers: Iterable[int]) -> list[int]:
+    """The parts of a product, by columns, if nothing else is read of it and they are alike."""
+    nodes = graph.nodes
+    found = [i for i in readers if index in nodes[i].args]
+    if len(found) < 2 or any(nodes[i].op != "slice" or nodes[i].attr("axis") != -1 for i in found):
+        return []
+    found.sort(key=lambda i: nodes[i].attr("start"))
+    wide = int(nodes[index].shape[1]) // len(found)
+    starts = [(nodes[i].attr("start"), nodes[i].attr("stop")) for i in found]
+    alike = starts == [(k * wide, (k + 1) * wide) for k in range(len(found))]
+    return found if alike and wide * len(found) == nodes[index].shape[1] else []
 
 
 def _flat(tensor: Tensor) -> Tensor:
