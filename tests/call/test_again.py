@@ -27,8 +27,9 @@ def randn(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """By this engine, and the second call of a sort is written down."""
+    """By this engine, and the second call of a kind is written down."""
     monkeypatch.setattr(again, "_OFTEN", 1)
+    monkeypatch.setattr(again, "_FREE", 1 << 30)
     with flexrnn.backend("cpu"):
         yield
 
@@ -155,6 +156,33 @@ def test_a_seldom_call_is_not_written_down(replayed: list[int], monkeypatch: Any
     assert len(written) == 2
     trained(layer, randn(8, B, I))
     assert len(replayed) == len(written) == 2
+
+
+def test_what_does_not_come_again_often_is_not_written_down(
+    replayed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(again, "_FREE", 2)
+    known, count = again.Again(), 0
+    for steps in range(1, 10):
+        for _ in range(2):
+            known(lambda row: (row[0] + 1,), (randn(steps),), steps)
+    assert known._written == 2
+    for _ in range(16):
+        (found,) = known(lambda row: (row[0] + 1,), (randn(1),), 1)
+        assert found is not None
+        count += 1
+    known(lambda row: (row[0] + 1,), (randn(9),), 9)
+    assert known._written == 3
+    assert len(replayed) == count
+
+
+def test_of_many_kinds_the_last_are_known(replayed: list[int]) -> None:
+    known = again.Again()
+    for steps in (*range(1, 9), 8):
+        for _ in range(3):
+            known(lambda row: (row[0] + 1,), (randn(steps),), "alike")
+    assert len(known._sorts["alike"].known) == again._KINDS
+    assert len(replayed) >= 8
 
 
 def test_numbers_are_read_where_they_lie_now(assert_same: Any, replayed: list[int]) -> None:

@@ -11,9 +11,12 @@ from flexrnn.engine.replay import Replay, Result, written
 from flexrnn.engine.tables import trim
 
 _ANYTHING = (None,)
-_OFTEN = 3  # calls of a sort before one is written down: it takes as long as some dozens save
-_KEPT = 64  # sorts of calls; the oldest go first
-_KINDS = 4  # of operands in a sort of calls that are told apart
+_OFTEN = 3  # calls that nobody knows before one is written down
+_KEPT = 128  # sorts of calls; the oldest go first
+_KINDS = 4  # of operands in a sort of calls that are told apart; the oldest go first
+# What is written down has to pay: it takes as long as five to seven later calls save. So many are
+# free; for others those before must have come again so often, on average.
+_FREE, _PAYS = 32, 8
 
 
 class _Known(NamedTuple):
@@ -38,6 +41,7 @@ class Again:
 
     def __init__(self) -> None:
         self._sorts: dict[Hashable, _Sort] = {}
+        self._written = self._replayed = 0
 
     def __call__(
         self,
@@ -60,10 +64,17 @@ class Again:
             trim(self._sorts, _KEPT)
         for kinds, replay in about.known:
             if kinds.are_those_of(row):
-                return function(row) if replay is None else replay(*row)
+                if replay is None:
+                    return function(row)
+                self._replayed += 1
+                return replay(*row)
         about.calls += 1
-        if about.calls <= _OFTEN or len(about.known) == _KINDS or not can_tell(row):
+        pays = self._written < _FREE or self._replayed >= _PAYS * self._written
+        if about.calls <= _OFTEN or not pays or not can_tell(row):
             return function(row)
+        about.calls = 0
+        self._written += 1
         result, replay = written(function, row)
-        about.known.append(_Known(Kinds(row), replay))
+        known = [*about.known, _Known(Kinds(row), replay)]  # other threads may be reading
+        about.known = known[-_KINDS:]
         return result

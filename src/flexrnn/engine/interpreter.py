@@ -172,10 +172,16 @@ def by_name(
         values: the others, by the nodes that compute them.
     """
     gradients = {f"state.{field}": value for field, value in of_state.items()}
+    nodes, first = program.graph.nodes, dict[int, int]()
     for name, index in program.graph.outputs.items():
         kind, _, target = name.partition(".")
         if kind == "grad" and target not in gradients:
-            gradients[target] = values[index]
+            memory = index
+            while nodes[memory].op == "reshape":
+                memory = nodes[memory].args[0]
+            # Of two shapes of one memory, what is done to one gradient would be done to both.
+            is_first = first.setdefault(memory, index) == index
+            gradients[target] = values[index] if is_first else values[index].clone()
     return gradients
 
 
