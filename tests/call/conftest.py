@@ -58,6 +58,13 @@ class Result(NamedTuple):
     states: tuple[Tensor, ...]
 
 
+@pytest.fixture(params=[*KINDS, "relu", "own"])
+def kind(request: pytest.FixtureRequest, own_cell: Any) -> tuple[Any, dict[str, Any]]:
+    """Each cell in turn with its options, with another activation too, and one that nobody knows."""
+    more = {"relu": (cells.RNNCell, {"nonlinearity": "relu"}), "own": (own_cell, {})}
+    return (KINDS | more)[request.param]
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def make(request: pytest.FixtureRequest) -> Callable[..., FlexRNN]:
     """A layer of each cell in turn in float64, I = 3, H = 5."""

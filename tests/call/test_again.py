@@ -98,30 +98,20 @@ def trained(layer: Any, x: Tensor, hx: Any = None, *, every: bool = True) -> lis
     return [output.detach(), *(f.detach() for f in fields), *found]
 
 
-KINDS: dict[str, tuple[Any, dict[str, Any]]] = {  # without a cell: the one that nobody knows
-    "lstm": (cells.LSTMCell, {}),
-    "projected": (cells.LSTMCell, {"proj_size": 2}),
-    "gru": (cells.GRUCell, {}),
-    "relu": (cells.RNNCell, {"nonlinearity": "relu"}),
-    "peephole": (cells.PeepholeLSTMCell, {}),
-    "article peephole": (cells.ArticlePeepholeLSTMCell, {}),
-    "layer norm": (cells.LayerNormLSTMCell, {}),
-    "naive": (cells.NaiveLSTMCell, {}),
-    "own": (None, {}),
-}
-
-
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}])
 @pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
 def test_bits_are_those_of_calls_that_are_not_written_down(
-    kind: str, batch_first: bool, options: Any, replayed: list[int], assert_same: Any, own_cell: Any
+    kind: tuple[Any, dict[str, Any]],
+    batch_first: bool,
+    options: Any,
+    replayed: list[int],
+    assert_same: Any,
 ) -> None:
-    known, own = KINDS[kind]
+    cell, own = kind
     options = {**options, **own, "batch_first": batch_first}
     passes = 2 * (4 if "num_layers" in options else 1)
     for dtype in (torch.float32, torch.float64):
-        layer = FlexRNN(known or own_cell, I, H, dtype=dtype, **options)
+        layer = FlexRNN(cell, I, H, dtype=dtype, **options)
         for rows, steps in ((1, 1), (1, T), (B, T), (9, 40)):
             shape = (rows, steps) if batch_first else (steps, rows)
             x = randn(*shape, I, dtype=dtype).requires_grad_()
@@ -156,33 +146,6 @@ def test_a_seldom_call_is_not_written_down(replayed: list[int], monkeypatch: Any
     assert len(written) == 2
     trained(layer, randn(8, B, I))
     assert len(replayed) == len(written) == 2
-
-
-def test_what_does_not_come_again_often_is_not_written_down(
-    replayed: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(again, "_FREE", 2)
-    known, count = again.Again(), 0
-    for steps in range(1, 10):
-        for _ in range(2):
-            known(lambda row: (row[0] + 1,), (randn(steps),), steps)
-    assert known._written == 2
-    for _ in range(16):
-        (found,) = known(lambda row: (row[0] + 1,), (randn(1),), 1)
-        assert found is not None
-        count += 1
-    known(lambda row: (row[0] + 1,), (randn(9),), 9)
-    assert known._written == 3
-    assert len(replayed) == count
-
-
-def test_of_many_kinds_the_last_are_known(replayed: list[int]) -> None:
-    known = again.Again()
-    for steps in (*range(1, 9), 8):
-        for _ in range(3):
-            known(lambda row: (row[0] + 1,), (randn(steps),), "alike")
-    assert len(known._sorts["alike"].known) == again._KINDS
-    assert len(replayed) >= 8
 
 
 def test_numbers_are_read_where_they_lie_now(assert_same: Any, replayed: list[int]) -> None:

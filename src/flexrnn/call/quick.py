@@ -156,17 +156,17 @@ def _run(layer: Any, x: Tensor, hx: Any, *, axis: int | None) -> tuple[Tensor, A
             return None
         if not _lie_here(row) or not _is_served(layer, x, axis):
             return None
-        seen = timed(x, axis)
-        batch = seen.shape[1]
+        sequence = timed(x, axis)
+        batch = sequence.shape[1]
         if hx is None and layer.learn_initial_state:
             options = {"dtype": x.dtype, "device": x.device, "batch": batch, "learned": True}
             given = initial_state(layer, cells, layer._suffixes, **options)
             if not _lie_here((x, *given)):
                 return None
-        way = way_of(layer, memory, cells, seen, given, params)
+        way = way_of(layer, memory, cells, sequence, given, params)
         if way is None or not fits(given, way.widths, len(cells), batch):
             return None
-        start = () if given else zeros_for(memory, way.widths, x, batch)
+        start = () if given else zeros_for(memory, way.widths, sequence)
         result = way(x, given, params, start=start, axis=axis)
     except (CannotCompileError, CannotRunError):
         return None

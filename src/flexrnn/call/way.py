@@ -1,7 +1,7 @@
 """How plain calls of one kind run, found out once.
 
-What is remembered is of kinds alone (dtypes, widths, which tensors want a gradient); the tensors
-are those of the call.
+What is remembered is of kinds alone (dtypes, widths, which tensors want a gradient), and zeros that
+begin a sequence; other tensors are those of the call.
 """
 
 from collections.abc import Sequence
@@ -135,9 +135,9 @@ def is_kept(start: tuple[Tensor, ...]) -> bool:
     return sum(map(Tensor.numel, start)) <= _SMALL
 
 
-def zeros_for(memory: Memory, widths: tuple[int, ...], x: Tensor, batch: int) -> tuple[Tensor, ...]:
-    """The state before the first step, of every cell; nobody writes there."""
-    dtype = x.dtype
+def zeros_for(memory: Memory, widths: tuple[int, ...], x: Tensor) -> tuple[Tensor, ...]:
+    """The state before the first step of x `(T, B, I)`, of every cell; nobody writes there."""
+    batch, dtype = x.shape[1], x.dtype
     about, zeros = memory.zeros
     if about != (batch, dtype, widths):
         with torch.inference_mode(False):  # else autograd could never save it
@@ -196,7 +196,7 @@ def _found(
 ) -> Way | None:
     """Find out how a layer runs; None if it has more than parameters or begins in its own way."""
     widths, ways = field_sizes(cells[0]), layer.num_directions
-    start = () if given else zeros_for(memory, widths, x, x.shape[1])
+    start = () if given else zeros_for(memory, widths, x)
     if start and any(_initial(cell) is not _ZEROS for cell in cells):
         return None
     lent: Any = SimpleNamespace(**dict(zip(memory.flat, params, strict=True)))

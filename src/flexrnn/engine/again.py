@@ -4,13 +4,11 @@ from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
 from torch import Tensor
-from torch.overrides import has_torch_function
 
 from flexrnn.engine.kinds import Kinds, can_tell
-from flexrnn.engine.replay import Replay, Result, written
+from flexrnn.engine.replay import Replay, Result, is_overridden, written
 from flexrnn.engine.tables import trim
 
-_ANYTHING = (None,)
 _OFTEN = 3  # calls that nobody knows before one is written down
 _KEPT = 128  # sorts of calls; the oldest go first
 _KINDS = 4  # of operands in a sort of calls that are told apart; the oldest go first
@@ -56,7 +54,7 @@ class Again:
             row: its operands.
             sort: of the call, in which kinds of operands seldom differ.
         """
-        if has_torch_function(_ANYTHING):  # a mode of somebody's, who is to see what is done
+        if is_overridden():  # by a mode of somebody's, who is to see what is done
             return function(row)
         about = self._sorts.get(sort)
         if about is None:

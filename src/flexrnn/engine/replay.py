@@ -23,7 +23,6 @@ _DECIDED = frozenset({"shape", "size", "dim", "ndim", "numel", "stride", "dtype"
                       "layout", "is_cpu", "is_contiguous", "is_neg", "is_nested",
                       "_is_zerotensor", "requires_grad"})  # fmt: skip
 _MOST = 400  # lines: a longer computation is not kept from its work by Python
-_ANYTHING = (None,)
 _LITERAL = (int, bool, type(None))
 _CONSTANT = (*_LITERAL, float, str, slice, type(...), torch.dtype, torch.device, torch.layout)
 
@@ -43,7 +42,7 @@ def written(
     Args:
         function: it asks nothing of torch but by torch's functions and by those of its own that
             hand themselves over, see `is_watched`; and what it asks depends on kinds alone.
-        row: its operands, no two of them one object. No other mode of torch's is in force.
+        row: its operands, no two of them one object. Nothing `is_overridden`.
 
     Returns:
         Its result, and a function of the operands that computes it again from others of these
@@ -65,7 +64,12 @@ def is_watched() -> bool:
     A function that asks for what cannot be written down, such as an address, then calls itself by
     `torch.overrides.handle_torch_function`, and is written down as a whole.
     """
-    return _here.watched and has_torch_function(_ANYTHING)  # not within what is written down
+    return _here.watched and is_overridden()  # not within what is written down
+
+
+def is_overridden() -> bool:
+    """Whether a mode of torch's sees the functions that are called."""
+    return has_torch_function((None,))
 
 
 class _View(NamedTuple):

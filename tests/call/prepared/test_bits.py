@@ -27,32 +27,17 @@ def randn(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, dtype=dtype)
 
 
-KINDS: dict[str, tuple[Any, dict[str, Any]]] = {  # without a cell: the one that nobody knows
-    "lstm": (cells.LSTMCell, {}),
-    "projected": (cells.LSTMCell, {"proj_size": 2}),
-    "gru": (cells.GRUCell, {}),
-    "relu": (cells.RNNCell, {"nonlinearity": "relu"}),
-    "peephole": (cells.PeepholeLSTMCell, {}),
-    "layer norm": (cells.LayerNormLSTMCell, {}),
-    "naive": (cells.NaiveLSTMCell, {}),
-    "own": (None, {}),
-}
-
-
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("layers", [1, 3])
-@pytest.mark.parametrize("kind", KINDS)
 def test_bits_are_those_of_a_call_that_was_not_prepared(
-    kind: str,
+    kind: tuple[Any, dict[str, Any]],
     layers: int,
     batch_first: bool,
     taken: list[int],
     is_taken: Any,
     assert_as_ever: Any,
-    own_cell: Any,
 ) -> None:
-    known_cell, options = KINDS[kind]
-    cell = known_cell or own_cell
+    cell, options = kind
     for dtype in (torch.float32, torch.float64):
         layer = FlexRNN(cell, I, H, layers, batch_first=batch_first, dtype=dtype, **options)
         for rows in (1, B, 9):
@@ -67,13 +52,11 @@ def test_bits_are_those_of_a_call_that_was_not_prepared(
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
 def test_what_torch_computes_before_the_loop_is_computed_anew(
-    kind: str,
+    kind: tuple[Any, dict[str, Any]],
     batch_first: bool,
     is_taken: Any,
     assert_as_ever: Any,
-    own_cell: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A single row leaves the input's products to torch, where weights are many."""
@@ -85,10 +68,10 @@ def test_what_torch_computes_before_the_loop_is_computed_anew(
         return compute(self, operands)
 
     monkeypatch.setattr(Straight, "_compute", noted)
-    known_cell, options = KINDS[kind]
+    cell, options = kind
     wide: dict[str, Any] = {name: 200 for name in options if name == "proj_size"}
     options = options | wide
-    layer = FlexRNN(known_cell or own_cell, 70, 300, 2, batch_first=batch_first, **options)
+    layer = FlexRNN(cell, 70, 300, 2, batch_first=batch_first, **options)
     _, state = layer.step(torch.randn(1, 70))
     for steps, is_prepared in ((9, True), (4000, False)):  # at most one chunk of steps
         x = torch.randn(1, steps, 70) if batch_first else torch.randn(steps, 1, 70)

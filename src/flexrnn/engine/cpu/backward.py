@@ -132,11 +132,8 @@ class Backward:
         for index, total in totals.items():
             node = program.graph.nodes[index]
             inner = tuple(int(s) for s in program.graph.nodes[node.args[0]].shape[1:])
-            total, shape = total.sum(0), tuple(int(s) for s in node.shape)
-            if total.numel() == math.prod(shape):
-                known[index] = total.reshape(shape)
-            else:
-                known[index] = total.reshape(1, *inner).sum_to_size(shape)
+            total = total.sum(0).reshape(1, *inner)
+            known[index] = total.sum_to_size(tuple(int(s) for s in node.shape))
         of_state = {
             f: memory[f"end.{f}"] if sizes.fewer else ring[(sizes.steps - 1) & 1]
             for f, ring in carries.items()
