@@ -60,7 +60,7 @@ class Result(NamedTuple):
 
 @pytest.fixture(params=[*KINDS, "relu", "own"])
 def kind(request: pytest.FixtureRequest, own_cell: Any) -> tuple[Any, dict[str, Any]]:
-    """Each cell in turn with its options, with another activation too, and one that nobody knows."""
+    """Each cell in turn with its options; another activation too, and a cell that nobody knows."""
     more = {"relu": (cells.RNNCell, {"nonlinearity": "relu"}), "own": (own_cell, {})}
     return (KINDS | more)[request.param]
 

@@ -112,6 +112,30 @@ def test_what_depends_on_more_than_kinds_is_not_written_down(
     assert_close(result, function((x,)), rtol=0, atol=0)
 
 
+def by_keyword(row: tuple[Tensor, ...]) -> Result:
+    narrow: Any = torch.narrow
+    return (narrow(input=row[0], dim=0, start=1, length=3)[1:].clone(),)
+
+
+@pytest.mark.parametrize(
+    ("function", "is_written"),
+    [
+        (by_keyword, True),
+        (lambda row: (row[0].view(torch.int64)[1:].clone(),), False),
+        (lambda row: (torch.complex(row[0], -row[0]).conj().imag[1:].clone(),), False),
+        (lambda row: (torch.nn.functional.relu(row[0].clone(), inplace=True),), False),
+    ],
+)
+def test_memory_that_is_read_otherwise_or_written_to_without_saying_so(
+    function: Callable[[tuple[Tensor, ...]], Result], is_written: bool
+) -> None:
+    whole = randn(16)
+    _, replayed = written(function, (whole[2:7],))
+    assert (replayed is not None) == is_written
+    if replayed is not None:
+        assert_close(replayed(whole[9:14]), function((whole[9:14],)), rtol=0, atol=0)
+
+
 def test_what_is_too_long_is_not_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
     def add(row: tuple[Tensor, ...]) -> Result:
         total = row[0]

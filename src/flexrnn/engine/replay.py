@@ -7,7 +7,7 @@ question, and the next call is that function.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,8 @@ Replay = Callable[..., Result]
 _DECIDED = frozenset({"shape", "size", "dim", "ndim", "numel", "stride", "dtype", "device",
                       "layout", "is_cpu", "is_contiguous", "is_neg", "is_nested",
                       "_is_zerotensor", "requires_grad"})  # fmt: skip
+# What may give its operand back as it is; others have written to it.
+_AS_IT_IS = frozenset({"contiguous", "to", "reshape", "expand", "sum_to_size", "resolve_neg"})
 _MOST = 400  # lines: a longer computation is not kept from its work by Python
 _LITERAL = (int, bool, type(None))
 _CONSTANT = (*_LITERAL, float, str, slice, type(...), torch.dtype, torch.device, torch.layout)
@@ -118,11 +120,9 @@ class _Notes(TorchFunctionMode):
         writes = result is None or name.endswith("_") or "out" in kwargs
         fresh = None if result is None or self._has(result) else result
         if fresh is None and not writes:
-            return True  # as it is: somebody made sure of something
-        if fresh is not None and (view := self._seen_as_view(args, fresh)):
-            self._held.append(fresh)
-            self._views[id(fresh)] = view
-            return True
+            return name in _AS_IT_IS
+        if fresh is not None and (base := self._base_of(fresh, (*args, *kwargs.values()))):
+            return self._see(fresh, base)
         read: set[str] = set()
         try:
             words = [self._word(value, read) for value in args]
@@ -136,23 +136,23 @@ class _Notes(TorchFunctionMode):
     def _has(self, tensor: Tensor) -> bool:
         return id(tensor) in self._names or id(tensor) in self._views
 
-    def _seen_as_view(self, args: Iterable[Any], result: Tensor) -> _View | None:
-        """What a new tensor is a part of, if it has the memory of an operand."""
-        there = result.untyped_storage().data_ptr()
-        for arg in args:
-            if not (isinstance(arg, Tensor) and self._has(arg)):
-                continue
-            view = self._views.get(id(arg))
-            base = view.base if view else self._names[id(arg)]
-            whole = self._bases[base]
-            same = (whole.dtype, whole.is_neg(), whole.is_conj())
-            if (
-                there
-                and arg.untyped_storage().data_ptr() == there
-                and same == (result.dtype, result.is_neg(), result.is_conj())
-            ):
-                return _View.of(base, whole, result)
-        return None
+    def _base_of(self, tensor: Tensor, operands: Iterable[Any]) -> str:
+        """The name of what a new tensor has the memory of, or nothing."""
+        there = tensor.untyped_storage().data_ptr()
+        for operand in _tensors(operands) if there else ():
+            if self._has(operand) and operand.untyped_storage().data_ptr() == there:
+                view = self._views.get(id(operand))
+                return view.base if view else self._names[id(operand)]
+        return ""
+
+    def _see(self, tensor: Tensor, base: str) -> bool:
+        """Take a new tensor for a part of another; false where it reads the memory otherwise."""
+        whole = self._bases[base]
+        if _reading(tensor) != _reading(whole):
+            return False
+        self._held.append(tensor)
+        self._views[id(tensor)] = _View.of(base, whole, tensor)
+        return True
 
     def _named(self, tensor: Tensor, read: set[str]) -> str:
         """A name for a tensor that has none."""
@@ -239,6 +239,20 @@ def _is_constant(value: Any) -> bool:
     if isinstance(value, slice):
         return all(map(_is_constant, (value.start, value.stop, value.step)))
     return isinstance(value, _CONSTANT)
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    """The tensors among some values and in lists of them."""
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+def _reading(tensor: Tensor) -> tuple[Any, ...]:
+    """How a tensor reads its memory, but for where."""
+    return tensor.dtype, tensor.is_neg(), tensor.is_conj()
 
 
 def _name(func: Any) -> str:
