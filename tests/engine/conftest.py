@@ -202,8 +202,8 @@ def all_numbers(dtype: torch.dtype) -> Tensor:
     return torch.cat([sizes, -sizes, ranges, ranges / 10, ranges / 100])
 
 
-# torch's own answer changes with the length of the tensor.
-NO_SIGN = {"maximum", "minimum"}
+# torch's own answer changes with the length of the tensor; that of gelu with the machine, too.
+NO_SIGN = {"maximum", "minimum", "gelu"}
 
 
 @pytest.fixture(scope="session")

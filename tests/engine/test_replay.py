@@ -66,6 +66,28 @@ def test_a_part_is_a_tensor_of_its_own_and_an_operand_is_itself() -> None:
     assert itself is x
 
 
+def test_nothing_is_held_that_the_computation_lets_go() -> None:
+    """Neither a result on the way nor a part of one; and who gets its id is not taken for it."""
+
+    def run(row: tuple[Tensor, ...]) -> Result:
+        x = row[0]
+        for k in range(20):
+            ends.append(weakref.ref(x) if k else weakref.ref(randn()))
+            x = (x * (k + 1))[None][0]
+            assert all(end() is None for end in ends)
+        return (x,)
+
+    ends: list[weakref.ref[Tensor]] = []
+    x = randn(3)
+    _, replayed = written(run, (x,))
+    assert replayed is not None
+    found, expected = replayed(x + 1)[0], x + 1
+    for k in range(20):
+        expected = expected * (k + 1)
+    assert found is not None
+    assert torch.equal(found, expected)
+
+
 def test_what_nobody_reads_is_not_asked() -> None:
     asked: list[str] = []
 

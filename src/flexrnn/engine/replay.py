@@ -9,6 +9,7 @@ question, and the next call is that function.
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -74,18 +75,25 @@ def is_overridden() -> bool:
     return has_torch_function((None,))
 
 
+class _Lies(NamedTuple):
+    """How a tensor lies in its memory, and reads it."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    reading: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "_Lies":
+        reading = (tensor.dtype, tensor.is_neg(), tensor.is_conj())
+        return cls(tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset()), reading)
+
+
 class _View(NamedTuple):
     """A part of another tensor; it is written where it is read."""
 
     base: str
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int  # from the base's first number
-
-    @classmethod
-    def of(cls, base: str, whole: Tensor, tensor: Tensor) -> "_View":
-        offset = int(tensor.storage_offset()) - int(whole.storage_offset())
-        return cls(base, tuple(tensor.shape), tensor.stride(), offset)
+    lies: _Lies
 
 
 class _Notes(TorchFunctionMode):
@@ -93,10 +101,13 @@ class _Notes(TorchFunctionMode):
 
     def __init__(self, row: Sequence[Tensor]):
         super().__init__()
-        self._held: list[Tensor] = list(row)  # so that no two have one id
-        self._bases = {f"a{k}": tensor for k, tensor in enumerate(row)}
-        self._names = {id(tensor): name for name, tensor in self._bases.items()}
+        # Of tensors that live, by their ids. None is held: what the computation lets go is free.
+        self._names: dict[int, str] = {}
         self._views: dict[int, _View] = {}
+        self._ends: dict[int, ref[Tensor]] = {}
+        self._bases: dict[str, _Lies] = {}  # how those that have a name lie, or lay
+        for k, tensor in enumerate(row):
+            self._put(tensor, f"a{k}")
         self._operands = len(row)
         self._lines: list[str] = []
         self._read: list[set[str]] = []  # which results, by lines
@@ -147,20 +158,34 @@ class _Notes(TorchFunctionMode):
 
     def _see(self, tensor: Tensor, base: str) -> bool:
         """Take a new tensor for a part of another; false where it reads the memory otherwise."""
-        whole = self._bases[base]
-        if _reading(tensor) != _reading(whole):
+        lies = _Lies.of(tensor)
+        if lies.reading != self._bases[base].reading:
             return False
-        self._held.append(tensor)
-        self._views[id(tensor)] = _View.of(base, whole, tensor)
+        self._views[id(tensor)] = _View(base, lies)
+        self._await_end(tensor)
         return True
 
     def _named(self, tensor: Tensor, read: set[str]) -> str:
         """A name for a tensor that has none."""
-        self._held.append(tensor)
-        name = self._names[id(tensor)] = f"v{len(self._held)}"
-        self._bases[name] = tensor
+        name = f"v{len(self._bases)}"
+        self._put(tensor, name)
         read.add(name)
         return name
+
+    def _put(self, tensor: Tensor, name: str) -> None:
+        self._names[id(tensor)] = name
+        self._bases[name] = _Lies.of(tensor)
+        self._await_end(tensor)
+
+    def _await_end(self, tensor: Tensor) -> None:
+        """Forget a tensor when it ends, for another one may get its id."""
+        key = id(tensor)
+
+        def forget(_: Any) -> None:
+            for known in (self._names, self._views, self._ends):
+                known.pop(key, None)
+
+        self._ends.setdefault(key, ref(tensor, forget))
 
     def _write(self, line: str, read: set[str]) -> None:
         self._lines.append(line)
@@ -171,16 +196,15 @@ class _Notes(TorchFunctionMode):
         if id(tensor) in self._names:
             return self._names[id(tensor)]
         view = self._views[id(tensor)]
-        if view == _View.of(view.base, self._bases[view.base], self._bases[view.base]):
-            return view.base
-        return self._part(tensor, view)
+        return view.base if view.lies == self._bases[view.base] else self._part(tensor, view)
 
     def _part(self, tensor: Tensor, view: _View) -> str:
-        words = [view.base, str(view.size), str(view.stride)]
+        lies, whole = view.lies, self._bases[view.base]
+        words = [view.base, str(lies.size), str(lies.stride)]
         if view.base[0] == "v":  # what is new begins where it did
-            words.append(str(self._bases[view.base].storage_offset() + view.offset))
-        elif view.offset:
-            words.append(f"{view.base}.storage_offset() + {view.offset}")
+            words.append(str(lies.offset))
+        elif lies.offset != whole.offset:
+            words.append(f"{view.base}.storage_offset() + {lies.offset - whole.offset}")
         read = {view.base}
         name = self._named(tensor, read)
         self._write(
@@ -248,11 +272,6 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value)
-
-
-def _reading(tensor: Tensor) -> tuple[Any, ...]:
-    """How a tensor reads its memory, but for where."""
-    return tensor.dtype, tensor.is_neg(), tensor.is_conj()
 
 
 def _name(func: Any) -> str:
