@@ -69,7 +69,7 @@ torch.save((ran.history["h"], grads), folder + "/results.pt")
 
 def test_the_text_is_stable() -> None:
     assert TEXT.startswith(
-        "flexrnn program 3\n"
+        "flexrnn program 4\n"
         "%0 = input name=x0 : (B, 3)\n"
         "%1 = input name=state.h : (B, 4)\n"
         "%2 = input name=state.c : (B, 4)\n"
@@ -81,7 +81,7 @@ def test_another_policy_of_saving_is_another_version() -> None:
     """Compiled code that torch keeps on disk knows how many tensors a program of a text saves."""
     program = loads(TEXT)
     saved = [str(program.graph.nodes[i].op) for i in program.schedule.saved]
-    assert (VERSION, saved) == (3, ["sigmoid", "sigmoid", "tanh", "sigmoid", "add", "mul"])
+    assert (VERSION, saved) == (4, ["sigmoid", "sigmoid", "tanh", "sigmoid", "add", "mul"])
     like = torch.empty(2, 4, dtype=torch.float64)
     h, block = cpu.saved_like(program, 5, like, ("h",))
     assert h == "h"
@@ -92,7 +92,7 @@ def test_another_policy_of_saving_is_another_version() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
-        ("flexrnn program 3", "flexrnn program 2", "expected 'flexrnn program 3' in line 1"),
+        ("flexrnn program 4", "flexrnn program 3", "expected 'flexrnn program 4' in line 1"),
         ("= sigmoid", "= sigmund", "expected a known operation"),
         ("= tanh %", "= tanh %9999 %", "expected node"),
         (": (B, 16)", ": (B, 17)", "expected shape"),
@@ -109,7 +109,7 @@ def test_a_damaged_program_is_refused_by_line(old: str, new: str, reason: str) -
     assert reason in str(caught.value)
 
 
-HEAD = "flexrnn program 3\n%0 = input name=x0 : (B, 4)\n%1 = input name=state.h : (B, 4)\n"
+HEAD = "flexrnn program 4\n%0 = input name=x0 : (B, 4)\n%1 = input name=state.h : (B, 4)\n"
 LOSS = "%2 = input name=cotangent.h : (B, 4)\n"
 WHOLE: dict[str, tuple[str, str]] = {
     "no input": (

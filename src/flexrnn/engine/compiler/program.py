@@ -18,7 +18,7 @@ from flexrnn.engine.compiler.graph import BATCH, Graph, Node, Shape
 from flexrnn.engine.compiler.schedule import Schedule, schedule
 from flexrnn.engine.compiler.split import Dependence, dependences
 
-VERSION = 3
+VERSION = 4
 _HEAD = f"flexrnn program {VERSION}"
 _LINE = re.compile(r"%(\d+) = (\w+)((?: %\d+)*)((?: \w+=\S+)*) : (bool )?\(([^)]*)\)")
 _OUTPUT = re.compile(r"output (\S+) = %(\d+)")

@@ -7,8 +7,10 @@ of weights), sums over it (of biases) and the input's gradient come after.
 
 The policy of saving: what the backward pass reads of the forward pass is saved, except for what is
 computed again: cheap elementwise results all of whose operands are at hand, and any elementwise
-function of one value, such as the tanh of an LSTM's c, where that value lies in memory anyway. One
-function more costs about as much as reading its result, and its memory is saved.
+function of one value, such as the tanh of an LSTM's c, where that value lies in memory anyway or is
+cheaply made of what does, such as a normalised gate. One function more costs about as much as
+reading its result, and its memory is saved. Of a row less its mean, the mean is saved, not the row.
+A layer's output, the first field of its state, lies in memory for its caller.
 """
 
 from collections.abc import Collection
@@ -19,6 +21,7 @@ from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.compiler.split import Dependence, dependences
 
 _VIEWS = ("slice", "concat", "reshape", "expand", "detach")
+_PART = 8  # of a row, and less, that is saved in its place
 
 
 class Schedule(NamedTuple):
@@ -92,19 +95,36 @@ def _saved(
         if arg in forward and depends[arg] > Dependence.PARAMETER and graph.nodes[arg].op != "input"
     }
     saved = _states_read(graph, backward)
-    in_memory = saved | _lying(graph, saved)
+    plain = saved | _lying(graph, saved)  # it lies in memory, or is cheaply made of what does
     at_hand = set(saved)
+    output = next(i for name, i in graph.outputs.items() if name.startswith("state."))
     for index in sorted(forward):
-        node = graph.nodes[index]
-        given = node.op == "input" or depends[index] == Dependence.PARAMETER
-        cheap = _is_cheap(graph, index) and at_hand.issuperset(node.args)
-        if given or cheap or (_is_function(node) and in_memory.issuperset(node.args)):
+        node, cheap = graph.nodes[index], _is_cheap(graph, index)
+        if index in read and cheap:
+            narrow = _missing_narrow(graph, index, at_hand)
+            for known in (saved, plain, at_hand):
+                known.update(narrow)
+        parameter, made_of_plain = (
+            depends[index] == Dependence.PARAMETER,
+            plain.issuperset(node.args),
+        )
+        again = cheap and at_hand.issuperset(node.args)
+        function = _is_function(node) and made_of_plain and index != output
+        if parameter or (again and made_of_plain):
+            plain.add(index)
+        if parameter or again or function or node.op == "input":
             at_hand.add(index)
         elif index in read:
-            saved.add(index)
-            in_memory.add(index)
-            at_hand.add(index)
+            for known in (saved, plain, at_hand):
+                known.add(index)
     return saved
+
+
+def _missing_narrow(graph: Graph, index: int, at_hand: set[int]) -> set[int]:
+    """The operands that are not at hand, if saving them takes a small part of saving the node."""
+    missing = {arg for arg in graph.nodes[index].args if arg not in at_hand}
+    width = sum(_width(graph, arg) for arg in missing)
+    return missing if width * _PART <= _width(graph, index) else set()
 
 
 def _lying(graph: Graph, saved: set[int]) -> set[int]:

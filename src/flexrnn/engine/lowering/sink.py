@@ -5,6 +5,7 @@ be written to memory and read back. Where its operands lie in memory anyway, or 
 else before, it is as well computed there.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from flexrnn.engine.compiler.ops import OPS
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from flexrnn.engine.lowering.stages import Lowering
 
 
-_FAR = 16  # operands of operands, as far as it is looked
+_FAR = 64  # operands, and theirs, as many as are looked at
 
 
 def sink(low: "Lowering") -> None:
@@ -21,17 +22,17 @@ def sink(low: "Lowering") -> None:
 
     Stages in which nothing is left go.
     """
+    late: dict[int, int] = {}  # where a node is computed in the end; at first, the latest it may be
     for index in sorted(low.stage, reverse=True):
-        if low.nodes[index].op not in OPS or _is_stored(low, index):
-            continue
-        target = _first_read(low, index)
-        if target is None or target <= low.stage[index]:
-            continue
-        if all(_follows(low, arg, index, target) for arg in low.nodes[index].args):
-            low.stages[low.stage[index]].values.remove(index)
+        late[index] = _latest(low, late, index)
+    for index in sorted(low.stage, reverse=True):
+        stage, target = low.stage[index], _latest(low, late, index)
+        if target > stage and _follow(low, late, _args(low, index), target):
+            low.stages[stage].values.remove(index)
             low.stages[target].values.append(index)
             low.stages[target].values.sort()
             low.stage[index] = target
+        late[index] = low.stage[index]
     kept = [k for k, s in enumerate(low.stages) if s.products or s.values or s.reduced]
     number = {k: n for n, k in enumerate(kept)}
     low.stages = [low.stages[k] for k in kept]
@@ -47,30 +48,39 @@ def _is_stored(low: "Lowering", index: int) -> bool:
     return any(low.nodes[user].op not in OPS and user not in low.gathered for user in readers)
 
 
-def _first_read(low: "Lowering", index: int) -> int | None:
-    """The first stage that reads a value at its own units; None where one reads it elsewhere."""
-    found = []
+def _latest(low: "Lowering", late: Mapping[int, int], index: int) -> int:
+    """The first stage that reads a value at its own units; where it is if another is to find it."""
+    stage, found = low.stage[index], list[int]()
+    if low.nodes[index].op not in OPS or _is_stored(low, index):
+        return stage
     for user in low.users[index]:
         if user not in low.alive:
             continue
         gathered = low.gathered.get(user)
         if gathered is None and low.domain(user) != low.domain(index):
-            return None
-        found.append(low.stage[user] if gathered is None else gathered)
-    return min(found, default=None)
+            return stage
+        found.append(late[user] if gathered is None else gathered)
+    return max(stage, min(found, default=stage))
 
 
-def _follows(low: "Lowering", arg: int, index: int, target: int, far: int = 0) -> bool:
-    """Whether an operand can be had in a later stage without being stored for it."""
-    if arg not in low.stage or low.domain(arg) != low.domain(index):
-        return True  # it lies in memory
-    if arg in low.blocks:
-        return False  # in a tile, which is gone by then
-    if low.nodes[arg].op not in OPS or _is_stored(low, arg):
-        return True
-    first = _first_read(low, arg)
-    others = [u for u in low.users[arg] if u in low.alive and u != index]
-    if not others:
-        args = low.nodes[arg].args
-        return far < _FAR and all(_follows(low, a, arg, target, far + 1) for a in args)
-    return first is not None and first >= target
+def _args(low: "Lowering", index: int) -> list[int]:
+    """The operands that a stage computes unit by unit as it does the node; others lie in memory."""
+    same = low.domain(index)
+    return [a for a in low.nodes[index].args if a in low.stage and low.domain(a) == same]
+
+
+def _follow(low: "Lowering", late: Mapping[int, int], args: list[int], target: int) -> bool:
+    """Whether operands can be had in a later stage without being stored for it."""
+    seen, pending = set[int](), args
+    while pending:
+        arg = pending.pop()
+        if arg in seen:
+            continue
+        seen.add(arg)
+        if len(seen) > _FAR or arg in low.blocks:  # in a tile, which is gone by then
+            return False
+        if low.nodes[arg].op in OPS and not _is_stored(low, arg):
+            if _latest(low, late, arg) < target:
+                return False
+            pending += _args(low, arg)
+    return True
