@@ -9,11 +9,11 @@ question, and the next call is that function.
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
-from weakref import ref
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, has_torch_function
+from torch.utils.weak import WeakTensorKeyDictionary
 
 Result = tuple[Tensor | None, ...]
 Replay = Callable[..., Result]
@@ -101,10 +101,9 @@ class _Notes(TorchFunctionMode):
 
     def __init__(self, row: Sequence[Tensor]):
         super().__init__()
-        # Of tensors that live, by their ids. None is held: what the computation lets go is free.
-        self._names: dict[int, str] = {}
-        self._views: dict[int, _View] = {}
-        self._ends: dict[int, ref[Tensor]] = {}
+        # Of tensors that live. None is held: what the computation lets go is free.
+        self._names = WeakTensorKeyDictionary()  # -> str
+        self._views = WeakTensorKeyDictionary()  # -> _View
         self._bases: dict[str, _Lies] = {}  # how those that have a name lie, or lay
         for k, tensor in enumerate(row):
             self._put(tensor, f"a{k}")
@@ -145,15 +144,15 @@ class _Notes(TorchFunctionMode):
         return len(self._lines) <= _MOST
 
     def _has(self, tensor: Tensor) -> bool:
-        return id(tensor) in self._names or id(tensor) in self._views
+        return tensor in self._names or tensor in self._views
 
     def _base_of(self, tensor: Tensor, operands: Iterable[Any]) -> str:
         """The name of what a new tensor has the memory of, or nothing."""
         there = tensor.untyped_storage().data_ptr()
         for operand in _tensors(operands) if there else ():
             if self._has(operand) and operand.untyped_storage().data_ptr() == there:
-                view = self._views.get(id(operand))
-                return view.base if view else self._names[id(operand)]
+                view = self._views.get(operand)
+                return view.base if view else self._names[operand]
         return ""
 
     def _see(self, tensor: Tensor, base: str) -> bool:
@@ -161,8 +160,7 @@ class _Notes(TorchFunctionMode):
         lies = _Lies.of(tensor)
         if lies.reading != self._bases[base].reading:
             return False
-        self._views[id(tensor)] = _View(base, lies)
-        self._await_end(tensor)
+        self._views[tensor] = _View(base, lies)
         return True
 
     def _named(self, tensor: Tensor, read: set[str]) -> str:
@@ -173,19 +171,8 @@ class _Notes(TorchFunctionMode):
         return name
 
     def _put(self, tensor: Tensor, name: str) -> None:
-        self._names[id(tensor)] = name
+        self._names[tensor] = name
         self._bases[name] = _Lies.of(tensor)
-        self._await_end(tensor)
-
-    def _await_end(self, tensor: Tensor) -> None:
-        """Forget a tensor when it ends, for another one may get its id."""
-        key = id(tensor)
-
-        def forget(_: Any) -> None:
-            for known in (self._names, self._views, self._ends):
-                known.pop(key, None)
-
-        self._ends.setdefault(key, ref(tensor, forget))
 
     def _write(self, line: str, read: set[str]) -> None:
         self._lines.append(line)
@@ -193,9 +180,9 @@ class _Notes(TorchFunctionMode):
 
     def _tensor(self, tensor: Tensor) -> str:
         """The name of a tensor, which is one from here on if it is a part of another."""
-        if id(tensor) in self._names:
-            return self._names[id(tensor)]
-        view = self._views[id(tensor)]
+        if tensor in self._names:
+            return self._names[tensor]
+        view = self._views[tensor]
         return view.base if view.lies == self._bases[view.base] else self._part(tensor, view)
 
     def _part(self, tensor: Tensor, view: _View) -> str:
@@ -234,13 +221,12 @@ class _Notes(TorchFunctionMode):
             return None
         end: list[str] = []
         for tensor in result:
-            view = self._views.get(id(tensor))
             if tensor is None:
                 end.append("None")
-            elif view and id(tensor) not in self._names:  # a tensor of its own, be it all of it
-                end.append(self._part(tensor, view))
-            else:
-                end.append(self._names[id(tensor)])
+            elif tensor in self._names:
+                end.append(self._names[tensor])
+            else:  # a tensor of its own, be it all of it
+                end.append(self._part(tensor, self._views[tensor]))
         last: dict[str, int] = {}
         for k, read in enumerate(self._read):
             last |= dict.fromkeys(read, k)
