@@ -51,7 +51,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(apart, "memory", memory)
     monkeypatch.setattr(apart, "first_use", lambda *_: {"empty": 2.0, "full": 1.0})
-    monkeypatch.setattr(flops, "EDGE", 64)
+    monkeypatch.setattr(flops, "EDGES", (64,))
+    monkeypatch.setattr(flops, "PEAK_SECONDS", 0.0)
 
 
 @pytest.fixture

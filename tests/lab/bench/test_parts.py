@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from torch import Tensor
 
 import flexrnn
 from flexrnn.engine.engines import ENGINES
@@ -131,8 +133,21 @@ def test_operations_of_packed_sequences_and_of_a_step():
     assert all(parameter.grad is None for parameter in layer.parameters())
 
 
-def test_the_peak_is_positive_and_finite():
-    assert 0 < flops.peak(torch.float64, seconds=0, edge=32) < float("inf")
+def test_the_peak_is_that_of_the_largest_product_that_takes_no_time(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    seen, mm = [], torch.mm
+
+    def slow(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+        seen.append(len(a))
+        time.sleep(0.02 if len(a) > 4 else 0)
+        return mm(a, b, out=out)
+
+    monkeypatch.setattr(flops, "EDGES", (2, 4, 8, 16))
+    monkeypatch.setattr(flops, "PEAK_SECONDS", 0.1)
+    monkeypatch.setattr(torch, "mm", slow)
+    assert 0 < flops.peak(torch.float64) < 2e-9 * 8**3 / 0.02
+    assert {*seen} == {2, 4, 8}  # the next would take eight times as long
 
 
 def test_layers_take_turns_and_training_has_every_gradient():
