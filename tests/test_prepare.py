@@ -32,7 +32,7 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return compile_library(found, isa, source, folder)
 
     monkeypatch.setenv("FLEXRNN_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(compiler, "OPTIONS", tuple(o for o in compiler.OPTIONS if o != "-O3"))
+    monkeypatch.setattr(compiler, "OPTIONS", tuple(o for o in compiler.OPTIONS if o != "-O2"))
     monkeypatch.setattr(compiler, "compile_library", noted)
     monkeypatch.setattr(kernel, "library", toolchain.library)
     monkeypatch.setattr(engine, "library", toolchain.library)
@@ -86,7 +86,11 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, bool]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_afterwards_no_call_runs_the_compiler(compiled: list[str], name: str) -> None:
+@pytest.mark.parametrize("cache", [0, 1])
+def test_afterwards_no_call_runs_the_compiler(
+    compiled: list[str], name: str, cache: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "last_cache", lambda: cache)  # no weights are far, or all
     cell, options, asked = CASES[name]
     layer = flexrnn.FlexRNN(cell, I, H, backend="cpu", **options)
     assert flexrnn.compile(layer, **asked) is layer

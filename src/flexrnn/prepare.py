@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flexrnn.engine import scan
+from flexrnn.engine.cpu.plan import MANY_ROWS
 from flexrnn.layer import FlexRNN
 
 M = TypeVar("M", bound=nn.Module)
@@ -19,9 +20,10 @@ def compile(  # noqa: A001  # as torch.compile
 ) -> M:
     """Compile the loops of a layer for the CPU now, which else happens at its first calls.
 
-    It calls every layer with zeros, of two steps and of more, of one row and of more, in training
-    and in evaluation mode, with gradients and without, under `backend("cpu")`. Generated code tells
-    no other sizes apart: it serves every T and B, in this process and, from disk, in the next.
+    It calls every layer with zeros, of two steps and of more, of one row, of some and of many, in
+    training and in evaluation mode, with gradients and without, under `backend("cpu")`. Generated
+    code tells no other sizes apart: it serves every T and B, in this process and, from disk, in the
+    next.
     No hook runs; parameters, their `.grad`, buffers, modes and random generators stay as they are.
 
     Args:
@@ -102,7 +104,8 @@ def _call(layer: FlexRNN, asked: set[str]) -> None:
     own = _Alone(layer)
     # Of segments the second begins from a result, and the last may be a short one.
     many = max(16, 2 * (layer.checkpoint_every or 0) + 1)
-    for steps, rows in ((2, 1), (many, 1), (many, 16)):
+    crowd = MANY_ROWS * torch.get_num_threads()
+    for steps, rows in ((2, 1), (many, 1), (many, 16), (2, crowd)):
         axes = (rows, steps) if layer.batch_first else (steps, rows)
         x = torch.zeros(*axes, layer.input_size, dtype=example.dtype, device=example.device)
         marks: dict[str, Any] = {}

@@ -92,7 +92,7 @@ def test_what_is_counted_in_int_is_small(shape: Shape) -> None:
     step, state = CellStep(cell), tuple(cell.initial_state((B,)))
     wanted = ("x0", *(f"param.{name}" for name in step.tensors))
     program = compile_step(step, (torch.randn(T, B, I),), state, wanted)
-    compiled = plan.plan_of(program, ("h",), shape, torch.float32)
+    compiled = plan.plan_of(program, ("h",), plan.Kind(shape, hoist=False, dtype=torch.float32))
     for loop in (compiled.forward, compiled.backward):
         assert loop is not None
         text = loop.source.text

@@ -12,13 +12,11 @@ from flexrnn.engine.cpu.chunks import Chunk
 from flexrnn.engine.cpu.emit import Packed, Shape
 from flexrnn.engine.cpu.kernel import SCRATCH, Area, Kernel, Rows
 from flexrnn.engine.cpu.pieces import Box, Piece, pieces
-from flexrnn.engine.cpu.plan import Sizes
+from flexrnn.engine.cpu.plan import MANY_ROWS, Sizes
 from flexrnn.engine.cpu.pool import POOL
 from flexrnn.engine.lowering.places import in_one_piece
 
-# Bytes of weights above which threads share units instead of rows, and so many rows of each below
-# which they do so: more rows make up for reading weights that lie far away.
-_CACHED_WEIGHTS, _MANY_ROWS = 4 << 20, 24
+_CACHED_WEIGHTS = 4 << 20  # bytes above which threads of few rows share units instead of rows
 _LITTLE = 256 << 10  # bytes of weights that are read, for which a second thread comes too late
 _BRIEF = 48 << 10  # bytes of weights a stage, for which threads wait longer than they work
 
@@ -56,7 +54,7 @@ class Layout:
         read = self.kernel.weight_bytes
         if self.kernel.shape is Shape.FEW and steps * batch * read < _LITTLE:
             threads = 1
-        far = read > _CACHED_WEIGHTS and batch < _MANY_ROWS * threads
+        far = read > _CACHED_WEIGHTS and batch < MANY_ROWS * threads
         waits = sum(not stage.alone for stage in self.kernel.loop.stages)
         if batch == 1 and read < _BRIEF * waits:
             threads = 1

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.cpu.build.isa import last_cache
 from flexrnn.engine.cpu.emit import Shape
 from flexrnn.engine.cpu.kernel import STARTS, Kernel
 from flexrnn.engine.lowering.extract import Extract, extract
@@ -22,6 +23,7 @@ from flexrnn.engine.tables import trim
 # which reads them once.
 _FEW, _FEW_AT_ONCE = 8, 16
 _SMALL = 64 << 10  # numbers of weights that a core's cache holds beside everything else
+MANY_ROWS = 24  # of a thread: they make up for reading weights that lie far away
 _KEPT = 64  # calls of a program, each of its own T, B and strides, that stay laid out
 
 
@@ -56,30 +58,43 @@ class _Known(NamedTuple):
 _known: WeakKeyDictionary[Graph, _Known] = WeakKeyDictionary()
 
 
-def shape_of(program: Program, sizes: Sizes) -> Shape:
-    """Which of the loops that a program can be compiled to serves a call.
+class Kind(NamedTuple):
+    """Which of the loops that a program can be compiled to serves a call."""
 
-    The loop for a single row leaves the input's product to torch, so as to read fewer weights at
-    every step. Where all of them stay in the cache anyway, it is the dearer one.
+    shape: Shape
+    hoist: bool  # torch multiplies the input, so that the loop reads fewer weights at every step
+    dtype: torch.dtype
+
+
+def kind_of(program: Program, sizes: Sizes, dtype: torch.dtype) -> Kind:
+    """The loop for a call.
+
+    Torch's product of the input is the dearer one where weights come from a cache: that of a core
+    for a single row, for more rows half of the last one, for others are in it, too.
     """
     if sizes.steps * sizes.batch <= (_FEW if sizes.steps > 1 else _FEW_AT_ONCE):
-        return Shape.FEW
-    single = sizes.batch == 1 and _of(program).weights > _SMALL
-    return Shape.ROW if single else Shape.ROWS
+        return Kind(Shape.FEW, hoist=False, dtype=dtype)
+    weights = _of(program).weights
+    if sizes.batch == 1 and weights > _SMALL:
+        return Kind(Shape.ROW, hoist=True, dtype=dtype)
+    far = 0 < last_cache() < 2 * weights * dtype.itemsize
+    few = sizes.batch < MANY_ROWS * sizes.threads
+    return Kind(Shape.ROWS, hoist=far and few, dtype=dtype)
 
 
-def plan_of(program: Program, keep: Sequence[str], shape: Shape, dtype: torch.dtype) -> Plan:
+def plan_of(program: Program, keep: Sequence[str], kind: Kind) -> Plan:
     """Compile a program, or find it compiled."""
     plans = _of(program).plans
-    key = (tuple(keep), shape, dtype)
+    key = (tuple(keep), kind)
     if key not in plans:
         if any(0 in node.shape for node in program.graph.nodes):
             raise CannotRunError("the cpu engine wants every tensor to have a number in a row")
-        parts = extract(program, hoist=shape is Shape.ROW, keep=keep)
-        forward = Kernel(parts.forward.graph, backward=False, shape=shape, dtype=dtype)
+        parts = extract(program, hoist=kind.hoist, keep=keep)
+        how: Any = {"shape": kind.shape, "dtype": kind.dtype}
+        forward = Kernel(parts.forward.graph, backward=False, **how)
         backward = None
         if parts.backward is not None:
-            backward = Kernel(parts.backward.graph, backward=True, shape=shape, dtype=dtype)
+            backward = Kernel(parts.backward.graph, backward=True, **how)
         plans[key] = Plan(parts, forward, backward)
     return plans[key]
 
@@ -114,7 +129,7 @@ def laid_out(
     key = (kind, keep, sizes, dtype, *[tensor.stride() for tensor in given.values()])
     call = calls.get(key)
     if call is None:
-        plan = plan_of(program, keep, shape_of(program, sizes), dtype)
+        plan = plan_of(program, keep, kind_of(program, sizes, dtype))
         call = calls[key] = kind(program, plan, keep, sizes, given)
         trim(calls, _KEPT)
     return call

@@ -16,7 +16,7 @@ from flexrnn.engine.step import CannotRunError
 NAMES = ("g++", "clang++", "c++")
 OPTIONS = (
     "-std=c++17",
-    "-O3",
+    "-O2",
     "-fPIC",
     "-fvisibility=hidden",
     # No errno and no floating-point traps: nobody reads them. NaN, infinities and the order of

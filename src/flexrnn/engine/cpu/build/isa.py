@@ -1,4 +1,4 @@
-"""Which vector instructions this machine has, and so how wide a vector of generated code is."""
+"""What this machine has: vector instructions, and so how wide a vector is in code; its cache."""
 
 import os
 import platform
@@ -42,6 +42,17 @@ def features() -> frozenset[str]:
 def hints() -> bool:
     """Whether code asks for memory early: that paid on an Intel Xeon; a prototype on AMD lost."""
     return _cpuinfo("vendor_id") == "GenuineIntel"
+
+
+@cache
+def last_cache() -> int:
+    """Bytes of the largest cache of the first processor; 0 where Linux does not say."""
+    files = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")  # as 32768K
+    try:
+        sizes = [int(file.read_text(encoding="ascii").strip().removesuffix("K")) for file in files]
+    except (OSError, ValueError):
+        return 0
+    return max(sizes, default=0) << 10
 
 
 def _cpuinfo(field: str) -> str:
