@@ -183,17 +183,41 @@ def test_what_the_caller_has_is_not_computed_again() -> None:
     assert graph.outputs["state.a"] in plan.saved
 
 
-def test_of_a_row_less_its_mean_the_mean_is_saved() -> None:
-    def step(c: Any, x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-        b = b * b + x
-        centred = b - b.mean(-1, keepdim=True)
-        return a + centred * torch.tanh(centred), b
-
+def saved_at_16(step: Callable[..., Any]) -> int:
     wide = torch.randn(3, 2, 16, dtype=torch.float64, requires_grad=True)
     layer = flexrnn.FlexRNN(Cell, 16, 16, dtype=torch.float64, function=step)
     found = flexrnn.explain(layer, wide).steps[0].program
     assert found is not None
-    assert saved_floats(*found) == 16 + 1  # b, and its mean
+    return saved_floats(*found)
+
+
+def centred(value: Tensor) -> Tensor:
+    return value - value.mean(-1, keepdim=True)
+
+
+def test_of_a_row_less_its_mean_the_mean_is_saved() -> None:
+    def step(c: Any, x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        b = b * b + x
+        row = centred(b)
+        return a + row * torch.tanh(row), b
+
+    assert saved_at_16(step) == 16 + 1  # b, and its mean
+
+
+def test_no_mean_is_saved_where_that_saves_nothing() -> None:
+    def kept_anyway(c: Any, x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        row = centred(torch.tanh(x * a) + b)
+        return torch.tanh(row * row), row
+
+    assert saved_at_16(kept_anyway) == 2 * 16  # both states
+    assert saved_at_16(lambda c, x, a, b: (centred(b).exp() * x, b + x)) == 16  # exp
+
+    def of_what_is_computed_again(c: Any, x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        b = b * x + x
+        row = centred(torch.sin(b) * torch.cos(b))
+        return a + row * row, b
+
+    assert saved_at_16(of_what_is_computed_again) == 2 * 16  # b and the row
 
 
 def test_a_value_that_is_read_many_times_over_costs_as_much_as_its_nodes() -> None:
@@ -205,6 +229,17 @@ def test_a_value_that_is_read_many_times_over_costs_as_much_as_its_nodes() -> No
     graph, plan = program(folded)
     assert len(plan.loop) < 64 * 4 + 8
     assert saved_floats(graph, plan) == H
+
+
+def test_a_sum_may_have_more_terms_than_the_stack_is_deep() -> None:
+    def long(c: Any, x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        total = x
+        for k in range(1200):
+            total = total + (a, b)[k % 2]
+        return total, b + x
+
+    _, plan = program(long)
+    assert len(plan.loop) >= 1200
 
 
 def test_nothing_stays_in_the_backward_loop_that_the_step_before_does_not_need(

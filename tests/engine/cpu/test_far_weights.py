@@ -64,6 +64,13 @@ def test_a_cell(judge: Judge, kinds: list[Kind], name: str, marks: str) -> None:
     assert {(kind.shape, kind.hoist) for kind in kinds} == {(Shape.ROWS, True)}
 
 
+def test_many_rows(judge: Judge, kinds: list[Kind]) -> None:
+    """The threads share units, and the input is multiplied in the loop."""
+    layer = flexrnn.LSTM(I, H, dtype=DOUBLE)
+    judge(layer, torch.randn(T, 3 * MANY_ROWS, I, dtype=DOUBLE))
+    assert {(kind.shape, kind.hoist) for kind in kinds} == {(Shape.ROWS, False)}
+
+
 def test_in_float32(judge: Judge, kinds: list[Kind]) -> None:
     judge(flexrnn.LSTM(I, 70), torch.randn(T, 3, I), None)
     assert all(kind.hoist for kind in kinds)

@@ -1,4 +1,4 @@
-"""How torch multiplies after a loop: the right numbers on both sides of every border."""
+"""The shape of tiles; how torch multiplies after a loop, right on both sides of every border."""
 
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
@@ -10,6 +10,8 @@ from torch.testing import assert_close
 import flexrnn
 from flexrnn import FlexRNN, cells
 from flexrnn.engine.cpu import after, plan
+from flexrnn.engine.cpu.build.isa import Isa
+from flexrnn.engine.cpu.emit.products import Shape, Tile, tile_of
 
 DOUBLE = torch.float64
 T, I, H = 6, 70, 5
@@ -49,3 +51,51 @@ def test_gradients_of_parameters_lie_in_one_piece() -> None:
     kept = [gradient.clone() for gradient in found]
     found[0].zero_()  # though several lie in one memory, each has its own place there
     assert_close(list(found[1:]), kept[1:], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("registers", [12, 24])
+@pytest.mark.parametrize("sums", range(1, 40))
+def test_sums_fit_the_registers(sums: int, registers: int) -> None:
+    for shape in Shape:
+        for full in (True, False):
+            tile = tile_of(sums, registers, shape, full=full)
+            assert min(tile) >= 1
+            assert tile.at_once <= sums * tile.width
+            if shape is Shape.ROWS and tile.rows > 1:
+                assert tile.rows * tile.at_once <= registers
+
+
+def test_few_registers_hold_parts_of_many_rows() -> None:
+    def tile(sums: int, registers: int, *, full: bool = True) -> Tile:
+        return tile_of(sums, registers, Shape.ROWS, full=full)
+
+    assert tile(4, 24) == Tile(rows=6, width=1, at_once=4, chains=1)
+    assert tile(4, 12) == Tile(rows=6, width=1, at_once=2, chains=1)
+    assert tile(1, 12) == Tile(rows=6, width=2, at_once=2, chains=1)
+    assert tile(3, 12) == Tile(rows=4, width=1, at_once=3, chains=1)
+    assert tile(4, 12, full=False) == Tile(rows=3, width=1, at_once=4, chains=1)
+
+
+class Gates(flexrnn.Cell):
+    """One product of five or seven parts, for tiles whose sums come in unlike parts."""
+
+    State = cells.HiddenState
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None, count=5):
+        super().__init__(input_size, hidden_size)
+        self.count = count
+        shape = input_size + hidden_size, count * hidden_size
+        self.W = torch.nn.Parameter(torch.randn(shape, device=device, dtype=dtype) / 4)
+
+    def step(self, x: torch.Tensor, state: cells.HiddenState) -> cells.HiddenState:
+        first, *rest = (torch.cat([x, state.h], -1) @ self.W).chunk(self.count, -1)
+        return cells.HiddenState(first.tanh() * sum(rest, first).sigmoid())
+
+
+@pytest.mark.parametrize("count", [2, 5, 7])
+def test_parts_of_unlike_width(judge: Callable[..., None], isa: Isa, count: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLEXRNN_ISA", isa.name)
+        patch.setattr(plan, "_known", WeakKeyDictionary())
+        layer = FlexRNN(Gates, 3, 19, dtype=DOUBLE, count=count)
+        judge(layer, torch.randn(T, 7, 3, dtype=DOUBLE))

@@ -9,8 +9,9 @@ The policy of saving: what the backward pass reads of the forward pass is saved,
 computed again: cheap elementwise results all of whose operands are at hand, and any elementwise
 function of one value, such as the tanh of an LSTM's c, where that value lies in memory anyway or is
 cheaply made of what does, such as a normalised gate. One function more costs about as much as
-reading its result, and its memory is saved. Of a row less its mean, the mean is saved, not the row.
-A layer's output, the first field of its state, lies in memory for its caller.
+reading its result, and its memory is saved. Of such a value less the mean of its row, the mean is
+saved if that is an eighth of the row or less. A layer's output, the first field of its state, lies
+in memory for its caller.
 """
 
 from collections.abc import Collection
@@ -100,7 +101,8 @@ def _saved(
     output = next(i for name, i in graph.outputs.items() if name.startswith("state."))
     for index in sorted(forward):
         node, cheap = graph.nodes[index], _is_cheap(graph, index)
-        if index in read and cheap:
+        others = {arg for arg in node.args if arg in at_hand}
+        if index in read and index not in saved and cheap and others <= plain:
             narrow = _missing_narrow(graph, index, at_hand)
             for known in (saved, plain, at_hand):
                 known.update(narrow)

@@ -57,11 +57,14 @@ def regroup_sums(graph: Graph) -> Graph:
         )
 
     def terms(index: int) -> list[int]:
-        return [
-            term
-            for arg in graph.nodes[index].args
-            for term in (terms(arg) if inner(arg) else [arg])
-        ]
+        found, pending = [], list(reversed(graph.nodes[index].args))
+        while pending:  # no recursion, for a sum may have more terms than Python's stack is deep
+            arg = pending.pop()
+            if inner(arg):
+                pending.extend(reversed(graph.nodes[arg].args))
+            else:
+                found.append(arg)
+        return found
 
     where: dict[int, int] = {}
 

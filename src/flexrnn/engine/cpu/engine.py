@@ -46,7 +46,7 @@ def prepare(program: Program, like: Tensor) -> None:
 
 
 def source(program: Program) -> str:
-    """The C++ that is generated for a batch of more than one row: the loop there and the loop back.
+    """The C++ for a batch of several rows whose weights are near: the loop there and the loop back.
 
     Without what stands in front of every source, the functions of `runtime/*.h`.
     """

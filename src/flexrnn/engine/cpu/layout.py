@@ -12,11 +12,13 @@ from flexrnn.engine.cpu.chunks import Chunk
 from flexrnn.engine.cpu.emit import Packed, Shape
 from flexrnn.engine.cpu.kernel import SCRATCH, Area, Kernel, Rows
 from flexrnn.engine.cpu.pieces import Box, Piece, pieces
-from flexrnn.engine.cpu.plan import MANY_ROWS, Sizes
+from flexrnn.engine.cpu.plan import MANY_ROWS, Sizes, is_far
 from flexrnn.engine.cpu.pool import POOL
 from flexrnn.engine.lowering.places import in_one_piece
 
-_CACHED_WEIGHTS = 4 << 20  # bytes above which threads of few rows share units instead of rows
+# Bytes of weights above which threads of few rows share units instead of rows; those of many do so
+# where weights are far away.
+_CACHED_WEIGHTS = 4 << 20
 _LITTLE = 256 << 10  # bytes of weights that are read, for which a second thread comes too late
 _BRIEF = 48 << 10  # bytes of weights a stage, for which threads wait longer than they work
 
@@ -54,7 +56,8 @@ class Layout:
         read = self.kernel.weight_bytes
         if self.kernel.shape is Shape.FEW and steps * batch * read < _LITTLE:
             threads = 1
-        far = read > _CACHED_WEIGHTS and batch < MANY_ROWS * threads
+        few = batch < MANY_ROWS * threads
+        far = (few and read > _CACHED_WEIGHTS) or is_far(read)
         waits = sum(not stage.alone for stage in self.kernel.loop.stages)
         if batch == 1 and read < _BRIEF * waits:
             threads = 1

@@ -70,16 +70,21 @@ def kind_of(program: Program, sizes: Sizes, dtype: torch.dtype) -> Kind:
     """The loop for a call.
 
     Torch's product of the input is the dearer one where weights come from a cache: that of a core
-    for a single row, for more rows half of the last one, for others are in it, too.
+    for a single row, for more rows half of the last one, for others are in it, too. It is the
+    dearer one for many rows, which make up for reading weights.
     """
     if sizes.steps * sizes.batch <= (_FEW if sizes.steps > 1 else _FEW_AT_ONCE):
         return Kind(Shape.FEW, hoist=False, dtype=dtype)
     weights = _of(program).weights
     if sizes.batch == 1 and weights > _SMALL:
         return Kind(Shape.ROW, hoist=True, dtype=dtype)
-    far = 0 < last_cache() < 2 * weights * dtype.itemsize
     few = sizes.batch < MANY_ROWS * sizes.threads
-    return Kind(Shape.ROWS, hoist=far and few, dtype=dtype)
+    return Kind(Shape.ROWS, hoist=few and is_far(weights * dtype.itemsize), dtype=dtype)
+
+
+def is_far(weights: int) -> bool:
+    """Whether so many bytes of weights come from memory at every step."""
+    return 0 < last_cache() < 2 * weights
 
 
 def plan_of(program: Program, keep: Sequence[str], kind: Kind) -> Plan:

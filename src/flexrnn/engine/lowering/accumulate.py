@@ -32,6 +32,17 @@ class Accumulators:
         """How many sums there are."""
         return len(set(self.of.values()))
 
+    @property
+    def widest(self) -> int:
+        """How many sums the products that share some have at most."""
+        return max(len(sums) for _, sums in self.groups)
+
+    @property
+    def full(self) -> bool:
+        """Whether every product adds to all sums of its group."""
+        blocks = [len(product.blocks) for product in self.stage.products]
+        return all(blocks[k] == len(sums) for products, sums in self.groups for k in products)
+
     def _new(self) -> int:
         return self.count
 

@@ -18,21 +18,29 @@ _FAR = 64  # operands, and theirs, as many as are looked at
 
 
 def sink(low: "Lowering") -> None:
-    """Move elementwise nodes to later stages; the last first, so that their operands follow.
+    """Move elementwise nodes to later stages, and their operands with them.
 
     Stages in which nothing is left go.
     """
-    late: dict[int, int] = {}  # where a node is computed in the end; at first, the latest it may be
-    for index in sorted(low.stage, reverse=True):
+    late: dict[int, int] = {}  # the latest stage in which a node may be computed
+    order = sorted(low.stage, reverse=True)
+    for index in order:
         late[index] = _latest(low, late, index)
-    for index in sorted(low.stage, reverse=True):
-        stage, target = low.stage[index], _latest(low, late, index)
-        if target > stage and _follow(low, late, _args(low, index), target):
-            low.stages[stage].values.remove(index)
-            low.stages[target].values.append(index)
-            low.stages[target].values.sort()
-            low.stage[index] = target
-        late[index] = low.stage[index]
+    waits = True
+    while waits:  # what one has to stay for, others have to stay for, too
+        waits = False
+        for index in order:
+            moves = late[index] > low.stage[index]
+            if moves and not _follow(low, late, _args(low, index), late[index]):
+                _stay(low, late, index)
+                waits = True
+    for index in order:
+        if late[index] > low.stage[index]:
+            low.stages[low.stage[index]].values.remove(index)
+            low.stages[late[index]].values.append(index)
+            low.stage[index] = late[index]
+    for stage in low.stages:
+        stage.values.sort()
     kept = [k for k, s in enumerate(low.stages) if s.products or s.values or s.reduced]
     number = {k: n for n, k in enumerate(kept)}
     low.stages = [low.stages[k] for k in kept]
@@ -53,6 +61,8 @@ def _latest(low: "Lowering", late: Mapping[int, int], index: int) -> int:
     stage, found = low.stage[index], list[int]()
     if low.nodes[index].op not in OPS or _is_stored(low, index):
         return stage
+    if any(arg in low.blocks for arg in _args(low, index)):
+        return stage  # the tile is gone later
     for user in low.users[index]:
         if user not in low.alive:
             continue
@@ -61,6 +71,17 @@ def _latest(low: "Lowering", late: Mapping[int, int], index: int) -> int:
             return stage
         found.append(late[user] if gathered is None else gathered)
     return max(stage, min(found, default=stage))
+
+
+def _stay(low: "Lowering", late: dict[int, int], index: int) -> None:
+    """Leave a node where it is; what it reads comes no later."""
+    pending = [(index, low.stage[index])]
+    while pending:
+        index, bound = pending.pop()
+        if bound < late[index]:
+            late[index] = bound
+            args = (arg for arg in low.nodes[index].args if arg in late)
+            pending += [(arg, max(bound, low.stage[arg])) for arg in args]
 
 
 def _args(low: "Lowering", index: int) -> list[int]:
@@ -77,10 +98,10 @@ def _follow(low: "Lowering", late: Mapping[int, int], args: list[int], target: i
         if arg in seen:
             continue
         seen.add(arg)
-        if len(seen) > _FAR or arg in low.blocks:  # in a tile, which is gone by then
+        if len(seen) > _FAR or arg in low.blocks:
             return False
         if low.nodes[arg].op in OPS and not _is_stored(low, arg):
-            if _latest(low, late, arg) < target:
+            if late[arg] < target:
                 return False
             pending += _args(low, arg)
     return True

@@ -9,7 +9,7 @@ from flexrnn.engine.lowering.places import sizes_of
 from flexrnn.engine.lowering.stages import Product
 
 _WIDE = 4  # vectors of columns in a tile, where one row of blocks has fewer
-_MOST_ROWS = 8
+_ROWS, _MOST_ROWS = 6, 8  # of a tile, so that each weight that is read serves many; and at most
 _CHAINS = 4  # sums that are under way at once, for an addition takes four cycles to come out
 
 
@@ -39,23 +39,31 @@ class Tile(NamedTuple):
 
     rows: int  # at most
     width: int  # vectors of every sum
+    at_once: int  # vectors of a row that are summed together, in registers
     chains: int  # sums of alternate k that are kept apart until the end
 
 
-def tile_of(sums: int, registers: int, shape: Shape) -> Tile:
+def tile_of(sums: int, registers: int, shape: Shape, *, full: bool) -> Tile:
     """The shape of tiles of so many sums.
 
+    Where registers are few, a row's sums are made two or three at a time, for more rows: a core
+    waits for weights before it waits for additions.
+
     Args:
-        sums: how many sums of products a unit has in registers at once.
+        sums: how many sums of products a unit has at once.
         registers: how many vectors of sums the machine holds.
         shape: of the calls. Where memory is what limits, a narrow tile divides better.
+        full: every product adds to all sums that it shares with others.
     """
     if shape is Shape.FEW:
-        return Tile(1, 1, 1)
+        return Tile(1, 1, 1, 1)
     if shape is Shape.ROW:
-        return Tile(1, 1, max(1, _CHAINS // sums))
-    width = max(1, _WIDE // sums)
-    return Tile(min(_MOST_ROWS, max(1, registers // (sums * width))), width, 1)
+        return Tile(1, 1, sums, max(1, _CHAINS // sums))
+    apart = full and registers < _WIDE * _ROWS
+    width = max(1, (2 if apart else _WIDE) // sums)
+    vectors = sums * width
+    at_once = -(-vectors // max(1, vectors // 2)) if apart else vectors
+    return Tile(min(_MOST_ROWS, max(1, registers // at_once)), width, at_once, 1)
 
 
 class Products:
@@ -74,6 +82,31 @@ class Products:
         self.stage = context.loop.stages[number]
         self.accumulators = accumulators
         self.packed: list[Packed] = []
+        # Of every product where its left operand begins, and how far rows are apart.
+        self.left: list[tuple[str, str]] = []
+        for k, product in enumerate(self.stage.products):
+            self._lay_out(k, product)
+
+    def _lay_out(self, k: int, product: Product) -> None:
+        context, number = self.context, self.number
+        name = f"{number}_{k}"
+        weight = context.graph.nodes[product.weight]
+        inner, per_head = int(weight.shape[-2]), len(weight.shape) == 3
+        packed = Packed(
+            pointer=f"packed{name}",
+            weight=weight.attr("name"),
+            stage=number,
+            blocks=tuple(sorted(product.blocks)),
+            inner=context.size(f"K{name}", inner),
+            per_head=per_head,
+            width=self.tile.width,
+            shape=(self.stage.domain.heads if per_head else 1, inner, self.stage.domain.units),
+        )
+        self.packed.append(packed)
+        left = context.low.place(product.left)
+        sizes = sizes_of(context.graph.nodes[product.left].shape)
+        address = context.address(left, (*sizes[:-1], 1), number)  # of k = 0
+        self.left.append((address, f"f.{context.buffer(left.buffer)}_row"))
 
     def text(self) -> str:
         """The function."""
@@ -91,7 +124,7 @@ class Products:
             "        *(vec*)(out + i * VL) = vec{};",
         ]
         for k, product in enumerate(self.stage.products):
-            packed, address, _ = self._operands(k, product)
+            packed, (address, _) = self.packed[k], self.left[k]
             sums = [self.accumulators.of[product.blocks[block]] for block in packed.blocks]
             head = "head" if packed.per_head else "0"
             lines += [
@@ -116,55 +149,39 @@ class Products:
 
     def _group(self, products: list[int], sums: list[int]) -> list[str]:
         """Products that share sums, and the sums into the tile."""
-        count, width, chains = self.accumulators.count, self.tile.width, self.tile.chains
+        width, at_once = self.tile.width, self.tile.at_once
         places = [s * width + v for s in sums for v in range(width)]
+        parts = [places[k : k + at_once] for k in range(0, len(places), at_once)]
+        return [line for part in parts for line in self._part(products, part)]
+
+    def _part(self, products: list[int], places: list[int]) -> list[str]:
+        """The sums at these places in the tile."""
+        row, chains = self.accumulators.count * self.tile.width, self.tile.chains
         lines = ["{", f"    vec acc[{chains}][R][{len(places)}] = {{}};"]
         for k in products:
             lines += [f"    {line}" for line in self._term(k, self.stage.products[k], places)]
         lines += ["#pragma GCC unroll 8", "    for (int i = 0; i < R; i++) {"]
         for j, place in enumerate(places):
             total = " + ".join(f"acc[{chain}][i][{j}]" for chain in range(chains))
-            lines.append(f"        *(vec*)(out + (i * {count * width} + {place}) * VL) = {total};")
+            lines.append(f"        *(vec*)(out + (i * {row} + {place}) * VL) = {total};")
         return [*lines, "    }", "}"]
-
-    def _operands(self, k: int, product: Product) -> tuple[Packed, str, str]:
-        """The weight of a product, and where its left operand begins and how far rows are apart."""
-        context, number = self.context, self.number
-        name = f"{number}_{k}"
-        weight = context.graph.nodes[product.weight]
-        inner, per_head = int(weight.shape[-2]), len(weight.shape) == 3
-        packed = Packed(
-            pointer=f"packed{name}",
-            weight=weight.attr("name"),
-            stage=number,
-            blocks=tuple(sorted(product.blocks)),
-            inner=context.size(f"K{name}", inner),
-            per_head=per_head,
-            width=self.tile.width,
-            shape=(self.stage.domain.heads if per_head else 1, inner, self.stage.domain.units),
-        )
-        self.packed.append(packed)
-        left = context.low.place(product.left)
-        sizes = sizes_of(context.graph.nodes[product.left].shape)
-        address = context.address(left, (*sizes[:-1], 1), number)  # of k = 0
-        return packed, address, f"f.{context.buffer(left.buffer)}_row"
 
     def _term(self, k: int, product: Product, places: list[int]) -> list[str]:
         """Add one product to its sums, which have these places in the tile."""
         tile, blocks = self.tile, sorted(product.blocks)
-        packed, address, row = self._operands(k, product)
+        packed, (address, row) = self.packed[k], self.left[k]
         panel = len(blocks) * tile.width
         tiles = f"ceil_div(f.W{self.number}, {tile.width} * VL)"
         which = f"head * {tiles} + tile" if packed.per_head else "tile"
         onward = "next.at" if packed.per_head else f"next.at % {tiles}"
-        pairs = [
-            (
-                places.index(self.accumulators.of[product.blocks[block]] * tile.width + v),
-                b * tile.width + v,
-            )
+        vectors = [
+            (self.accumulators.of[product.blocks[block]] * tile.width + v, b * tile.width + v)
             for b, block in enumerate(blocks)
             for v in range(tile.width)
         ]
+        pairs = [(places.index(place), j) for place, j in vectors if place in places]
+        if not pairs:
+            return []
         lines = [
             "{",
             f"    const REAL* a = {address};",

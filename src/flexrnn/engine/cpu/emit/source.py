@@ -53,8 +53,7 @@ def source(loop: Loop, *, backward: bool, registers: int, shape: Shape) -> Sourc
         texts.append(f"// Stage {number}: {products}{len(stage.values)} values.\n")
         accumulators = Accumulators(loop, number)
         if stage.products:
-            widest = max(len(sums) for _, sums in accumulators.groups)
-            tile = tile_of(widest, registers, shape)
+            tile = tile_of(accumulators.widest, registers, shape, full=accumulators.full)
             writer = Products(context, number, accumulators, tile, in_place=in_place)
             texts.append(writer.text())
             weights += writer.packed
