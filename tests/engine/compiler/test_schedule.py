@@ -40,13 +40,13 @@ class Cell(flexrnn.Cell):
         return Pair(*self.function(self, x, *state))
 
 
-def layer_of(function: Callable[..., Any]) -> flexrnn.FlexRNN:
-    return flexrnn.FlexRNN(Cell, H, H, dtype=torch.float64, function=function)
+def layer_of(function: Callable[..., Any], units: int = H) -> flexrnn.FlexRNN:
+    return flexrnn.FlexRNN(Cell, units, units, dtype=torch.float64, function=function)
 
 
-def program(function: Callable[..., Any]) -> Program:
-    x = torch.randn(3, 2, H, dtype=torch.float64, requires_grad=True)
-    found = flexrnn.explain(layer_of(function), x).steps[0].program
+def program(function: Callable[..., Any], units: int = H) -> Program:
+    x = torch.randn(3, 2, units, dtype=torch.float64, requires_grad=True)
+    found = flexrnn.explain(layer_of(function, units), x).steps[0].program
     assert found is not None
     return found
 
@@ -184,11 +184,7 @@ def test_what_the_caller_has_is_not_computed_again() -> None:
 
 
 def saved_at_16(step: Callable[..., Any]) -> int:
-    wide = torch.randn(3, 2, 16, dtype=torch.float64, requires_grad=True)
-    layer = flexrnn.FlexRNN(Cell, 16, 16, dtype=torch.float64, function=step)
-    found = flexrnn.explain(layer, wide).steps[0].program
-    assert found is not None
-    return saved_floats(*found)
+    return saved_floats(*program(step, units=16))
 
 
 def centred(value: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def test_few_registers_hold_parts_of_many_rows() -> None:
 
 
 class Gates(flexrnn.Cell):
-    """One product of five or seven parts, for tiles whose sums come in unlike parts."""
+    """One product of `count` parts, for tiles whose sums come in unlike parts."""
 
     State = cells.HiddenState
 

@@ -92,7 +92,7 @@ def _args(low: "Lowering", index: int) -> list[int]:
 
 def _follow(low: "Lowering", late: Mapping[int, int], args: list[int], target: int) -> bool:
     """Whether operands can be had in a later stage without being stored for it."""
-    seen, pending = set[int](), args
+    seen, pending = set[int](), list(args)
     while pending:
         arg = pending.pop()
         if arg in seen:

@@ -8,8 +8,9 @@ from flexrnn.engine.lowering.accumulate import Accumulators
 from flexrnn.engine.lowering.places import sizes_of
 from flexrnn.engine.lowering.stages import Product
 
-_WIDE = 4  # vectors of columns in a tile, where one row of blocks has fewer
-_ROWS, _MOST_ROWS = 6, 8  # of a tile, so that each weight that is read serves many; and at most
+_WIDE, _NARROW = 4, 2  # vectors of columns in a tile, where one row of blocks has fewer
+_MANY = 24  # vectors of sums that fill the units of multiplication, and leave registers for weights
+_MOST_ROWS = 8  # of a tile: each weight that is read serves as many
 _CHAINS = 4  # sums that are under way at once, for an addition takes four cycles to come out
 
 
@@ -59,10 +60,10 @@ def tile_of(sums: int, registers: int, shape: Shape, *, full: bool) -> Tile:
         return Tile(1, 1, 1, 1)
     if shape is Shape.ROW:
         return Tile(1, 1, sums, max(1, _CHAINS // sums))
-    apart = full and registers < _WIDE * _ROWS
-    width = max(1, (2 if apart else _WIDE) // sums)
+    apart = full and registers < _MANY
+    width = max(1, (_NARROW if apart else _WIDE) // sums)
     vectors = sums * width
-    at_once = -(-vectors // max(1, vectors // 2)) if apart else vectors
+    at_once = -(-vectors // max(1, vectors // _NARROW)) if apart else vectors
     return Tile(min(_MOST_ROWS, max(1, registers // at_once)), width, at_once, 1)
 
 
