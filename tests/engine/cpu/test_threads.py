@@ -16,7 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 
 import flexrnn
 from flexrnn import cells
-from flexrnn.engine.cpu import kernel, plan
+from flexrnn.engine.cpu import kernel, layout, plan
+from flexrnn.engine.cpu.build.isa import machine
+from flexrnn.engine.cpu.emit import Shape
+from flexrnn.engine.cpu.layout import is_thin
 
 Threads = Callable[[int], Any]
 Results = Callable[..., dict[str, Tensor]]
@@ -29,6 +32,7 @@ SHARED: dict[str, tuple[Any, tuple[int, int, int, int]]] = {  # T, B, I, H
     "sums over all units": (cells.LayerNormLSTMCell, (10, 1, 5, 37)),
     "sums over the rows' units": (cells.LayerNormLSTMCell, (10, 7, 5, 37)),
     "units, weights above 4 MiB": (cells.LSTMCell, (3, 9, 40, 530)),
+    "units, few rows": (cells.LSTMCell, (10, 3, 40, 53)),
     "units, weights read in place": (cells.LSTMCell, (2, 3, 40, 530)),
     "units and sums, weights above 4 MiB": (cells.LayerNormLSTMCell, (3, 9, 40, 530)),
 }
@@ -48,6 +52,58 @@ def test_the_same_input_gives_the_same_bits(threads: Threads, results: Results, 
         for tensor, right in reference.items():  # another number of threads: other rounding alone
             error = (first[tensor] - right).norm() / right.norm()
             assert error < 1e-5, f"{tensor}, {count} threads: {error:.3g}"
+
+
+# What they share
+
+
+@pytest.mark.parametrize(
+    ("batch", "threads", "tiles", "full", "expected"),
+    [
+        (6, 2, 32, 4, True),  # three rows each take as long as four
+        (7, 2, 32, 4, False),  # seven take nearly as long as twice four
+        (64, 2, 32, 4, False),
+        (48, 16, 32, 4, True),
+        (48, 16, 20, 4, False),  # most of them would wait for those with two tiles
+        (2, 2, 1, 4, False),  # nothing can be shared
+        (3, 2, 8, 1, True),  # one of them has two rows to do
+        (4, 2, 8, 1, False),
+        (5, 1, 8, 4, False),
+    ],
+)
+def test_threads_of_few_rows_share_units(
+    batch: int, threads: int, tiles: int, full: int, expected: bool
+) -> None:
+    assert is_thin(batch, threads, tiles, full=full) is expected
+
+
+@pytest.mark.parametrize("thin", [True, False])
+@pytest.mark.parametrize("shape", [Shape.ROWS, Shape.FEW])
+def test_what_a_loop_is_told(
+    monkeypatch: pytest.MonkeyPatch, threads: Threads, thin: bool, shape: Shape
+) -> None:
+    asked, told = list[tuple[int, ...]](), list[bool]()
+    launch = kernel.Kernel.launch
+
+    def asked_for(*args: int, full: int) -> bool:
+        asked.append((*args, full))
+        return thin
+
+    def noted(self: kernel.Kernel, *args: Any, **options: Any) -> Any:
+        told.append(options["across"])
+        return launch(self, *args, **options)
+
+    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
+    monkeypatch.setattr(layout, "is_thin", asked_for)
+    monkeypatch.setattr(kernel.Kernel, "launch", noted)
+    layer, lanes = flexrnn.LSTM(3, 40, backend="cpu"), machine().vector_bytes // 4
+    with threads(3), torch.no_grad():
+        layer(torch.randn(*((9, 4) if shape is Shape.ROWS else (1, 4)), 3))
+        assert asked == [(4, 3, -(-40 // lanes), 4 if shape is Shape.ROWS else 1)]
+        assert told == [thin]
+        monkeypatch.setattr(layout, "_BRIEF", 4 * 40 * 43 * 4 + 1)  # bytes: too little to share
+        layer(torch.randn(*((9, 5) if shape is Shape.ROWS else (1, 5)), 3))
+    assert told == [thin, False]
 
 
 # How many

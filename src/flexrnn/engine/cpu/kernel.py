@@ -164,6 +164,13 @@ class Kernel:
         """Of all packed weights."""
         return sum(math.prod(w.shape) * len(w.blocks) * self.itemsize for w in self.source.weights)
 
+    @property
+    def tiles(self) -> int:
+        """Those that threads can share, in the stage of products that has the fewest; or 1."""
+        weights = self.source.weights
+        each = (w.shape[0] * -(-w.shape[-1] // (w.width * self.lanes)) for w in weights)
+        return min(each, default=1)
+
     def launch(
         self,
         rows: Mapping[str, Rows],

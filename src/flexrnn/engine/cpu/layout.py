@@ -21,6 +21,8 @@ from flexrnn.engine.lowering.places import in_one_piece
 _CACHED_WEIGHTS = 4 << 20
 _LITTLE = 256 << 10  # bytes of weights that are read, for which a second thread comes too late
 _BRIEF = 48 << 10  # bytes of weights a stage, for which threads wait longer than they work
+_FULL = 4  # rows that take a core as long as one of them, for it waits for weights
+_WORTH = 0.8  # of the time for rows of one's own: it makes up for meeting
 
 
 class Layout:
@@ -59,8 +61,11 @@ class Layout:
         few = batch < MANY_ROWS * threads
         far = (few and read > _CACHED_WEIGHTS) or is_far(read)
         waits = sum(not stage.alone for stage in self.kernel.loop.stages)
-        if batch == 1 and read < _BRIEF * waits:
+        brief = read < _BRIEF * waits
+        if batch == 1 and brief:
             threads = 1
+        full = 1 if self.kernel.shape is Shape.FEW else _FULL  # weights in place serve one row
+        thin = not brief and is_thin(batch, threads, self.kernel.tiles, full=full)
         self._launch = self.kernel.launch(
             self.rows,
             weights,
@@ -69,7 +74,7 @@ class Layout:
             batch=batch,
             reverse=reverse,
             fewer=fewer,
-            across=threads > 1 and (batch < threads or far),
+            across=threads > 1 and (batch < threads or far or thin),
             threads=threads,
         )
         self.before = Before(self.program.graph, self._computed)
@@ -159,6 +164,20 @@ class Layout:
         whole = (*piece.box[:-2], piece.box[-1]) == (*box[:-2], box[-1])
         # In place, rows or columns are read by vectors.
         return whole and (self.kernel.shape is not Shape.FEW or 1 in piece.strides[-2:])
+
+
+def is_thin(batch: int, threads: int, tiles: int, *, full: int) -> bool:
+    """Whether threads with rows of their own have so few that they are sooner done sharing units.
+
+    Args:
+        batch: rows.
+        threads: how many.
+        tiles: of units, which threads share as a whole.
+        full: rows up to which a tile takes as long as for one, since a core waits for the weights.
+    """
+    rows = max(full, -(-batch // threads))  # as a thread takes for all units
+    units = max(full, batch) * -(-tiles // threads) / tiles
+    return units <= _WORTH * rows
 
 
 def values_of(program: Program, given: Mapping[str, Tensor]) -> dict[int, Tensor]:
