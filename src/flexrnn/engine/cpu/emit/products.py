@@ -1,5 +1,6 @@
 """The products of a stage: tiles of a few rows and vectors of columns, summed in registers."""
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -40,15 +41,17 @@ class Tile(NamedTuple):
 
     rows: int  # at most
     width: int  # vectors of every sum
-    at_once: int  # vectors of a row that are summed together, in registers
+    at_once: int  # sums of a row that are made together, in registers
+    few: int  # rows up to which all sums are
     chains: int  # sums of alternate k that are kept apart until the end
 
 
 def tile_of(sums: int, registers: int, shape: Shape, *, full: bool) -> Tile:
     """The shape of tiles of so many sums.
 
-    Where registers are few, a row's sums are made two or three at a time, for more rows: a core
-    waits for weights before it waits for additions.
+    Where registers are few, the sums of many rows are made two or three of a row at a time: a core
+    waits for weights before it waits for additions. Those of few rows fit all at once, and the
+    weights are read in one go.
 
     Args:
         sums: how many sums of products a unit has at once.
@@ -57,18 +60,18 @@ def tile_of(sums: int, registers: int, shape: Shape, *, full: bool) -> Tile:
         full: every product adds to all sums that it shares with others.
     """
     if shape is Shape.FEW:
-        return Tile(1, 1, 1, 1)
+        return Tile(1, 1, sums, 1, 1)
     if shape is Shape.ROW:
-        return Tile(1, 1, sums, max(1, _CHAINS // sums))
+        return Tile(1, 1, sums, 1, max(1, _CHAINS // sums))
     apart = full and registers < _MANY
     width = max(1, (_NARROW if apart else _WIDE) // sums)
-    vectors = sums * width
-    at_once = -(-vectors // max(1, vectors // _NARROW)) if apart else vectors
-    return Tile(min(_MOST_ROWS, max(1, registers // at_once)), width, at_once, 1)
+    at_once = -(-sums // max(1, sums // _NARROW)) if apart else sums
+    rows, few = (min(_MOST_ROWS, max(1, registers // (n * width))) for n in (at_once, sums))
+    return Tile(rows, width, at_once, few, 1)
 
 
 class Products:
-    """Writes `productsK`, for stage K."""
+    """Writes the products of stage K: `productsK`, and `partsK` for more than a few rows."""
 
     def __init__(
         self,
@@ -82,32 +85,54 @@ class Products:
         self.context, self.number, self.tile, self.in_place = context, number, tile, in_place
         self.stage = context.loop.stages[number]
         self.accumulators = accumulators
-        self.packed: list[Packed] = []
+        # Of every product its weight, in as many pieces as its sums are made one after another.
+        self.packed: list[list[Packed]] = []
         # Of every product where its left operand begins, and how far rows are apart.
         self.left: list[tuple[str, str]] = []
         for k, product in enumerate(self.stage.products):
             self._lay_out(k, product)
 
     def _lay_out(self, k: int, product: Product) -> None:
-        context, number = self.context, self.number
+        context, number, sum_of = self.context, self.number, self.accumulators.of
         name = f"{number}_{k}"
         weight = context.graph.nodes[product.weight]
         inner, per_head = int(weight.shape[-2]), len(weight.shape) == 3
-        packed = Packed(
-            pointer=f"packed{name}",
-            weight=weight.attr("name"),
-            stage=number,
-            blocks=tuple(sorted(product.blocks)),
-            inner=context.size(f"K{name}", inner),
-            per_head=per_head,
-            width=self.tile.width,
-            shape=(self.stage.domain.heads if per_head else 1, inner, self.stage.domain.units),
+        context.size(f"K{name}", inner)
+        parts = self._cut(next(s for products, s in self.accumulators.groups if k in products))
+        blocks = {block: sum_of[node] for block, node in sorted(product.blocks.items())}
+        self.packed.append(
+            [
+                Packed(
+                    pointer=f"packed{name}" + (f"_{part}" if len(parts) > 1 else ""),
+                    weight=weight.attr("name"),
+                    stage=number,
+                    blocks=tuple(block for block, which in blocks.items() if which in sums),
+                    inner=context.size(f"K{name}", inner),
+                    per_head=per_head,
+                    width=self.tile.width,
+                    shape=(
+                        self.stage.domain.heads if per_head else 1,
+                        inner,
+                        self.stage.domain.units,
+                    ),
+                )
+                for part, sums in enumerate(parts)
+            ]
         )
-        self.packed.append(packed)
         left = context.low.place(product.left)
         sizes = sizes_of(context.graph.nodes[product.left].shape)
         address = context.address(left, (*sizes[:-1], 1), number)  # of k = 0
         self.left.append((address, f"f.{context.buffer(left.buffer)}_row"))
+
+    def _cut(self, sums: list[int]) -> list[list[int]]:
+        """Sums that products share, cut into those that are made together."""
+        at_once = self.tile.at_once
+        return [sums[k : k + at_once] for k in range(0, len(sums), at_once)]
+
+    @property
+    def weights(self) -> list[Packed]:
+        """All that has to be packed."""
+        return [packed for parts in self.packed for packed in parts]
 
     def text(self) -> str:
         """The function."""
@@ -125,7 +150,7 @@ class Products:
             "        *(vec*)(out + i * VL) = vec{};",
         ]
         for k, product in enumerate(self.stage.products):
-            packed, (address, _) = self.packed[k], self.left[k]
+            (packed,), (address, _) = self.packed[k], self.left[k]
             sums = [self.accumulators.of[product.blocks[block]] for block in packed.blocks]
             head = "head" if packed.per_head else "0"
             lines += [
@@ -137,76 +162,92 @@ class Products:
             ]
         return "\n".join([*lines, "}"])
 
+    def named(self, rows: int) -> str:
+        """The function for so many rows."""
+        return f"{'products' if rows <= self.tile.few else 'parts'}{self.number}"
+
     def _in_order(self) -> str:
         """Weights have been packed; sums stay in registers."""
-        lines = [
-            "template <int R>",
-            f"INLINE void products{self.number}(const Frame& f, long r, long head, long tile, "
-            "Ahead next, REAL* out) {",
-        ]
+        few, many = list[str](), list[str]()
         for products, sums in self.accumulators.groups:
-            lines += [f"    {line}" for line in self._group(products, sums)]
-        return "\n".join([*lines, "}"])
+            cut = self._cut(sums)
+            few += self._part(products, range(len(cut)), sums)
+            for k, part in enumerate(cut):
+                many += self._part(products, [k], part)
+        texts = [self._function("INLINE", self.named(1), few)]
+        if self.tile.few < self.tile.rows:
+            # By itself: what surrounds it would want registers, too, all of which are taken.
+            texts.append(self._function("ALONE", self.named(self.tile.rows), many))
+        return "\n".join(texts)
 
-    def _group(self, products: list[int], sums: list[int]) -> list[str]:
-        """Products that share sums, and the sums into the tile."""
-        width, at_once = self.tile.width, self.tile.at_once
+    def _function(self, how: str, name: str, lines: list[str]) -> str:
+        head = "const Frame& f, long r, long head, long tile, Ahead next, REAL* out"
+        body = (f"    {line}" for line in lines)
+        return "\n".join(["template <int R>", f"{how} void {name}({head}) {{", *body, "}"])
+
+    def _part(self, products: list[int], parts: Sequence[int], sums: list[int]) -> list[str]:
+        """These sums into the tile, for which these parts of weights are read."""
+        width, chains = self.tile.width, self.tile.chains
+        row = self.accumulators.count * width
         places = [s * width + v for s in sums for v in range(width)]
-        parts = [places[k : k + at_once] for k in range(0, len(places), at_once)]
-        return [line for part in parts for line in self._part(products, part)]
-
-    def _part(self, products: list[int], places: list[int]) -> list[str]:
-        """The sums at these places in the tile."""
-        row, chains = self.accumulators.count * self.tile.width, self.tile.chains
         lines = ["{", f"    vec acc[{chains}][R][{len(places)}] = {{}};"]
         for k in products:
-            lines += [f"    {line}" for line in self._term(k, self.stage.products[k], places)]
+            packed = [self.packed[k][part] for part in parts]
+            lines += [f"    {line}" for line in self._term(k, packed, places)]
         lines += ["#pragma GCC unroll 8", "    for (int i = 0; i < R; i++) {"]
         for j, place in enumerate(places):
             total = " + ".join(f"acc[{chain}][i][{j}]" for chain in range(chains))
             lines.append(f"        *(vec*)(out + (i * {row} + {place}) * VL) = {total};")
         return [*lines, "    }", "}"]
 
-    def _term(self, k: int, product: Product, places: list[int]) -> list[str]:
-        """Add one product to its sums, which have these places in the tile."""
-        tile, blocks = self.tile, sorted(product.blocks)
-        packed, (address, row) = self.packed[k], self.left[k]
-        panel = len(blocks) * tile.width
+    def _term(self, k: int, weights: list[Packed], places: list[int]) -> list[str]:
+        """Add one product to the sums at these places in the tile."""
+        tile, (address, row) = self.tile, self.left[k]
         tiles = f"ceil_div(f.W{self.number}, {tile.width} * VL)"
-        which = f"head * {tiles} + tile" if packed.per_head else "tile"
-        onward = "next.at" if packed.per_head else f"next.at % {tiles}"
-        vectors = [
-            (self.accumulators.of[product.blocks[block]] * tile.width + v, b * tile.width + v)
-            for b, block in enumerate(blocks)
-            for v in range(tile.width)
-        ]
-        pairs = [(places.index(place), j) for place, j in vectors if place in places]
-        if not pairs:
-            return []
-        lines = [
-            "{",
-            f"    const REAL* a = {address};",
-            f"    const long row = {row};",
-            f"    const long inner = {packed.inner}, size = inner * {panel} * VL;",
-            f"    const REAL* w = f.{packed.pointer} + ({which}) * size;",
-            f"    const REAL* ahead = next.of(f.{packed.pointer} + ({onward}) * size, inner * VL, "
-            f"{panel}, w);",
-            "    long k = 0;",
-        ]
-        if tile.chains > 1:
-            lines += self._loop(pairs, panel, tile.chains)
-        return [*lines, *self._loop(pairs, panel, 1), "}"]
-
-    def _loop(self, pairs: list[tuple[int, int]], panel: int, steps: int) -> list[str]:
-        """`steps` values of k at once, each into a chain of its own."""
-        lines = [f"    for (; k + {steps} <= inner; k += {steps}, w += {steps * panel} * VL) {{"]
-        if steps == 1:
-            lines.append(f"        if (R > 2) hint<{panel}>(w, ahead + k * VL);")
-        for step in range(steps):
-            sums = " ".join(f"acc[{step}][i][{acc}] += x * w{step}_{j};" for acc, j in pairs)
+        head, onward = "tile", f"next.at % {tiles}"
+        if weights[0].per_head:
+            head, onward = f"head * {tiles} + tile", "next.at"
+        lines = ["{", f"    const REAL* a = {address};", f"    const long row = {row};"]
+        lines.append(f"    const long inner = {weights[0].inner};")
+        reads = []
+        for part, packed in enumerate(weights):
+            panel, begin = len(packed.blocks) * tile.width, f"f.{packed.pointer}"
+            size = f"(inner * {panel} * VL)"
             lines += [
-                *(f"        const vec w{step}_{j} = *(const vec*)(w + {step * panel + j} * VL);"
-                  for _, j in pairs),
+                f"    const REAL* w{part} = {begin} + ({head}) * {size};",
+                f"    const REAL* ahead{part} = next.of({begin} + ({onward}) * {size}, inner * VL, "
+                f"{panel}, w{part});",
+            ]
+            reads.append(self._read(k, packed, places))
+        lines.append("    long k = 0;")
+        if tile.chains > 1:
+            lines += self._loop(reads, tile.chains)
+        return [*lines, *self._loop(reads, 1), "}"]
+
+    def _read(self, k: int, packed: Packed, places: list[int]) -> list[int]:
+        """Of each vector of a panel the sum to which it adds, as a number among these."""
+        width, blocks = self.tile.width, self.stage.products[k].blocks
+        sums = (self.accumulators.of[blocks[block]] for block in packed.blocks)
+        return [places.index(s * width + v) for s in sums for v in range(width)]
+
+    def _loop(self, reads: list[list[int]], steps: int) -> list[str]:
+        """`steps` values of k at once, each into a chain of its own."""
+        panels = [len(read) for read in reads]
+        onward = ", ".join(f"w{p} += {steps * panel} * VL" for p, panel in enumerate(panels))
+        lines = [f"    for (; k + {steps} <= inner; k += {steps}, {onward}) {{"]
+        if steps == 1:
+            hints = (f"hint<{panel}>(w{p}, ahead{p} + k * VL);" for p, panel in enumerate(panels))
+            lines += [f"        if (R > 2) {hint}" for hint in hints]
+        vectors = [(p, j, acc) for p, read in enumerate(reads) for j, acc in enumerate(read)]
+        for step in range(steps):
+            names = [f"v{step}_{n}" for n in range(len(vectors))]
+            sums = " ".join(
+                f"acc[{step}][i][{acc}] += x * {name};"
+                for name, (*_, acc) in zip(names, vectors, strict=True)
+            )
+            lines += [
+                *(f"        const vec {name} = *(const vec*)(w{p} + {step * panels[p] + j} * VL);"
+                  for name, (p, j, _) in zip(names, vectors, strict=True)),
                 "#pragma GCC unroll 8",
                 "        for (int i = 0; i < R; i++) {",
                 f"            const vec x = broadcast(a[i * row + k + {step}]);",

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from flexrnn.engine.cpu.emit.context import Buffer, Context
 from flexrnn.engine.cpu.emit.pointwise import Pointwise
-from flexrnn.engine.cpu.emit.products import Packed, Products, Shape, Tile, tile_of
+from flexrnn.engine.cpu.emit.products import Packed, Products, Shape, tile_of
 from flexrnn.engine.cpu.emit.run import run
 from flexrnn.engine.lowering.accumulate import Accumulators
 from flexrnn.engine.lowering.stages import Loop
@@ -56,9 +56,9 @@ def source(loop: Loop, *, backward: bool, registers: int, shape: Shape) -> Sourc
             tile = tile_of(accumulators.widest, registers, shape, full=accumulators.full)
             writer = Products(context, number, accumulators, tile, in_place=in_place)
             texts.append(writer.text())
-            weights += writer.packed
+            weights += writer.weights
             texts.append(Pointwise(context, number, accumulators, tile.width).text())
-            texts.append(_tiles(context, number, accumulators.count, tile))
+            texts.append(_tiles(context, writer, accumulators.count))
         else:
             texts.append(Pointwise(context, number, accumulators, 1).text())
             texts.append(_rows(context, number))
@@ -98,10 +98,11 @@ def _frame(context: Context, weights: list[Packed], in_place: bool) -> str:
     ])  # fmt: skip
 
 
-def _tiles(context: Context, number: int, count: int, tile: Tile) -> str:
+def _tiles(context: Context, products: Products, count: int) -> str:
     """A function that goes through the tiles of a thread, each for all its rows."""
+    number, tile = products.number, products.tile
     cases = [
-        f"                case {r}: products{number}<{r}>(*g, r, head, tile, next, out); break;"
+        f"                case {r}: {products.named(r)}<{r}>(*g, r, head, tile, next, out); break;"
         for r in range(1, tile.rows + 1)
     ]
     groups = f"ceil_div(g->rows.last - r, {tile.rows})"

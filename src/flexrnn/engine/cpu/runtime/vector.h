@@ -13,6 +13,7 @@ typedef REAL vec_anywhere
 typedef INT mask __attribute__((vector_size(VL * sizeof(INT))));  // 0 or -1 a lane: a comparison
 
 #define INLINE static inline __attribute__((always_inline))
+#define ALONE static __attribute__((noinline))
 
 constexpr bool SINGLE = sizeof(REAL) == 4;
 
