@@ -49,6 +49,49 @@ def test_it_gives_the_numbers_of_the_reference(make: Make, layers: int, batch: i
     assert is_taken(layer, x, state)
 
 
+@pytest.mark.parametrize("learned", [False, True])
+def test_rows_that_begin_anew(make: Make, learned: bool) -> None:
+    layer = make(num_layers=2, learn_initial_state=learned)
+    for name, parameter in layer.named_parameters():
+        if name.startswith("initial_"):
+            parameter.normal_()
+    state, x, reset = begun(layer), randn(B, I), torch.tensor([True, False, True, False])
+    for field in (state,) if isinstance(state, Tensor) else state:
+        field[:, 0] = torch.nan  # of which nothing is left
+    with flexrnn.backend("reference"):
+        assert quick.step(layer, x, state, reset) is None
+        expected = layer.step(x, state, reset=reset)
+    for _ in range(4):  # prepared in the end
+        found = quick.step(layer, x, state, reset)
+        assert found is not None
+        assert type(found[1]) is type(expected[1])
+        assert_close(found, expected, rtol=1e-13, atol=1e-14)
+    assert_close(quick.step(layer, x, None, reset), quick.step(layer, x, None), rtol=0, atol=0)
+
+
+def test_what_cannot_begin_anew_takes_the_long_way(refused: Any) -> None:
+    layer, x = flexrnn.GRU(I, H), torch.randn(B, I)
+    reset = torch.ones(B, dtype=torch.bool)
+    for state in (torch.randn(1, B, H + 1), torch.randn(1, B, H).double(), (), [1, 2]):
+        assert quick.step(layer, x, state, reset) is None
+    state = layer.step(x)[1]
+    with flexrnn.backend("reference"):
+        assert quick.step(layer, x, state, reset) is None
+    refused(lambda: layer.step(x, torch.randn(1, B, 2), reset=reset), RuntimeError,
+            "Expected hidden size (1, 4, 5), got [1, 4, 2]")  # fmt: skip
+
+
+def test_a_sequence_of_one_step_takes_it_too(make: Make) -> None:
+    layer = make(num_layers=2)
+    x, state = randn(1, B, I), begun(layer)
+    found = quick.call(layer, x, state)
+    assert found is not None
+    with flexrnn.backend("reference"):
+        assert_close(found, layer(x, state), rtol=1e-13, atol=1e-14)
+    with torch.enable_grad():  # the reference has the faster derivatives
+        assert quick.call(layer, x, state) is None
+
+
 def test_nothing_of_the_result_is_anybody_elses_memory() -> None:
     layer = flexrnn.LSTM(I, H, dtype=torch.float64)
     state, x = begun(layer), randn(B, I)

@@ -88,13 +88,16 @@ def _packed(layer: Any, packed: PackedSequence, hx: Any) -> tuple[PackedSequence
     return PackedSequence(output.flatten(0, 1), sizes, order, back), state
 
 
-def step(layer: Any, x: Tensor, state: Any) -> tuple[Tensor, Any] | None:
+def step(
+    layer: Any, x: Tensor, state: Any, reset: Tensor | None = None
+) -> tuple[Tensor, Any] | None:
     """Run a layer for one step without derivatives, past its `__call__`.
 
     Args:
         layer: a `FlexRNN` of one direction whose class does not override `forward`.
         x: `(B, I)`.
         state: the state before the step, each field `(L, B, width)`, or None.
+        reset: `(B,)`, true where a row begins anew, or None.
 
     Returns:
         The output `(B, width)` and the new state; None where `forward` is to be called.
@@ -109,7 +112,31 @@ def step(layer: Any, x: Tensor, state: Any) -> tuple[Tensor, Any] | None:
         or hooks._global_forward_pre_hooks
     ):
         return None
+    if reset is not None and state is not None:
+        state = _restarted(layer, x, state, reset)
+        if state is None:
+            return None
     return _run(layer, x, state, axis=None)
+
+
+def _restarted(layer: Any, x: Tensor, state: Any, reset: Tensor) -> tuple[Tensor, ...] | None:
+    """The state with the initial one in rows that begin anew; None where it is not a plain one."""
+    fields = (state,) if isinstance(state, Tensor) else state
+    if not isinstance(fields, tuple) or any(type(t) is not Tensor for t in (reset, *fields)):
+        return None
+    if not _is_plain(layer) or not _may_be_prepared(layer, x) or not _lie_here((x, *fields)):
+        return None
+    if not reset.is_cpu or not _is_strided(reset):
+        return None
+    cells = list(layer._modules["cells"]._modules.values())
+    options: dict[str, Any] = {"batch": x.shape[0], "dtype": x.dtype, "device": x.device}
+    start = initial_state(
+        layer, cells, layer._suffixes, learned=layer.learn_initial_state, **options
+    )
+    if [(f.shape, f.dtype) for f in fields] != [(s.shape, s.dtype) for s in start]:
+        return None
+    rows = reset.unsqueeze(1)
+    return tuple(torch.where(rows, s, f) for s, f in zip(start, fields, strict=True))
 
 
 def _is_plain(layer: Any) -> bool:
@@ -212,13 +239,18 @@ def _is_strided(tensor: Tensor) -> bool:
 
 
 def _is_served(layer: Any, x: Tensor, axis: int | None) -> bool:
-    """Whether the input is one of the layer's, and for the engine."""
+    """Whether the input is one of the layer's, and for the engine.
+
+    Of a single step, too, where it is not to be differentiated: prepared, it is faster by far.
+    """
     shape = x.shape
     if len(shape) != (2 if axis is None else 3) or shape[-1] != layer.input_size:
         return False
     steps = None if axis is None else shape[axis]
     if steps == 0:
         return False
+    if steps == 1 and not torch.is_grad_enabled():
+        steps = None
     backend = scan.in_force(layer.backend)
     first = engines.chain(backend, x, steps)[0]
     return first == ENGINE and not (backend == ENGINE and engines.not_served(ENGINE, x))

@@ -24,7 +24,7 @@ def step(
     """
     _check(layer, x, reset)
     own = getattr(layer.forward, "__func__", None) is forward
-    if own and reset is None and (result := quick.step(layer, x, state)) is not None:
+    if own and (result := quick.step(layer, x, state, reset)) is not None:
         return result
     axis = 1 if layer.batch_first and x.dim() == 2 else 0
     options = {} if reset is None else {"reset": reset.unsqueeze(axis)}
