@@ -32,7 +32,7 @@ def threads_where_one_would_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the sizes of tests, loops would otherwise never share units; two threads always do."""
     monkeypatch.setattr(layout, "_LITTLE", 0)
     monkeypatch.setattr(layout, "_BRIEF", 0)
-    monkeypatch.setattr(layout, "is_thin", lambda batch, threads, tiles, full: threads == 2)
+    monkeypatch.setattr(layout, "is_thin", lambda batch, threads, tiles: threads == 2)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

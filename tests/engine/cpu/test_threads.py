@@ -58,23 +58,21 @@ def test_the_same_input_gives_the_same_bits(threads: Threads, results: Results, 
 
 
 @pytest.mark.parametrize(
-    ("batch", "threads", "tiles", "full", "expected"),
+    ("batch", "threads", "tiles", "expected"),
     [
-        (6, 2, 32, 4, True),  # three rows each take as long as four
-        (7, 2, 32, 4, False),  # seven take nearly as long as twice four
-        (64, 2, 32, 4, False),
-        (48, 16, 32, 4, True),
-        (48, 16, 20, 4, False),  # most of them would wait for those with two tiles
-        (2, 2, 1, 4, False),  # nothing can be shared
-        (3, 2, 8, 1, True),  # one of them has two rows to do
-        (4, 2, 8, 1, False),
-        (5, 1, 8, 4, False),
+        (6, 2, 32, True),  # three rows each take as long as four
+        (7, 2, 32, False),  # seven take nearly as long as twice four
+        (64, 2, 32, False),
+        (48, 16, 32, True),
+        (48, 16, 20, False),  # most of them would wait for those with two tiles
+        (2, 2, 1, False),  # nothing can be shared
+        (5, 1, 8, False),
     ],
 )
 def test_threads_of_few_rows_share_units(
-    batch: int, threads: int, tiles: int, full: int, expected: bool
+    batch: int, threads: int, tiles: int, expected: bool
 ) -> None:
-    assert is_thin(batch, threads, tiles, full=full) is expected
+    assert is_thin(batch, threads, tiles) is expected
 
 
 @pytest.mark.parametrize("thin", [True, False])
@@ -85,8 +83,8 @@ def test_what_a_loop_is_told(
     asked, told = list[tuple[int, ...]](), list[bool]()
     launch = kernel.Kernel.launch
 
-    def asked_for(*args: int, full: int) -> bool:
-        asked.append((*args, full))
+    def asked_for(*args: int) -> bool:
+        asked.append(args)
         return thin
 
     def noted(self: kernel.Kernel, *args: Any, **options: Any) -> Any:
@@ -99,7 +97,7 @@ def test_what_a_loop_is_told(
     layer, lanes = flexrnn.LSTM(3, 40, backend="cpu"), machine().vector_bytes // 4
     with threads(3), torch.no_grad():
         layer(torch.randn(*((9, 4) if shape is Shape.ROWS else (1, 4)), 3))
-        assert asked == [(4, 3, -(-40 // lanes), 4 if shape is Shape.ROWS else 1)]
+        assert asked == [(4, 3, -(-40 // lanes))]
         assert told == [thin]
         monkeypatch.setattr(layout, "_BRIEF", 4 * 40 * 43 * 4 + 1)  # bytes: too little to share
         layer(torch.randn(*((9, 5) if shape is Shape.ROWS else (1, 5)), 3))

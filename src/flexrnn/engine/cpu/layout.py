@@ -64,8 +64,7 @@ class Layout:
         brief = read < _BRIEF * waits
         if batch == 1 and brief:
             threads = 1
-        full = 1 if self.kernel.shape is Shape.FEW else _FULL  # weights in place serve one row
-        thin = not brief and is_thin(batch, threads, self.kernel.tiles, full=full)
+        thin = not brief and is_thin(batch, threads, self.kernel.tiles)
         self._launch = self.kernel.launch(
             self.rows,
             weights,
@@ -166,17 +165,16 @@ class Layout:
         return whole and (self.kernel.shape is not Shape.FEW or 1 in piece.strides[-2:])
 
 
-def is_thin(batch: int, threads: int, tiles: int, *, full: int) -> bool:
+def is_thin(batch: int, threads: int, tiles: int) -> bool:
     """Whether threads with rows of their own have so few that they are sooner done sharing units.
 
     Args:
         batch: rows.
         threads: how many.
         tiles: of units, which threads share as a whole.
-        full: rows up to which a tile takes as long as for one, since a core waits for the weights.
     """
-    rows = max(full, -(-batch // threads))  # as a thread takes for all units
-    units = max(full, batch) * -(-tiles // threads) / tiles
+    rows = max(_FULL, -(-batch // threads))  # as a thread takes for all units
+    units = max(_FULL, batch) * -(-tiles // threads) / tiles
     return units <= _WORTH * rows
 
 

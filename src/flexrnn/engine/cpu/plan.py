@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.build.isa import last_cache
-from flexrnn.engine.cpu.emit import Shape
+from flexrnn.engine.cpu.emit import ROWS_IN_PLACE, Shape
 from flexrnn.engine.cpu.kernel import STARTS, Kernel
 from flexrnn.engine.lowering.extract import Extract, extract
 from flexrnn.engine.step import CannotRunError
 from flexrnn.engine.tables import trim
 
-# Rows up to which laying out weights costs more than it saves: over all steps, or of a single one,
-# which reads them once.
-_FEW, _FEW_AT_ONCE = 8, 16
+# Rows over all steps up to which laying out weights costs more than it saves; and how often weights
+# are read as they lie, once for a few rows of a step, until it does: over several steps, or in one.
+_FEW, _READ, _READ_IN_ONE = 8, 4, 16
 _SMALL = 64 << 10  # numbers of weights that a core's cache holds beside everything else
 MANY_ROWS = 24  # of a thread: they make up for reading weights that lie far away
 _KEPT = 64  # calls of a program, each of its own T, B and strides, that stay laid out
@@ -69,11 +69,14 @@ class Kind(NamedTuple):
 def kind_of(program: Program, sizes: Sizes, dtype: torch.dtype) -> Kind:
     """The loop for a call.
 
+    Where weights are read no more than a few times, they are read as they lie.
     Torch's product of the input is the dearer one where weights come from a cache: that of a core
     for a single row, for more rows half of the last one, for others are in it, too. It is the
     dearer one for many rows, which make up for reading weights.
     """
-    if sizes.steps * sizes.batch <= (_FEW if sizes.steps > 1 else _FEW_AT_ONCE):
+    read = sizes.steps * -(-sizes.batch // ROWS_IN_PLACE)
+    enough = read > (_READ if sizes.steps > 1 else _READ_IN_ONE)
+    if sizes.steps * sizes.batch <= _FEW or not enough:
         return Kind(Shape.FEW, hoist=False, dtype=dtype)
     weights = _of(program).weights
     if sizes.batch == 1 and weights > _SMALL:

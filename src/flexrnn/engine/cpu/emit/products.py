@@ -12,6 +12,7 @@ from flexrnn.engine.lowering.stages import Product
 _WIDE, _NARROW = 4, 2  # vectors of columns in a tile, where one row of blocks has fewer
 _MANY = 24  # vectors of sums that fill the units of multiplication, and leave registers for weights
 _MOST_ROWS = 8  # of a tile: each weight that is read serves as many
+ROWS_IN_PLACE = 4  # likewise, where weights are read where they lie
 _CHAINS = 4  # sums that are under way at once, for an addition takes four cycles to come out
 
 
@@ -60,7 +61,7 @@ def tile_of(sums: int, registers: int, shape: Shape, *, full: bool) -> Tile:
         full: every product adds to all sums that it shares with others.
     """
     if shape is Shape.FEW:
-        return Tile(1, 1, sums, 1, 1)
+        return Tile(ROWS_IN_PLACE, 1, sums, ROWS_IN_PLACE, 1)
     if shape is Shape.ROW:
         return Tile(1, 1, sums, 1, max(1, _CHAINS // sums))
     apart = full and registers < _MANY
@@ -140,27 +141,25 @@ class Products:
 
     def _in_place(self) -> str:
         """Weights are read where they lie."""
+        apart = f"{self.accumulators.count} * VL"
         lines = [
-            "template <int R>",
-            f"INLINE void products{self.number}(const Frame& f, long r, long head, long tile, "
-            "Ahead, REAL* out) {",
-            "    const long unit = tile * VL;",
-            f"    const int units = int(least(VL, f.W{self.number} - unit));",
-            f"    for (int i = 0; i < {self.accumulators.count}; i++)",
-            "        *(vec*)(out + i * VL) = vec{};",
+            "const long unit = tile * VL;",
+            f"const int units = int(least(VL, f.W{self.number} - unit));",
+            f"for (int i = 0; i < R * {self.accumulators.count}; i++)",
+            "    *(vec*)(out + i * VL) = vec{};",
         ]
         for k, product in enumerate(self.stage.products):
-            (packed,), (address, _) = self.packed[k], self.left[k]
+            (packed,), (address, row) = self.packed[k], self.left[k]
             sums = [self.accumulators.of[product.blocks[block]] for block in packed.blocks]
             head = "head" if packed.per_head else "0"
             lines += [
-                "    {",
-                f"        const int sums[] = {{{', '.join(map(str, sums))}}};",
-                f"        add_in_place(out, sums, {address}, f.p, f.{packed.pointer}, "
-                f"f.{packed.pointer}_count, {head}, unit, units);",
-                "    }",
+                "{",
+                f"    const int sums[] = {{{', '.join(map(str, sums))}}};",
+                f"    add_in_place<R>(out, {apart}, sums, {address}, {row}, f.p, "
+                f"f.{packed.pointer}, f.{packed.pointer}_count, {head}, unit, units);",
+                "}",
             ]
-        return "\n".join([*lines, "}"])
+        return self._function("INLINE", self.named(1), lines)
 
     def named(self, rows: int) -> str:
         """The function for so many rows."""

@@ -96,55 +96,92 @@ struct Piece {
     long pointer, block, first, last, head, row, column;
 };
 
-// out[n] += sum over k of a[k] * w[n * column + k]: a weight whose columns lie in one piece each.
-INLINE void add_dots(REAL* out, const REAL* a, const REAL* w, long K, long column, int units) {
-    constexpr int AT_ONCE = 8;  // columns: enough sums to hide how long one multiply-add takes
+// out[n] += sum over k of a[k] * w[n * column + k], for R rows of a and of out: a weight whose
+// columns lie in one piece each.
+template <int R>
+ALONE void add_dots(REAL* out, long apart, const REAL* a, long row, const REAL* w, long K,
+                    long column, int units) {
+    constexpr int AT_ONCE = R > 2 ? 2 : 8 / R;  // columns: to hide how long a multiply-add takes
     const long whole = K / VL * VL;
     const int rest = int(K - whole);
     for (int n = 0; n < units; n += AT_ONCE) {
-        vec sums[AT_ONCE] = {};
+        vec sums[R][AT_ONCE] = {};
         const int some = int(least(AT_ONCE, units - n));
         const REAL* from[AT_ONCE];  // where fewer are left, the last is read several times
         for (int j = 0; j < AT_ONCE; j++) from[j] = w + (n + least(j, some - 1)) * column;
         for (long k = 0; k < whole; k += VL) {
-            const vec x = load<false>(a + k);
-            for (int j = 0; j < AT_ONCE; j++) sums[j] += x * load<false>(from[j] + k);
+            vec weights[AT_ONCE];
+#pragma GCC unroll 8
+            for (int j = 0; j < AT_ONCE; j++) weights[j] = load<false>(from[j] + k);
+#pragma GCC unroll 8
+            for (int i = 0; i < R; i++) {
+                const vec x = load<false>(a + i * row + k);
+#pragma GCC unroll 8
+                for (int j = 0; j < AT_ONCE; j++) sums[i][j] += x * weights[j];
+            }
         }
         if (rest) {
-            const vec x = load<true>(a + whole, rest);
-            for (int j = 0; j < AT_ONCE; j++) sums[j] += x * load<true>(from[j] + whole, rest);
+#pragma GCC unroll 8
+            for (int i = 0; i < R; i++) {
+                const vec x = load<true>(a + i * row + whole, rest);
+#pragma GCC unroll 8
+                for (int j = 0; j < AT_ONCE; j++)
+                    sums[i][j] += x * load<true>(from[j] + whole, rest);
+            }
         }
-        for (int j = 0; j < some; j++) out[n + j] += sum(sums[j]);
+#pragma GCC unroll 8
+        for (int i = 0; i < R; i++)
+#pragma GCC unroll 8
+            for (int j = 0; j < AT_ONCE; j++)
+                if (j < some) out[i * apart + n + j] += sum(sums[i][j]);
     }
 }
 
-// out[n] += sum over k of a[k] * w[k * row + n]: a weight whose rows lie in one piece each.
-INLINE void add_rows(REAL* out, const REAL* a, const REAL* w, long K, long row, int units) {
-    constexpr int AT_ONCE = 4;  // rows
-    vec sums[AT_ONCE] = {};
+// out[n] += sum over k of a[k] * w[k * next + n], likewise: a weight whose rows lie in one piece each.
+template <int R>
+ALONE void add_rows(REAL* out, long apart, const REAL* a, long row, const REAL* w, long K,
+                    long next, int units) {
+    constexpr int AT_ONCE = R > 2 ? 2 : 4 / R;  // of k
+    vec sums[R][AT_ONCE] = {};
     long k = 0;
     if (units == VL) {
-        for (; k + AT_ONCE <= K; k += AT_ONCE)
-            for (int j = 0; j < AT_ONCE; j++)
-                sums[j] += broadcast(a[k + j]) * load<false>(w + (k + j) * row);
-        for (; k < K; k++) sums[0] += broadcast(a[k]) * load<false>(w + k * row);
-    } else {
-        for (; k < K; k++) sums[0] += broadcast(a[k]) * load<true>(w + k * row, units);
+        for (; k + AT_ONCE <= K; k += AT_ONCE) {
+#pragma GCC unroll 8
+            for (int j = 0; j < AT_ONCE; j++) {
+                const vec weight = load<false>(w + (k + j) * next);
+#pragma GCC unroll 8
+                for (int i = 0; i < R; i++) sums[i][j] += broadcast(a[i * row + k + j]) * weight;
+            }
+        }
     }
-    *(vec*)out += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    for (; k < K; k++) {
+        const vec weight = load<true>(w + k * next, units);
+#pragma GCC unroll 8
+        for (int i = 0; i < R; i++) sums[i][0] += broadcast(a[i * row + k]) * weight;
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < R; i++) {
+        vec total = sums[i][0];
+#pragma GCC unroll 8
+        for (int j = 1; j < AT_ONCE; j++) total += sums[i][j];
+        *(vec*)(out + i * apart) += total;
+    }
 }
 
-// Products of one row with a weight as it lies in memory, for calls of so few steps and rows that
-// laying it out anew would take longer. Block b adds to the vector `sums[b]` of `out`.
-INLINE void add_in_place(REAL* out, const int* sums, const REAL* a, void** p, const Piece* pieces,
-                         long count, long head, long unit, int units) {
+// Products of R rows with a weight as it lies in memory, for calls of so few steps and rows that
+// laying it out anew would take longer. Block b adds to the vector `sums[b]` of each row of `out`;
+// these are `apart`.
+template <int R>
+INLINE void add_in_place(REAL* out, long apart, const int* sums, const REAL* a, long row, void** p,
+                         const Piece* pieces, long count, long head, long unit, int units) {
     for (long i = 0; i < count; i++) {
         const Piece& piece = pieces[i];
         const REAL* w = (const REAL*)p[piece.pointer] + head * piece.head + unit * piece.column;
         REAL* into = out + sums[piece.block] * VL;
+        const REAL* from = a + piece.first;
         const long K = piece.last - piece.first;
-        if (piece.row == 1) add_dots(into, a + piece.first, w, K, piece.column, units);
-        else add_rows(into, a + piece.first, w, K, piece.row, units);
+        if (piece.row == 1) add_dots<R>(into, apart, from, row, w, K, piece.column, units);
+        else add_rows<R>(into, apart, from, row, w, K, piece.row, units);
     }
 }
 
