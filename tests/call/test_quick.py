@@ -49,12 +49,8 @@ def test_it_gives_the_numbers_of_the_reference(make: Make, layers: int, batch: i
     assert is_taken(layer, x, state)
 
 
-@pytest.mark.parametrize("learned", [False, True])
-def test_rows_that_begin_anew(make: Make, learned: bool) -> None:
-    layer = make(num_layers=2, learn_initial_state=learned)
-    for name, parameter in layer.named_parameters():
-        if name.startswith("initial_"):
-            parameter.normal_()
+def test_rows_that_begin_anew(make: Make) -> None:
+    layer = make(num_layers=2)
     state, x, reset = begun(layer), randn(B, I), torch.tensor([True, False, True, False])
     for field in (state,) if isinstance(state, Tensor) else state:
         field[:, 0] = torch.nan  # of which nothing is left
@@ -69,16 +65,44 @@ def test_rows_that_begin_anew(make: Make, learned: bool) -> None:
     assert_close(quick.step(layer, x, None, reset), quick.step(layer, x, None), rtol=0, atol=0)
 
 
+class OwnStart(flexrnn.cells.RNNCell):
+    """Begins with its bias."""
+
+    def initial_state(self, batch_shape: Any = (), dtype: Any = None, device: Any = None) -> Any:
+        bias: Any = self.bias_hh
+        return flexrnn.cells.HiddenState(bias.to(dtype).expand(*batch_shape, -1))
+
+
+@pytest.mark.parametrize("kind", ["a start of its own", "a learned start", "parametrized"])
+def test_rows_that_do_not_begin_with_zeros_take_the_long_way(kind: str) -> None:
+    cell = OwnStart if kind == "a start of its own" else flexrnn.cells.RNNCell
+    layer = FlexRNN(cell, I, H, learn_initial_state=kind == "a learned start")
+    for parameter in layer.parameters():
+        parameter.normal_()
+    if kind == "parametrized":
+        nn.utils.parametrizations.weight_norm(layer, "weight_hh_l0")
+    x = torch.randn(B, I)
+    state = layer.step(x)[1]
+    reset = torch.tensor([True, False, True, False])
+    assert quick.step(layer, x, state, reset) is None
+    with flexrnn.backend("reference"):
+        expected = layer.step(x, state, reset=reset)
+    assert_close(layer.step(x, state, reset=reset), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_what_cannot_begin_anew_takes_the_long_way(refused: Any) -> None:
     layer, x = flexrnn.GRU(I, H), torch.randn(B, I)
     reset = torch.ones(B, dtype=torch.bool)
     for state in (torch.randn(1, B, H + 1), torch.randn(1, B, H).double(), (), [1, 2]):
         assert quick.step(layer, x, state, reset) is None
     state = layer.step(x)[1]
-    with flexrnn.backend("reference"):
-        assert quick.step(layer, x, state, reset) is None
+    for mark in (reset.to("meta"), reset.to_sparse()):
+        for given in (None, state):
+            assert quick.step(layer, x, given, mark) is None
     refused(lambda: layer.step(x, torch.randn(1, B, 2), reset=reset), RuntimeError,
             "Expected hidden size (1, 4, 5), got [1, 4, 2]")  # fmt: skip
+    refused(lambda: layer.step(x, reset=reset.to("meta")), RuntimeError,
+            "reset: expected it on the input's device cpu, got meta")  # fmt: skip
 
 
 def test_a_sequence_of_one_step_takes_it_too(make: Make) -> None:

@@ -21,7 +21,17 @@ from torch.nn.utils.rnn import PackedSequence
 from flexrnn.call.initial import initial_state
 from flexrnn.call.prepared import Prepared, has_tensors, known, timed
 from flexrnn.call.stack import each
-from flexrnn.call.way import ENGINE, KEPT, Memory, fits, is_kept, way_of, zeros_for
+from flexrnn.call.way import (
+    ENGINE,
+    KEPT,
+    Memory,
+    begins_with_zeros,
+    fits,
+    is_kept,
+    way_of,
+    zeros_for,
+)
+from flexrnn.cell import field_sizes
 from flexrnn.check import check_packed
 from flexrnn.engine import engines, scan
 from flexrnn.engine.compiler.trace import CannotCompileError
@@ -112,6 +122,8 @@ def step(
         or hooks._global_forward_pre_hooks
     ):
         return None
+    if reset is not None and not _is_mark(reset):
+        return None
     if reset is not None and state is not None:
         state = _restarted(layer, x, state, reset)
         if state is None:
@@ -119,24 +131,27 @@ def step(
     return _run(layer, x, state, axis=None)
 
 
+def _is_mark(reset: Tensor) -> bool:
+    return type(reset) is Tensor and reset.is_cpu and _is_strided(reset)
+
+
 def _restarted(layer: Any, x: Tensor, state: Any, reset: Tensor) -> tuple[Tensor, ...] | None:
-    """The state with the initial one in rows that begin anew; None where it is not a plain one."""
+    """The state with zeros in rows that begin anew; None where they may begin otherwise."""
     fields = (state,) if isinstance(state, Tensor) else state
-    if not isinstance(fields, tuple) or any(type(t) is not Tensor for t in (reset, *fields)):
-        return None
-    if not _is_plain(layer) or not _may_be_prepared(layer, x) or not _lie_here((x, *fields)):
-        return None
-    if not reset.is_cpu or not _is_strided(reset):
+    if not isinstance(fields, tuple) or any(type(field) is not Tensor for field in fields):
         return None
     cells = list(layer._modules["cells"]._modules.values())
-    options: dict[str, Any] = {"batch": x.shape[0], "dtype": x.dtype, "device": x.device}
-    start = initial_state(
-        layer, cells, layer._suffixes, learned=layer.learn_initial_state, **options
-    )
-    if [(f.shape, f.dtype) for f in fields] != [(s.shape, s.dtype) for s in start]:
+    if "parametrizations" in layer._modules:  # they are not to be computed twice
+        return None
+    if layer.learn_initial_state or not all(map(begins_with_zeros, cells)):
+        return None
+    if not _is_plain(layer) or known(layer, cells) is None or not _may_be_prepared(layer, x):
+        return None
+    widths = field_sizes(cells[0])
+    if not _lie_here((x, *fields)) or not fits(fields, widths, len(cells), x.shape[0]):
         return None
     rows = reset.unsqueeze(1)
-    return tuple(torch.where(rows, s, f) for s, f in zip(start, fields, strict=True))
+    return tuple(field.masked_fill(rows, 0) for field in fields)
 
 
 def _is_plain(layer: Any) -> bool:

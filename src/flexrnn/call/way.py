@@ -197,7 +197,7 @@ def _found(
     """Find out how a layer runs; None if it has more than parameters or begins in its own way."""
     widths, ways = field_sizes(cells[0]), layer.num_directions
     start = () if given else zeros_for(memory, widths, x)
-    if start and any(_initial(cell) is not _ZEROS for cell in cells):
+    if start and not all(map(begins_with_zeros, cells)):
         return None
     lent: Any = SimpleNamespace(**dict(zip(memory.flat, params, strict=True)))
     parts: list[tuple[Ready, tuple[int, ...]]] = []
@@ -218,5 +218,6 @@ def _found(
     return Way(tuple(parts), ways, cells[0].State, widths)
 
 
-def _initial(cell: Cell) -> Any:
-    return getattr(cell.initial_state, "__func__", None)
+def begins_with_zeros(cell: Cell) -> bool:
+    """Whether a cell's initial state is that of `Cell`."""
+    return getattr(cell.initial_state, "__func__", None) is _ZEROS

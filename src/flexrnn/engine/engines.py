@@ -125,7 +125,8 @@ def chain(backend: str, like: Tensor, steps: int | None = None) -> tuple[str, ..
     Args:
         backend: an engine's name, or `auto`.
         like: a state.
-        steps: T, where it is known. A single one is no loop: the reference is the faster.
+        steps: T, where it is known. A single one is no loop: the reference is the faster, but for
+            what is prepared; see `call.quick`.
     """
     if backend != "auto":
         return (backend,)

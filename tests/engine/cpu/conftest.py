@@ -29,10 +29,10 @@ def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 
 @pytest.fixture(autouse=True)
 def threads_where_one_would_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At the sizes of tests, loops would otherwise never share units; two threads always do."""
+    """At the sizes of tests, loops would otherwise never share units; three threads always do."""
     monkeypatch.setattr(layout, "_LITTLE", 0)
     monkeypatch.setattr(layout, "_BRIEF", 0)
-    monkeypatch.setattr(layout, "is_thin", lambda batch, threads, tiles: threads == 2)
+    monkeypatch.setattr(layout, "is_thin", lambda batch, threads, tiles: threads == 3)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -43,7 +43,7 @@ def test_the_same_input_gives_the_same_bits(threads: Threads, results: Results, 
     cell, (T, B, I, H) = SHARED[name]
     layer, x = flexrnn.FlexRNN(cell, I, H), torch.randn(T, B, I, requires_grad=True)
     reference = results(layer, "reference", x)
-    for count in (1, 2):
+    for count in (1, 2, 3):
         with threads(count):
             first, *others = (results(layer, "cpu", x) for _ in range(4))
         for other in others:

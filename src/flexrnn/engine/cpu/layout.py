@@ -19,7 +19,9 @@ from flexrnn.engine.lowering.places import in_one_piece
 # Bytes of weights above which threads of few rows share units instead of rows; those of many do so
 # where weights are far away.
 _CACHED_WEIGHTS = 4 << 20
-_LITTLE = 256 << 10  # bytes of weights that are read, for which a second thread comes too late
+_LITTLE = (
+    256 << 10
+)  # bytes of weights, times steps and rows, for which a second thread comes too late
 _BRIEF = 48 << 10  # bytes of weights a stage, for which threads wait longer than they work
 _FULL = 4  # rows that take a core as long as one of them, for it waits for weights
 _WORTH = 0.8  # of the time for rows of one's own: it makes up for meeting

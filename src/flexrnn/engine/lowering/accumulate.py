@@ -40,8 +40,8 @@ class Accumulators:
     @property
     def full(self) -> bool:
         """Whether every product adds to all sums of its group."""
-        blocks = [len(product.blocks) for product in self.stage.products]
-        return all(blocks[k] == len(sums) for products, sums in self.groups for k in products)
+        own = [{self.of[b] for b in product.blocks.values()} for product in self.stage.products]
+        return all(own[k] == set(sums) for products, sums in self.groups for k in products)
 
     def _new(self) -> int:
         return self.count

@@ -43,7 +43,7 @@ class Tile(NamedTuple):
     rows: int  # at most
     width: int  # vectors of every sum
     at_once: int  # sums of a row that are made together, in registers
-    few: int  # rows up to which all sums are
+    few: int  # rows up to which all sums are; 0 where those of one are too many
     chains: int  # sums of alternate k that are kept apart until the end
 
 
@@ -67,7 +67,8 @@ def tile_of(sums: int, registers: int, shape: Shape, *, full: bool) -> Tile:
     apart = full and registers < _MANY
     width = max(1, (_NARROW if apart else _WIDE) // sums)
     at_once = -(-sums // max(1, sums // _NARROW)) if apart else sums
-    rows, few = (min(_MOST_ROWS, max(1, registers // (n * width))) for n in (at_once, sums))
+    rows = min(_MOST_ROWS, max(1, registers // (at_once * width)))
+    few = min(rows, registers // (sums * width)) if at_once < sums else rows
     return Tile(rows, width, at_once, few, 1)
 
 
@@ -136,7 +137,7 @@ class Products:
         return [packed for parts in self.packed for packed in parts]
 
     def text(self) -> str:
-        """The function."""
+        """The functions."""
         return self._in_place() if self.in_place else self._in_order()
 
     def _in_place(self) -> str:
@@ -173,7 +174,7 @@ class Products:
             few += self._part(products, range(len(cut)), sums)
             for k, part in enumerate(cut):
                 many += self._part(products, [k], part)
-        texts = [self._function("INLINE", self.named(1), few)]
+        texts = [self._function("INLINE", self.named(1), few)] if self.tile.few else []
         if self.tile.few < self.tile.rows:
             # By itself: what surrounds it would want registers, too, all of which are taken.
             texts.append(self._function("ALONE", self.named(self.tile.rows), many))

@@ -137,7 +137,8 @@ ALONE void add_dots(REAL* out, long apart, const REAL* a, long row, const REAL* 
     }
 }
 
-// out[n] += sum over k of a[k] * w[k * next + n], likewise: a weight whose rows lie in one piece each.
+// out[n] += sum over k of a[k] * w[k * next + n], likewise: a weight whose rows lie in one piece
+// each.
 template <int R>
 ALONE void add_rows(REAL* out, long apart, const REAL* a, long row, const REAL* w, long K,
                     long next, int units) {

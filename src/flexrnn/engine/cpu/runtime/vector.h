@@ -111,7 +111,7 @@ constexpr int MASKED_BYTES = 0;
 
 // -- memory -----------------------------------------------------------------------------------
 //
-// With TAIL the first n lanes, 0 <= n < VL: no byte behind them is touched, and the others read 0.
+// With TAIL the first n lanes, 0 <= n <= VL: no byte behind them is touched, and the others read 0.
 
 template <bool TAIL> INLINE vec load(const REAL* p, int n = VL) {
     if constexpr (!TAIL) return *(const vec_anywhere*)p;
