@@ -99,7 +99,6 @@ class Products:
         name = f"{number}_{k}"
         weight = context.graph.nodes[product.weight]
         inner, per_head = int(weight.shape[-2]), len(weight.shape) == 3
-        context.size(f"K{name}", inner)
         parts = self._cut(next(s for products, s in self.accumulators.groups if k in products))
         blocks = {block: sum_of[node] for block, node in sorted(product.blocks.items())}
         self.packed.append(
