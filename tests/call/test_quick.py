@@ -65,6 +65,27 @@ def test_rows_that_begin_anew(make: Make) -> None:
     assert_close(quick.step(layer, x, None, reset), quick.step(layer, x, None), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("rows", [1, B])
+@pytest.mark.parametrize("first", ["cut", "whole"])
+def test_rows_begin_anew_in_a_state_that_is_the_same_for_all(
+    make: Make, first: str, rows: int
+) -> None:
+    """It lies otherwise once some rows of it are zero."""
+    layer, x = make(num_layers=3), randn(B, I)
+    state, reset = begun(layer), torch.tensor([False, True, False, False])
+    fields = (state,) if isinstance(state, Tensor) else state
+    shared = tuple(field[:1, :rows].expand_as(field) for field in fields)
+    given = shared[0] if isinstance(state, Tensor) else shared
+    marks = [reset, None] if first == "cut" else [None, reset]
+    for mark in marks * 2:
+        with flexrnn.backend("reference"):
+            expected = layer.step(x, given, reset=mark)
+        for _ in range(3):  # prepared in the end
+            found = quick.step(layer, x, given, mark)
+            assert found is not None
+            assert_close(found, expected, rtol=1e-13, atol=1e-14)
+
+
 class OwnStart(flexrnn.cells.RNNCell):
     """Begins with its bias."""
 
@@ -88,6 +109,29 @@ def test_rows_that_do_not_begin_with_zeros_take_the_long_way(kind: str) -> None:
     with flexrnn.backend("reference"):
         expected = layer.step(x, state, reset=reset)
     assert_close(layer.step(x, state, reset=reset), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_parametrization_is_computed_once_a_step(cut: bool) -> None:
+    """It may change what it remembers, as `spectral_norm`'s does."""
+    calls = []
+
+    class Counted(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            calls.append(1)
+            return weight
+
+    class Uncompiled(flexrnn.cells.RNNCell):
+        def step(self, x: Tensor, state: Any) -> Any:
+            return super().step(x.sort().values, state)
+
+    for cell in (flexrnn.cells.RNNCell, Uncompiled):
+        layer = FlexRNN(cell, I, H)
+        nn.utils.parametrize.register_parametrization(layer, "weight_hh_l0", Counted())
+        state = layer.step(torch.randn(B, I))[1]
+        calls.clear()
+        layer.step(torch.randn(B, I), state, reset=torch.ones(B).bool() if cut else None)
+        assert len(calls) == 1
 
 
 def test_what_cannot_begin_anew_takes_the_long_way(refused: Any) -> None:

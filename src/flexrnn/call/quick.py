@@ -31,7 +31,6 @@ from flexrnn.call.way import (
     way_of,
     zeros_for,
 )
-from flexrnn.cell import field_sizes
 from flexrnn.check import check_packed
 from flexrnn.engine import engines, scan
 from flexrnn.engine.compiler.trace import CannotCompileError
@@ -116,42 +115,19 @@ def step(
         torch.compiler.is_compiling()
         or torch.is_grad_enabled()
         or x.dim() != 2
+        or "parametrizations" in layer._modules  # not to be computed twice, should this fail
         or layer._forward_hooks
         or layer._forward_pre_hooks
         or hooks._global_forward_hooks
         or hooks._global_forward_pre_hooks
+        or not (reset is None or _is_mark(reset))
     ):
         return None
-    if reset is not None and not _is_mark(reset):
-        return None
-    if reset is not None and state is not None:
-        state = _restarted(layer, x, state, reset)
-        if state is None:
-            return None
-    return _run(layer, x, state, axis=None)
+    return _run(layer, x, state, axis=None, reset=reset)
 
 
 def _is_mark(reset: Tensor) -> bool:
     return type(reset) is Tensor and reset.is_cpu and _is_strided(reset)
-
-
-def _restarted(layer: Any, x: Tensor, state: Any, reset: Tensor) -> tuple[Tensor, ...] | None:
-    """The state with zeros in rows that begin anew; None where they may begin otherwise."""
-    fields = (state,) if isinstance(state, Tensor) else state
-    if not isinstance(fields, tuple) or any(type(field) is not Tensor for field in fields):
-        return None
-    cells = list(layer._modules["cells"]._modules.values())
-    if "parametrizations" in layer._modules:  # they are not to be computed twice
-        return None
-    if layer.learn_initial_state or not all(map(begins_with_zeros, cells)):
-        return None
-    if not _is_plain(layer) or known(layer, cells) is None or not _may_be_prepared(layer, x):
-        return None
-    widths = field_sizes(cells[0])
-    if not _lie_here((x, *fields)) or not fits(fields, widths, len(cells), x.shape[0]):
-        return None
-    rows = reset.unsqueeze(1)
-    return tuple(field.masked_fill(rows, 0) for field in fields)
 
 
 def _is_plain(layer: Any) -> bool:
@@ -168,7 +144,9 @@ def _is_plain(layer: Any) -> bool:
     )
 
 
-def _run(layer: Any, x: Tensor, hx: Any, *, axis: int | None) -> tuple[Tensor, Any] | None:
+def _run(
+    layer: Any, x: Tensor, hx: Any, *, axis: int | None, reset: Tensor | None = None
+) -> tuple[Tensor, Any] | None:
     """Run all layers and directions; the output is `(T, B, ·)`, or `(B, ·)` of a single step.
 
     Args:
@@ -176,6 +154,7 @@ def _run(layer: Any, x: Tensor, hx: Any, *, axis: int | None) -> tuple[Tensor, A
         x: `(T, B, I)`, `(B, T, I)`, or `(B, I)` for a single step.
         hx: the initial state.
         axis: of time in x.
+        reset: `(B,)`, true where a row begins with zeros instead.
     """
     if (memory := _memories.get(layer)) is None:
         memory = _memories[layer] = Memory(layer._slots)
@@ -183,16 +162,23 @@ def _run(layer: Any, x: Tensor, hx: Any, *, axis: int | None) -> tuple[Tensor, A
     if memory.blind or not isinstance(given, tuple) or (hx is not None and not given):
         return None
     cells = list(layer._modules["cells"]._modules.values())
+    if reset is None or not given:
+        cut = None
+    elif layer.learn_initial_state or not all(map(begins_with_zeros, cells)):
+        return None
+    else:
+        cut = reset.unsqueeze(1)
     own = layer._parameters  # first, for a module's `__getattr__` is slow
     params = [own[f] if f in own else getattr(layer, f) for f in memory.flat]
     row = (x, *given, *params)
     about = known(layer, cells) if _may_be_prepared(layer, x) else None
-    like = None if about is None else _like(layer, x, len(given), axis)
+    # What is cut lies otherwise than what was given, if that did not lie in one piece.
+    like = None if about is None else (cut is None, *_like(layer, x, len(given), axis))
     prepared = memory.prepared.get(like)
     if prepared and not prepared.holds(about, row):
         prepared = None
     try:
-        if prepared and prepared.run and (result := prepared.run(x, given, params)):
+        if prepared and prepared.run and (result := prepared.run(x, _cut(given, cut), params)):
             return result
         if not _is_plain(layer) or (about is None and any(map(has_tensors, cells))):
             return None
@@ -209,6 +195,7 @@ def _run(layer: Any, x: Tensor, hx: Any, *, axis: int | None) -> tuple[Tensor, A
         if way is None or not fits(given, way.widths, len(cells), batch):
             return None
         start = () if given else zeros_for(memory, way.widths, sequence)
+        given = _cut(given, cut)
         result = way(x, given, params, start=start, axis=axis)
     except (CannotCompileError, CannotRunError):
         return None
@@ -216,11 +203,17 @@ def _run(layer: Any, x: Tensor, hx: Any, *, axis: int | None) -> tuple[Tensor, A
     if like and memory.comes_again(like) and not (prepared or learned) and can_tell(row):
         run = None
         if is_kept(start):
-            again = partial(way, start=start, axis=axis)
-            run = again if torch.is_grad_enabled() else way.straight(row, start, axis)
+            run = partial(way, start=start, axis=axis)
+            if not torch.is_grad_enabled():
+                run = way.straight((x, *given, *params), start, axis)
         memory.prepared[like] = Prepared(about, row, run)
         trim(memory.prepared, KEPT)
     return result
+
+
+def _cut(fields: tuple[Tensor, ...], rows: Tensor | None) -> tuple[Tensor, ...]:
+    """Fields of a state, with zeros in these rows `(B, 1)`."""
+    return fields if rows is None else tuple(field.masked_fill(rows, 0) for field in fields)
 
 
 def _lie_here(row: Sequence[Tensor]) -> bool:
