@@ -63,3 +63,43 @@ def test_nothing_goes_to_memory_that_would_not_without_sinking(
     monkeypatch.setattr(stages, "sink", lambda _: None)
     without = forward(tied)
     assert len(with_it.temporaries) <= len(without.temporaries)
+
+
+def reductions(function: Callable[[Tensor, Tensor], Tensor]) -> int:
+    return sum(len(stage.reduced) for stage in forward(function).stages)
+
+
+def of_row(value: Tensor) -> Tensor:
+    return value.sum(-1, keepdim=True)
+
+
+def test_sums_that_are_added_up_are_one() -> None:
+    def three(a: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(a * (of_row(a * h) + h[:, :1] + of_row(h * h) + of_row(a)))
+
+    def beside_others(a: Tensor, h: Tensor) -> Tensor:
+        parts = of_row(a[:, :4]) + of_row(h[:, 4:])  # of other units, but as many
+        return torch.tanh(a * (parts + of_row(a * h) + of_row(h * h)))
+
+    assert reductions(three) == 1
+    assert reductions(beside_others) == 2
+    for function in (three, beside_others):
+        layer = flexrnn.FlexRNN(Cell, H, H, function=function, dtype=torch.float64)
+        x, found = torch.randn(3, 2, H, dtype=torch.float64), []
+        for engine in ("reference", "cpu"):
+            with flexrnn.backend(engine):
+                output = layer(x)[0]
+            found.append((output, *torch.autograd.grad(output.sum(), list(layer.parameters()))))
+        torch.testing.assert_close(*found, rtol=1e-12, atol=1e-13)
+
+
+def test_a_sum_that_is_read_elsewhere_too_stays_one_of_its_own() -> None:
+    def read_twice(a: Tensor, h: Tensor) -> Tensor:
+        first, second = of_row(a * h), of_row(h * h)
+        return torch.tanh(a * (first + second) + first)
+
+    def maxima(a: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(a * (a.amax(-1, keepdim=True) + h.amax(-1, keepdim=True)))
+
+    assert reductions(read_twice) == 2
+    assert reductions(maxima) == 2

@@ -42,14 +42,17 @@ void all_lengths(REAL* end) {  // of n numbers, the last of which stands before 
         for (int i = 0; i < n; i++) first[i] = v[i];
         vec rest = load<true>(first, n) + REAL(0);
         for (int i = n; i < VL; i++) rest[i] = NAN;  // what stands there does not matter
-        CHECK(sum(rest, n) == pairwise(first, VL))
+        mask there = lanes_below(n);
+        CHECK(sum(select(there, rest, vec{})) == pairwise(first, VL))
         REAL most = -INFINITY;
         for (int i = 0; i < n; i++) most = fmax(most, v[i]);
-        CHECK(max(rest, n) == most)
+        vec lowest = broadcast(-INFINITY);
+        CHECK(max(select(there, rest, lowest)) == most)
         for (int i = 0; i < n; i++) {
             vec hole = v;
             hole[i] = NAN;
-            CHECK(std::isnan(max(hole, n)) && std::isnan(sum(hole, n)))
+            CHECK(std::isnan(max(select(there, hole, lowest))))
+            CHECK(std::isnan(sum(select(there, hole, vec{}))))
         }
     }
 }
@@ -68,7 +71,7 @@ void full(REAL* end) {
     }
     CHECK(max(v) == most)
     CHECK(sum(v) == pairwise(copy, n))
-    CHECK(sum(broadcast(-0.0) , 0) == 0 && std::signbit(broadcast(-0.0)[VL - 1]))
+    CHECK(std::signbit(broadcast(-0.0)[VL - 1]))
     mask odd = v == load<false>(p);
     CHECK(real(odd)[0] == REAL(1) && real(odd)[1] == REAL(0))
     CHECK(truth(v)[1] == -1 && truth(v)[0] == 0 && truth(v * REAL(NAN))[0] == -1)

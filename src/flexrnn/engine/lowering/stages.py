@@ -14,6 +14,7 @@ from typing import NamedTuple
 from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.lowering.copies import with_copies
+from flexrnn.engine.lowering.joined import join_sums
 from flexrnn.engine.lowering.places import Domain, Place, domain_of, in_one_piece, sizes_of
 from flexrnn.engine.lowering.sink import sink
 from flexrnn.engine.step import CannotRunError
@@ -76,6 +77,7 @@ class Loop(NamedTuple):
 
 def lower(graph: Graph) -> Loop:
     """Divide the graph of a loop into stages."""
+    join_sums(graph)
     lowering = Lowering(with_copies(graph))
     for index in sorted(lowering.alive):
         lowering.assign(index)

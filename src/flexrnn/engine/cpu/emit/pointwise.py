@@ -8,8 +8,19 @@ from flexrnn.engine.lowering.places import sizes_of
 from flexrnn.engine.lowering.stages import Store
 
 
+def partial(context: Context, index: int, part: str = "f.part", row: str = "r") -> str:
+    """The vector that a part of a row gives to a reduction, as it lies in memory."""
+    name = context.buffer(context.loop.partial_name(index))
+    heads = context.size(f"{name}_heads", context.low.partial[index].heads)
+    return f"*(vec*)(f.{name} + (({part} * f.B + {row}) * {heads} + head) * VL)"
+
+
 class Pointwise(Evaluation):
-    """Writes `pointK`, for stage K."""
+    """Writes `pointK`, for stage K.
+
+    Behind products, it computes with a tile of sums. Elsewhere a function that goes through all
+    units holds what they give to a reduction, a vector for every row.
+    """
 
     def __init__(self, context: Context, number: int, accumulators: Accumulators, width: int):
         super().__init__(context.loop)
@@ -22,14 +33,16 @@ class Pointwise(Evaluation):
         """The function."""
         for store in self.stage.stores:
             self._store(store)
-        for index in self.stage.reduced:
-            self._gather(index)
+        for k, index in enumerate(self.stage.reduced):
+            self._gather(k, index)
         sums = [self._sum(k, store) for k, store in enumerate(self.stage.sums)]
-        k = self.number
+        k, how, more = self.number, "INLINE", [f"vec* {name}" for name in self.gathered]
+        taken = ["const Frame& f", "long first", "long rows", "long head", "long unit", "int n"]
+        if self.stage.products:
+            how, taken, more = "static", [taken[0], "const REAL* tile", *taken[1:]], []
         return "\n".join([
             "template <bool TAIL>",
-            f"static void point{k}(const Frame& f, const REAL* tile, long first, long rows, "
-            "long head, long unit, int n) {",
+            f"{how} void point{k}({', '.join([*taken, *more])}) {{",
             *(f"    {line}" for line in self.once),
             *(f"    vec sum{k} = {{}};" for k in range(len(sums))),
             "    for (long i = 0; i < rows; i++) {",
@@ -39,6 +52,11 @@ class Pointwise(Evaluation):
             *(f"    {line}" for line in sums),
             "}",
         ])  # fmt: skip
+
+    @property
+    def gathered(self) -> list[str]:
+        """The names of what the units of a thread give to reductions."""
+        return [f"gathered{k}" for k in range(len(self.stage.reduced))]
 
     def literal(self, value: float) -> str:
         """A number."""
@@ -70,18 +88,13 @@ class Pointwise(Evaluation):
         """The variable of what lies in memory."""
         return self.assign(index, self.context.load(index, self.number))
 
-    def _partial(self, index: int) -> str:
-        name = self.context.buffer(self.loop.partial_name(index))
-        over = self.low.partial[index]
-        heads = self.context.size(f"{name}_heads", over.heads)
-        return f"f.{name} + ((PART * f.B + r) * {heads} + head) * VL"
-
-    def _gather(self, index: int) -> None:
+    def _gather(self, k: int, index: int) -> None:
         """Add this vector's lanes to what the thread has found so far in the row."""
-        node = self.graph.nodes[index]
-        value = self.use(node.args[0])
-        into = f"*(vec*)({self._partial(index).replace('PART', 'f.part')})"
-        if node.op == "sum":
+        value = self.use(self.graph.nodes[index].args[0])
+        into = f"{self.gathered[k]}[i]"
+        if self.stage.products:
+            into = partial(self.context, index)
+        if self.graph.nodes[index].op == "sum":
             self.lines.append(
                 f"{into} += TAIL ? select(lanes_below(n), {value}, vec{{}}) : {value};"
             )
@@ -93,11 +106,11 @@ class Pointwise(Evaluation):
         """The variable with what all threads have found together."""
         name = f"total{index}"
         operation = self.graph.nodes[index].op
-        first = self._partial(index).replace("PART", "0")
-        other = self._partial(index).replace("PART", "part")
-        self.lines.append(f"vec {name} = *(const vec*)({first});")
-        joined = (f"{name} += *(const vec*)({other});" if operation == "sum"
-                  else f"{name} = maximum({name}, *(const vec*)({other}));")  # fmt: skip
+        first, other = (partial(self.context, index, part) for part in ("0", "part"))
+        self.lines.append(f"vec {name} = {first};")
+        joined = f"{name} += {other};"
+        if operation != "sum":
+            joined = f"{name} = maximum({name}, {other});"
         self.lines.append(f"for (long part = 1; part < f.parts; part++) {joined}")
         whole = "sum" if operation == "sum" else "max"
         return self.assign(index, f"broadcast({whole}({name}))")
@@ -109,7 +122,9 @@ class Pointwise(Evaluation):
         address = self.context.address(store.place, sizes_of(node.shape), self.number)
         shared = self.stage.alone and store.place.buffer not in self.context.loop.copied
         where = "if (f.part == 0) " if shared else ""
-        self.lines.append(f"{where}store<TAIL>({address}, {value}, n);")
+        one = self.stage.domain.units == 1
+        stored = f"*({address}) = {value}[0];" if one else f"store<TAIL>({address}, {value}, n);"
+        self.lines.append(f"{where}{stored}")
 
     def _sum(self, k: int, store: Store) -> str:
         """Sum a value over the rows in a register; the line that adds it to the memory.

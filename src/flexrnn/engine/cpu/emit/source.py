@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from flexrnn.engine.cpu.emit.context import Buffer, Context
-from flexrnn.engine.cpu.emit.pointwise import Pointwise
+from flexrnn.engine.cpu.emit.pointwise import Pointwise, partial
 from flexrnn.engine.cpu.emit.products import Packed, Products, Shape, tile_of
 from flexrnn.engine.cpu.emit.run import run
 from flexrnn.engine.lowering.accumulate import Accumulators
@@ -60,8 +60,8 @@ def source(loop: Loop, *, backward: bool, registers: int, shape: Shape) -> Sourc
             texts.append(Pointwise(context, number, accumulators, tile.width).text())
             texts.append(_tiles(context, writer, accumulators.count))
         else:
-            texts.append(Pointwise(context, number, accumulators, 1).text())
-            texts.append(_rows(context, number))
+            point = Pointwise(context, number, accumulators, 1)
+            texts += [point.text(), _rows(context, point)]
     runs = run(context, weights, in_place=in_place, together=ROWS)
     text = "\n".join([_frame(context, weights, in_place), *texts, runs])
     return Source(
@@ -138,43 +138,60 @@ def _tiles(context: Context, products: Products, count: int) -> str:
     ])  # fmt: skip
 
 
-def _rows(context: Context, number: int) -> str:
+def _rows(context: Context, point: Pointwise) -> str:
     """A function that goes through some rows of a thread, and the units of each."""
-    all_of_it = f"{{0, f.G{number} * tiles}}"
-    its_share = f"share(f.G{number} * tiles, f.id, f.of)"
-    mine = all_of_it if context.loop.stages[number].alone else its_share
+    number, stage = point.number, context.loop.stages[point.number]
+    head = f"static void stage{number}(const Frame& f, Range rows) {{"
+    if stage.alone:
+        all_rows = "rows.first, rows.last - rows.first"
+        return "\n".join([head, f"    point{number}<true>(f, {all_rows}, 0, 0, 1);", "}\n"])
+    # What a row gives to reductions stays in registers, row by row; but in memory where values are
+    # summed over rows, too, for adding that up exactly takes longer.
+    together = ROWS if stage.sums or not stage.reduced else 1
+    n = f"least({together}, rows.last - r)" if together > 1 else "1"
+    begin, end = [], []
+    for name, index in zip(point.gathered, stage.reduced, strict=True):
+        begin.append(f"            vec {name}[{together}] = {{}};")
+        if context.graph.nodes[index].op != "sum":
+            begin.append(f"            for (vec& one : {name}) one = {_begin(context, index)};")
+        into = partial(context, index, row="r + i")
+        end.append(f"            for (long i = 0; i < n; i++) {into} = {name}[i];")
+    more = "".join(f", {name}" for name in point.gathered)
     return "\n".join([
-        f"static void stage{number}(const Frame& f, Range rows) {{",
+        head,
         f"    const long tiles = ceil_div(f.W{number}, VL);",
-        f"    const Range mine = {mine};",
-        *_cleared(context, number, "rows"),
+        f"    const Range mine = share(f.G{number} * tiles, f.id, f.of);",
         "    for (long r = rows.first, n; r < rows.last; r += n) {",
-        f"        n = least({ROWS}, rows.last - r);",
-        "        for (long at = mine.first; at < mine.last; at++) {",
-        "            const long head = at / tiles, unit = at % tiles * VL;",
-        f"            const long left = f.W{number} - unit;",
-        f"            if (left >= VL) point{number}<false>(f, nullptr, r, n, head, unit, VL);",
-        f"            else point{number}<true>(f, nullptr, r, n, head, unit, int(left));",
+        f"        n = {n};",
+        f"        for (long head = 0; head < f.G{number}; head++) {{",
+        f"            const Range units = units_of(mine, head, tiles, f.W{number});",
+        *begin,
+        "            long unit = units.first;",
+        "            for (; unit + VL <= units.last; unit += VL)",
+        f"                point{number}<false>(f, r, n, head, unit, VL{more});",
+        "            if (unit < units.last)",
+        f"                point{number}<true>(f, r, n, head, unit, int(units.last - unit){more});",
+        *end,
         "        }",
         "    }",
         "}\n",
     ])  # fmt: skip
 
 
+def _begin(context: Context, index: int) -> str:
+    """What a reduction begins with."""
+    is_sum = context.graph.nodes[index].op == "sum"
+    return "vec{}" if is_sum else "broadcast(-REAL(__builtin_inf()))"
+
+
 def _cleared(context: Context, number: int, rows: str) -> list[str]:
     """Begin the reductions that this stage gathers."""
-    lines = []
-    for index in context.loop.stages[number].reduced:
-        buffer = context.buffer(context.loop.partial_name(index))
-        begin = (
-            "vec{}"
-            if context.graph.nodes[index].op == "sum"
-            else "broadcast(-REAL(__builtin_inf()))"
-        )
-        lines += [
+    return [
+        line
+        for index in context.loop.stages[number].reduced
+        for line in (
             f"    for (long r = {rows}.first; r < {rows}.last; r++)",
             f"        for (long head = 0; head < f.G{number}; head++)",
-            f"            *(vec*)(f.{buffer} + ((f.part * f.B + r) * f.G{number} + head) * VL) = "
-            f"{begin};",
-        ]
-    return lines
+            f"            {partial(context, index)} = {_begin(context, index)};",
+        )
+    ]

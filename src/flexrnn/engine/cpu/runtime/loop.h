@@ -19,6 +19,12 @@ INLINE Range share(long size, long id, long count) {
     return {size * id / count, size * (id + 1) / count};
 }
 
+// Which units of a head, of so many, are in a share of the vectors of all heads.
+INLINE Range units_of(Range share, long head, long vectors, long units) {
+    const long before = head * vectors;
+    return {most(share.first - before, 0) * VL, least((share.last - before) * VL, units)};
+}
+
 // The first row before which there is about so much work, where step t has `at[t + 1] - at[t]` rows,
 // never more than the one before.
 static long row_after(const long* at, long T, long B, long work) {

@@ -8,8 +8,9 @@
 //   HINTS  whether to ask for memory early
 
 typedef REAL vec __attribute__((vector_size(VL * sizeof(REAL))));
-typedef REAL vec_anywhere
-    __attribute__((vector_size(VL * sizeof(REAL)), aligned(sizeof(REAL)), may_alias));
+// It aliases REAL, as every vector of them does to GCC and clang, and nothing else: what a frame says
+// need not be read again behind each store.
+typedef REAL vec_anywhere __attribute__((vector_size(VL * sizeof(REAL)), aligned(sizeof(REAL))));
 typedef INT mask __attribute__((vector_size(VL * sizeof(INT))));  // 0 or -1 a lane: a comparison
 
 #define INLINE static inline __attribute__((always_inline))
@@ -160,7 +161,3 @@ template <int N, bool SUM> INLINE REAL reduced(typename Part<N>::type v) {
 
 INLINE REAL sum(vec v) { return reduced<VL, true>(v); }
 INLINE REAL max(vec v) { return reduced<VL, false>(v); }
-INLINE REAL sum(vec v, int n) { return sum(select(lanes_below(n), v, vec{})); }
-INLINE REAL max(vec v, int n) {
-    return max(select(lanes_below(n), v, broadcast(-__builtin_inff())));
-}
