@@ -1,6 +1,8 @@
 """What is refused, with operation, file and line; and what is not."""
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -129,3 +131,13 @@ def test_products_by_heads_are_one_product(how: str, same_by_program: Callable[.
     loop = [program.graph.nodes[i] for i in program.schedule.loop]
     assert [n.shape for n in loop if n.op == "product"] == [("B", 2, 3)]
     same_by_program(layer, x)
+
+
+def test_a_trace_imports_no_more_of_torch_than_it_has_to() -> None:
+    """Torch would import its exporter, a third of a second, to say where a size was asked for."""
+    program = """
+import sys, torch, flexrnn
+flexrnn.explain(flexrnn.LSTM(2, 3), torch.randn(4, 1, 2))
+sys.exit("torch.export._trace" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

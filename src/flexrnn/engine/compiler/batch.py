@@ -1,7 +1,9 @@
 """The batch as a number without a value, and the note of the first question about its value."""
 
+import sys
 from itertools import dropwhile, islice
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -30,6 +32,14 @@ class BatchSize(ShapeEnv):
         if self.question is None and symbolic and (len(self.guards) > known or _is_persons()):
             self.question = f"({args[0]}), {users_line(frames())}"
         return answer
+
+    def _get_user_frame(self) -> FrameType:
+        """Where torch asks from, for messages that nobody gets here.
+
+        Finding out by which file a person asks, torch imports torch.export: a third of a second at
+        the first call of a process.
+        """
+        return sys._getframe()  # pyright: ignore[reportPrivateUsage]
 
 
 def _is_persons() -> bool:
