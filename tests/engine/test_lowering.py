@@ -103,3 +103,13 @@ def test_a_sum_that_is_read_elsewhere_too_stays_one_of_its_own() -> None:
 
     assert reductions(read_twice) == 2
     assert reductions(maxima) == 2
+
+
+def test_what_is_doubled_again_and_again_is_looked_at_once() -> None:
+    def doubled(a: Tensor, h: Tensor) -> Tensor:
+        a = a * 1e-9
+        for _ in range(40):
+            a = a + a
+        return torch.tanh(a + of_row(h) + of_row(h))
+
+    assert reductions(doubled) == 1

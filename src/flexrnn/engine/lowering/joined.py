@@ -10,7 +10,10 @@ from flexrnn.engine.compiler.graph import Graph
 def join_sums(graph: Graph) -> None:
     """Join the sums of one shape under each tree of additions, where nothing else reads them."""
     alive = graph.ancestors(list(graph.outputs.values()))
-    readers = [[user for user in users if user in alive] for users in graph.users()]
+    readers: list[list[int]] = [[] for _ in graph.nodes]
+    for user in alive:
+        for arg in graph.nodes[user].args:  # y + y reads y twice, or n doublings had 2^n terms
+            readers[arg].append(user)
     read_twice = {i for i, users in enumerate(readers) if len(users) != 1}
     read_twice.update(graph.outputs.values())
 

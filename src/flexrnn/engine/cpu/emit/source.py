@@ -111,7 +111,7 @@ def _tiles(context: Context, products: Products, count: int) -> str:
         f"    alignas(64) REAL out[{tile.rows * count * tile.width} * VL];",
         f"    const long tiles = ceil_div(f.W{number}, {tile.width} * VL);",
         f"    const Range mine = share(f.G{number} * tiles, f.id, f.of);",
-        *_cleared(context, number, "f.all"),
+        *_cleared(context, number),
         "    for (long i = mine.first; i < mine.last; i++) {",
         "        // Up and down in turn: what was read last is still in the cache.",
         "        const long at = down ? mine.last - 1 - (i - mine.first) : i;",
@@ -145,8 +145,8 @@ def _rows(context: Context, point: Pointwise) -> str:
     if stage.alone:
         all_rows = "rows.first, rows.last - rows.first"
         return "\n".join([head, f"    point{number}<true>(f, {all_rows}, 0, 0, 1);", "}\n"])
-    # What a row gives to reductions stays in registers, row by row; but in memory where values are
-    # summed over rows, too, for adding that up exactly takes longer.
+    # Row by row, what one gives to reductions stays in registers. But where values are summed over
+    # rows, too, there are several at once: adding up exactly takes longer than a stack's memory.
     together = ROWS if stage.sums or not stage.reduced else 1
     n = f"least({together}, rows.last - r)" if together > 1 else "1"
     begin, end = [], []
@@ -184,13 +184,13 @@ def _begin(context: Context, index: int) -> str:
     return "vec{}" if is_sum else "broadcast(-REAL(__builtin_inf()))"
 
 
-def _cleared(context: Context, number: int, rows: str) -> list[str]:
+def _cleared(context: Context, number: int) -> list[str]:
     """Begin the reductions that this stage gathers."""
     return [
         line
         for index in context.loop.stages[number].reduced
         for line in (
-            f"    for (long r = {rows}.first; r < {rows}.last; r++)",
+            "    for (long r = f.all.first; r < f.all.last; r++)",
             f"        for (long head = 0; head < f.G{number}; head++)",
             f"            {partial(context, index)} = {_begin(context, index)};",
         )

@@ -8,8 +8,8 @@
 //   HINTS  whether to ask for memory early
 
 typedef REAL vec __attribute__((vector_size(VL * sizeof(REAL))));
-// It aliases REAL, as every vector of them does to GCC and clang, and nothing else: what a frame says
-// need not be read again behind each store.
+// It aliases REAL, as vectors of them do, but nothing else to GCC, which so need not read again behind
+// each store what a frame says; to clang a vector aliases everything.
 typedef REAL vec_anywhere __attribute__((vector_size(VL * sizeof(REAL)), aligned(sizeof(REAL))));
 typedef INT mask __attribute__((vector_size(VL * sizeof(INT))));  // 0 or -1 a lane: a comparison
 
