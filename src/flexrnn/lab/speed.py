@@ -1,6 +1,7 @@
 """How long does it take? Interleaved medians, and the matrix products of one step, counted."""
 
 import gc
+import random
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -91,7 +92,10 @@ def measure(
     rounds: int = ROUNDS,
     seconds: float = SECONDS,
 ) -> Iterator[int]:
-    """Time all cells in turn, round after round, so that what disturbs one disturbs all.
+    """Time all cells once a round, so that what disturbs one disturbs all.
+
+    Their order is drawn anew for every round: what ran just before leaves caches and clock as it
+    pleases, and in one order it would always please the same cell.
 
     A generator: it yields the number of every completed round. Whoever stops early keeps the
     rounds that are complete; they are in `rows`, to which one row a cell is added at once.
@@ -100,7 +104,7 @@ def measure(
         entries: the cells.
         size: `batch`, `seq` and `hidden`; the input is as wide as the hidden state.
         rows: where the times go.
-        seed: of weights and input.
+        seed: of weights, input and order.
         rounds: how many; fewer, but at least five, where `seconds` are up.
         seconds: how long to go on at most.
     """
@@ -121,14 +125,13 @@ def measure(
             _forward(layer, x)()
             _training(layer, x, gradient)()
 
-    began = time.perf_counter()
+    order, began = random.Random(seed), time.perf_counter()
     enabled = gc.isenabled()
     gc.disable()
     try:
         for n in range(rounds):
             times: dict[int, tuple[float, float]] = {}
-            for k in range(len(layers)):
-                turn = (k + n) % len(layers)  # nobody always comes after the same one
+            for turn in order.sample(range(len(layers)), len(layers)):
                 layer = layers[turn]
                 times[turn] = (_time(_forward(layer, x)), _time(_training(layer, x, gradient)))
             for turn, (forward, training) in times.items():

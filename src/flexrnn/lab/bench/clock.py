@@ -1,6 +1,7 @@
 """Times of several layers that take turns in one process, and the page faults of every run."""
 
 import gc
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -52,7 +53,10 @@ class Times:
 def race(
     contestants: list[tuple[Contestant, nn.Module]], given: Given, mode: str, seconds: float
 ) -> list[Times]:
-    """Time all layers in turn, so that what disturbs one disturbs all.
+    """Time all layers once a round, so that what disturbs one disturbs all.
+
+    Their order is drawn anew for every round: what ran just before leaves caches and clock as it
+    pleases, and in one order it would always please the same layer.
 
     Args:
         contestants: each with its layer.
@@ -67,13 +71,12 @@ def race(
         for prepare, call in turns:
             prepare()
             call()
-    end = time.perf_counter() + seconds
+    order, end = random.Random(0), time.perf_counter() + seconds
     enabled = gc.isenabled()
     gc.disable()
     try:
         for n in range(MOST):
-            for k in range(len(turns)):
-                turn = (k + n) % len(turns)  # nobody always comes after the same one
+            for turn in order.sample(range(len(turns)), len(turns)):
                 prepare, call = turns[turn]
                 prepare()
                 faults = _faults()
