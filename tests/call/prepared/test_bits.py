@@ -18,6 +18,7 @@ from torch.testing import assert_close
 import flexrnn
 from flexrnn import FlexRNN, cells
 from flexrnn.call import quick
+from flexrnn.engine.cpu import chunks
 from flexrnn.engine.cpu.straight import Straight
 
 T, B, I, H = 6, 2, 3, 5
@@ -68,12 +69,14 @@ def test_what_torch_computes_before_the_loop_is_computed_anew(
         return compute(self, operands)
 
     monkeypatch.setattr(Straight, "_compute", noted)
+    monkeypatch.setattr(chunks, "ROWS", 16)
+    monkeypatch.setattr(chunks, "BYTES", 1 << 14)
     cell, options = kind
     wide: dict[str, Any] = {name: 200 for name in options if name == "proj_size"}
     options = options | wide
     layer = FlexRNN(cell, 70, 300, 2, batch_first=batch_first, **options)
     _, state = layer.step(torch.randn(1, 70))
-    for steps, is_prepared in ((9, True), (4000, False)):  # at most one chunk of steps
+    for steps, is_prepared in ((9, True), (60, False)):  # at most one chunk of steps
         x = torch.randn(1, steps, 70) if batch_first else torch.randn(steps, 1, 70)
         for hx in (None, state):
             call = partial(layer, x, hx)
