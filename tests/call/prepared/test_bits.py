@@ -69,7 +69,7 @@ def test_what_torch_computes_before_the_loop_is_computed_anew(
         return compute(self, operands)
 
     monkeypatch.setattr(Straight, "_compute", noted)
-    monkeypatch.setattr(chunks, "ROWS", 16)
+    monkeypatch.setattr(chunks, "ROWS", 16)  # so that 60 steps are several chunks, and 9 are one
     monkeypatch.setattr(chunks, "BYTES", 1 << 14)
     cell, options = kind
     wide: dict[str, Any] = {name: 200 for name in options if name == "proj_size"}
