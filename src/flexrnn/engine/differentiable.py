@@ -34,9 +34,19 @@ class Ready(NamedTuple):
         Returns:
             The kept fields' histories, then the last state.
         """
+        row = self.complete(row)
         if self.about.gradients and torch.is_grad_enabled():
             return _Scan.apply(self, *row)
         return self.forward(tuple(row))[: self.ends]
+
+    def complete(self, row: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The operands that a step has, and those that torch makes of them ahead."""
+        ahead = self.program.graph.ahead
+        return (
+            row
+            if ahead is None
+            else (*row, *ahead.of(dict(zip(self.about.names, row, strict=False))))
+        )
 
     @property
     def ends(self) -> int:
@@ -78,7 +88,9 @@ class Ready(NamedTuple):
         return tuple(found.get(name) if is_wanted else None for name, is_wanted in by_name)
 
     def straight(self, row: Sequence[Tensor]) -> Straight | None:
-        """As the engine's `straight`, for these operands."""
+        """As the engine's `straight`, for these operands; None also where some are made ahead."""
+        if self.program.graph.ahead is not None:
+            return None
         parts = self.about.parts(row)
         return straight(self.engine, self.program, *parts, self.keep, reverse=self.reverse)
 

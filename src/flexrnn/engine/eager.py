@@ -71,7 +71,7 @@ def run(
     else:
         ends = len(fields) + len(state)
         text = _text(decided.program)
-        results = tuple(operator.scan(text, engine, reverse, fields, row)[:ends])
+        results = tuple(operator.scan(text, engine, reverse, fields, decided.complete(row))[:ends])
     history, final = results[: len(fields)], results[len(fields) :]
     return history, type(state)(*final) if hasattr(state, "_fields") else final
 

@@ -4,11 +4,14 @@ The program travels as text, so that an exported model runs in any process that 
 FlexRNN. Registered when this file is imported:
 
     flexrnn::scan(str program, str engine, bool reverse, str[] keep, Tensor[] operands) -> Tensor[]
+    flexrnn::ahead(str text, str[] names, Tensor[] tensors) -> Tensor[]
     flexrnn::scan_backward(str program, str engine, bool reverse, str[] keep, Tensor[] operands,
                            Tensor[] saved, Tensor[] cotangents) -> Tensor[]
 
-`operands` are in the order of `signature`. `scan` returns the kept fields' histories, the last
-state, and what the engine saves for `scan_backward`, which returns the gradients of `signature`.
+`operands` are in the order of `signature`; the last are what `ahead` makes of the step's tensors,
+where the program wants such. `scan` returns the kept fields' histories, the last state, and what
+the engine saves for `scan_backward`, which returns the gradients of `signature`. What `ahead` does
+are torch's own operations, and all that looks into an operator sees those.
 """
 
 from collections.abc import Sequence
@@ -19,6 +22,7 @@ import torch
 from torch import Tensor
 
 from flexrnn.engine import autocast, interpreter, recompute
+from flexrnn.engine.compiler import ahead
 from flexrnn.engine.compiler.program import Program, loads
 from flexrnn.engine.compiler.trace import alone
 from flexrnn.engine.engines import ENGINES, Engine
@@ -29,6 +33,7 @@ from flexrnn.engine.step import CannotRunError
 _SHARED = "str program, str engine, bool reverse, str[] keep, Tensor[] operands"
 
 loaded = lru_cache(maxsize=512)(loads)
+aheads = lru_cache(maxsize=512)(ahead.loads)
 
 
 def _scan(
@@ -165,6 +170,11 @@ def _whose(kernel: Engine, program: Program, keep: tuple[str, ...]) -> tuple[str
     return tuple(entry if isinstance(entry, str) else None for entry in entries)
 
 
+def _ahead(text: str, names: Sequence[str], tensors: Sequence[Tensor]) -> list[Tensor]:
+    named = zip(names, tensors, strict=True)
+    return list(aheads(text).of({f"param.{name}": tensor for name, tensor in named}))
+
+
 _library = torch.library.Library("flexrnn", "DEF")
 for _name, _extra, _run, _like in (
     ("scan", "", _scan, _scan_like),
@@ -173,7 +183,13 @@ for _name, _extra, _run, _like in (
     _library.define(f"{_name}({_SHARED}{_extra}) -> Tensor[]", tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(_name, _run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"flexrnn::{_name}", _like, lib=_library)
+_library.define(
+    "ahead(str text, str[] names, Tensor[] tensors) -> Tensor[]",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+_library.impl("ahead", _ahead, "CompositeImplicitAutograd")
 torch.library.register_autograd(
     "flexrnn::scan", _backward, setup_context=_setup_context, lib=_library
 )
 scan = torch.ops.flexrnn.scan.default
+made_ahead = torch.ops.flexrnn.ahead.default

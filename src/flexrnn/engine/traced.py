@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from flexrnn.engine import autocast, engines, operator, reference
-from flexrnn.engine.compiler.passes import compile_step
+from flexrnn.engine.compiler import ahead
+from flexrnn.engine.compiler.passes import NOT_CAST, compile_step
 from flexrnn.engine.compiler.program import dumps
 from flexrnn.engine.compiler.trace import CannotCompileError, alone
 from flexrnn.engine.fallback import warn
@@ -46,19 +47,22 @@ def run(
     tensors = {name: autocast.cast(tensor, dtype) for name, tensor in step.tensors.items()}
     rebuild, *parts = step.recipe()
     specialize(False)
-    engine, _, program = _program(
+    engine, made, program = _program(
         backend,
+        dtype is not None,
         wanted,
         tuple(_kind(x, 2) for x in inputs),
         tuple(_kind(s, 1) for s in begin),
         tuple((name, *_kind(tensor, 0)) for name, tensor in tensors.items()),
         rebuild,
         *parts,
-    ).partition("\n")
+    ).split("\n", 2)
     if not program:
         return reference.run(step, state, xs, reverse=reverse, keep=keep)
     fields = [step.fields[k] for k in keep]
     row = [*inputs, *begin, *tensors.values()]
+    if made:
+        row += operator.made_ahead(made, list(tensors), list(tensors.values()))
     results = operator.scan(program, engine, reverse, fields, row)
     ends = len(fields) + len(state)
     final = results[len(fields) : ends]
@@ -95,6 +99,7 @@ def _kind(tensor: Tensor, lead: int) -> tuple[torch.dtype, torch.device, tuple[i
 
 def _program(
     backend: str,
+    casts: bool,
     wanted: tuple[str, ...],
     inputs: tuple[Any, ...],
     states: tuple[Any, ...],
@@ -102,13 +107,13 @@ def _program(
     rebuild: Callable[..., ComposedStep],
     *parts: Any,
 ) -> str:
-    """The engine and the program as text; the program is empty where the reference runs."""
+    """The engine, what is made ahead and the program, as text; empty where the reference runs."""
 
     def empty(dtype: torch.dtype, device: torch.device, shape: tuple[int, ...]) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=device)
 
     if torch._C._are_functorch_transforms_active():  # Dynamo is inside one, and so are we
-        return "reference\n"
+        return "reference\n\n"
     with alone():
         xs = tuple(empty(dtype, device, (1, 1, *shape)) for dtype, device, shape in inputs)
         state = tuple(empty(dtype, device, (1, *shape)) for dtype, device, shape in states)
@@ -122,16 +127,19 @@ def _program(
             try:
                 with autocast.off(state[0]) if engine in engines.CASTS else nullcontext():
                     program = compile_step(step, xs, state, wanted)
+                if program.graph.ahead is not None and casts:
+                    raise CannotCompileError(NOT_CAST)
                 engines.ENGINES[engine].prepare(program, state[0])
             except (CannotCompileError, CannotRunError) as cause:
                 if backend != "auto":
                     raise
                 causes.append(str(cause))
             else:
-                return f"{engine}\n{dumps(program)}"
+                made = program.graph.ahead
+                return f"{engine}\n{'' if made is None else ahead.dumps(made)}\n{dumps(program)}"
         for cause in causes:
             warn(cause)
-        return "reference\n"
+        return "reference\n\n"
 
 
 def names(address: int) -> tuple[str, ...]:

@@ -10,9 +10,12 @@ twice, and no pass has to look for them.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flexrnn.engine.compiler.ops import OPS, Expression
+
+if TYPE_CHECKING:
+    from flexrnn.engine.compiler.ahead import Ahead
 
 Shape = tuple[int | str, ...]
 BATCH = "B"
@@ -40,6 +43,7 @@ class Graph:
         self.inputs: dict[str, int] = {}
         self.outputs: dict[str, int] = {}
         self.sources: dict[int, str] = {}  # node -> file:line of the user's code, where known
+        self.ahead: Ahead | None = None  # what makes those of its inputs that nobody gives
         self._index: dict[tuple[Any, ...], int] = {}
 
     def input(self, name: str, shape: Shape, boolean: bool = False) -> int:

@@ -20,6 +20,7 @@ from flexrnn.engine.tables import trim
 
 _programs: dict[Any, Program | str] = {}
 _one_at_a_time = threading.RLock()  # torch's tracer is one for all threads
+NOT_CAST = "what torch computes of parameters ahead of a program is not computed under autocast"
 _KEPT = 512  # programs; the oldest goes first
 
 
@@ -96,6 +97,10 @@ def passes(
     with alone():  # of a row only the kind counts
         rows = tuple(torch.empty((1, *x.shape[2:]), dtype=x.dtype, device=x.device) for x in xs)
     graph = trace(step.pure, rows, dict(zip(step.fields, state, strict=True)), step.tensors)
+    if graph.ahead is not None:
+        if isinstance(step, autocast.CastStep):  # its tensors are cast, for products alone
+            raise CannotCompileError(NOT_CAST)
+        wanted = (*wanted, *graph.ahead.learned(wanted))
     stages = [("trace", graph)]
     rest: list[tuple[str, Callable[[Graph], Graph]]] = [
         ("merge", merge),
@@ -103,5 +108,7 @@ def passes(
         ("autodiff", lambda g: differentiate(g, wanted)),
     ]
     for name, transform in rest:
-        stages.append((name, transform(stages[-1][1])))
+        made = transform(stages[-1][1])
+        made.ahead = graph.ahead
+        stages.append((name, made))
     return stages

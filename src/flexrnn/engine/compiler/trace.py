@@ -40,6 +40,7 @@ from flexrnn.engine.compiler.aten import (
 )
 from flexrnn.engine.compiler.batch import BatchSize
 from flexrnn.engine.compiler.graph import BATCH, Graph
+from flexrnn.engine.compiler.parameters import Made, Parameters
 from flexrnn.engine.compiler.refusal import CannotCompileError, place_of
 from flexrnn.engine.compiler.spelling import Spelling
 
@@ -120,30 +121,34 @@ def _traced(
         raise CannotCompileError(f"{course} {sizes.question}")
     fields = [f"state.{field}" for field in state]
     names = [*(f"x{k}" for k in range(len(xs))), *fields, *(f"param.{name}" for name in params)]
-    return _read(traced.graph, names, fields, dtype)
+    return _read(traced, names, fields, next(iter(state.values())))
 
 
-def _read(traced: fx.Graph, names: list[str], outputs: list[str], dtype: torch.dtype) -> Graph:
-    """The graph of what torch wrote down, all of one dtype."""
+def _read(traced: fx.GraphModule, names: list[str], outputs: list[str], like: Tensor) -> Graph:
+    """The graph of what torch wrote down, all of the dtype of a state."""
     builder = Builder()
     values: dict[fx.Node, Value] = {}
-    unnamed, needed = iter(names), _needed(traced)
-    for node in traced.nodes:
+    parameters = Parameters(like.dtype, like.device)
+    unnamed, needed = iter(names), _needed(traced.graph)
+    for node in traced.graph.nodes:
         if node.op == "placeholder":
             meta = node.meta["val"]
             shape = tuple(_size(s) for s in meta.shape)
             name = next(unnamed)
             index = builder.graph.input(name, shape, boolean=meta.dtype == torch.bool)
-            values[node] = Ref(index)
+            values[node] = parameters.given(node, name) or Ref(index)
         elif node.op == "output":
             results = [settle(builder.graph, values[arg]) for arg in node.args[0]]
             builder.graph.outputs = dict(zip(outputs, map(int, results), strict=True))
+        elif node in needed and node.op == "get_attr":  # made in the step of numbers of Python's
+            values[node] = parameters.constant(node, getattr(traced, node.target))
         elif node in needed:
             before = len(builder.graph.nodes)
-            values[node] = _lowered(builder, node, values, dtype)
+            values[node] = _lowered_or_made(builder, node, values, parameters)
             where = node.meta.get("stack_trace") or ""
             for added in range(before, len(builder.graph.nodes)):
                 builder.graph.sources[added] = where
+    builder.graph.ahead = parameters.ahead()
     return builder.graph
 
 
@@ -163,20 +168,41 @@ def _acts(node: fx.Node) -> bool:
     )
 
 
+def _lowered_or_made(
+    builder: Builder, node: fx.Node, values: dict[fx.Node, Value], parameters: Parameters
+) -> Value:
+    """What a node becomes; what no program says of parameters alone, torch computes ahead."""
+    fixed = [arg for arg in node.all_input_nodes if parameters.has(arg)]
+    if parameters.has(node) and any(isinstance(values[arg], Made) for arg in fixed):
+        return Made(node)
+    try:
+        return _lowered(builder, node, values, parameters)
+    except CannotCompileError:
+        if parameters.has(node):
+            return Made(node)
+        made = {arg: Made(arg) for arg in fixed if arg.op != "placeholder"}
+        if not made:
+            raise
+        try:  # as where axes of a parameter lie as no product wants them
+            return _lowered(builder, node, values | made, parameters)
+        except CannotCompileError:
+            pass
+        raise
+
+
 def _lowered(
-    builder: Builder, node: fx.Node, values: dict[fx.Node, Value], dtype: torch.dtype
+    builder: Builder, node: fx.Node, values: dict[fx.Node, Value], parameters: Parameters
 ) -> Value:
     def value(arg: Any) -> Value:
-        if values[arg] is _UNKNOWN:
+        found = values[arg]
+        if found is _UNKNOWN:
             raise Unsupported("it depends on the batch size")
-        return values[arg]
+        return parameters.input(builder, found) if isinstance(found, Made) else found
 
     if node.target is operator.getitem:
         several, index = node.args
         return values[several][index]  # pyright: ignore[reportArgumentType]  # a node, a number
     where = node.meta.get("stack_trace") or ""
-    if node.op == "get_attr":
-        raise CannotCompileError(f"a tensor from outside the step is used, {where}")
     if node.target is torch.ops.aten._local_scalar_dense.default:
         raise CannotCompileError(f"item cannot be compiled: {_TAKEN}, {where}")
     result = node.meta.get("val")
@@ -184,7 +210,7 @@ def _lowered(
         return _size(result)  # arithmetic on sizes
     name = node.target.overloadpacket.__name__
     try:
-        _check(node, dtype)
+        _check(node, values, parameters.dtype)
         args: Any = fx.map_arg(node.args, value)
         kwargs: Any = fx.map_arg(node.kwargs, value)
         if name in ("view", "_unsafe_view", "reshape") and isinstance(result, Tensor):
@@ -197,16 +223,17 @@ def _lowered(
         raise CannotCompileError(f"{node.target} cannot be compiled: {reason}, {where}") from None
 
 
-def _check(node: fx.Node, dtype: torch.dtype) -> None:
+def _check(node: fx.Node, values: dict[fx.Node, Value], dtype: torch.dtype) -> None:
     """Refuse what acts on the world, and every dtype but the program's and truth values."""
     assert isinstance(node.target, OpOverload)
     if torch.Tag.nondeterministic_seeded in node.target.tags:
         raise Unsupported("it draws random numbers")
     if node.target._schema.is_mutable:
         raise Unsupported("it writes into the input, the state or a parameter")
-    operands = [arg.meta.get("val") for arg in node.all_input_nodes]
-    for what, values in (("result", [node.meta.get("val")]), ("operand", operands)):
-        for value in values:
+    lowered = (arg for arg in node.all_input_nodes if not isinstance(values[arg], Made))
+    operands = [arg.meta.get("val") for arg in lowered]
+    for what, found in (("result", [node.meta.get("val")]), ("operand", operands)):
+        for value in found:
             if isinstance(value, Tensor) and value.dtype not in (dtype, torch.bool):
                 raise Unsupported(f"its {what} is of {value.dtype}, the state of {dtype}")
 

@@ -1,0 +1,145 @@
+"""What torch computes of the parameters alone, for a program that has no operation for it.
+
+What is the same at every step gains nothing by being fused: a triangle, a matrix exponential, a
+decomposition. It becomes one more parameter of the program, and autograd differentiates how it is
+made. Like a program, how it is made has a form as text, with which it travels.
+"""
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from operator import getitem
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+ITEM = "getitem"  # one of several that an operation has made
+TENSOR = "tensor"  # one of numbers of Python's, a dtype and a device
+
+
+class Ref(NamedTuple):
+    """A value by its number: those that are given come first, then what each call makes."""
+
+    number: int
+
+
+class Call(NamedTuple):
+    """One operation: its name in `torch.ops.aten` with the overload, or above; arguments."""
+
+    name: str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The operation."""
+        if self.name == ITEM:
+            return getitem
+        if self.name == TENSOR:
+            return _tensor
+        packet, _, overload = self.name.partition(".")
+        return getattr(getattr(torch.ops.aten, packet), overload)
+
+
+class Ahead(NamedTuple):
+    """What is to be computed before a program runs."""
+
+    names: tuple[str, ...]  # inputs of the graph that it makes: `param..NAME`, which is no path
+    given: tuple[str, ...]  # inputs of the graph that it reads: `param.NAME`
+    origins: tuple[tuple[str, ...], ...]  # of what it makes: those that it is made of
+    calls: tuple[Call, ...]
+    results: tuple[Ref, ...]
+
+    def __call__(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """What it makes of what it reads."""
+        values: list[Any] = list(tensors)
+        for call in self.calls:
+            args, kwargs = _filled(call.args, values), _filled(call.kwargs, values)
+            values.append(call.function(*args, **kwargs))
+        return tuple(values[ref.number] for ref in self.results)
+
+    def of(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """What it makes, where a program's operands have names."""
+        return self([tensors[name] for name in self.given])
+
+    def learned(self, wanted: Collection[str]) -> tuple[str, ...]:
+        """What of it has a gradient, where these inputs want one."""
+        pairs = zip(self.names, self.origins, strict=True)
+        return tuple(name for name, origins in pairs if not set(wanted).isdisjoint(origins))
+
+
+def _tensor(numbers: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(numbers, dtype=dtype, device=device)
+
+
+def _filled(value: Any, values: list[Any]) -> Any:
+    """Arguments with values in the place of their numbers."""
+    if isinstance(value, Ref):
+        return values[value.number]
+    if isinstance(value, (list, tuple)):
+        return [_filled(part, values) for part in value]
+    if isinstance(value, dict):
+        return {name: _filled(part, values) for name, part in value.items()}
+    return value
+
+
+def dumps(ahead: Ahead) -> str:
+    """It as text of one line."""
+    return json.dumps(
+        [ahead.names, ahead.given, ahead.origins, *_spelt([ahead.calls, ahead.results])]
+    )
+
+
+def loads(text: str) -> Ahead:
+    """What a text says.
+
+    Raises:
+        ValueError: it is not one of `dumps`.
+    """
+    try:
+        names, given, origins, calls, results = json.loads(text)
+        return Ahead(
+            tuple(names),
+            tuple(given),
+            tuple(map(tuple, origins)),
+            tuple(Call(name, tuple(_read(args)), _read(kwargs)) for name, args, kwargs in calls),
+            tuple(_read(results)),
+        )
+    except (TypeError, AttributeError, KeyError) as error:
+        raise ValueError(f"expected what is computed ahead of a program: {error}") from None
+
+
+# What JSON has no form for, as an object of one name.
+_KINDS = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
+
+
+def _spelt(value: Any) -> Any:
+    if isinstance(value, Ref):
+        return {"%": value.number}
+    if isinstance(value, dict):
+        return {"kwargs": {name: _spelt(part) for name, part in value.items()}}
+    if isinstance(value, (list, tuple)):
+        return [_spelt(part) for part in value]
+    if isinstance(value, complex):
+        return {"complex": [value.real, value.imag]}
+    if isinstance(value, torch.device):
+        return {"device": str(value)}
+    for name, kind in _KINDS.items():
+        if isinstance(value, kind):
+            return {name: str(value).removeprefix("torch.")}
+    return value
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_read(part) for part in value]
+    if not isinstance(value, dict):
+        return value
+    ((name, what),) = value.items()
+    if name == "%":
+        return Ref(what)
+    if name == "kwargs":
+        return {key: _read(part) for key, part in what.items()}
+    if name == "complex":
+        return complex(*what)
+    return torch.device(what) if name == "device" else getattr(torch, what)
