@@ -108,11 +108,19 @@ class Cell(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Any:
-        """The state before the first step, a `State` of `(*batch_shape, width)`: zeros."""
-        zeros = (
-            torch.zeros(*batch_shape, size, dtype=dtype, device=device)
-            for size in field_sizes(self)
-        )
+        """The state before the first step, a `State` of `(*batch_shape, width)`: zeros.
+
+        Raises:
+            TypeError: `state_sizes` holds what is no int.
+        """
+        zeros: list[Tensor] = []
+        for field, size in zip(field_names(self), field_sizes(self), strict=True):
+            if not isinstance(size, int):
+                raise TypeError(
+                    f"{type(self).__name__}.state_sizes: expected the width of {field} as an int, "
+                    f"got {size!r}; a matrix is kept flat, and viewed as one in step"
+                )
+            zeros.append(torch.zeros(*batch_shape, size, dtype=dtype, device=device))
         return self.State(*zeros)
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flexrnn.engine import autocast, engines, native, scan
+from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.passes import passes
 from flexrnn.engine.compiler.pretty import formulas, pretty
 from flexrnn.engine.compiler.program import Program, build
@@ -171,10 +172,16 @@ def _summary(step: StepReport) -> str:
     loop = sum(graph.nodes[i].op == "product" for i in plan.loop)
     products = loop + sum(graph.nodes[i].op == "product" for i in plan.hoisted)
     return (
-        f"{step.name}: {_count(products)}, {loop} in the loop; {saved_floats(graph, plan)} "
+        f"{step.name}: {_made(graph)}{_count(products)}, {loop} in the loop; "
+        f"{saved_floats(graph, plan)} "
         f"numbers saved a step and row, {_bytes(step.saved_bytes)} in all"
         + "".join(f"; not by {cause}" for cause in step.causes)
     )
+
+
+def _made(graph: Graph) -> str:
+    count = 0 if graph.ahead is None else len(graph.ahead.names)
+    return f"{count} made of parameters by torch; " if count else ""
 
 
 def _count(products: int) -> str:

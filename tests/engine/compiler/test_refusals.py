@@ -15,7 +15,7 @@ import flexrnn
 from flexrnn import cells
 
 OUTSIDE = torch.randn(5, dtype=torch.float64)
-WRITES = "it writes into the input, the state or a parameter"
+WRITES = "it writes into the input, the state, a parameter or a buffer"
 COURSE = "the step's course depends on the batch size"
 ACROSS = "it works across the batch"
 UNKNOWN = "it is not among the operations of the table"
@@ -187,13 +187,9 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "the inverse of erf": (lambda c, z, h: h + torch.erfinv(z.tanh() / 2), "aten.erfinv"),
     "whole numbers": (lambda c, z, h: h + (z > 0).sum(-1, keepdim=True), "torch.int64"),
     "other floats": (lambda c, z, h: h + (z.half() * 2).double(), "torch.float16"),
-    "other floats made": (lambda c, z, h: h + z * torch.full((5,), 0.1), "torch.float32"),
+    "other floats made": (lambda c, z, h: h + (z > 0) * torch.full((5,), 0.1), "torch.float32"),
     "a branch on a value": (lambda c, z, h: h + z if z.sum() > 0 else h, "it takes a number out"),
     "a tensor in a list": (lambda c, z, h: h + z * [OUTSIDE][0], "neither input, state nor"),
-    "a tensor made of data": (
-        lambda c, z, h: h + z * torch.tensor([1.0, 2, 3, 4, 5], dtype=z.dtype),
-        "a tensor",
-    ),
 }  # fmt: skip
 
 
@@ -293,13 +289,13 @@ def test_a_step_that_changes_an_attribute_is_refused(how: str, attribute: str) -
     assert place == f"{__file__}:{first + next(k for k, row in enumerate(lines) if at in row)}"
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.complex128])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 def test_a_tensor_of_another_dtype_is_refused_where_it_is_used(
     dtype: torch.dtype, function_layer: Any
 ) -> None:
     layer = function_layer(lambda c, z, h: (h + z * c.table).real)
     layer.cells[0].register_buffer("table", torch.ones(5, dtype=dtype))
-    with flexrnn.backend("interpreter"), pytest.raises(RuntimeError, match=str(dtype)):
+    with flexrnn.backend("interpreter"), pytest.raises(RuntimeError, match=r"torch\.complex128"):
         layer(torch.randn(2, 3, 3, dtype=torch.float64))
     layer = function_layer(lambda c, z, h: h + z)
     layer.cells[0].register_buffer("table", torch.ones(5, dtype=dtype))  # there, and not used

@@ -32,7 +32,10 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "a branch on the batch size": (branches, "the step's course depends on the batch size"),
     "a tensor from outside": (lambda c, z, h: h @ OUTSIDE + z, "neither input, state nor"),
     "random numbers": (lambda c, z, h: h + torch.randn_like(z), "it draws random numbers"),
-    "a write to the state": (writes, "it writes into the input, the state or a parameter"),
+    "a write to the state": (
+        writes,
+        "it writes into the input, the state, a parameter or a buffer",
+    ),
     "the mean over the batch": (lambda c, z, h: h - z.mean(0), "it works across the batch"),
     "softmax over the batch": (lambda c, z, h: F.softmax(z, 0) + h, "it works across the batch"),
     "flipping the batch": (lambda c, z, h: z.flip(0) + h, "it works across the batch"),

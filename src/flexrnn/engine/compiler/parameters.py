@@ -84,10 +84,14 @@ class Parameters:
         given = [node for node in written if node in needed and node.op == "placeholder"]
         values: dict[fx.Node, Any] = {node: ahead.Ref(k) for k, node in enumerate(given)}
         calls: list[ahead.Call] = []
+        known: dict[str, ahead.Ref] = {}
 
         def call(name: str, args: Any, kwargs: Any) -> ahead.Ref:
-            calls.append(ahead.Call(name, tuple(args), dict(kwargs)))
-            return ahead.Ref(len(given) + len(calls) - 1)
+            made = ahead.Call(name, tuple(args), dict(kwargs))
+            if repr(made) not in known:  # else the step says the same twice
+                calls.append(made)
+                known[repr(made)] = ahead.Ref(len(given) + len(calls) - 1)
+            return known[repr(made)]
 
         for node in written:
             if node not in needed or node in values:

@@ -1,7 +1,9 @@
 """A program as a person reads it: formulas, stage by stage."""
 
 from collections.abc import Sequence
+from typing import Any
 
+from flexrnn.engine.compiler.ahead import Ref
 from flexrnn.engine.compiler.graph import BATCH, Graph, Node, Shape
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.compiler.schedule import saved_floats
@@ -25,6 +27,8 @@ def pretty(program: Program) -> str:
     """The program's formulas by stage; a value that is used once stands where it is used."""
     graph, plan = program
     blocks, names = [], {}
+    if graph.ahead is not None:
+        blocks.append("\n".join(["once a call, by torch", *(f"    {row}" for row in _made(graph))]))
     saved = set(plan.saved)
     for stage, head in _HEADS.items():
         indices = getattr(plan, stage)
@@ -126,6 +130,32 @@ class _Printer:
         if node.op in ("expand", "reshape", "batch_sum"):
             options = [_shape(node.shape)]
         return f"{node.op}({', '.join(operands + options)})", 4
+
+
+def _made(graph: Graph) -> list[str]:
+    """What torch makes ahead, an operation a line."""
+    ahead = graph.ahead
+    assert ahead is not None
+    names = [_input_name(name) for name in ahead.given]
+    ends = {ref.number: name for ref, name in zip(ahead.results, ahead.names, strict=True)}
+    rows = []
+    for number, call in enumerate(ahead.calls, start=len(names)):
+        end = ends.get(number)
+        names.append(_input_name(end) if end else f"t{number - len(ahead.given) + 1}")
+        operands = [_argument(a, names) for a in call.args]
+        operands += [f"{name}={_argument(a, names)}" for name, a in call.kwargs.items()]
+        left = f"{names[-1]} = {call.name.partition('.')[0]}({', '.join(operands)})"
+        shape = graph.nodes[graph.inputs[end]].shape if end else None
+        rows.append(left if shape is None else f"{left:<60} {_shape(shape)}")
+    return rows
+
+
+def _argument(value: Any, names: list[str]) -> str:
+    if isinstance(value, Ref):
+        return names[value.number]
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_argument(part, names) for part in value)}]"
+    return str(value).removeprefix("torch.")
 
 
 def _index(node: Node) -> str:

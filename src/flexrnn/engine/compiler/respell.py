@@ -49,6 +49,13 @@ def _baddbmm(y: Tensor, a: Tensor, w: Tensor, *, beta: float = 1, alpha: float =
     return beta * y + alpha * torch.bmm(a, w)
 
 
+def _lerp(a: Tensor, b: Tensor, weight: Any) -> Tensor:
+    """Torch's cannot stretch its operands where the batch has no number."""
+    if not isinstance(weight, Tensor):
+        return torch.lerp(a, b, weight)
+    return torch.lerp(*torch.broadcast_tensors(a, b, weight))
+
+
 def _pad(x: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Tensor:
     """Torch asks for the batch size, whatever axis is padded."""
     if mode != "constant" or any(pad[2 * x.dim() - 2 :]):
@@ -148,6 +155,8 @@ RESPELT: dict[Any, Any] = {
     F.alpha_dropout: _other_dropout,
     F.feature_alpha_dropout: _other_dropout,
     torch.baddbmm: _baddbmm,
+    torch.lerp: _lerp,
+    Tensor.lerp: _lerp,
     F.linear: _linear,
     F.pad: _pad,
     torch.lstm_cell: _lstm_cell,

@@ -51,8 +51,8 @@ class Spelling(TorchFunctionMode):
         if any(map(written, self.given)):
             self.given = ()  # on its way out the error may come by here
             raise CannotCompileError(
-                f"{name} cannot be compiled: it writes into the input, the state or a parameter, "
-                f"{place}"
+                f"{name} cannot be compiled: it writes into the input, the state, a parameter or "
+                f"a buffer, {place}"
             )
         return self._without_derivative(func, name, args, kwargs, result, place)
 

@@ -229,7 +229,7 @@ def _check(node: fx.Node, values: dict[fx.Node, Value], dtype: torch.dtype) -> N
     if torch.Tag.nondeterministic_seeded in node.target.tags:
         raise Unsupported("it draws random numbers")
     if node.target._schema.is_mutable:
-        raise Unsupported("it writes into the input, the state or a parameter")
+        raise Unsupported("it writes into the input, the state, a parameter or a buffer")
     lowered = (arg for arg in node.all_input_nodes if not isinstance(values[arg], Made))
     operands = [arg.meta.get("val") for arg in lowered]
     for what, found in (("result", [node.meta.get("val")]), ("operand", operands)):
