@@ -52,6 +52,22 @@ def randn(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64)
 
 
+class MatrixStateCell(TrioCell):
+    """A width that is none."""
+
+    @property
+    def state_sizes(self) -> Any:
+        return {"memory": (4, 4)}
+
+
+def test_a_width_is_a_number(refused: Refused) -> None:
+    message = (
+        "MatrixStateCell.state_sizes: expected the width of memory as an int, got (4, 4); a matrix "
+        "is kept flat, and viewed as one in step"
+    )
+    refused(lambda: FlexRNN(MatrixStateCell, I, H), TypeError, message)
+
+
 def test_names_and_widths_of_the_state() -> None:
     cell = TrioCell(I, H)
     assert field_names(cell) == field_names(TrioCell) == ("out", "memory", "last_x")

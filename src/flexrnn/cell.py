@@ -108,19 +108,11 @@ class Cell(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Any:
-        """The state before the first step, a `State` of `(*batch_shape, width)`: zeros.
-
-        Raises:
-            TypeError: `state_sizes` holds what is no int.
-        """
-        zeros: list[Tensor] = []
-        for field, size in zip(field_names(self), field_sizes(self), strict=True):
-            if not isinstance(size, int):
-                raise TypeError(
-                    f"{type(self).__name__}.state_sizes: expected the width of {field} as an int, "
-                    f"got {size!r}; a matrix is kept flat, and viewed as one in step"
-                )
-            zeros.append(torch.zeros(*batch_shape, size, dtype=dtype, device=device))
+        """The state before the first step, a `State` of `(*batch_shape, width)`: zeros."""
+        zeros = (
+            torch.zeros(*batch_shape, size, dtype=dtype, device=device)
+            for size in field_sizes(self)
+        )
         return self.State(*zeros)
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
@@ -210,8 +202,14 @@ def _tell_of_the_loss(cell: Cell, name: str) -> None:
 
 
 def field_sizes(cell: Cell) -> tuple[int, ...]:
-    """Widths of the fields of a cell's state, in order."""
+    """Widths of the fields of a cell's state, in order; TypeError unless they are numbers."""
     special = cell.state_sizes
+    for field, size in special.items():
+        if not isinstance(size, int):
+            raise TypeError(
+                f"{type(cell).__name__}.state_sizes: expected the width of {field} as an int, "
+                f"got {size!r}; a matrix is kept flat, and viewed as one in step"
+            )
     return tuple(special.get(field, cell.hidden_size) for field in field_names(cell))
 
 

@@ -43,6 +43,15 @@ def sequence(steps: int = T, batch: int = B) -> Tensor:
     return torch.randn(steps, batch, I, dtype=torch.float64, requires_grad=True)
 
 
+class RotatedCell(cells.RNNCell):
+    """Its recurrent weight is made of parameters by what programs do not know."""
+
+    def step(self, x: Tensor, state: cells.HiddenState) -> cells.HiddenState:
+        U = torch.matrix_exp(self.weight_hh - self.weight_hh.T)
+        past = nn.functional.linear(x, self.weight_ih, self.bias_ih) + state.h @ U
+        return cells.HiddenState(torch.tanh(past))
+
+
 LAYERS: dict[str, Callable[..., Any]] = {
     "LSTM": flexrnn.LSTM,
     "two layers, two directions": partial(flexrnn.LSTM, num_layers=2, bidirectional=True),
@@ -54,6 +63,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "naive": flexrnn.NaiveLSTM,
     "article": flexrnn.ArticlePeepholeLSTM,
     "layer norm": flexrnn.LayerNormLSTM,
+    "made ahead": partial(flexrnn.FlexRNN, RotatedCell),
     "zoneout": partial(flexrnn.LSTM, zoneout=0.3),
     "recurrent dropout": partial(flexrnn.LSTM, recurrent_dropout=0.3),
     "weight drop": partial(flexrnn.LSTM, weight_drop=0.3),

@@ -14,6 +14,7 @@ from torch.export import Dim
 from torch.testing import assert_close
 
 import flexrnn
+from flexrnn import cells
 
 T, B, I, H = 5, 3, 2, 4
 pytestmark = [
@@ -22,11 +23,22 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # torch's own decompositions
 ]
 
+
+class RotatedCell(cells.RNNCell):
+    """Its recurrent weight is made of parameters by what programs do not know."""
+
+    def step(self, x: Tensor, state: cells.HiddenState) -> cells.HiddenState:
+        U = torch.matrix_exp(self.weight_hh - self.weight_hh.T)
+        past = nn.functional.linear(x, self.weight_ih, self.bias_ih) + state.h @ U
+        return cells.HiddenState(torch.tanh(past))
+
+
 LAYERS: dict[str, Callable[..., Any]] = {
     "LSTM": flexrnn.LSTM,
     "two layers, two directions": partial(flexrnn.LSTM, num_layers=2, bidirectional=True),
     "GRU": flexrnn.GRU,
     "layer norm": flexrnn.LayerNormLSTM,
+    "made ahead": partial(flexrnn.FlexRNN, RotatedCell),
 }
 
 

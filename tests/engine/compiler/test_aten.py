@@ -226,6 +226,9 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "pad before the last axis": lambda c, x, h: (
         F.pad(halves(h), (0, 0, 1, -1)).flatten(1) + x @ c.W
     ),
+    "a lerp that stretches": lambda c, x, h: (
+        torch.lerp(h, x @ c.W, c.b.sigmoid()) + c.b.lerp(h, h[:, :1].sigmoid())
+    ),
     # values that nobody needs
     "an argmax for nobody": lambda c, x, h: (h.argmax(-1), h.sort(0), h + x @ c.W)[2],
 }  # fmt: skip
