@@ -69,6 +69,17 @@ def zeroed(c: Any) -> Tensor:
     return w
 
 
+def givens(c: Any) -> Tensor:
+    """Written number by number."""
+    w = torch.eye(H, dtype=c.p.dtype)
+    w[0, 0] = w[1, 1] = c.p[0].cos()
+    w[0, 1], w[1, 0] = c.p[0].sin(), -c.p[0].sin()
+    w[2] += c.p
+    w[3:] *= 2
+    w.diagonal(1).copy_(c.p[1:])
+    return w
+
+
 def without_derivative(c: Any) -> Tensor:
     with torch.no_grad():
         return torch.matrix_exp(c.U)
@@ -99,6 +110,8 @@ MADE: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "other floats": lambda c, x, h: h * c.small + h * torch.full((H,), 0.1) * torch.tensor(0.7),
     "numbers": lambda c, x, h: h * h.new_tensor(0.3) + h * torch.tensor([0.1, 1, 2, 0, -1]),
     "written by place": lambda c, x, h: h @ zeroed(c),
+    "written by number": lambda c, x, h: h @ givens(c),
+    "checked": lambda c, x, h: h @ torch.linalg.inv(c.U + torch.eye(H)),
     "complex inside": lambda c, x, h: (
         h * torch.view_as_real(torch.polar(c.p.exp(), c.p)).sum(-1)
     ),
@@ -239,12 +252,34 @@ def test_scan_with_parameters() -> None:
     assert_close(found[2], found[0])
 
 
+def written_by_data(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    w = c.U.tril()
+    w.data.mul_(2)
+    return h @ w
+
+
+def written_by_detached(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    w = c.U.tril()
+    w.detach()[0] = 1.0
+    return h @ w
+
+
+twice = torch.library.custom_op("flexrnn_tests::twice", lambda a: 2 * a, mutates_args=(),
+                                schema="(Tensor a) -> Tensor")  # fmt: skip
+twice.register_fake(torch.empty_like)
+
 REFUSED = {
     "random numbers": (lambda c, x, h: h @ F.dropout(c.U.triu(), 0.3), "random numbers"),
     "noise": (lambda c, x, h: h + torch.rand(H), "random numbers"),
     "a number taken out": (lambda c, x, h: h * c.U.trace().item(), "a number out of a tensor"),
     "wider floats": (lambda c, x, h: (h * c.p.double()).float(), "torch.float64"),
     "complex numbers": (lambda c, x, h: (h * torch.polar(c.p, c.p)).real, "torch.complex64"),
+    "of a size that depends on numbers": (lambda c, x, h: h * c.p[c.p > -9], "aten.index.Tensor"),
+    "without a derivative": (lambda c, x, h: h * torch.heaviside(c.p, c.p), "no derivative"),
+    "written by data": (written_by_data, "it writes where no derivative passes"),
+    "written where detached": (written_by_detached, "it writes where no derivative passes"),
+    "an operation of somebody's": (lambda c, x, h: h * twice(c.p), "it is not torch's own"),
+    "a product of two dtypes": (lambda c, x, h: h @ c.U.half().triu(), "torch.float16"),
     "not of parameters alone": (lambda c, x, h: h.cumsum(-1), "not among the operations"),
 }
 
@@ -256,6 +291,13 @@ def test_what_is_refused_still(name: str) -> None:
     with flexrnn.backend("cpu"), pytest.raises(RuntimeError, match=reason) as caught:
         layer(torch.randn(T, B, I))
     assert f"at {__file__}:" in str(caught.value)
+
+
+@pytest.mark.parametrize("engine", ["reference", "cpu"])
+def test_what_torch_checks_is_checked(engine: str) -> None:
+    layer = layer_of(lambda c, x, h: h @ torch.linalg.inv(0 * c.U))
+    with flexrnn.backend(engine), pytest.raises(RuntimeError, match="matrix is singular"):
+        layer(torch.randn(T, B, I, dtype=DOUBLE))
 
 
 def test_under_autocast_it_is_refused() -> None:
@@ -289,6 +331,8 @@ def test_a_text_that_is_none_is_refused(text: str) -> None:
 def test_what_is_written_twice_is_computed_once() -> None:
     made = ahead_of(layer_of(MADE["antisymmetric"]))
     assert [call.name for call in made.calls] == ["triu.default", "permute.default", "sub.Tensor"]
+    made = ahead_of(layer_of(lambda c, x, h: h @ c.U.triu() + h.relu() @ c.U.triu()))
+    assert len(made.names) == len(made.calls) == 1
 
 
 def test_explain_says_so() -> None:

@@ -7,6 +7,7 @@ made. Like a program, how it is made has a form as text, with which it travels.
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache
 from operator import getitem
 from typing import Any, NamedTuple
 
@@ -30,15 +31,10 @@ class Call(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    @property
-    def function(self) -> Callable[..., Any]:
-        """The operation."""
-        if self.name == ITEM:
-            return getitem
-        if self.name == TENSOR:
-            return _tensor
-        packet, _, overload = self.name.partition(".")
-        return getattr(getattr(torch.ops.aten, packet), overload)
+    def run(self, values: Sequence[Any]) -> Any:
+        """What it makes, where references are to these values."""
+        args, kwargs = _filled(self.args, values), _filled(self.kwargs, values)
+        return _operation(self.name)(*args, **kwargs)
 
 
 class Ahead(NamedTuple):
@@ -54,13 +50,28 @@ class Ahead(NamedTuple):
         """What it makes of what it reads."""
         values: list[Any] = list(tensors)
         for call in self.calls:
-            args, kwargs = _filled(call.args, values), _filled(call.kwargs, values)
-            values.append(call.function(*args, **kwargs))
+            values.append(call.run(values))
         return tuple(values[ref.number] for ref in self.results)
 
     def of(self, tensors: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """What it makes, where a program's operands have names."""
         return self([tensors[name] for name in self.given])
+
+    def without_derivative(self, tensors: Sequence[Tensor]) -> int | None:
+        """The first call that autograd cannot differentiate, of tensors such as these."""
+        with torch.enable_grad():
+            values: list[Any] = [
+                t.detach().requires_grad_(t.is_floating_point() or t.is_complex()) for t in tensors
+            ]
+            for number, call in enumerate(self.calls):
+                values.append(call.run(values))
+                made = values[-1] if isinstance(values[-1], (list, tuple)) else values[-1:]
+                nodes = [t.grad_fn for t in made if isinstance(t, Tensor)]
+                if any(
+                    node is not None and node.name().endswith("NotImplemented") for node in nodes
+                ):
+                    return number
+        return None
 
     def learned(self, wanted: Collection[str]) -> tuple[str, ...]:
         """What of it has a gradient, where these inputs want one."""
@@ -68,11 +79,21 @@ class Ahead(NamedTuple):
         return tuple(name for name, origins in pairs if not set(wanted).isdisjoint(origins))
 
 
+@cache
+def _operation(name: str) -> Callable[..., Any]:
+    if name == ITEM:
+        return getitem
+    if name == TENSOR:
+        return _tensor
+    packet, _, overload = name.partition(".")
+    return getattr(getattr(torch.ops.aten, packet), overload)
+
+
 def _tensor(numbers: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(numbers, dtype=dtype, device=device)
 
 
-def _filled(value: Any, values: list[Any]) -> Any:
+def _filled(value: Any, values: Sequence[Any]) -> Any:
     """Arguments with values in the place of their numbers."""
     if isinstance(value, Ref):
         return values[value.number]
@@ -98,15 +119,18 @@ def loads(text: str) -> Ahead:
     """
     try:
         names, given, origins, calls, results = json.loads(text)
-        return Ahead(
+        made = Ahead(
             tuple(names),
             tuple(given),
             tuple(map(tuple, origins)),
             tuple(Call(name, tuple(_read(args)), _read(kwargs)) for name, args, kwargs in calls),
             tuple(_read(results)),
         )
-    except (TypeError, AttributeError, KeyError) as error:
+        for call in made.calls:
+            _operation(call.name)
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise ValueError(f"expected what is computed ahead of a program: {error}") from None
+    return made
 
 
 # What JSON has no form for, as an object of one name.

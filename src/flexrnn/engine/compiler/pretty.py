@@ -1,6 +1,7 @@
 """A program as a person reads it: formulas, stage by stage."""
 
 from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 from flexrnn.engine.compiler.ahead import Ref
@@ -139,9 +140,10 @@ def _made(graph: Graph) -> list[str]:
     names = [_input_name(name) for name in ahead.given]
     ends = {ref.number: name for ref, name in zip(ahead.results, ahead.names, strict=True)}
     rows = []
+    unnamed = count(1)
     for number, call in enumerate(ahead.calls, start=len(names)):
         end = ends.get(number)
-        names.append(_input_name(end) if end else f"t{number - len(ahead.given) + 1}")
+        names.append(_input_name(end) if end else f"t{next(unnamed)}")
         operands = [_argument(a, names) for a in call.args]
         operands += [f"{name}={_argument(a, names)}" for name, a in call.kwargs.items()]
         left = f"{names[-1]} = {call.name.partition('.')[0]}({', '.join(operands)})"

@@ -49,11 +49,11 @@ def _baddbmm(y: Tensor, a: Tensor, w: Tensor, *, beta: float = 1, alpha: float =
     return beta * y + alpha * torch.bmm(a, w)
 
 
-def _lerp(a: Tensor, b: Tensor, weight: Any) -> Tensor:
+def _lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
     """Torch's cannot stretch its operands where the batch has no number."""
-    if not isinstance(weight, Tensor):
-        return torch.lerp(a, b, weight)
-    return torch.lerp(*torch.broadcast_tensors(a, b, weight))
+    given = (input, end, weight) if isinstance(weight, Tensor) else (input, end)
+    begin, end, *rest = torch.broadcast_tensors(*given)
+    return torch.lerp(begin, end, *rest or [weight])
 
 
 def _pad(x: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Tensor:

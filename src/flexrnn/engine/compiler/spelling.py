@@ -32,6 +32,7 @@ class Spelling(TorchFunctionMode):
         self.infers = torch.is_inference_mode_enabled()
         self.stopped = False  # gradients are switched off where the step is now
         self.chance = Chance()
+        self.apart: list[Tensor] = []  # they share memory with what has a derivative of its own
         self.failed = ""  # the operation that an exception came from
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -41,7 +42,7 @@ class Spelling(TorchFunctionMode):
         if func is torch._C._set_grad_enabled:
             self._switch(bool(args[0]), place)
             return func(*args)
-        self._check(func, name, place)
+        self._check(func, name, args, place)
         try:
             result = RESPELT.get(func, func)(*args, **kwargs)
         except Exception:
@@ -54,6 +55,8 @@ class Spelling(TorchFunctionMode):
                 f"{name} cannot be compiled: it writes into the input, the state, a parameter or "
                 f"a buffer, {place}"
             )
+        if func in _APART or (name in _VIEWS and self._is_apart(args)):
+            self.apart += [result] if isinstance(result, Tensor) else result
         return self._without_derivative(func, name, args, kwargs, result, place)
 
     def _switch(self, on: bool, place: str) -> None:
@@ -61,11 +64,16 @@ class Spelling(TorchFunctionMode):
             raise CannotCompileError(f"gradients are switched on inside the step, {place}")
         self.stopped = self.learns and not on
 
-    def _check(self, func: Any, name: str, place: str) -> None:
+    def _check(self, func: Any, name: str, args: Any, place: str) -> None:
         """Refuse what acts on, or asks for, what a program knows nothing of."""
         self.check_chance(place)
         if torch.is_inference_mode_enabled() != self.infers:
             raise CannotCompileError(f"inference mode is switched inside the step, {place}")
+        writes = name.endswith("_") != name.endswith("__") or name in _WRITTEN
+        if writes and self._is_apart(args):
+            raise CannotCompileError(
+                f"{name} cannot be compiled: it writes where no derivative passes, {place}"
+            )
         if name in ("requires_grad_", "backward"):
             raise CannotCompileError(f"{name} cannot be compiled: the step differentiates, {place}")
         transform = peek_interpreter_stack()
@@ -76,6 +84,9 @@ class Spelling(TorchFunctionMode):
                 f"{_OF_AUTOGRAD[func]} cannot be compiled: whether something is differentiated is "
                 f"no part of a program, {place}"
             )
+
+    def _is_apart(self, args: Any) -> bool:
+        return bool(args) and any(args[0] is tensor for tensor in self.apart)
 
     def check_chance(self, place: str) -> None:
         """Refuse random numbers that torch does not draw: they would be the same at every step."""
@@ -106,6 +117,11 @@ def _asked_by_the_person() -> bool:
     return frame is not None and is_users(frame.f_code.co_filename)
 
 
+_APART = (torch.detach, Tensor.detach, vars(Tensor.__base__)["data"].__get__)
+_VIEWS = {"__getitem__", "chunk", "diagonal", "expand", "expand_as", "flatten", "movedim",
+          "narrow", "permute", "reshape", "select", "split", "squeeze", "swapaxes", "t",
+          "transpose", "unbind", "unflatten", "unsqueeze", "view", "view_as"}  # fmt: skip
+_WRITTEN = {"__setitem__", *(f"__i{name}__" for name in ("add", "mul", "pow", "sub", "truediv"))}
 _MODE = "__torch_function__"  # torch has modes of its own around this one
 _DERIVATIVES = (TransformType.Grad, TransformType.Jvp)
 _OF_AUTOGRAD = {

@@ -36,6 +36,7 @@ from flexrnn.engine.compiler.aten import (
     Unsupported,
     Value,
     lower,
+    promotes,
     settle,
 )
 from flexrnn.engine.compiler.batch import BatchSize
@@ -121,11 +122,26 @@ def _traced(
         raise CannotCompileError(f"{course} {sizes.question}")
     fields = [f"state.{field}" for field in state]
     names = [*(f"x{k}" for k in range(len(xs))), *fields, *(f"param.{name}" for name in params)]
-    return _read(traced, names, fields, next(iter(state.values())))
+    graph, places = _read(traced, names, fields, next(iter(state.values())))
+    if graph.ahead is not None and torch.is_grad_enabled():
+        given = [alike(params[name.removeprefix("param.")]) for name in graph.ahead.given]
+        with mode:
+            failed = graph.ahead.without_derivative(given)
+        if failed is not None:
+            name = graph.ahead.calls[failed].name
+            raise CannotCompileError(
+                f"aten.{name} cannot be compiled: it has no derivative, {places[failed]}"
+            )
+    return graph
 
 
-def _read(traced: fx.GraphModule, names: list[str], outputs: list[str], like: Tensor) -> Graph:
-    """The graph of what torch wrote down, all of the dtype of a state."""
+def _read(
+    traced: fx.GraphModule, names: list[str], outputs: list[str], like: Tensor
+) -> tuple[Graph, list[str]]:
+    """The graph of what torch wrote down, all of the dtype of a state.
+
+    Also, of every operation that torch is to do ahead, the person's line.
+    """
     builder = Builder()
     values: dict[fx.Node, Value] = {}
     parameters = Parameters(like.dtype, like.device)
@@ -140,16 +156,19 @@ def _read(traced: fx.GraphModule, names: list[str], outputs: list[str], like: Te
         elif node.op == "output":
             results = [settle(builder.graph, values[arg]) for arg in node.args[0]]
             builder.graph.outputs = dict(zip(outputs, map(int, results), strict=True))
-        elif node in needed and node.op == "get_attr":  # made in the step of numbers of Python's
+        elif node.op == "get_attr":  # made in the step of numbers of Python's
             values[node] = parameters.constant(node, getattr(traced, node.target))
-        elif node in needed:
+        else:
+            parameters.note(node)
+            if node not in needed:
+                continue
             before = len(builder.graph.nodes)
             values[node] = _lowered_or_made(builder, node, values, parameters)
             where = node.meta.get("stack_trace") or ""
             for added in range(before, len(builder.graph.nodes)):
                 builder.graph.sources[added] = where
     builder.graph.ahead = parameters.ahead()
-    return builder.graph
+    return builder.graph, parameters.places
 
 
 def _needed(traced: fx.Graph) -> set[fx.Node]:
@@ -174,13 +193,13 @@ def _lowered_or_made(
     """What a node becomes; what no program says of parameters alone, torch computes ahead."""
     fixed = [arg for arg in node.all_input_nodes if parameters.has(arg)]
     if parameters.has(node) and any(isinstance(values[arg], Made) for arg in fixed):
-        return Made(node)
+        return parameters.made(node)
     try:
         return _lowered(builder, node, values, parameters)
     except CannotCompileError:
         if parameters.has(node):
-            return Made(node)
-        made = {arg: Made(arg) for arg in fixed if arg.op != "placeholder"}
+            return parameters.made(node)
+        made = {arg: parameters.made(arg) for arg in fixed if arg.op == "call_function"}
         if not made:
             raise
         try:  # as where axes of a parameter lie as no product wants them
@@ -197,7 +216,9 @@ def _lowered(
         found = values[arg]
         if found is _UNKNOWN:
             raise Unsupported("it depends on the batch size")
-        return parameters.input(builder, found) if isinstance(found, Made) else found
+        if isinstance(found, Made):
+            return parameters.input(builder, found, promotes=promotes(name))
+        return found
 
     if node.target is operator.getitem:
         several, index = node.args
@@ -209,6 +230,10 @@ def _lowered(
     if not isinstance(node.target, OpOverload) or not isinstance(result, (Tensor, list, tuple)):
         return _size(result)  # arithmetic on sizes
     name = node.target.overloadpacket.__name__
+    if node.target.namespace != "aten":
+        raise CannotCompileError(
+            f"{node.target} cannot be compiled: it is not torch's own, {where}"
+        )
     try:
         _check(node, values, parameters.dtype)
         args: Any = fx.map_arg(node.args, value)

@@ -12,7 +12,7 @@ from flexrnn.engine.compiler.aten.builder import Builder, Ref, Unsupported, Valu
 from flexrnn.engine.compiler.aten.views import settle
 from flexrnn.engine.compiler.ops import OPS
 
-__all__ = ["DECOMPOSED", "Builder", "Ref", "Unsupported", "Value", "lower", "settle"]
+__all__ = ["DECOMPOSED", "Builder", "Ref", "Unsupported", "Value", "lower", "promotes", "settle"]
 
 HANDLERS = shapes.HANDLERS | reductions.HANDLERS
 
@@ -57,6 +57,11 @@ def lower(b: Builder, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     if order is None or isinstance(made, list):
         return made
     return views.permute(b.graph, made, [order.index(k) for k in range(len(order))])
+
+
+def promotes(name: str) -> bool:
+    """Whether an aten operation takes operands of several dtypes."""
+    return name in OPS or name in elementwise.SPELT
 
 
 def _settled(b: Builder, arg: Any) -> Any:

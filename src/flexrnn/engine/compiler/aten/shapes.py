@@ -162,6 +162,7 @@ def _repeat(b: Builder, a: Ref, times: list[Any]) -> Ref:
     for k, count in enumerate(times):
         if count != 1:
             axis = b.axis(a, k)
+            number(count)
             a = b.op("concat", *[a] * count, axis=axis)
     return a
 
