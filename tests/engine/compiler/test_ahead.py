@@ -77,6 +77,7 @@ def givens(c: Any) -> Tensor:
     w[2] += c.p
     w[3:] *= 2
     w.diagonal(1).copy_(c.p[1:])
+    w.fill_diagonal_(0.5)
     return w
 
 

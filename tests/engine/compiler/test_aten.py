@@ -229,6 +229,9 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "a lerp that stretches": lambda c, x, h: (
         torch.lerp(h, x @ c.W, c.b.sigmoid()) + c.b.lerp(h, h[:, :1].sigmoid())
     ),
+    "a stretched part of a parameter that is computed": lambda c, x, h: (
+        torch.cat([h[:, :2], (c.b * 2 + 1)[:2].expand(h.shape[0], 2)], 1) + x @ c.W
+    ),
     # values that nobody needs
     "an argmax for nobody": lambda c, x, h: (h.argmax(-1), h.sort(0), h + x @ c.W)[2],
 }  # fmt: skip

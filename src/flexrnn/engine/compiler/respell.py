@@ -96,6 +96,14 @@ def _set_item(tensor: Tensor, index: Any, value: Any) -> None:
         tensor[index] = value
 
 
+def _fill_diagonal(x: Tensor, value: Any, wrap: bool = False) -> Tensor:
+    """Torch's has no form that writes nowhere."""
+    if wrap or x.dim() != 2:
+        return x.fill_diagonal_(value, wrap)
+    x.diagonal().copy_(torch.full((), value, dtype=x.dtype))
+    return x
+
+
 def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Torch asks for the number of elements, which has no value here."""
     if training and p:
@@ -150,6 +158,7 @@ RESPELT: dict[Any, Any] = {
     F.rms_norm: _rms_norm,
     torch.cosine_similarity: _cosine_similarity,
     torch.tensor: _tensor,
+    Tensor.fill_diagonal_: _fill_diagonal,
     torch.dropout: lambda x, p, train: _dropout(x, p, train),
     F.dropout: _dropout,
     F.alpha_dropout: _other_dropout,

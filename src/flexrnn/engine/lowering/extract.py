@@ -141,10 +141,11 @@ def _inlined(graph: Graph) -> list[bool]:
     """Of every node, whether it is made of parameters and as well computed where it is used."""
     lies: list[bool] = []  # it is a parameter, a constant, or a part of one
     inline: list[bool] = []
-    for node in graph.nodes:
+    for node, users in zip(graph.nodes, graph.users(), strict=True):
         parts = all(lies[a] for a in node.args)
         alias = node.op in _ALIASES
         cheap = node.op in OPS and OPS[node.op].cheap and BATCH not in node.shape
+        cheap &= all(graph.nodes[u].op not in _ALIASES for u in users)  # whose base is in memory
         lies.append(node.op in ("input", "constant") or (alias and parts))
         inline.append(parts if alias else cheap and all(lies[a] or inline[a] for a in node.args))
     return inline
