@@ -205,7 +205,7 @@ def field_sizes(cell: Cell) -> tuple[int, ...]:
     """Widths of the fields of a cell's state, in order; TypeError unless they are numbers."""
     special = cell.state_sizes
     for field, size in special.items():
-        if not isinstance(size, int):
+        if not hasattr(size, "__index__"):
             raise TypeError(
                 f"{type(cell).__name__}.state_sizes: expected the width of {field} as an int, "
                 f"got {size!r}; a matrix is kept flat, and viewed as one in step"

@@ -113,6 +113,9 @@ MADE: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "written by place": lambda c, x, h: h @ zeroed(c),
     "written by number": lambda c, x, h: h @ givens(c),
     "checked": lambda c, x, h: h @ torch.linalg.inv(c.U + torch.eye(H)),
+    "a buffer by what has no derivative": lambda c, x, h: (
+        h * torch.heaviside(c.order.double() - 2, c.order.double())
+    ),
     "complex inside": lambda c, x, h: (
         h * torch.view_as_real(torch.polar(c.p.exp(), c.p)).sum(-1)
     ),

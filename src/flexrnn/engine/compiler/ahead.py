@@ -58,11 +58,9 @@ class Ahead(NamedTuple):
         return self([tensors[name] for name in self.given])
 
     def without_derivative(self, tensors: Sequence[Tensor]) -> int | None:
-        """The first call that autograd cannot differentiate, of tensors such as these."""
+        """The first call that autograd cannot differentiate, of these tensors."""
         with torch.enable_grad():
-            values: list[Any] = [
-                t.detach().requires_grad_(t.is_floating_point() or t.is_complex()) for t in tensors
-            ]
+            values: list[Any] = list(tensors)
             for number, call in enumerate(self.calls):
                 values.append(call.run(values))
                 made = values[-1] if isinstance(values[-1], (list, tuple)) else values[-1:]

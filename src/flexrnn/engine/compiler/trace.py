@@ -124,7 +124,8 @@ def _traced(
     names = [*(f"x{k}" for k in range(len(xs))), *fields, *(f"param.{name}" for name in params)]
     graph, places = _read(traced, names, fields, next(iter(state.values())))
     if graph.ahead is not None and torch.is_grad_enabled():
-        given = [alike(params[name.removeprefix("param.")]) for name in graph.ahead.given]
+        given = [params[name.removeprefix("param.")] for name in graph.ahead.given]
+        given = [alike(param).requires_grad_(param.requires_grad) for param in given]
         with mode:
             failed = graph.ahead.without_derivative(given)
         if failed is not None:
