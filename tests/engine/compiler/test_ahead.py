@@ -268,7 +268,7 @@ def written_by_detached(c: Any, x: Tensor, h: Tensor) -> Tensor:
     return h @ w
 
 
-twice = torch.library.custom_op("flexrnn_tests::twice", lambda a: 2 * a, mutates_args=(),
+twice = torch.library.custom_op("flexrnn_tests::relu", lambda a: 2 * a, mutates_args=(),
                                 schema="(Tensor a) -> Tensor")  # fmt: skip
 twice.register_fake(torch.empty_like)
 
@@ -283,6 +283,7 @@ REFUSED = {
     "written by data": (written_by_data, "it writes where no derivative passes"),
     "written where detached": (written_by_detached, "it writes where no derivative passes"),
     "an operation of somebody's": (lambda c, x, h: h * twice(c.p), "it is not torch's own"),
+    "one that is called like torch's": (lambda c, x, h: twice(h), "it is not torch's own"),
     "a product of two dtypes": (lambda c, x, h: h @ c.U.half().triu(), "torch.float16"),
     "not of parameters alone": (lambda c, x, h: h.cumsum(-1), "not among the operations"),
 }
