@@ -69,13 +69,13 @@ class Spelling(TorchFunctionMode):
         self.check_chance(place)
         if torch.is_inference_mode_enabled() != self.infers:
             raise CannotCompileError(f"inference mode is switched inside the step, {place}")
+        if name in ("requires_grad_", "backward"):
+            raise CannotCompileError(f"{name} cannot be compiled: the step differentiates, {place}")
         writes = name.endswith("_") != name.endswith("__") or name in _WRITTEN
         if writes and self._is_apart(args):
             raise CannotCompileError(
                 f"{name} cannot be compiled: it writes where no derivative passes, {place}"
             )
-        if name in ("requires_grad_", "backward"):
-            raise CannotCompileError(f"{name} cannot be compiled: the step differentiates, {place}")
         transform = peek_interpreter_stack()
         if transform is not None and transform.key() in _DERIVATIVES:  # pyright: ignore[reportUnnecessaryComparison]  # None at the bottom
             raise CannotCompileError(f"{name} cannot be compiled: the step differentiates, {place}")
