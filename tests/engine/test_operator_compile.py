@@ -16,6 +16,8 @@ import flexrnn
 from flexrnn import cells
 from flexrnn.engine import scan
 
+from .rotated import RotatedCell
+
 T, B, I, H = 5, 3, 2, 4
 pytestmark = pytest.mark.usefixtures("by_program")
 
@@ -41,15 +43,6 @@ def compiled(call: Any, **options: Any) -> tuple[Any, Graphs]:
 
 def sequence(steps: int = T, batch: int = B) -> Tensor:
     return torch.randn(steps, batch, I, dtype=torch.float64, requires_grad=True)
-
-
-class RotatedCell(cells.RNNCell):
-    """Its recurrent weight is made of parameters by what programs do not know."""
-
-    def step(self, x: Tensor, state: cells.HiddenState) -> cells.HiddenState:
-        U = torch.matrix_exp(self.weight_hh - self.weight_hh.T)
-        past = nn.functional.linear(x, self.weight_ih, self.bias_ih) + state.h @ U
-        return cells.HiddenState(torch.tanh(past))
 
 
 LAYERS: dict[str, Callable[..., Any]] = {

@@ -14,7 +14,8 @@ from torch.export import Dim
 from torch.testing import assert_close
 
 import flexrnn
-from flexrnn import cells
+
+from .rotated import RotatedCell
 
 T, B, I, H = 5, 3, 2, 4
 pytestmark = [
@@ -22,15 +23,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.script_method"),
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),  # torch's own decompositions
 ]
-
-
-class RotatedCell(cells.RNNCell):
-    """Its recurrent weight is made of parameters by what programs do not know."""
-
-    def step(self, x: Tensor, state: cells.HiddenState) -> cells.HiddenState:
-        U = torch.matrix_exp(self.weight_hh - self.weight_hh.T)
-        past = nn.functional.linear(x, self.weight_ih, self.bias_ih) + state.h @ U
-        return cells.HiddenState(torch.tanh(past))
 
 
 LAYERS: dict[str, Callable[..., Any]] = {

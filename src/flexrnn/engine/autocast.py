@@ -77,8 +77,8 @@ class CastStep:
         return self.step.pure(inputs, state, tensors)
 
     def key(self) -> Hashable:
-        """That of the step: the dtypes of tensors are not part of it."""
-        return self.step.key()
+        """Another than that of the step, which may have tensors of this dtype that nobody cast."""
+        return (CastStep, self.step.key())
 
     def recipe(self) -> tuple[Any, ...]:
         """That of the step, for tensors of whatever dtype."""

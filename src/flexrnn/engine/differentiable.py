@@ -42,11 +42,9 @@ class Ready(NamedTuple):
     def complete(self, row: Sequence[Tensor]) -> Sequence[Tensor]:
         """The operands that a step has, and those that torch makes of them ahead."""
         ahead = self.program.graph.ahead
-        return (
-            row
-            if ahead is None
-            else (*row, *ahead.of(dict(zip(self.about.names, row, strict=False))))
-        )
+        if ahead is None:
+            return row
+        return *row, *ahead.of(dict(zip(self.about.names, row, strict=False)))
 
     @property
     def ends(self) -> int:

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 
 from flexrnn.engine import autocast, engines, operator, reference
 from flexrnn.engine.compiler import ahead
-from flexrnn.engine.compiler.passes import NOT_CAST, compile_step
+from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import dumps
 from flexrnn.engine.compiler.trace import CannotCompileError, alone
 from flexrnn.engine.fallback import warn
@@ -49,7 +49,7 @@ def run(
     specialize(False)
     engine, made, program = _program(
         backend,
-        dtype is not None,
+        dtype,
         wanted,
         tuple(_kind(x, 2) for x in inputs),
         tuple(_kind(s, 1) for s in begin),
@@ -99,7 +99,7 @@ def _kind(tensor: Tensor, lead: int) -> tuple[torch.dtype, torch.device, tuple[i
 
 def _program(
     backend: str,
-    casts: bool,
+    cast: torch.dtype | None,
     wanted: tuple[str, ...],
     inputs: tuple[Any, ...],
     states: tuple[Any, ...],
@@ -118,6 +118,7 @@ def _program(
         xs = tuple(empty(dtype, device, (1, 1, *shape)) for dtype, device, shape in inputs)
         state = tuple(empty(dtype, device, (1, *shape)) for dtype, device, shape in states)
         step = rebuild({name: empty(*kind) for name, *kind in tensors}, *parts)
+        step = step if cast is None else autocast.CastStep(step, cast)
         causes = []
         for engine in engines.chain(backend, state[0]):
             if engine == "reference":
@@ -127,8 +128,6 @@ def _program(
             try:
                 with autocast.off(state[0]) if engine in engines.CASTS else nullcontext():
                     program = compile_step(step, xs, state, wanted)
-                if program.graph.ahead is not None and casts:
-                    raise CannotCompileError(NOT_CAST)
                 engines.ENGINES[engine].prepare(program, state[0])
             except (CannotCompileError, CannotRunError) as cause:
                 if backend != "auto":

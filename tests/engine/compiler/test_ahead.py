@@ -312,6 +312,8 @@ def test_under_autocast_it_is_refused() -> None:
     xs, state = torch.randn(T, B, I).bfloat16(), torch.zeros(B, H).bfloat16()
     with pytest.raises(CannotCompileError, match="not computed under autocast"):
         compile_step(step, (xs,), (state,), ())
+    plain = CellStep(cell.bfloat16())  # the same cell and dtypes, and nothing is cast
+    assert compile_step(plain, (xs,), (state,), ()).graph.ahead is not None
 
 
 @pytest.mark.parametrize("name", MADE)

@@ -228,6 +228,7 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     ),
     "a lerp that stretches": lambda c, x, h: (
         torch.lerp(h, x @ c.W, c.b.sigmoid()) + c.b.lerp(h, h[:, :1].sigmoid())
+        + h.lerp(end=c.b, weight=0.3)
     ),
     "a stretched part of a parameter that is computed": lambda c, x, h: (
         torch.cat([h[:, :2], (c.b * 2 + 1)[:2].expand(h.shape[0], 2)], 1) + x @ c.W

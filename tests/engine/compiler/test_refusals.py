@@ -297,8 +297,14 @@ def test_a_tensor_of_another_dtype_is_refused_where_it_is_used(
     layer.cells[0].register_buffer("table", torch.ones(5, dtype=dtype))
     with flexrnn.backend("interpreter"), pytest.raises(RuntimeError, match=r"torch\.complex128"):
         layer(torch.randn(2, 3, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32, torch.complex128])
+def test_a_tensor_of_another_dtype_that_is_not_used(
+    dtype: torch.dtype, function_layer: Any
+) -> None:
     layer = function_layer(lambda c, z, h: h + z)
-    layer.cells[0].register_buffer("table", torch.ones(5, dtype=dtype))  # there, and not used
+    layer.cells[0].register_buffer("table", torch.ones(5, dtype=dtype))
     with flexrnn.backend("interpreter"):
         assert layer(torch.randn(2, 3, 3, dtype=torch.float64))[0].shape == (2, 3, 5)
 

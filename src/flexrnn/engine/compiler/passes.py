@@ -20,7 +20,6 @@ from flexrnn.engine.tables import trim
 
 _programs: dict[Any, Program | str] = {}
 _one_at_a_time = threading.RLock()  # torch's tracer is one for all threads
-NOT_CAST = "what torch computes of parameters ahead of a program is not computed under autocast"
 _KEPT = 512  # programs; the oldest goes first
 
 
@@ -99,7 +98,10 @@ def passes(
     graph = trace(step.pure, rows, dict(zip(step.fields, state, strict=True)), step.tensors)
     if graph.ahead is not None:
         if isinstance(step, autocast.CastStep):  # its tensors are cast, for products alone
-            raise CannotCompileError(NOT_CAST)
+            raise CannotCompileError(
+                "what torch computes of parameters ahead of a program is "
+                "not computed under autocast"
+            )
         wanted = (*wanted, *graph.ahead.learned(wanted))
     stages = [("trace", graph)]
     rest: list[tuple[str, Callable[[Graph], Graph]]] = [

@@ -9,7 +9,7 @@ written down. What cannot be written down is refused by operation, file and line
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
@@ -201,12 +201,9 @@ def _lowered_or_made(
         if parameters.has(node):
             return parameters.made(node)
         made = {arg: parameters.made(arg) for arg in fixed if arg.op == "call_function"}
-        if not made:
-            raise
-        try:  # as where axes of a parameter lie as no product wants them
-            return _lowered(builder, node, values | made, parameters)
-        except CannotCompileError:
-            pass
+        if made:  # it helps where axes of a parameter lie as no product wants them
+            with suppress(CannotCompileError):
+                return _lowered(builder, node, values | made, parameters)
         raise
 
 

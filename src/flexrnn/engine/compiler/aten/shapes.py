@@ -160,9 +160,10 @@ def _repeat(b: Builder, a: Ref, times: list[Any]) -> Ref:
     shape = (1,) * (len(times) - len(b.shape(a))) + b.shape(a)
     a = b.reshape(a, shape)
     for k, count in enumerate(times):
+        if count == BATCH:
+            raise Unsupported("it depends on the batch size")
         if count != 1:
             axis = b.axis(a, k)
-            number(count)
             a = b.op("concat", *[a] * count, axis=axis)
     return a
 
