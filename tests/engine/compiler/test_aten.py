@@ -116,6 +116,19 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "overlapping slices": lambda c, x, h: (
         (x @ c.W @ c.wide)[:, :4] * (x @ c.W @ c.wide)[:, 2:6] + h
     ),
+    "every second unit": lambda c, x, h: torch.cat([-h[:, 1::2], h[..., ::2]], -1) + x @ c.W,
+    "every third unit": lambda c, x, h: (
+        h[:, ::3].sum(-1, keepdim=True) * h + torch.cat([h[:, 1::3], h[:, 3:9:3], x[:, 0::2]], -1)
+        + h[:, 2:3:7] + x @ c.W
+    ),
+    "every second head": lambda c, x, h: (
+        (halves(h)[:, ::2] * halves(x @ c.W)).flatten(1) + (x @ c.W @ c.wide).view(-1, 4, 2)[
+            :, 1::2].flatten(1)
+    ),
+    "every second row of a weight": lambda c, x, h: h[:, :2] @ c.V[::2] + x @ c.W,
+    "rotated pairs": lambda c, x, h: (
+        torch.stack([-h[..., 1::2], h[..., ::2]], -1).flatten(-2) + x @ c.W
+    ),
     "unbind": lambda c, x, h: torch.stack(h.unbind(-1)[::-1], -1) + x @ c.W,
     "rows of a weight": lambda c, x, h: sum((h * w for w in c.V), start=x @ c.W),
     "roll and flip": lambda c, x, h: h.roll(1, -1) * h.flip(-1) + x @ c.W,
@@ -158,6 +171,12 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "group_norm": lambda c, x, h: F.group_norm(x @ c.W + h, 2, c.b, c.row[0]),
     "layer_norm": lambda c, x, h: F.layer_norm(x @ c.W + h, (4,), c.b),
     "var, biased": lambda c, x, h: h / (1 + h.var(-1, unbiased=False, keepdim=True)) + x @ c.W,
+    "var_mean": lambda c, x, h: (
+        h * torch.var_mean(h, -1, keepdim=True)[0] - torch.var_mean(x, 1)[1][:, None] + x @ c.W
+    ),
+    "std_mean": lambda c, x, h: (
+        h * torch.std_mean(h, -1)[0][:, None] - torch.std_mean(h, 1, keepdim=True)[1] + x @ c.W
+    ),
     "norm of order 1": lambda c, x, h: h / (1 + h.norm(p=1, dim=-1, keepdim=True)) + x @ c.W,
     "normalize": lambda c, x, h: F.normalize(h, dim=-1) + x @ c.W,
     "cosine_similarity": lambda c, x, h: (
@@ -178,6 +197,11 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "logit": lambda c, x, h: torch.logit(h.sigmoid(), 1e-3) + x @ c.W,
     "base 2": lambda c, x, h: 2**h + x @ c.W,
     "power of zero": lambda c, x, h: h.relu() ** c.b.abs() + (h * 0) ** 0 + x @ c.W,
+    "xlogy": lambda c, x, h: (
+        torch.xlogy(h.relu(), h) + torch.special.xlogy(h, c.b.abs()) + torch.xlogy(2, h.exp())
+        + x @ c.W
+    ),
+    "sinc": lambda c, x, h: torch.sinc(h) + torch.sinc(h.relu()) * h + x @ c.W,
     "even power": lambda c, x, h: h**4 + x @ c.W,
     "division rounded": lambda c, x, h: (
         h + torch.div(h, 0.1, rounding_mode="floor") + torch.div(h, 0.3, rounding_mode="trunc")

@@ -43,6 +43,12 @@ def written_part(c: Any, z: Tensor, h: Tensor) -> Tensor:
     return h + z
 
 
+def every_second_written(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    y = z.tanh()
+    y[:, ::2] = 0.0
+    return y + h
+
+
 def written_parameter(c: Any, z: Tensor, h: Tensor) -> Tensor:
     c.inner.weight.mul_(0.5)
     return h + z
@@ -166,7 +172,9 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
         lambda c, z, h: h + F.softplus(z, threshold=1), "a softplus with a threshold"),
     "the largest number": (
         lambda c, z, h: h + torch.nan_to_num(z), "the largest number of the dtype"),
-    "every second unit": (lambda c, z, h: h + z[:, ::2].sum(-1, True), "a slice with a step"),
+    "every second unit written": (every_second_written, "it writes into a slice with a step"),
+    "units regrouped": (
+        lambda c, z, h: h + heads(z).mT.reshape(-1, 10)[:, :5], "axes behind the batch"),
     "no unit": (lambda c, z, h: h + heads(z).mT[:, 2:2].sum(1)[:, :1], "a slice of nothing"),
     "rows by their numbers": (lambda c, z, h: h + z.t().unbind(1)[0], COURSE),
     "a part of turned rows": (lambda c, z, h: h + z.t()[:, ::2].sum(-1), COURSE),

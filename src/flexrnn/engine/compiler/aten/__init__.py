@@ -38,8 +38,9 @@ def lower(b: Builder, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     """
     if name in views.MOVES:
         return views.MOVES[name](b.graph, *args, **kwargs)
-    if name in views.OF_VIEWS and isinstance(args[0], views.View):
-        return views.OF_VIEWS[name](b.graph, *args, **kwargs)
+    strided = name == "slice" and args[4:] not in ((), (1,))  # that makes an axis of its own
+    if name in views.OF_VIEWS and isinstance(args[0], views.View) and not strided:
+        return views.OF_VIEWS[name](b.graph, *args[:4], **kwargs)
     if name in shapes.UNMOVED and isinstance(args[0], views.View):
         return args[0]
     if name in HANDLERS:

@@ -73,6 +73,18 @@ def _nan_to_num(b: Builder, x: Ref, nan: Any = None, high: Any = None, low: Any 
     return b.op("where", b.op("eq", x, -math.inf), low, y)
 
 
+def _xlogy(b: Builder, x: Any, y: Any) -> Ref:
+    """0 where x is, unless y is not a number, and flat there."""
+    none = b.op("and", b.op("eq", x, 0.0), b.op("eq", y, y))
+    return b.op("where", none, 0.0, b.op("mul", x, b.op("log", b.op("where", none, 1.0, y))))
+
+
+def _sinc(b: Builder, x: Ref) -> Ref:
+    zero = b.op("eq", x, 0.0)
+    angle = b.op("mul", b.op("where", zero, 1.0, x), math.pi)
+    return b.op("where", zero, 1.0, b.op("div", b.op("sin", angle), angle))
+
+
 SPELT: Handlers = {
     "add": _add,
     "sub": _sub,
@@ -91,6 +103,10 @@ SPELT: Handlers = {
     "leaky_relu": lambda b, x, slope=0.01: b.op("leaky_relu", x, negative_slope=float(slope)),
     "hardtanh": _hardtanh,
     "nan_to_num": _nan_to_num,
+    "xlogy": _xlogy,
+    "special_xlogy": _xlogy,
+    "sinc": _sinc,
+    "special_sinc": _sinc,
     "isnan": lambda b, x: b.op("ne", x, x),
     "logical_and": lambda b, x, y: b.op("and", x, y),
     "logical_or": lambda b, x, y: b.op("or", x, y),

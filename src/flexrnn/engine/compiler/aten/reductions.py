@@ -120,6 +120,16 @@ def _std(b: Builder, a: Ref, dims: Any = None, **kwargs: Any) -> Ref:
     return _root(b, _var(b, a, dims, **kwargs))
 
 
+@handles(HANDLERS, "var_mean")
+def _var_mean(b: Builder, a: Ref, dims: Any = None, *, keepdim: bool = False, **kw: Any) -> Any:
+    return [_var(b, a, dims, keepdim=keepdim, **kw), _mean(b, a, dims, keepdim)]
+
+
+@handles(HANDLERS, "std_mean")
+def _std_mean(b: Builder, a: Ref, dims: Any = None, *, keepdim: bool = False, **kw: Any) -> Any:
+    return [_std(b, a, dims, keepdim=keepdim, **kw), _mean(b, a, dims, keepdim)]
+
+
 def _root(b: Builder, a: Ref) -> Ref:
     """The square root, whose derivative at 0 is taken as 0: a norm of nothing has no direction."""
     zero = b.op("eq", a, 0.0)

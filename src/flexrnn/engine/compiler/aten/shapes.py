@@ -80,10 +80,28 @@ def _slice(b: Builder, a: Ref, dim: int = 0, start=None, stop=None, step: int = 
     if shape[dim] == BATCH and start in (None, 0) and whole and step == 1:
         return a
     axis = b.axis(a, dim)
-    if step != 1:
-        raise Unsupported("a slice with a step")
     first, last, _ = slice(start, stop).indices(int(shape[axis]))
-    return b.slice(a, axis, first, max(first, last))
+    last = max(first, last)
+    return b.slice(a, axis, first, last) if step == 1 else _strided(b, a, axis, first, last, step)
+
+
+def _strided(b: Builder, a: Ref, axis: int, first: int, last: int, step: int) -> Ref:
+    """Every step-th place along an axis: the first places of groups as long as the step."""
+    shape = b.shape(a)
+    if BATCH not in shape:
+        raise Unsupported("a slice with a step")  # torch does it once, ahead of the program
+    count = len(range(first, last, step))
+    whole = min(count, (int(shape[axis]) - first) // step)  # groups that are not cut off
+    parts: list[Ref] = []
+    if whole:
+        before, behind = shape[:axis], shape[len(shape) + axis + 1 :]
+        cut = b.slice(a, axis, first, first + whole * step)
+        grouped = b.slice(b.reshape(cut, (*before, whole, step, *behind)), axis, 0, 1)
+        parts.append(b.reshape(grouped, (*before, whole, *behind)))
+    if whole < count or not parts:
+        place = first + whole * step
+        parts.append(b.slice(a, axis, place, place + count - whole))
+    return parts[0] if len(parts) == 1 else b.op("concat", *parts, axis=axis)
 
 
 @handles(HANDLERS, "select")
@@ -135,7 +153,9 @@ def _slice_scatter(
     b: Builder, a: Ref, part: Ref, dim: int = 0, start=None, stop=None, step: int = 1
 ) -> Ref:
     """What is left of `a[..., start:stop] = part`, a write to a tensor of the step's own."""
-    if _slice(b, a, dim, start, stop, step) == a:
+    if step != 1:
+        raise Unsupported("it writes into a slice with a step")
+    if _slice(b, a, dim, start, stop) == a:
         return part
     axis = b.axis(a, dim)
     size = int(b.shape(a)[axis])

@@ -46,7 +46,10 @@ def settle(graph: Graph, value: Any) -> Any:
     if order != sorted(order):
         swapped = [*order[:-2], order[-1], order[-2]]
         if BATCH in graph.nodes[base].shape or swapped != sorted(order):
-            moved = "the batch" if BATCH in graph.nodes[base].shape else "axes of a parameter"
+            shape = graph.nodes[base].shape
+            moved = "axes of a parameter"
+            if BATCH in shape:  # which is always the first
+                moved = "the batch" if order[0] else "axes behind the batch"
             raise Unsupported(f"it moves {moved}")
         squeezed = tuple(size for size in graph.nodes[base].shape if size != 1)
         base = graph.add("transpose", reshape(graph, base, squeezed))
@@ -152,24 +155,22 @@ def select(graph: Graph, value: View, dim: int, index: int) -> View:
     return squeeze(graph, cut(graph, value, dim, first, first + 1), dim)
 
 
-def cut(
-    graph: Graph, value: View, dim: int = 0, start: Any = None, stop: Any = None, step: int = 1
-) -> View:
-    """A part of an axis.
+def cut(graph: Graph, value: View, dim: int = 0, start: Any = None, stop: Any = None) -> View:
+    """A part of an axis, without a step.
 
     Raises:
         Unsupported: the axis is the batch, and the part is not all of it.
     """
     axis, size = value.axes[dim], shape_of(graph, value)[dim]
     if size == BATCH:
-        if start in (None, 0) and (stop in (None, BATCH) or stop >= _TO_THE_END) and step == 1:
+        if start in (None, 0) and (stop in (None, BATCH) or stop >= _TO_THE_END):
             return value
         raise Unsupported("it works across the batch")
-    start, stop, step = slice(start, stop, step).indices(int(size))
-    if (start, stop, step) == (0, size, 1):
+    start, stop, _ = slice(start, stop).indices(int(size))
+    if (start, stop) == (0, size):
         return value
-    if axis is None or step != 1 or not start < stop:
-        raise Unsupported("a slice of nothing, or with a step")
+    if axis is None or not start < stop:
+        raise Unsupported("a slice of nothing")
     base = graph.nodes[value.base].shape
     node = graph.add("slice", value.base, axis=axis - len(base), start=start, stop=stop)
     axes = (None if k == axis and stop - start == 1 else k for k in value.axes)
