@@ -75,8 +75,8 @@ def _nan_to_num(b: Builder, x: Ref, nan: Any = None, high: Any = None, low: Any 
 
 def _xlogy(b: Builder, x: Any, y: Any) -> Ref:
     """0 where x is, unless y is not a number, and flat there."""
-    none = b.op("and", b.op("eq", x, 0.0), b.op("eq", y, y))
-    return b.op("where", none, 0.0, b.op("mul", x, b.op("log", b.op("where", none, 1.0, y))))
+    flat = b.op("and", b.op("eq", x, 0.0), b.op("eq", y, y))
+    return b.op("where", flat, 0.0, b.op("mul", x, b.op("log", b.op("where", flat, 1.0, y))))
 
 
 def _sinc(b: Builder, x: Ref) -> Ref:

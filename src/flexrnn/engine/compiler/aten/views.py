@@ -45,13 +45,13 @@ def settle(graph: Graph, value: Any) -> Any:
     base: int = value.base
     if order != sorted(order):
         swapped = [*order[:-2], order[-1], order[-2]]
-        if BATCH in graph.nodes[base].shape or swapped != sorted(order):
-            shape = graph.nodes[base].shape
+        shape = graph.nodes[base].shape
+        if BATCH in shape or swapped != sorted(order):
             moved = "axes of a parameter"
             if BATCH in shape:  # which is always the first
                 moved = "the batch" if order[0] else "axes behind the batch"
             raise Unsupported(f"it moves {moved}")
-        squeezed = tuple(size for size in graph.nodes[base].shape if size != 1)
+        squeezed = tuple(size for size in shape if size != 1)
         base = graph.add("transpose", reshape(graph, base, squeezed))
     return Ref(reshape(graph, base, shape_of(graph, value)))
 
