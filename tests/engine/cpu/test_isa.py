@@ -76,7 +76,7 @@ def test_a_vector_fills_a_register_and_no_more(real: str, size: int, isa: Isa) -
 @pytest.fixture
 def anew() -> Iterator[None]:
     """What the machine is said to be is asked again."""
-    asked = (instructions.features, instructions.hints, cpp.prologue)
+    asked = (instructions.features, instructions.is_intel, cpp.prologue)
     for function in asked:
         function.cache_clear()
     yield
@@ -97,7 +97,7 @@ def test_only_some_processors_are_asked_for_memory_early(
     assert instructions.features() == {"avx2", "fma", "bmi2"}
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     instructions.features.cache_clear()
-    instructions.hints.cache_clear()
+    instructions.is_intel.cache_clear()
     assert not instructions.hints()
     assert not instructions.features()
 

@@ -1,4 +1,4 @@
-"""The shape of tiles; how torch multiplies after a loop, right on both sides of every border."""
+"""The shape of tiles; products after a loop, right on both sides of every border."""
 
 from collections.abc import Callable
 from weakref import WeakKeyDictionary
@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import flexrnn
 from flexrnn import FlexRNN, cells
-from flexrnn.engine.cpu import after, plan
+from flexrnn.engine.cpu import after, outer, plan
 from flexrnn.engine.cpu.build.isa import Isa
 from flexrnn.engine.cpu.emit.products import Shape, Tile, tile_of
 
@@ -17,8 +17,21 @@ DOUBLE = torch.float64
 T, I, H = 6, 70, 5
 
 
-@pytest.mark.parametrize("few", [0, 1 << 40])
-@pytest.mark.parametrize("long", [0, 1 << 40])
+@pytest.fixture(params=["own", "torch"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who multiplies for the gradients of weights."""
+    for module in (after, outer):
+        monkeypatch.setattr(module, "is_faster", lambda: request.param == "own")
+    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())  # laid out anew
+    return request.param
+
+
+MANY = 1 << 40
+WAYS = [("own", 0, 0), *(("torch", few, long) for few in (0, MANY) for long in (0, MANY))]
+
+
+@pytest.mark.parametrize(("products", "few", "long"), WAYS, indirect=["products"])
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("cell", [cells.LSTMCell, cells.NaiveLSTMCell])
 @pytest.mark.parametrize("B", [1, 3])
 def test_however_they_are_done(
@@ -32,13 +45,13 @@ def test_however_they_are_done(
     """By large products or small ones side by side, turned over or not; columns and weights few."""
     monkeypatch.setattr(after, "_FEW", few)
     monkeypatch.setattr(after, "_LONG", long)
-    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())  # laid out anew
     for size, width in ((I, H), (3, 70)):
         layer = FlexRNN(cell, size, width, dtype=DOUBLE, bidirectional=True)
         hx = tuple(torch.randn(2, B, width, dtype=DOUBLE) for _ in range(2))
         judge(layer, torch.randn(T, B, size, dtype=DOUBLE), hx)
 
 
+@pytest.mark.usefixtures("products")
 def test_gradients_of_parameters_lie_in_one_piece() -> None:
     layer = FlexRNN(cells.NaiveLSTMCell, I, H, dtype=DOUBLE)
     x = torch.randn(T, 2, I, dtype=DOUBLE)

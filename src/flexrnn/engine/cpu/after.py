@@ -1,10 +1,11 @@
-"""What torch computes of a backward pass: gradients of weights and of the input.
+"""What is computed behind the loop of a backward pass: gradients of weights and of the input.
 
-They are products over the steps and rows of a chunk, done when the loop has run its steps. Sums
+They are products over the steps and rows of a chunk, done when the loop has run its steps: those of
+weights by `outer.py` where that is faster than torch, which does all the others. Sums
 over time and rows add up from chunk to chunk; what is made of these is computed at the end.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from flexrnn.engine.compiler.graph import BATCH, Graph, Node
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.chunks import Chunk
 from flexrnn.engine.cpu.kernel import STARTS
+from flexrnn.engine.cpu.outer import Outer, is_faster, multiply
 from flexrnn.engine.cpu.plan import Sizes
 from flexrnn.engine.interpreter import Values
 
@@ -38,11 +40,11 @@ class Call(NamedTuple):
 
 
 class After:
-    """What torch computes, laid out for one kind of call. It keeps no operand alive.
+    """What is computed behind a loop, laid out for one kind of call. It keeps no operand alive.
 
     Args:
         program: the program.
-        after: the nodes that torch computes; see `extract`.
+        after: the nodes that are computed; see `extract`.
         kept: nodes that the loop leaves behind at every step.
         sums: nodes that the loop sums up over all steps.
         sizes: of the call.
@@ -92,11 +94,13 @@ class After:
         rows = sizes.steps * sizes.batch
         products = [i for i in self.chunk if _is_outer(graph.nodes[i])]
         self.cut: dict[int, list[int]] = {}
-        if rows <= _FEW:
+        own = is_faster()
+        if own or rows <= _FEW:
             whole = (i for i in products if i not in self.roots)
             self.cut = {i: parts for i in whole if (parts := _parts(graph, i, order))}
         narrow = (i for i in products if i not in self.cut and _is_narrow(graph.nodes[i]))
-        self.turned = frozenset(narrow if rows >= _LONG else ())
+        self.turned = frozenset(narrow if rows >= _LONG and not own else ())
+        self.groups = self._grouped(graph, products) if own else [[index] for index in products]
         read = {arg for i in order for arg in graph.nodes[i].args}
         self.read = tuple(i for i in sorted(read & operands) if _is_timed(graph, i))
 
@@ -120,6 +124,17 @@ class After:
                 done.add(index)
                 order.append(index)
         return order
+
+    def _grouped(self, graph: Graph, products: Iterable[int]) -> list[list[int]]:
+        """Products that share an operand, which is laid out for all of them at once."""
+        lefts: dict[int, list[int]] = {}
+        for index in products:
+            lefts.setdefault(graph.nodes[index].args[0], []).append(index)
+        rights: dict[tuple[int, int], list[int]] = {}
+        for index in (group[0] for group in lefts.values() if len(group) == 1):
+            parts = len(self.cut.get(index, ()))
+            rights.setdefault((graph.nodes[index].args[1], parts), []).append(index)
+        return [*(group for group in lefts.values() if len(group) > 1), *rights.values()]
 
     def begin(self, call: Call, *, several: bool) -> None:
         """Compute what is made of parameters, and get memory for what chunks will fill.
@@ -156,7 +171,7 @@ class After:
             if index in self.olds:
                 values[index] = self._before(index, call.given, span)
             elif _is_outer(graph.nodes[index]):
-                call.found[index] = self._outer(index, values, call, span, total)
+                continue  # below
             elif not _is_timed(graph, index):
                 value = _compute(call, index, values, lead)
                 call.found[index] = value if total is None else total + value
@@ -166,6 +181,8 @@ class After:
                     call.found[index] = values[index]
             else:
                 values[index] = _fill(total[span], call, index, values, lead)
+        products = [self._outer(group, values, call, span) for group in self.groups]
+        multiply(products, self.sizes.threads)
         return values
 
     def end(self, call: Call, values: Values) -> Values:
@@ -191,7 +208,8 @@ class After:
             if index in parts:
                 continue
             if _is_outer(call.program.graph.nodes[index]):
-                values[index] = self._outer(index, values, call, whole, None)
+                multiply([self._outer([index], values, call, whole)], self.sizes.threads)
+                values[index] = call.found[index]
             else:
                 values[index] = _compute(call, index, values, self.sizes.lead(call.given))
         return values
@@ -229,48 +247,62 @@ class After:
         by = 1 if self.sizes.reverse else -1
         return slice(max(0, span.start + by), span.stop + by)
 
-    def _outer(
-        self, index: int, values: Values, call: Call, span: slice, total: Tensor | None
-    ) -> Tensor:
-        """Add to a total the products of a left and a right operand over some steps."""
-        for left, right in self._pairs(call.program.graph.nodes[index], values, call.given, span):
-            if parts := len(self.cut.get(index, ())):
-                a = left.T.expand(parts, *left.T.shape)
-                g = right.unflatten(1, (parts, right.shape[1] // parts)).transpose(0, 1)
-                total = torch.bmm(a, g) if total is None else total.baddbmm_(a, g)
-                continue
-            a, g = (right, left) if index in self.turned else (left, right)
-            total = a.T @ g if total is None else total.addmm_(a.T, g)
-        assert total is not None
+    def _outer(self, group: Sequence[int], values: Values, call: Call, span: slice) -> Outer:
+        """What some steps add to sums of products of left and right operands."""
+        nodes = call.program.graph.nodes
+        args = [nodes[index].args for index in group]
+        if group[0] in self.turned:
+            args = [(right, left) for left, right in args]
+        lefts, rights = (list(dict.fromkeys(some)) for some in zip(*args, strict=True))
+        rows = self._rows({*lefts, *rights}, values, call.given, span)
+        if adds := group[0] in call.found:
+            totals = [call.found[index] for index in group]
+        else:
+            totals = [
+                self._total(index, rows[left][0], rows[right][0], call)
+                for index, (left, right) in zip(group, args, strict=True)
+            ]
+        return Outer(
+            [rows[arg] for arg in lefts],
+            [rows[arg] for arg in rights],
+            [totals] if len(lefts) == 1 else [[total] for total in totals],
+            adds,
+        )
+
+    def _total(self, index: int, left: Tensor, right: Tensor, call: Call) -> Tensor:
+        """Memory for a sum of products."""
+        shape = [left.shape[1], right.shape[1]]
+        if parts := len(self.cut.get(index, ())):
+            shape = [parts, shape[0], shape[1] // parts]
+        call.found[index] = total = call.like.new_empty(shape)
         return total
 
-    def _pairs(
-        self, node: Node, values: Values, given: Mapping[str, Tensor], span: slice
-    ) -> Iterator[list[Tensor]]:
-        """Pairs of operands `(N, ...)` which together are those of some steps.
+    def _rows(
+        self, args: Iterable[int], values: Values, given: Mapping[str, Tensor], span: slice
+    ) -> dict[int, list[Tensor]]:
+        """All rows `(N, ...)` of some operands for some steps, of each in as many pieces.
 
         The states before the steps are the initial one and those after every step but the last:
-        they lie in two places, and so there are two pairs where the first step is among these.
+        they lie in two places, and so there are two pieces where the first step is among these.
         """
         if self.sizes.fewer:
-            for arg in node.args:
+            for arg in args:
                 if arg not in values:
                     values[arg] = self._before(arg, given, span)
-        if all(arg in values for arg in node.args):
-            yield [_flat(values[arg]) for arg in node.args]
-            return
-        others = slice(None)
-        if self._begins(span):
-            first, others = (-1, slice(-1)) if self.sizes.reverse else (0, slice(1, None))
-            yield [
-                _flat(values[arg][first] if arg in values else given[self.olds[arg]])
-                for arg in node.args
-            ]
-        past = self._past(span)
-        yield [
-            _flat(values[arg][others] if arg in values else given[self._history(arg)][past])
-            for arg in node.args
-        ]
+        if all(arg in values for arg in args):
+            return {arg: [_flat(values[arg])] for arg in args}
+        found: dict[int, list[Tensor]] = {arg: [] for arg in args}
+        first, others = (-1, slice(-1)) if self.sizes.reverse else (0, slice(1, None))
+        begins, past = self._begins(span), self._past(span)
+        for arg, pieces in found.items():
+            if begins:
+                whole = arg in values
+                pieces.append(_flat(values[arg][first] if whole else given[self.olds[arg]]))
+            if arg in values:
+                pieces.append(_flat(values[arg][others] if begins else values[arg]))
+            else:
+                pieces.append(_flat(given[self._history(arg)][past]))
+        return found
 
 
 def _truth(graph: Graph, index: int, numbers: Tensor) -> Tensor:

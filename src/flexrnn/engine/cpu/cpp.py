@@ -1,13 +1,14 @@
 """C++ for one operation, and the text in front of every generated source."""
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 
 from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.cpu.build.isa import Isa, hints
 
-RUNTIME = ("vector.h", "math.h", "loop.h")
+_LOOP = ("vector.h", "math.h", "loop.h")
 
 
 def expression(name: str, *operands: str, **attributes: float) -> str:
@@ -35,17 +36,18 @@ def literal(value: float) -> str:
 
 
 @cache
-def prologue(real: str, isa: Isa) -> str:
+def prologue(real: str, isa: Isa, names: Sequence[str] = _LOOP) -> str:
     """What stands in front of generated source: vectors, and functions on them.
 
     Args:
         real: `float` or `double`.
         isa: whose registers a vector fills.
+        names: of the files in the folder `runtime`; of all loops' by default.
     """
     size, integer = {"float": (4, "int"), "double": (8, "long")}[real]
     lanes = isa.vector_bytes // size
     defined = f"#define REAL {real}\n#define INT {integer}\n#define VL {lanes}\n"
     defined += f"#define HINTS {int(hints())}\n"
     folder = resources.files("flexrnn.engine.cpu") / "runtime"
-    texts = ((folder / name).read_text(encoding="utf-8") for name in RUNTIME)
+    texts = ((folder / name).read_text(encoding="utf-8") for name in names)
     return "\n".join((defined, *texts))

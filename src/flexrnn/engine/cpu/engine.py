@@ -1,4 +1,4 @@
-"""The CPU engine: programs run by generated C++, and by torch's products before and after it."""
+"""The CPU engine: programs run by generated C++, and by large products before and after it."""
 
 from collections.abc import Mapping, Sequence
 

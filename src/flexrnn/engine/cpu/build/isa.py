@@ -39,9 +39,14 @@ def features() -> frozenset[str]:
 
 
 @cache
+def is_intel() -> bool:
+    """Whether the processor is Intel's."""
+    return _cpuinfo("vendor_id") == "GenuineIntel"
+
+
 def hints() -> bool:
     """Whether code asks for memory early: that paid on an Intel Xeon; a prototype on AMD lost."""
-    return _cpuinfo("vendor_id") == "GenuineIntel"
+    return is_intel()
 
 
 @cache

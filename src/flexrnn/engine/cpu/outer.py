@@ -1,0 +1,171 @@
+"""Products over rows: what the steps of a loop add to the gradients of weights.
+
+A library of matrix products is at its best where a result is large. Here the operands are long,
+a row for every row of every step, and a result has as many columns as there are inputs or units.
+"""
+
+import ctypes
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
+from itertools import chain
+from struct import Struct
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function
+
+from flexrnn.engine.cpu import cpp
+from flexrnn.engine.cpu.build.isa import Isa, is_intel, machine
+from flexrnn.engine.cpu.build.toolchain import library
+from flexrnn.engine.cpu.pool import POOL
+from flexrnn.engine.replay import is_watched
+
+_TEXTS = ("vector.h", "loop.h", "outer.h")
+_REAL = {torch.float32: "float", torch.float64: "double"}
+_HIGH = 6  # rows of a tile, each of which wants a number of the left matrix at every step
+_DEEP = 512  # rows of a block: the columns of a tile are in a core's cache then,
+_BYTES = 256 << 10  # and so many of others
+_LITTLE = 1 << 17  # multiplications for which a second thread comes too late
+_LINE = 64  # bytes of a cache line
+
+
+class Outer(NamedTuple):
+    """Products of some left matrices with some right ones, each left one with each right one.
+
+    Args:
+        lefts: of every one its rows, `(n, M)` in as many pieces as the others have.
+        rights: likewise, `(n, N)`.
+        totals: of every left matrix for every right one `(M, N)`, or `(parts, M, N / parts)` with
+            columns that lie apart; contiguous.
+        adds: whether the sum over all rows is added to what is there; else it takes its place.
+    """
+
+    lefts: Sequence[Sequence[Tensor]]
+    rights: Sequence[Sequence[Tensor]]
+    totals: Sequence[Sequence[Tensor]]
+    adds: bool
+
+    @property
+    def parts(self) -> list[int]:
+        """In how many parts a result lies, for every right matrix."""
+        return [t.shape[0] if t.dim() == 3 else 1 for t in self.totals[0]]
+
+
+def is_faster() -> bool:
+    """Whether products by our own library are measured to be faster than torch's.
+
+    Torch calls Intel's, and on Intel's processors nobody has measured one against the other.
+    """
+    return not is_intel() and machine().name != "plain"
+
+
+def multiply(products: Sequence[Outer], threads: int) -> None:
+    """Compute products, or add them to what there is."""
+    if not products:
+        return
+    dtypes = {tensor.dtype for product in products for tensor in _tensors(product)}
+    if is_faster() and len(dtypes) == 1 and dtypes <= {*_REAL}:
+        _multiply(products, threads)
+        return
+    for product in products:
+        for left, totals in zip(product.lefts, product.totals, strict=True):
+            for right, total in zip(product.rights, totals, strict=True):
+                _by_torch(total, product.adds, zip(left, right, strict=True))
+
+
+def _by_torch(total: Tensor, adds: bool, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+    for left, right in pairs:
+        a, g = left.T, right
+        if total.dim() == 3:
+            a = a.expand(total.shape[0], *a.shape)
+            g = g.unflatten(1, (total.shape[0], -1)).transpose(0, 1)
+        if adds:
+            total.baddbmm_(a, g) if total.dim() == 3 else total.addmm_(a, g)
+        else:
+            torch.matmul(a, g, out=total)
+        adds = True
+
+
+def _multiply(products: Sequence[Outer], threads: int) -> None:
+    tensors, sizes, lefts, rights = list[Tensor](), list[int](), 0, 0
+    dtype = products[0].totals[0][0].dtype
+    isa, size = machine(), dtype.itemsize
+    wide = isa.sums // _HIGH * isa.vector_bytes // size  # columns of a tile
+    if sum(map(_work, products)) < _LITTLE:
+        threads = 1
+    for product in products:
+        rows = [piece.shape[0] for piece in product.lefts[0]]
+        blocks = max(1, -(-sum(rows) // _DEEP))
+        deep = -(-sum(rows) // blocks)
+        few = max(1, _BYTES // (_HIGH * max(1, deep) * size))
+        tall = sum(-(-left[0].shape[1] // _HIGH) for left in product.lefts)
+        given = [
+            (right[0].shape[1], n) for right, n in zip(product.rights, product.parts, strict=True)
+        ]
+        across = sum(parts * -(-units // parts // wide) for units, parts in given)
+        columns = _columns(tall, across, threads)
+        lefts = max(lefts, min(few, tall) * _HIGH * deep)
+        rights = max(rights, -(-across // columns) * wide * deep)
+        sizes += (len(rows), len(product.lefts), len(product.rights), columns, blocks, few, *rows)
+        ones = [1] * len(product.lefts)
+        for matrix, parts in zip(
+            (*product.lefts, *product.rights), (*ones, *product.parts), strict=True
+        ):
+            pieces = [_dense(piece) for piece in matrix]
+            sizes += (parts, pieces[0].shape[1] // parts, *(piece.stride(0) for piece in pieces))
+            tensors += pieces
+        totals = [*chain(*product.totals)]
+        sizes += [product.adds] * len(totals)
+        tensors += totals
+    lefts, rights = (-(-n * size // _LINE) * _LINE // size for n in (lefts, rights))
+    numbers = threads * (lefts + rights)
+    told = (ctypes.c_long * (3 + len(sizes)))(lefts, rights, len(products), *sizes)
+    run, pack = _run(dtype, isa), Struct(f"{len(tensors) + 1}P").pack
+
+    def products_of(*tensors: Tensor) -> None:
+        memory = POOL.take(numbers, dtype)
+        run(pack(memory.data_ptr(), *map(Tensor.data_ptr, tensors)), told, threads)
+
+    if is_watched():
+        handle_torch_function(products_of, tensors, *tensors)
+    else:
+        products_of(*tensors)
+
+
+def _tensors(product: Outer) -> Iterator[Tensor]:
+    return chain(*product.lefts, *product.rights, *product.totals)
+
+
+def _work(product: Outer) -> int:
+    """How many multiplications it takes."""
+    rows = sum(piece.shape[0] for piece in product.lefts[0])
+    return rows * sum(total.numel() for total in chain(*product.totals))
+
+
+def _columns(tall: int, wide: int, threads: int) -> int:
+    """Columns of the grid in which threads share so many tiles: with the least for one to do."""
+
+    def work(columns: int) -> int:
+        rows = threads // columns
+        above, beside = -(-tall // rows), -(-wide // columns)
+        return 3 * above * beside + above + beside  # a tile takes as long as laying out for three
+
+    return min((n for n in range(1, threads + 1) if threads % n == 0), key=work)
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    """A matrix with the numbers of a row side by side."""
+    return matrix if matrix.stride(1) == 1 or matrix.shape[1] == 1 else matrix.contiguous()
+
+
+def _text(real: str, isa: Isa) -> str:
+    tile = f"#define HIGH {_HIGH}\n#define WIDE {isa.sums // _HIGH}\n"
+    return tile + cpp.prologue(real, isa, _TEXTS)
+
+
+@cache
+def _run(dtype: torch.dtype, isa: Isa) -> Callable[..., Any]:
+    run = library(_text(_REAL[dtype], isa), isa).run
+    run.argtypes, run.restype = [ctypes.c_void_p] * 2 + [ctypes.c_int], None
+    return run

@@ -1,0 +1,247 @@
+// Products of matrices over their rows: what the steps of a loop add to the gradients of weights.
+//
+// Defined before, beside what vector.h wants:
+//   HIGH   rows of a tile of a product
+//   WIDE   vectors of its columns, so that HIGH * WIDE sums fill the registers
+
+// One of the matrices on a side of a product. Its rows lie in several places: some `from[0]` on, those
+// behind them from `from[1]` on; the numbers of a row side by side.
+struct Matrix {
+    void* const* from;
+    const long* row;      // how far rows are apart in each place
+    long parts, columns;  // of a part
+    long first;           // of the tiles of all matrices on this side, that of this one
+
+    long tall() const { return ceil_div(columns, HIGH); }       // tiles of a left matrix
+    long across() const { return ceil_div(columns, WIDE * VL); }  // of a part of a right one
+};
+
+// What to compute: for every left and right matrix out[m][n], or what it grows by, which is the sum
+// of left[m] * right[n] over all rows; for every part of the right one by itself.
+//
+// Threads share tiles of results, in a grid with so many `columns`, and nothing else: what one of them
+// writes is far from another one's cache. Rows are summed up in blocks, and those of a block laid out
+// anew, in the order in which a thread's tiles read them: at `rights` WIDE vectors of columns row by
+// row, then the next WIDE; at `lefts` HIGH columns, likewise, of a `few` tiles at a time, so that they
+// stay in the cache of a core.
+struct Outer {
+    long places;
+    const long* rows;  // in each place
+    Matrix *left, *right;
+    long many_lefts, many_rights, tall, wide;  // tiles above one another, and side by side
+    long columns, blocks, few;
+    void* const* outs;
+    const long* adds;
+    REAL *lefts, *rights;
+};
+
+// The k-th of the tiles that are side by side.
+struct Column {
+    long matrix, part, unit, units;  // of which, from where on; how many are left there
+    int width;                       // vectors
+
+    Column(const Outer& o, long k) {
+        for (matrix = o.many_rights - 1; o.right[matrix].first > k;) matrix--;
+        const Matrix& right = o.right[matrix];
+        k -= right.first, part = k / right.across(), unit = k % right.across() * WIDE * VL;
+        units = right.columns - unit, width = int(least(WIDE, ceil_div(units, VL)));
+    }
+};
+
+constexpr long SOON = 8;  // rows until what is asked for early is read
+
+INLINE void hint_row(const REAL* from, long numbers) {
+    constexpr long LINE = 64 / sizeof(REAL);
+    for (long n = 0; n < numbers; n += LINE) __builtin_prefetch(from + n, 0, 3);
+}
+
+// HIGH columns for each of some tiles, of the rows of a pair; 0 behind the last column.
+ALONE void lay_out_left(REAL* into, const REAL* from, long row, long rows, long deep, Range tiles,
+                        long high) {
+    const long whole = least(tiles.last, high / HIGH) - tiles.first;
+    from += tiles.first * HIGH;
+    for (long r = 0; r < rows; r++, from += row, into += HIGH) {
+        hint_row(from + SOON * row, (tiles.last - tiles.first) * HIGH);
+        for (long i = 0; i < whole; i++)
+            __builtin_memcpy(into + i * deep * HIGH, from + i * HIGH, HIGH * sizeof(REAL));
+        if (tiles.first + whole < tiles.last)
+            for (long i = 0; i < HIGH; i++)
+                into[whole * deep * HIGH + i] = i < high % HIGH ? from[whole * HIGH + i] : 0;
+    }
+}
+
+// `width` vectors of columns of the rows of a pair; 0 behind the last column.
+ALONE void lay_out_right(REAL* into, const REAL* from, long row, long rows, long units, int width) {
+    const long whole = least(width, units / VL);
+    for (long r = 0; r < rows; r++, from += row, into += width * VL) {
+        hint_row(from + SOON * row, width * VL);
+        for (long j = 0; j < whole; j++) *(vec*)(into + j * VL) = load<false>(from + j * VL);
+        if (whole < width)
+            *(vec*)(into + whole * VL) = load<true>(from + whole * VL, int(units - whole * VL));
+    }
+}
+
+// Calls `then(place, first, rows, before)` for the rows in each place that are in a block, `before`
+// of which are in front of them there.
+template <class F> INLINE void in_block(const Outer& o, Range block, const F& then) {
+    for (long p = 0, begin = 0; p < o.places; begin += o.rows[p++]) {
+        const long first = most(block.first, begin), last = least(block.last, begin + o.rows[p]);
+        if (first < last) then(p, first - begin, last - first, first - block.first);
+    }
+}
+
+// Lays out a block of the left matrices, so many of their tiles.
+static void lay_out_lefts(const Outer& o, Range block, Range tiles) {
+    in_block(o, block, [&](long place, long first, long rows, long before) {
+        for (long l = 0; l < o.many_lefts; l++) {
+            const Matrix& m = o.left[l];
+            const Range some = {most(tiles.first, m.first), least(tiles.last, m.first + m.tall())};
+            if (some.first >= some.last) continue;
+            const long deep = block.last - block.first, row = m.row[place];
+            lay_out_left(o.lefts + ((some.first - tiles.first) * deep + before) * HIGH,
+                         (const REAL*)m.from[place] + first * row, row, rows, deep,
+                         {some.first - m.first, some.last - m.first}, m.columns);
+        }
+    });
+}
+
+// Likewise, of the right ones.
+static void lay_out_rights(const Outer& o, Range block, Range tiles) {
+    const long panel = WIDE * VL * (block.last - block.first);
+    in_block(o, block, [&](long place, long first, long rows, long before) {
+        for (long k = tiles.first; k < tiles.last; k++) {
+            const Column at(o, k);
+            const Matrix& m = o.right[at.matrix];
+            const REAL* from = (const REAL*)m.from[place] + first * m.row[place];
+            lay_out_right(o.rights + (k - tiles.first) * panel + before * at.width * VL,
+                          from + at.part * m.columns + at.unit, m.row[place], rows, at.units,
+                          at.width);
+        }
+    });
+}
+
+// A tile of the product, of which `high` rows and `units` columns are there.
+template <int W>
+ALONE void tile(REAL* out, long row, long high, long units, const REAL* left, const REAL* right,
+                long deep, bool adds) {
+    if (adds)  // these are read when the sums are done
+        for (long i = 0; i < high; i++)
+            for (int j = 0; j < W; j++) __builtin_prefetch(out + i * row + j * VL, 1, 3);
+    vec sums[HIGH][W] = {};
+    for (long k = 0; k < deep; k++, left += HIGH, right += W * VL) {
+        vec v[W];
+#pragma GCC unroll 8
+        for (int j = 0; j < W; j++) v[j] = *(const vec*)(right + j * VL);
+#pragma GCC unroll 8
+        for (int i = 0; i < HIGH; i++) {
+            const vec x = broadcast(left[i]);
+#pragma GCC unroll 8
+            for (int j = 0; j < W; j++) sums[i][j] += x * v[j];
+        }
+    }
+#pragma GCC unroll 8
+    for (int i = 0; i < HIGH; i++) {
+        if (i == high) return;
+#pragma GCC unroll 8
+        for (int j = 0; j < W; j++) {
+            REAL* at = out + i * row + j * VL;
+            const int n = int(least(VL, units - j * VL));
+            if (n == VL) store<false>(at, adds ? load<false>(at) + sums[i][j] : sums[i][j]);
+            else store<true>(at, adds ? load<true>(at, n) + sums[i][j] : sums[i][j], n);
+        }
+    }
+}
+
+template <int W>
+INLINE void tile_of(int width, REAL* out, long row, long high, long units, const REAL* left,
+                    const REAL* right, long deep, bool adds) {
+    if constexpr (W > 1)
+        if (width < W)
+            return tile_of<W - 1>(width, out, row, high, units, left, right, deep, adds);
+    tile<W>(out, row, high, units, left, right, deep, adds);
+}
+
+// A column of tiles, those of `tiles` whose left operands have been laid out.
+static void column(const Outer& o, long k, const REAL* right, Range tiles, long deep, bool again) {
+    const Column at(o, k);
+    const long units = o.right[at.matrix].columns;
+    for (long l = 0; l < o.many_lefts; l++) {
+        const Matrix& m = o.left[l];
+        const long which = l * o.many_rights + at.matrix;
+        REAL* out = (REAL*)o.outs[which] + at.part * m.columns * units + at.unit;
+        const bool adds = again || o.adds[which];
+        for (long i = most(tiles.first, m.first); i < least(tiles.last, m.first + m.tall()); i++) {
+            const long above = (i - m.first) * HIGH;
+            tile_of<WIDE>(at.width, out + above * units, units, least(HIGH, m.columns - above),
+                          at.units, o.lefts + (i - tiles.first) * HIGH * deep, right, deep, adds);
+        }
+    }
+}
+
+// What a thread does of a product.
+static void multiply(const Outer& o, long id, long count) {
+    const Range tall = share(o.tall, id / o.columns, count / o.columns);
+    const Range wide = share(o.wide, id % o.columns, o.columns);
+    long total = 0;
+    for (long p = 0; p < o.places; p++) total += o.rows[p];
+    for (long b = 0; b < o.blocks; b++) {
+        const Range block = share(total, b, o.blocks);
+        const long deep = block.last - block.first;
+        lay_out_rights(o, block, wide);
+        for (long i = tall.first; i < tall.last; i += o.few) {
+            const Range some = {i, least(i + o.few, tall.last)};
+            lay_out_lefts(o, block, some);
+            for (long k = wide.first; k < wide.last; k++)
+                column(o, k, o.rights + (k - wide.first) * WIDE * VL * deep, some, deep, b > 0);
+        }
+    }
+}
+
+// Reads where the matrices on a side are, and says how many tiles they have.
+template <bool LEFT>
+INLINE long read(Matrix* matrices, long many, long places, void**& p, const long*& s) {
+    long tiles = 0;
+    for (Matrix* m = matrices; m < matrices + many; m++, p += places, s += 2 + places) {
+        *m = {p, s + 2, s[0], s[1], tiles};
+        tiles += LEFT ? m->tall() : m->parts * m->across();
+    }
+    return tiles;
+}
+
+// p: memory for what is laid out; of every product the places of each matrix, those of left ones
+// first, and where the results go, those of the first left one first.
+// s: numbers of this memory for `lefts` of a thread, and for `rights`; how many products there are; of
+// each its places, left matrices, right ones, `columns`, `blocks`, `few`, and the rows in each place;
+// of each matrix parts, their columns, and how far rows are apart in each place; of each result
+// whether it is added to what is there.
+static void work(void** p, const long* s, long id, long count) {
+    REAL* const lefts = (REAL*)*p++ + id * (s[0] + s[1]);
+    REAL* const rights = lefts + s[0];
+    long products = s[2];
+    for (s += 3; products > 0; products--) {
+        Outer o;
+        o.places = s[0], o.many_lefts = s[1], o.many_rights = s[2];
+        o.columns = s[3], o.blocks = s[4], o.few = s[5], o.rows = s + 6;
+        o.lefts = lefts, o.rights = rights;
+        Matrix left[o.many_lefts], right[o.many_rights];
+        s += 6 + o.places;
+        o.left = left, o.tall = read<true>(left, o.many_lefts, o.places, p, s);
+        o.right = right, o.wide = read<false>(right, o.many_rights, o.places, p, s);
+        o.outs = p, o.adds = s;
+        p += o.many_lefts * o.many_rights, s += o.many_lefts * o.many_rights;
+        multiply(o, id, count);
+    }
+}
+
+extern "C" __attribute__((visibility("default")))
+void run(void** p, const long* s, int threads) {
+    if (threads == 1) {
+        Flushed flushed;
+        return work(p, s, 0, 1);
+    }
+#pragma omp parallel num_threads(threads)
+    {
+        Flushed flushed;
+        work(p, s, omp_get_thread_num(), threads);
+    }
+}

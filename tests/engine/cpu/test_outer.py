@@ -1,0 +1,253 @@
+# pyright: reportPrivateUsage=false
+"""Products for the gradients of weights: every shape of them, on every set of instructions."""
+
+import subprocess
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from flexrnn.engine.cpu import outer
+from flexrnn.engine.cpu.build import compiler
+from flexrnn.engine.cpu.build.isa import Isa, machine
+from flexrnn.engine.cpu.outer import Outer, multiply
+from flexrnn.engine.step import CannotRunError
+
+NAN = float("nan")
+# Rows of every piece; columns of left matrices; parts of right ones, and columns of a part.
+SHAPES: dict[str, tuple[list[int], list[int], list[tuple[int, int]]]] = {
+    "one number": ([1], [1], [(1, 1)]),
+    "no row": ([0], [5], [(1, 3)]),
+    "one tile of each width": ([3], [6], [(1, 16), (1, 17), (1, 40), (1, 64)]),
+    "tiles that are not whole": ([40], [7, 20], [(1, 65)]),
+    "pieces": ([2, 0, 9, 5], [13], [(1, 3), (1, 70)]),
+    "parts": ([1, 8], [5, 6], [(4, 19)]),
+    "parts of whole tiles": ([9], [12], [(2, 64)]),
+    "each with each": ([17, 3], [3, 11, 6], [(1, 2), (3, 33)]),
+}
+
+
+def made(shape: str, dtype: torch.dtype, *, adds: bool) -> Outer:
+    """A product of random matrices, whose rows are further apart than they are long."""
+    pieces, lefts, rights = SHAPES[shape]
+
+    def matrix(columns: int) -> list[Tensor]:
+        return [torch.randn(n, columns + 5, dtype=dtype)[:, 2 : 2 + columns] for n in pieces]
+
+    totals = [
+        [
+            torch.full((parts, high, units), 1.0 if adds else NAN, dtype=dtype)
+            for parts, units in rights
+        ]
+        for high in lefts
+    ]
+    return Outer(
+        [matrix(high) for high in lefts],
+        [matrix(parts * units) for parts, units in rights],
+        [[t if t.shape[0] > 1 else t[0] for t in row] for row in totals],
+        adds,
+    )
+
+
+def expected(product: Outer) -> list[Tensor]:
+    """The results, by torch in double precision."""
+    found: list[Tensor] = []
+    for left, totals in zip(product.lefts, product.totals, strict=True):
+        for right, total in zip(product.rights, totals, strict=True):
+            whole = torch.cat([*left]).double().T @ torch.cat([*right]).double()
+            if total.dim() == 3:
+                whole = whole.unflatten(1, (total.shape[0], -1)).transpose(0, 1)
+            found.append(whole + 1 if product.adds else whole)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the sizes of tests there are blocks, groups of tiles and several threads, too."""
+    monkeypatch.setattr(outer, "_LITTLE", 0)
+    monkeypatch.setattr(outer, "_DEEP", 7)
+    monkeypatch.setattr(outer, "_BYTES", 400)
+
+
+@pytest.fixture(params=["own", "torch"])
+def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(outer, "is_faster", lambda: request.param == "own")
+    return request.param
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.usefixtures("by")
+def test_right(
+    monkeypatch: pytest.MonkeyPatch, isa: Isa, shape: str, dtype: torch.dtype, adds: bool
+) -> None:
+    monkeypatch.setenv("FLEXRNN_ISA", isa.name)
+    for threads in (1, 2, 3, 4):
+        products = [made(shape, dtype, adds=adds), made("pieces", dtype, adds=False)]
+        multiply(products, threads)
+        for product in products:
+            found = [t.double() for t in chain(*product.totals)]
+            tolerance = 1e-5 if dtype == torch.float32 else 1e-13
+            assert_close(found, expected(product), rtol=tolerance, atol=tolerance)
+
+
+def test_bits_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outer, "is_faster", lambda: True)
+    product = made("each with each", torch.float32, adds=False)
+    found: list[list[Tensor]] = []
+    for threads in (1, 2, 3, 6):
+        multiply([product], threads)
+        found.append([total.clone() for total in chain(*product.totals)])
+    for other in found[1:]:
+        assert_close(other, found[0], rtol=0, atol=0)
+
+
+def test_matrices_whose_numbers_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outer, "is_faster", lambda: True)
+    left, right = torch.randn(5, 8).T, torch.randn(1, 9).expand(8, 9)
+    total = torch.full((5, 9), NAN)
+    multiply([Outer([[left]], [[right]], [[total]], adds=False)], 2)
+    assert_close(total, left.T @ right)
+
+
+def test_numbers_of_other_kinds_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outer, "is_faster", lambda: True)
+    left, right = torch.randn(8, 3).bfloat16(), torch.randn(8, 4).bfloat16()
+    total = torch.full((3, 4), NAN).bfloat16()
+    multiply([Outer([[left]], [[right]], [[total]], adds=False)], 2)
+    assert_close(total, left.T @ right)
+
+
+@pytest.mark.parametrize(
+    ("tall", "wide", "threads"), [(171, 6, 2), (5, 8, 2), (1, 1, 4), (9, 9, 6)]
+)
+def test_threads_share_tiles_evenly(tall: int, wide: int, threads: int) -> None:
+    columns = outer._columns(tall, wide, threads)
+    assert threads % columns == 0
+    most = -(-tall // (threads // columns)) * -(-wide // columns)
+    others = (n for n in range(1, threads + 1) if threads % n == 0)
+    least = min(-(-tall // (threads // n)) * -(-wide // n) for n in others)
+    assert most <= 1.2 * least
+
+
+FAULTS = {
+    "a block forgets those before it": ("again || o.adds[which]", "o.adds[which]"),
+    "what is there is not added to": ("again || o.adds[which]", "again"),
+    "all pieces begin at the first row": ("first - begin, last - first", "0, last - first"),
+    "a part too far": ("at.part * m.columns * units", "at.part * units"),
+    "the left matrix's last columns are lost": ("i < high % HIGH ?", "i + 1 < high % HIGH ?"),
+    "a thread takes another's tiles": ("share(o.tall, id / o.columns", "share(o.tall, 0"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_noticed(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    right, wrong = FAULTS[fault]
+    compiled = outer.library
+
+    def library(text: str, isa: Isa) -> Any:
+        assert right in text
+        return compiled(text.replace(right, wrong), isa)
+
+    monkeypatch.setattr(outer, "library", library)
+    outer._run.cache_clear()
+    wrongs = 0
+    for shape in ("parts", "pieces", "tiles that are not whole"):
+        for adds in (False, True):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(outer, "is_faster", lambda: True)
+                product = made(shape, torch.float64, adds=adds)
+                multiply([product], 2)
+            found = torch.cat([t.flatten() for t in chain(*product.totals)])
+            wrongs += not torch.allclose(found, torch.cat([t.flatten() for t in expected(product)]))
+    outer._run.cache_clear()
+    assert wrongs
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], int]]:
+    """What the library is told, and with how many threads; nothing is computed."""
+    calls: list[tuple[list[int], int]] = []
+
+    def run(_: bytes, told: Any, threads: int) -> None:
+        calls.append(([*told], threads))
+
+    monkeypatch.setattr(outer, "_run", lambda *_: run)
+    monkeypatch.setattr(outer, "is_faster", lambda: True)
+    return calls
+
+
+@pytest.mark.parametrize("by_vectors", [False, True])
+def test_memory(
+    noted: list[tuple[list[int], int]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    by_vectors: bool,
+) -> None:
+    """In a program of its own, where every matrix lies in a piece of just its size."""
+    if not by_vectors:
+        monkeypatch.setenv("FLEXRNN_ISA", "plain")
+    isa = machine()
+    runs: list[str] = []
+    for shape in SHAPES:
+        product = made(shape, torch.float32, adds=True)
+        multiply([product], 3)
+        told, threads = noted[-1]
+        sizes = [threads * (told[0] + told[1]), *map(extent, outer._tensors(product))]
+        pieces = ", ".join(f"m.piece({n})" for n in sizes)
+        runs.append(
+            f"    {{ Memory m; void* p[] = {{{pieces}}};\n"
+            f"      const long s[] = {{{', '.join(map(str, told))}}};\n"
+            f"      for (long id = 0; id < {threads}; id++) work(p, s, id, {threads}); }}"
+        )
+    text = "\n".join([outer._text("float", isa), DRIVER % "\n".join(runs)])
+    found, options = compiler.find(), ("-g", "-O0", "-fsanitize=address,undefined")
+    try:
+        empty = compiler.compile_program(found, isa, "int main() {}", tmp_path, *options)
+        subprocess.run([empty], check=True, capture_output=True)
+    except (CannotRunError, subprocess.CalledProcessError) as cause:
+        pytest.skip(f"no sanitizer of this kind here: {cause}")
+    program = compiler.compile_program(found, isa, text, tmp_path, *options)
+    done = subprocess.run([program], capture_output=True, text=True, timeout=120)
+    assert (done.stderr, done.stdout, done.returncode) == ("", "done\n", 0)
+
+
+def extent(tensor: Tensor) -> int:
+    """Numbers from the first to the last that a tensor reaches."""
+    if not tensor.numel():
+        return 0
+    return 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+DRIVER = """
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+extern "C" int omp_get_thread_num() { return 0; }
+extern "C" int omp_get_num_threads() { return 1; }
+
+struct Memory {
+    std::vector<void*> pieces;
+    void* piece(long numbers) {
+        void* p = nullptr;
+        if (posix_memalign(&p, 64, numbers * sizeof(REAL))) abort();
+        for (long i = 0; i < numbers; i++) ((REAL*)p)[i] = REAL(i %% 7) - 3;
+        pieces.push_back(p);
+        return p;
+    }
+    ~Memory() {
+        for (void* p : pieces) free(p);
+    }
+};
+
+int main() {
+%s
+    puts("done");
+}
+"""
