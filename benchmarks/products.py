@@ -6,11 +6,13 @@ processors: nobody has run this on one yet.
 
 import random
 import time
+from itertools import product
 from statistics import median
 
 import torch
 
 from flexrnn.engine.cpu import outer
+from flexrnn.engine.cpu.outer import Outer
 from flexrnn.lab.bench.results import machine
 
 # Rows of a chunk, columns of the gates' gradients, of the input and of the state.
@@ -23,25 +25,35 @@ SIZES = [
     (533, 2048, 256, 512),
     (533, 4096, 512, 1024),
 ]
-WAYS = {"ours": True, "torch's": False}
 TURNS = 60
 
 
-def seconds(rows: int, gates: int, *columns: int) -> dict[str, float]:
-    """Medians of each way, in turn."""
-    left, threads = torch.randn(rows, gates), torch.get_num_threads()
-    rights = [[torch.randn(rows, n)] for n in columns]
-    totals = {way: [torch.empty(gates, n) for n in columns] for way in WAYS}
-    taken: dict[str, list[float]] = {way: [] for way in WAYS}
+def seconds(rows: int, gates: int, *columns: int, dtype: torch.dtype) -> dict[str, float]:
+    """Medians of each way, in turn. Torch gets narrow products turned over, as from the engine."""
+    gradient, threads = torch.randn(rows, gates, dtype=dtype), torch.get_num_threads()
+    others = [torch.randn(rows, n, dtype=dtype) for n in columns]
+    totals = [gradient.new_empty(gates, n) for n in columns]
+    ours = [Outer([[gradient]], [[other] for other in others], [totals], adds=False)]
+    torchs: list[Outer] = []
+    for other in others:
+        left, right = (
+            (other, gradient) if other.shape[1] < 64 and rows >= 256 else (gradient, other)
+        )
+        total = gradient.new_empty(left.shape[1], right.shape[1])
+        torchs.append(Outer([[left]], [[right]], [[total]], adds=False))
+    taken: dict[str, list[float]] = {"ours": [], "torch's": []}
     for _ in range(TURNS):
-        for way in random.sample([*WAYS], len(WAYS)):
-            outer.is_faster = lambda way=way: WAYS[way]
-            product = outer.Outer([[left]], rights, [totals[way]], adds=False)
-            outer.multiply([product], threads)  # so that what was done before does not matter
+        for way in random.sample([*taken], len(taken)):
+            outer.is_faster = lambda way=way: way == "ours"
+            products = ours if way == "ours" else torchs
+            outer.multiply(products, threads)  # so that what was done before does not matter
             begin = time.perf_counter()
-            outer.multiply([product], threads)
+            outer.multiply(products, threads)
             taken[way].append(time.perf_counter() - begin)
-    torch.testing.assert_close(*totals.values(), rtol=1e-3, atol=1e-3)
+    for total, other in zip(totals, torchs, strict=True):
+        theirs = other.totals[0][0]
+        theirs = theirs if theirs.shape == total.shape else theirs.T
+        torch.testing.assert_close(total, theirs, rtol=1e-3, atol=1e-3)
     return {way: median(times) for way, times in taken.items()}
 
 
@@ -49,13 +61,13 @@ def main() -> None:
     """Print a line for each size."""
     about = machine()
     print(*(about[key] for key in ("processor", "isa", "threads", "torch", "date")), sep=", ")
-    for rows, gates, *columns in SIZES:
-        found = seconds(rows, gates, *columns)
+    for (rows, gates, *columns), dtype in product(SIZES, (torch.float32, torch.float64)):
+        found = seconds(rows, gates, *columns, dtype=dtype)
         work = 2e-9 * rows * gates * sum(columns)
         rates = ", ".join(f"{way} {work / time:.0f}" for way, time in found.items())
         ratio = found["ours"] / found["torch's"]
-        shape = f"{rows} x {gates} x {'+'.join(map(str, columns))}"
-        print(f"{shape:22} GFLOP/s: {rates}; of the time {ratio:.2f}")
+        shape = f"{dtype} {rows} x {gates} x {'+'.join(map(str, columns))}"
+        print(f"{shape:36} GFLOP/s: {rates}; of the time {ratio:.2f}")
 
 
 if __name__ == "__main__":

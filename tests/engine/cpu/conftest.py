@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
 from torch import Tensor
 
 import flexrnn
-from flexrnn.engine.cpu import layout
+from flexrnn.engine.cpu import after, layout, outer, plan
 from flexrnn.engine.cpu.build.isa import runnable
 
 FEW = 4  # ulp that DESIGN.md's rule leaves to chance
@@ -54,6 +55,15 @@ def _threads(count: int) -> Iterator[None]:
 def threads() -> Callable[[int], Any]:
     """A block in which torch has so many threads."""
     return _threads
+
+
+@pytest.fixture(params=["own", "torch"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who multiplies for the gradients of weights."""
+    for module in (after, outer):
+        monkeypatch.setattr(module, "is_faster", lambda: request.param == "own")
+    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())  # laid out anew
+    return request.param
 
 
 @pytest.fixture

@@ -82,6 +82,7 @@ def test_a_cell(judge: Judge, counted: Counted, name: str, B: int) -> None:
 
 
 @pytest.mark.parametrize("B", [1, 3])
+@pytest.mark.usefixtures("products")
 def test_a_cell_in_float32(judge: Judge, counted: Counted, B: int) -> None:
     layer = flexrnn.LSTM(I, 70)  # wide enough for products by narrow right operands
     judge(layer, *operands(layer, B))
@@ -104,6 +105,7 @@ FEATURES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.usefixtures("products")
 def test_a_feature(judge: Judge, counted: Counted, name: str) -> None:
     cell, options, marks = FEATURES[name]
     layer = flexrnn.FlexRNN(cell, I, H, dtype=DOUBLE, **options)

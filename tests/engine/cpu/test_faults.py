@@ -122,6 +122,7 @@ def test_a_wrong_line_of_cpp(judge: Judge, monkeypatch: pytest.MonkeyPatch, faul
     assert any(planted), "the line that was to be spoilt is not there"
 
 
+@pytest.mark.usefixtures("products")
 def test_weights_learn_from_the_last_chunk_alone(
     judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,18 +2,21 @@
 """Products for the gradients of weights: every shape of them, on every set of instructions."""
 
 import subprocess
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from flexrnn.engine.cpu import outer
+import flexrnn
+from flexrnn.engine.cpu import outer, plan
 from flexrnn.engine.cpu.build import compiler
-from flexrnn.engine.cpu.build.isa import Isa, machine
+from flexrnn.engine.cpu.build.isa import Isa
 from flexrnn.engine.cpu.outer import Outer, multiply
 from flexrnn.engine.step import CannotRunError
 
@@ -70,34 +73,62 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the sizes of tests there are blocks, groups of tiles and several threads, too."""
     monkeypatch.setattr(outer, "_LITTLE", 0)
     monkeypatch.setattr(outer, "_DEEP", 7)
-    monkeypatch.setattr(outer, "_BYTES", 400)
+    monkeypatch.setattr(outer, "_LEFT", 400)
+    monkeypatch.setattr(outer, "_RIGHT", 4000)
 
 
-@pytest.fixture(params=["own", "torch"])
-def by(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(outer, "is_faster", lambda: request.param == "own")
-    return request.param
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products by our own library."""
+    monkeypatch.setattr(outer, "is_faster", lambda: True)
+
+
+def judged(shape: str, dtype: torch.dtype, *, adds: bool, threads: int) -> None:
+    products = [made(shape, dtype, adds=adds), made("pieces", dtype, adds=False)]
+    multiply(products, threads)
+    for product in products:
+        found = [t.double() for t in chain(*product.totals)]
+        tolerance = 1e-5 if dtype == torch.float32 else 1e-13
+        assert_close(found, expected(product), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("adds", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.usefixtures("by")
+@pytest.mark.usefixtures("own")
 def test_right(
     monkeypatch: pytest.MonkeyPatch, isa: Isa, shape: str, dtype: torch.dtype, adds: bool
 ) -> None:
     monkeypatch.setenv("FLEXRNN_ISA", isa.name)
     for threads in (1, 2, 3, 4):
-        products = [made(shape, dtype, adds=adds), made("pieces", dtype, adds=False)]
-        multiply(products, threads)
-        for product in products:
-            found = [t.double() for t in chain(*product.totals)]
-            tolerance = 1e-5 if dtype == torch.float32 else 1e-13
-            assert_close(found, expected(product), rtol=tolerance, atol=tolerance)
+        judged(shape, dtype, adds=adds, threads=threads)
 
 
-def test_bits_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outer, "is_faster", lambda: True)
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_right_by_torch(monkeypatch: pytest.MonkeyPatch, shape: str, adds: bool) -> None:
+    monkeypatch.setattr(outer, "is_faster", lambda: False)
+    judged(shape, torch.float64, adds=adds, threads=2)
+
+
+@pytest.fixture
+def anew() -> Iterator[None]:
+    """The library is compiled for this test alone."""
+    outer._run.cache_clear()
+    yield
+    outer._run.cache_clear()
+
+
+@pytest.mark.usefixtures("own", "anew")
+def test_threads_that_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler without threads, OMP_THREAD_LIMIT, a call from threads of somebody's."""
+    monkeypatch.setattr(compiler, "_runtime", lambda _: None)
+    for shape in SHAPES:
+        judged(shape, torch.float64, adds=True, threads=4)
+
+
+@pytest.mark.usefixtures("own")
+def test_bits_do_not_depend_on_threads() -> None:
     product = made("each with each", torch.float32, adds=False)
     found: list[list[Tensor]] = []
     for threads in (1, 2, 3, 6):
@@ -107,29 +138,34 @@ def test_bits_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         assert_close(other, found[0], rtol=0, atol=0)
 
 
-def test_matrices_whose_numbers_are_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outer, "is_faster", lambda: True)
+@pytest.mark.usefixtures("own")
+def test_matrices_whose_numbers_are_apart() -> None:
     left, right = torch.randn(5, 8).T, torch.randn(1, 9).expand(8, 9)
     total = torch.full((5, 9), NAN)
     multiply([Outer([[left]], [[right]], [[total]], adds=False)], 2)
     assert_close(total, left.T @ right)
 
 
-def test_numbers_of_other_kinds_are_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outer, "is_faster", lambda: True)
-    left, right = torch.randn(8, 3).bfloat16(), torch.randn(8, 4).bfloat16()
-    total = torch.full((3, 4), NAN).bfloat16()
-    multiply([Outer([[left]], [[right]], [[total]], adds=False)], 2)
-    assert_close(total, left.T @ right)
+@pytest.mark.usefixtures("own", "anew")
+def test_a_layer_falls_back_before_it_has_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def library(*_: Any) -> Any:
+        raise CannotRunError("no products here")
+
+    monkeypatch.setattr(outer, "library", library)
+    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
+    layer, x = flexrnn.LSTM(3, 5), torch.randn(4, 2, 3)
+    with pytest.warns(flexrnn.FallbackWarning, match="no products here"):
+        output, _ = layer(x)
+    output.sum().backward()
 
 
 @pytest.mark.parametrize(
     ("tall", "wide", "threads"), [(171, 6, 2), (5, 8, 2), (1, 1, 4), (9, 9, 6)]
 )
 def test_threads_share_tiles_evenly(tall: int, wide: int, threads: int) -> None:
-    columns = outer._columns(tall, wide, threads)
-    assert threads % columns == 0
-    most = -(-tall // (threads // columns)) * -(-wide // columns)
+    abreast = outer._abreast(tall, wide, threads)
+    assert threads % abreast == 0
+    most = -(-tall // (threads // abreast)) * -(-wide // abreast)
     others = (n for n in range(1, threads + 1) if threads % n == 0)
     least = min(-(-tall // (threads // n)) * -(-wide // n) for n in others)
     assert most <= 1.2 * least
@@ -141,11 +177,13 @@ FAULTS = {
     "all pieces begin at the first row": ("first - begin, last - first", "0, last - first"),
     "a part too far": ("at.part * m.columns * units", "at.part * units"),
     "the left matrix's last columns are lost": ("i < high % HIGH ?", "i + 1 < high % HIGH ?"),
-    "a thread takes another's tiles": ("share(o.tall, id / o.columns", "share(o.tall, 0"),
+    "a thread takes another's tiles": ("share(o.tall, id / o.abreast", "share(o.tall, 0"),
+    "right tiles are laid out over others": ("(k - tiles.first) * panel", "(k - k) * panel"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.usefixtures("own", "anew")
 def test_a_fault_is_noticed(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     right, wrong = FAULTS[fault]
     compiled = outer.library
@@ -155,18 +193,14 @@ def test_a_fault_is_noticed(monkeypatch: pytest.MonkeyPatch, fault: str) -> None
         return compiled(text.replace(right, wrong), isa)
 
     monkeypatch.setattr(outer, "library", library)
-    outer._run.cache_clear()
-    wrongs = 0
-    for shape in ("parts", "pieces", "tiles that are not whole"):
-        for adds in (False, True):
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(outer, "is_faster", lambda: True)
-                product = made(shape, torch.float64, adds=adds)
-                multiply([product], 2)
-            found = torch.cat([t.flatten() for t in chain(*product.totals)])
-            wrongs += not torch.allclose(found, torch.cat([t.flatten() for t in expected(product)]))
-    outer._run.cache_clear()
-    assert wrongs
+
+    def all_judged() -> None:
+        for shape in ("parts", "pieces", "tiles that are not whole"):
+            for adds in (False, True):
+                judged(shape, torch.float64, adds=adds, threads=2)
+
+    with pytest.raises(AssertionError, match="not close"):
+        all_judged()
 
 
 @pytest.fixture
@@ -182,31 +216,37 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], int]]:
     return calls
 
 
-@pytest.mark.parametrize("by_vectors", [False, True])
+@pytest.mark.parametrize("real", ["float", "double"])
 def test_memory(
     noted: list[tuple[list[int], int]],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-    by_vectors: bool,
+    isa: Isa,
+    real: str,
 ) -> None:
-    """In a program of its own, where every matrix lies in a piece of just its size."""
-    if not by_vectors:
-        monkeypatch.setenv("FLEXRNN_ISA", "plain")
-    isa = machine()
+    """In a program of its own, where every matrix lies in a piece of just its size.
+
+    So does what each thread has for itself, which is one piece: what it lays out of right matrices
+    comes first and is read by all that follows.
+    """
+    monkeypatch.setenv("FLEXRNN_ISA", isa.name)
     runs: list[str] = []
     for shape in SHAPES:
-        product = made(shape, torch.float32, adds=True)
+        product = made(shape, torch.float32 if real == "float" else torch.float64, adds=True)
         multiply([product], 3)
         told, threads = noted[-1]
-        sizes = [threads * (told[0] + told[1]), *map(extent, outer._tensors(product))]
-        pieces = ", ".join(f"m.piece({n})" for n in sizes)
+        own = told[0] + told[1]
+        tensors = chain(*product.lefts, *product.rights, *product.totals)
+        pieces = ", ".join(f"m.piece({extent(tensor)})" for tensor in tensors)
         runs.append(
-            f"    {{ Memory m; void* p[] = {{{pieces}}};\n"
+            f"    {{ Memory m; void* p[] = {{nullptr, {pieces}}};\n"
             f"      const long s[] = {{{', '.join(map(str, told))}}};\n"
-            f"      for (long id = 0; id < {threads}; id++) work(p, s, id, {threads}); }}"
+            f"      for (long id = 0; id < {threads}; id++) {{\n"
+            f"          p[0] = (REAL*)m.piece({own}) - id * {own};\n"
+            f"          work(p, s, id, {threads}); }} }}"
         )
-    text = "\n".join([outer._text("float", isa), DRIVER % "\n".join(runs)])
-    found, options = compiler.find(), ("-g", "-O0", "-fsanitize=address,undefined")
+    text = "\n".join([outer._text(real, isa), DRIVER % "\n".join(runs)])
+    found, options = compiler.find(), ("-g", "-O0", "-fsanitize=address")
     try:
         empty = compiler.compile_program(found, isa, "int main() {}", tmp_path, *options)
         subprocess.run([empty], check=True, capture_output=True)

@@ -1,6 +1,7 @@
 """The shape of tiles; products after a loop, right on both sides of every border."""
 
 from collections.abc import Callable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import pytest
@@ -9,21 +10,13 @@ from torch.testing import assert_close
 
 import flexrnn
 from flexrnn import FlexRNN, cells
-from flexrnn.engine.cpu import after, outer, plan
+from flexrnn.engine import again
+from flexrnn.engine.cpu import after, chunks, plan
 from flexrnn.engine.cpu.build.isa import Isa
 from flexrnn.engine.cpu.emit.products import Shape, Tile, tile_of
 
 DOUBLE = torch.float64
 T, I, H = 6, 70, 5
-
-
-@pytest.fixture(params=["own", "torch"])
-def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Who multiplies for the gradients of weights."""
-    for module in (after, outer):
-        monkeypatch.setattr(module, "is_faster", lambda: request.param == "own")
-    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())  # laid out anew
-    return request.param
 
 
 MANY = 1 << 40
@@ -51,8 +44,10 @@ def test_however_they_are_done(
         judge(layer, torch.randn(T, B, size, dtype=DOUBLE), hx)
 
 
-@pytest.mark.usefixtures("products")
-def test_gradients_of_parameters_lie_in_one_piece() -> None:
+def test_gradients_of_parameters_lie_in_one_piece(
+    products: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(after, "_FEW", 0 if products == "own" else MANY)
     layer = FlexRNN(cells.NaiveLSTMCell, I, H, dtype=DOUBLE)
     x = torch.randn(T, 2, I, dtype=DOUBLE)
     params = list(layer.parameters())
@@ -64,6 +59,31 @@ def test_gradients_of_parameters_lie_in_one_piece() -> None:
     kept = [gradient.clone() for gradient in found]
     found[0].zero_()  # though several lie in one memory, each has its own place there
     assert_close(list(found[1:]), kept[1:], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("B", [1, 2])
+@pytest.mark.usefixtures("products")
+def test_calls_that_come_again_are_written_down(monkeypatch: pytest.MonkeyPatch, B: int) -> None:
+    known: list[bool] = []
+    written = again.written
+
+    def noted(*args: Any) -> Any:
+        result, replay = written(*args)
+        known.append(replay is not None)
+        return result, replay
+
+    monkeypatch.setattr(again, "written", noted)
+    monkeypatch.setattr(chunks, "ROWS", 3)
+    monkeypatch.setattr(chunks, "BYTES", 1)
+    for cell in (cells.LSTMCell, cells.NaiveLSTMCell):
+        layer, x = FlexRNN(cell, I, H), torch.randn(T, B, I, requires_grad=True)
+        found = [
+            torch.autograd.grad(layer(x)[0].square().sum(), [x, *layer.parameters()])
+            for _ in range(8)
+        ]
+        assert known == [True, True]  # the way forward, and the way back
+        assert_close(found[-1], found[0], rtol=0, atol=0)
+        known.clear()
 
 
 @pytest.mark.parametrize("registers", [12, 24])

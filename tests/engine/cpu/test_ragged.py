@@ -56,6 +56,7 @@ def test_a_packed_sequence(cell: Any, bidirectional: bool, threads: Callable[[in
             assert (ours - theirs).norm() <= 1e-12 * theirs.norm()
 
 
+@pytest.mark.usefixtures("products")
 def test_threads_that_share_units(threads: Callable[[int], Any]) -> None:
     """Weights above 4 MiB, so that all go through all rows."""
     layer = flexrnn.LSTM(8, 380, bidirectional=True, dtype=torch.float64)

@@ -1,8 +1,8 @@
-"""Chunks of steps: what torch's products and a loop hand to each other lives for one of them only.
+"""Chunks of steps: what large products and a loop hand to each other lives for one of them only.
 
 A loop wants the input's products, and leaves the gradients of gates to the products behind it. For
 all steps at once these would be the largest tensors of a call. So a loop runs some steps at a time,
-few enough that they stay small, enough that torch's products are large.
+few enough that they stay small, enough that the products are large.
 """
 
 from collections.abc import Mapping

@@ -5,7 +5,7 @@ a row for every row of every step, and a result has as many columns as there are
 """
 
 import ctypes
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import chain
 from struct import Struct
@@ -23,9 +23,10 @@ from flexrnn.engine.replay import is_watched
 
 _TEXTS = ("vector.h", "loop.h", "outer.h")
 _REAL = {torch.float32: "float", torch.float64: "double"}
-_HIGH = 6  # rows of a tile, each of which wants a number of the left matrix at every step
-_DEEP = 512  # rows of a block: the columns of a tile are in a core's cache then,
-_BYTES = 256 << 10  # and so many of others
+_HIGH = 6  # rows of a tile
+# Rows of a block, and bytes of what a thread has laid out of the left and of the right matrices: a
+# core's own cache holds those of the left ones, and of the right ones what one tile reads.
+_DEEP, _LEFT, _RIGHT = 512, 256 << 10, 2 << 20
 _LITTLE = 1 << 17  # multiplications for which a second thread comes too late
 _LINE = 64  # bytes of a cache line
 
@@ -53,19 +54,27 @@ class Outer(NamedTuple):
 
 
 def is_faster() -> bool:
-    """Whether products by our own library are measured to be faster than torch's.
+    """Whether products by our own library are taken to be faster than torch's.
 
-    Torch calls Intel's, and on Intel's processors nobody has measured one against the other.
+    They were measured on an AMD EPYC (Zen 4), by AVX-512 and AVX2. Torch calls Intel's library, and
+    on Intel's processors nobody has measured one against the other.
     """
     return not is_intel() and machine().name != "plain"
 
 
+def prepare(dtype: torch.dtype) -> None:
+    """Compile what `multiply` will call, so that it fails early where it cannot be.
+
+    Raises:
+        CannotRunError: as it says.
+    """
+    if is_faster():
+        _run(dtype, machine())
+
+
 def multiply(products: Sequence[Outer], threads: int) -> None:
-    """Compute products, or add them to what there is."""
-    if not products:
-        return
-    dtypes = {tensor.dtype for product in products for tensor in _tensors(product)}
-    if is_faster() and len(dtypes) == 1 and dtypes <= {*_REAL}:
+    """Compute products, or add them to what there is; all numbers are of one dtype."""
+    if products and is_faster():
         _multiply(products, threads)
         return
     for product in products:
@@ -98,16 +107,17 @@ def _multiply(products: Sequence[Outer], threads: int) -> None:
         rows = [piece.shape[0] for piece in product.lefts[0]]
         blocks = max(1, -(-sum(rows) // _DEEP))
         deep = -(-sum(rows) // blocks)
-        few = max(1, _BYTES // (_HIGH * max(1, deep) * size))
+        few, some = (max(1, n // (max(1, deep) * size)) for n in (_LEFT // _HIGH, _RIGHT // wide))
         tall = sum(-(-left[0].shape[1] // _HIGH) for left in product.lefts)
         given = [
             (right[0].shape[1], n) for right, n in zip(product.rights, product.parts, strict=True)
         ]
         across = sum(parts * -(-units // parts // wide) for units, parts in given)
-        columns = _columns(tall, across, threads)
+        abreast = _abreast(tall, across, threads)
         lefts = max(lefts, min(few, tall) * _HIGH * deep)
-        rights = max(rights, -(-across // columns) * wide * deep)
-        sizes += (len(rows), len(product.lefts), len(product.rights), columns, blocks, few, *rows)
+        rights = max(rights, min(some, -(-across // abreast)) * wide * deep)
+        sizes += (len(rows), len(product.lefts), len(product.rights))
+        sizes += (abreast, blocks, some, few, *rows)
         ones = [1] * len(product.lefts)
         for matrix, parts in zip(
             (*product.lefts, *product.rights), (*ones, *product.parts), strict=True
@@ -133,22 +143,17 @@ def _multiply(products: Sequence[Outer], threads: int) -> None:
         products_of(*tensors)
 
 
-def _tensors(product: Outer) -> Iterator[Tensor]:
-    return chain(*product.lefts, *product.rights, *product.totals)
-
-
 def _work(product: Outer) -> int:
     """How many multiplications it takes."""
     rows = sum(piece.shape[0] for piece in product.lefts[0])
     return rows * sum(total.numel() for total in chain(*product.totals))
 
 
-def _columns(tall: int, wide: int, threads: int) -> int:
-    """Columns of the grid in which threads share so many tiles: with the least for one to do."""
+def _abreast(tall: int, wide: int, threads: int) -> int:
+    """How many threads share each row of so many tiles, so that the one with the most has least."""
 
-    def work(columns: int) -> int:
-        rows = threads // columns
-        above, beside = -(-tall // rows), -(-wide // columns)
+    def work(abreast: int) -> int:
+        above, beside = -(-tall // (threads // abreast)), -(-wide // abreast)
         return 3 * above * beside + above + beside  # a tile takes as long as laying out for three
 
     return min((n for n in range(1, threads + 1) if threads % n == 0), key=work)

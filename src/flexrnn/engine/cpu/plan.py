@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.cpu import outer
 from flexrnn.engine.cpu.build.isa import last_cache
 from flexrnn.engine.cpu.emit import ROWS_IN_PLACE, Shape
 from flexrnn.engine.cpu.kernel import STARTS, Kernel
@@ -103,6 +104,7 @@ def plan_of(program: Program, keep: Sequence[str], kind: Kind) -> Plan:
         backward = None
         if parts.backward is not None:
             backward = Kernel(parts.backward.graph, backward=True, **how)
+            outer.prepare(kind.dtype)
         plans[key] = Plan(parts, forward, backward)
     return plans[key]
 

@@ -25,7 +25,7 @@ _ALIASES = ("slice", "reshape", "expand", "detach", "constant")
 
 
 class Part(NamedTuple):
-    """One loop, and the nodes of the program that torch computes after it."""
+    """One loop, and the nodes of the program that are computed after it."""
 
     graph: Graph
     after: tuple[int, ...]  # products over the batch and what follows from them
@@ -215,7 +215,7 @@ def _backward(
             zero = loop.graph.constant(0.0)
             shape = graph.nodes[graph.inputs[f"state.{field}"]].shape
             loop.graph.outputs[f"passed.{field}"] = loop.graph.add("expand", zero, shape=shape)
-    after: set[int] = set()  # what torch computes once the loop is done
+    after: set[int] = set()  # what is computed once the loop is done
     for index in plan.after:
         node = graph.nodes[index]
         if node.op in ("outer", "product", "batch_sum") or after.intersection(node.args):

@@ -19,17 +19,17 @@ struct Matrix {
 // What to compute: for every left and right matrix out[m][n], or what it grows by, which is the sum
 // of left[m] * right[n] over all rows; for every part of the right one by itself.
 //
-// Threads share tiles of results, in a grid with so many `columns`, and nothing else: what one of them
-// writes is far from another one's cache. Rows are summed up in blocks, and those of a block laid out
-// anew, in the order in which a thread's tiles read them: at `rights` WIDE vectors of columns row by
-// row, then the next WIDE; at `lefts` HIGH columns, likewise, of a `few` tiles at a time, so that they
-// stay in the cache of a core.
+// Threads share tiles of results, so many `abreast` with parts of every row of tiles, and nothing else:
+// none reads what another one writes. Rows are summed up in blocks, and those of a block laid out anew,
+// in the order in which a thread's tiles read them: at `rights` WIDE vectors of columns row by row,
+// then the next WIDE, of `some` tiles at a time; at `lefts` HIGH columns, likewise, of a `few` tiles,
+// so that they stay in the cache of a core.
 struct Outer {
     long places;
     const long* rows;  // in each place
     Matrix *left, *right;
     long many_lefts, many_rights, tall, wide;  // tiles above one another, and side by side
-    long columns, blocks, few;
+    long abreast, blocks, some, few;
     void* const* outs;
     const long* adds;
     REAL *lefts, *rights;
@@ -90,7 +90,7 @@ template <class F> INLINE void in_block(const Outer& o, Range block, const F& th
     }
 }
 
-// Lays out a block of the left matrices, so many of their tiles.
+// Lays out a block of the left matrices, these of their tiles.
 static void lay_out_lefts(const Outer& o, Range block, Range tiles) {
     in_block(o, block, [&](long place, long first, long rows, long before) {
         for (long l = 0; l < o.many_lefts; l++) {
@@ -178,21 +178,25 @@ static void column(const Outer& o, long k, const REAL* right, Range tiles, long 
     }
 }
 
-// What a thread does of a product.
+// What one of some threads does of a product.
 static void multiply(const Outer& o, long id, long count) {
-    const Range tall = share(o.tall, id / o.columns, count / o.columns);
-    const Range wide = share(o.wide, id % o.columns, o.columns);
+    const Range tall = share(o.tall, id / o.abreast, count / o.abreast);
+    const Range wide = share(o.wide, id % o.abreast, o.abreast);
+    if (tall.first == tall.last) return;
     long total = 0;
     for (long p = 0; p < o.places; p++) total += o.rows[p];
     for (long b = 0; b < o.blocks; b++) {
         const Range block = share(total, b, o.blocks);
         const long deep = block.last - block.first;
-        lay_out_rights(o, block, wide);
-        for (long i = tall.first; i < tall.last; i += o.few) {
-            const Range some = {i, least(i + o.few, tall.last)};
-            lay_out_lefts(o, block, some);
-            for (long k = wide.first; k < wide.last; k++)
-                column(o, k, o.rights + (k - wide.first) * WIDE * VL * deep, some, deep, b > 0);
+        for (long j = wide.first; j < wide.last; j += o.some) {
+            const Range beside = {j, least(j + o.some, wide.last)};
+            lay_out_rights(o, block, beside);
+            for (long i = tall.first; i < tall.last; i += o.few) {
+                const Range above = {i, least(i + o.few, tall.last)};
+                lay_out_lefts(o, block, above);
+                for (long k = beside.first; k < beside.last; k++)
+                    column(o, k, o.rights + (k - j) * WIDE * VL * deep, above, deep, b > 0);
+            }
         }
     }
 }
@@ -211,8 +215,8 @@ INLINE long read(Matrix* matrices, long many, long places, void**& p, const long
 // p: memory for what is laid out; of every product the places of each matrix, those of left ones
 // first, and where the results go, those of the first left one first.
 // s: numbers of this memory for `lefts` of a thread, and for `rights`; how many products there are; of
-// each its places, left matrices, right ones, `columns`, `blocks`, `few`, and the rows in each place;
-// of each matrix parts, their columns, and how far rows are apart in each place; of each result
+// each its places, left matrices, right ones, `abreast`, `blocks`, `some`, `few`, and the rows in each
+// place; of each matrix parts, their columns, and how far rows are apart in each place; of each result
 // whether it is added to what is there.
 static void work(void** p, const long* s, long id, long count) {
     REAL* const lefts = (REAL*)*p++ + id * (s[0] + s[1]);
@@ -221,10 +225,10 @@ static void work(void** p, const long* s, long id, long count) {
     for (s += 3; products > 0; products--) {
         Outer o;
         o.places = s[0], o.many_lefts = s[1], o.many_rights = s[2];
-        o.columns = s[3], o.blocks = s[4], o.few = s[5], o.rows = s + 6;
+        o.abreast = s[3], o.blocks = s[4], o.some = s[5], o.few = s[6], o.rows = s + 7;
         o.lefts = lefts, o.rights = rights;
         Matrix left[o.many_lefts], right[o.many_rights];
-        s += 6 + o.places;
+        s += 7 + o.places;
         o.left = left, o.tall = read<true>(left, o.many_lefts, o.places, p, s);
         o.right = right, o.wide = read<false>(right, o.many_rights, o.places, p, s);
         o.outs = p, o.adds = s;
@@ -233,6 +237,7 @@ static void work(void** p, const long* s, long id, long count) {
     }
 }
 
+// The work is divided among as many threads as are asked for, whether or not there are fewer.
 extern "C" __attribute__((visibility("default")))
 void run(void** p, const long* s, int threads) {
     if (threads == 1) {
@@ -242,6 +247,7 @@ void run(void** p, const long* s, int threads) {
 #pragma omp parallel num_threads(threads)
     {
         Flushed flushed;
-        work(p, s, omp_get_thread_num(), threads);
+        for (long id = omp_get_thread_num(); id < threads; id += omp_get_num_threads())
+            work(p, s, id, threads);
     }
 }
