@@ -211,9 +211,10 @@ def test_the_machine_says_what_compiles():
 
 
 def test_entries_are_called_by_machine():
-    here = {"processor": "Intel(R) Xeon(R) @ 2.00GHz", "threads": 8}
-    assert file_name(here, "float32") == "cpu-intel-r-xeon-r-2-00ghz-8"
-    assert file_name(here, "float64") == "cpu-intel-r-xeon-r-2-00ghz-8-float64"
+    here = {"processor": "Intel(R) Xeon(R) @ 2.00GHz", "isa": "avx512", "threads": 8}
+    assert file_name(here, "float32") == "cpu-intel-r-xeon-r-2-00ghz-avx512-8"
+    assert file_name(here, "float64") == "cpu-intel-r-xeon-r-2-00ghz-avx512-8-float64"
+    assert file_name({**here, "isa": None}, "float32") == "cpu-intel-r-xeon-r-2-00ghz-8"
 
 
 def test_the_chart_has_a_panel_for_each_comparison(found: Found):

@@ -95,13 +95,15 @@ def machine() -> dict[str, Any]:
 
 
 def file_name(machine: dict[str, Any], dtype: str) -> str:
-    """How a machine's entry is called: processor, threads, and a dtype that is not float32.
+    """How a machine's entry is called: processor, instructions, threads, a dtype but float32.
+
+    Processors of unlike generations may have one name; the instructions tell some of them apart.
 
     Example:
         >>> from flexrnn.lab.bench.results import file_name
-        >>> file_name({"processor": "AMD EPYC", "threads": 2}, "float32")
-        'cpu-amd-epyc-2'
+        >>> file_name({"processor": "AMD EPYC", "isa": "avx2", "threads": 2}, "float32")
+        'cpu-amd-epyc-avx2-2'
     """
-    parts = ["cpu", machine["processor"], str(machine["threads"])]
+    parts = ["cpu", machine["processor"], machine["isa"] or "", str(machine["threads"])]
     parts += [dtype] if dtype != "float32" else []
     return re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")

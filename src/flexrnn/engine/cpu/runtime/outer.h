@@ -48,20 +48,12 @@ struct Column {
     }
 };
 
-constexpr long SOON = 8;  // rows until what is asked for early is read
-
-INLINE void hint_row(const REAL* from, long numbers) {
-    constexpr long LINE = 64 / sizeof(REAL);
-    for (long n = 0; n < numbers; n += LINE) __builtin_prefetch(from + n, 0, 3);
-}
-
 // HIGH columns for each of some tiles, of the rows of a pair; 0 behind the last column.
 ALONE void lay_out_left(REAL* into, const REAL* from, long row, long rows, long deep, Range tiles,
                         long high) {
     const long whole = least(tiles.last, high / HIGH) - tiles.first;
     from += tiles.first * HIGH;
     for (long r = 0; r < rows; r++, from += row, into += HIGH) {
-        hint_row(from + SOON * row, (tiles.last - tiles.first) * HIGH);
         for (long i = 0; i < whole; i++)
             __builtin_memcpy(into + i * deep * HIGH, from + i * HIGH, HIGH * sizeof(REAL));
         if (tiles.first + whole < tiles.last)
@@ -74,7 +66,6 @@ ALONE void lay_out_left(REAL* into, const REAL* from, long row, long rows, long 
 ALONE void lay_out_right(REAL* into, const REAL* from, long row, long rows, long units, int width) {
     const long whole = least(width, units / VL);
     for (long r = 0; r < rows; r++, from += row, into += width * VL) {
-        hint_row(from + SOON * row, width * VL);
         for (long j = 0; j < whole; j++) *(vec*)(into + j * VL) = load<false>(from + j * VL);
         if (whole < width)
             *(vec*)(into + whole * VL) = load<true>(from + whole * VL, int(units - whole * VL));
