@@ -1,8 +1,8 @@
 """What is computed behind the loop of a backward pass: gradients of weights and of the input.
 
 They are products over the steps and rows of a chunk, done when the loop has run its steps: those of
-weights by `outer.py` where that is faster than torch, which does all the others. Sums
-over time and rows add up from chunk to chunk; what is made of these is computed at the end.
+weights by `outer.py` where that is faster than torch, which does all the others. Sums over time and
+rows add up from chunk to chunk; what is made of these is computed at the end.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
