@@ -11,7 +11,7 @@ from statistics import median
 
 import torch
 
-from flexrnn.engine.cpu import outer
+from flexrnn.engine.cpu import after, outer
 from flexrnn.engine.cpu.outer import Outer
 from flexrnn.lab.bench.results import machine
 
@@ -36,9 +36,8 @@ def seconds(rows: int, gates: int, *columns: int, dtype: torch.dtype) -> dict[st
     ours = [Outer([[gradient]], [[other] for other in others], [totals], adds=False)]
     torchs: list[Outer] = []
     for other in others:
-        left, right = (
-            (other, gradient) if other.shape[1] < 64 and rows >= 256 else (gradient, other)
-        )
+        turned = other.shape[1] < after._NARROW <= gates and rows >= after._LONG
+        left, right = (other, gradient) if turned else (gradient, other)
         total = gradient.new_empty(left.shape[1], right.shape[1])
         torchs.append(Outer([[left]], [[right]], [[total]], adds=False))
     taken: dict[str, list[float]] = {"ours": [], "torch's": []}

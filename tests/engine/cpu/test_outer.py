@@ -1,8 +1,7 @@
 # pyright: reportPrivateUsage=false
 """Products for the gradients of weights: every shape of them, on every set of instructions."""
 
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,12 @@ from torch.testing import assert_close
 import flexrnn
 from flexrnn.engine.cpu import outer, plan
 from flexrnn.engine.cpu.build import compiler
-from flexrnn.engine.cpu.build.isa import Isa
+from flexrnn.engine.cpu.build.isa import ISAS, Isa
 from flexrnn.engine.cpu.outer import Outer, multiply
 from flexrnn.engine.step import CannotRunError
+
+from . import sanitized
+from .sanitized import CLEAN, MEMORY, extent, skip_without
 
 NAN = float("nan")
 # Rows of every piece; columns of left matrices; parts of right ones, and columns of a part.
@@ -216,78 +218,65 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[int], int]]:
     return calls
 
 
-@pytest.mark.parametrize("real", ["float", "double"])
-def test_memory(
-    noted: list[tuple[list[int], int]],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    isa: Isa,
-    real: str,
-) -> None:
-    """In a program of its own, where every matrix lies in a piece of just its size.
+@pytest.fixture
+def ran(
+    noted: list[tuple[list[int], int]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., tuple[str, str, int]]:
+    """Products of every shape, run by threads under a sanitizer: what the program says.
 
-    So does what each thread has for itself, which is one piece: what it lays out of right matrices
-    comes first and is read by all that follows.
+    Every matrix lies in a piece of just its size. So does what each thread has for itself, which is
+    one piece: what it lays out of right matrices comes first and is read by all that follows.
     """
-    monkeypatch.setenv("FLEXRNN_ISA", isa.name)
-    runs: list[str] = []
-    for shape in SHAPES:
-        product = made(shape, torch.float32 if real == "float" else torch.float64, adds=True)
-        multiply([product], 3)
-        told, threads = noted[-1]
-        own = told[0] + told[1]
-        tensors = chain(*product.lefts, *product.rights, *product.totals)
-        pieces = ", ".join(f"m.piece({extent(tensor)})" for tensor in tensors)
-        runs.append(
-            f"    {{ Memory m; void* p[] = {{nullptr, {pieces}}};\n"
-            f"      const long s[] = {{{', '.join(map(str, told))}}};\n"
-            f"      for (long id = 0; id < {threads}; id++) {{\n"
-            f"          p[0] = (REAL*)m.piece({own}) - id * {own};\n"
-            f"          work(p, s, id, {threads}); }} }}"
-        )
-    text = "\n".join([outer._text(real, isa), DRIVER % "\n".join(runs)])
-    found, options = compiler.find(), ("-g", "-O0", "-fsanitize=address")
-    try:
-        empty = compiler.compile_program(found, isa, "int main() {}", tmp_path, *options)
-        subprocess.run([empty], check=True, capture_output=True)
-    except (CannotRunError, subprocess.CalledProcessError) as cause:
-        pytest.skip(f"no sanitizer of this kind here: {cause}")
-    program = compiler.compile_program(found, isa, text, tmp_path, *options)
-    done = subprocess.run([program], capture_output=True, text=True, timeout=120)
-    assert (done.stderr, done.stdout, done.returncode) == ("", "done\n", 0)
+
+    def run(
+        sanitizer: str, real: str, isa: Isa, right: str = "", wrong: str = ""
+    ) -> tuple[str, str, int]:
+        monkeypatch.setenv("FLEXRNN_ISA", isa.name)
+        skip_without(sanitizer, isa, tmp_path)
+        calls: list[str] = []
+        for shape in SHAPES:
+            product = made(shape, torch.float32 if real == "float" else torch.float64, adds=True)
+            multiply([product], 3)
+            told, count = noted[-1]
+            own = told[0] + told[1]
+            tensors = chain(*product.lefts, *product.rights, *product.totals)
+            pieces = ", ".join(f"m.piece({extent(tensor)})" for tensor in tensors)
+            calls.append(
+                f"    {{ Memory m; void* p[] = {{nullptr, {pieces}}};\n"
+                f"      const long s[] = {{{', '.join(map(str, told))}}};\n"
+                "      std::vector<std::thread> threads;\n"
+                f"      for (long id = 0; id < {count}; id++) {{\n"
+                f"          p[0] = m.piece({own}) - id * {own};\n"
+                f"          auto part = [=]() mutable {{ work(p, s, id, {count}); }};\n"
+                "          threads.emplace_back(part); }\n"
+                "      for (std::thread& thread : threads) thread.join(); }"
+            )
+        text = outer._text(real, isa)
+        assert right in text
+        changed = text.replace(right, wrong) if right else text
+        done = sanitized.run([changed, MEMORY], calls, sanitizer, isa, tmp_path)
+        return done.stderr, done.stdout, done.returncode
+
+    return run
 
 
-def extent(tensor: Tensor) -> int:
-    """Numbers from the first to the last that a tensor reaches."""
-    if not tensor.numel():
-        return 0
-    return 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+@pytest.mark.parametrize("real", ["float", "double"])
+def test_memory_and_defined_behaviour(ran: Any, isa: Isa, real: str) -> None:
+    assert ran("both", real, isa) == CLEAN
 
 
-DRIVER = """
-#include <cstdio>
-#include <cstdlib>
-#include <vector>
+def test_no_races(ran: Any) -> None:
+    assert ran("thread", "float", ISAS[-1]) == CLEAN
 
-extern "C" int omp_get_thread_num() { return 0; }
-extern "C" int omp_get_num_threads() { return 1; }
 
-struct Memory {
-    std::vector<void*> pieces;
-    void* piece(long numbers) {
-        void* p = nullptr;
-        if (posix_memalign(&p, 64, numbers * sizeof(REAL))) abort();
-        for (long i = 0; i < numbers; i++) ((REAL*)p)[i] = REAL(i %% 7) - 3;
-        pieces.push_back(p);
-        return p;
-    }
-    ~Memory() {
-        for (void* p : pieces) free(p);
-    }
-};
-
-int main() {
-%s
-    puts("done");
-}
-"""
+@pytest.mark.parametrize(
+    ("sanitizer", "right", "wrong", "told"),
+    [
+        ("both", "r < rows", "r <= rows", "heap-buffer-overflow"),
+        ("thread", "share(o.tall, id / o.abreast", "share(o.tall, 0", "data race"),
+    ],
+)
+def test_a_sanitizer_notices(ran: Any, sanitizer: str, right: str, wrong: str, told: str) -> None:
+    errors, _, status = ran(sanitizer, "float", ISAS[-1], right, wrong)
+    assert status
+    assert told in errors

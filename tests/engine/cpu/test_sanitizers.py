@@ -21,50 +21,18 @@ from torch import Tensor
 import flexrnn
 from flexrnn import cells
 from flexrnn.engine.cpu import chunks, cpp, kernel, plan
-from flexrnn.engine.cpu.build import compiler
 from flexrnn.engine.cpu.build.isa import machine, runnable
 from flexrnn.engine.cpu.kernel import SCRATCH, STARTS, Area, Kernel, Launch
-from flexrnn.engine.step import CannotRunError
+
+from . import sanitized
+from .sanitized import CLEAN, MEMORY, extent, skip_without
 
 CELLS = [cells.LSTMCell, cells.GRUCell, cells.LayerNormLSTMCell]
 SIZES = [(9, 1, 2, 5), (3, 7, 3, 19), (1, 7, 1, 5)]  # T, B, I, H
 EXTRA = 3  # chunks beyond the first, of the loops back of the first size, and two of the second
 ENDS = torch.tensor([2, 5, 5, 0, 1, 4, 5]), torch.randn(5, 7, 3)  # lengths, and an input
-SANITIZERS = {
-    # Unoptimised: that compiles in a third of the time and leaves every access as it is written.
-    "address": ("-O0", "-fsanitize=address"),
-    "both": ("-O0", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
-    "thread": ("-O1", "-fsanitize=thread"),
-}
-
-MAIN = """
-#include <cstdio>
-#include <cstdlib>
-#include <thread>
-#include <vector>
-
-extern "C" int omp_get_thread_num() { return 0; }  // asked for by what nobody calls here
-extern "C" int omp_get_num_threads() { return 1; }
-
+TOGETHER = """
 typedef void Work(void**, const long*, const double*, Told*, long, long);
-
-struct Memory {
-    std::vector<void*> pieces;
-    unsigned state = 1;
-    REAL* piece(long numbers) {  // aligned as cache lines are, and not a number longer than told
-        void* p = nullptr;
-        if (posix_memalign(&p, 64, numbers * sizeof(REAL))) abort();
-        for (long i = 0; i < numbers; i++) {
-            state = state * 1664525u + 1013904223u;
-            ((REAL*)p)[i] = REAL(state >> 8) / (1 << 23) - 1;
-        }
-        pieces.push_back(p);
-        return (REAL*)p;
-    }
-    ~Memory() {
-        for (void* p : pieces) free(p);
-    }
-};
 
 static void together(Work* work, void** p, const long* s, const double* c, long count) {
     std::vector<Told> all(count);
@@ -144,11 +112,6 @@ def memory_size(memory: dict[str, Tensor]) -> int:
     return memory[SCRATCH].element_size()
 
 
-def extent(tensor: Tensor) -> int:
-    """Numbers from the first to the last that a tensor reaches."""
-    return 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-
-
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     """The calls of loops that layers make; here they are noted only, and nothing is compiled."""
@@ -196,19 +159,18 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     return noted
 
 
-def program(calls: list[Call], change: Callable[[str], str]) -> str:
-    """C++ of a program that makes the calls; every loop once, in a namespace of its own."""
+def program(calls: list[Call], change: Callable[[str], str]) -> tuple[list[str], list[str]]:
+    """C++ of every loop once, in a namespace of its own, and of all calls."""
     runtime = cpp.prologue("float", machine())
     for right, wrong in MEETINGS:
         assert right in runtime
         runtime = runtime.replace(right, wrong)
     texts = {call.source: f"loop{k}" for k, call in enumerate(calls)}
-    parts = [runtime, MAIN]
+    parts = [runtime, MEMORY, TOGETHER]
     for text, name in texts.items():
         named = change(text).replace("void run(", f"void run_{name}(")
         parts.append(f"namespace {name} {{\n{named}\n}}\n")
-    runs = [call.text() % f"{texts[call.source]}::work" for call in calls]
-    return "\n".join([*parts, "int main() {", *runs, '    puts("done");', "}", ""])
+    return parts, [call.text() % f"{texts[call.source]}::work" for call in calls]
 
 
 def every_call(cells: list[Any], threads: Any) -> None:
@@ -242,24 +204,14 @@ def ran(
         change: Callable[[str], str] = str,
     ) -> "subprocess.CompletedProcess[str]":
         monkeypatch.setenv("FLEXRNN_ISA", isa)
-        found, options = compiler.find(), ("-g", "-pthread", *SANITIZERS[sanitizer])
-        try:
-            empty = compiler.compile_program(found, machine(), "int main() {}", tmp_path, *options)
-            subprocess.run([empty], check=True, capture_output=True)
-        except (CannotRunError, subprocess.CalledProcessError) as cause:
-            pytest.skip(f"no sanitizer of this kind here: {cause}")
+        skip_without(sanitizer, machine(), tmp_path)
         every_call(cells, threads)
         runs = 2 * len([*SIZES, ENDS]) + EXTRA  # forward and backward
         assert len(calls) == len(cells) * runs * 4  # two numbers of threads, two directions
         assert sum(STARTS in call.memory for call in calls) == len(cells) * 8
-        text = program(calls, change)
-        driver = compiler.compile_program(found, machine(), text, tmp_path, *options)
-        return subprocess.run([driver], capture_output=True, text=True, timeout=120)
+        return sanitized.run(*program(calls, change), sanitizer, machine(), tmp_path)
 
     return run
-
-
-CLEAN = ("", "done\n", 0)
 
 
 def test_memory_and_defined_behaviour(ran: Any) -> None:

@@ -73,11 +73,11 @@ class After:
         found = (n for n in graph.outputs if n[:5] == "grad." and n[:11] != "grad.state.")
         self.roots = frozenset(graph.outputs[name] for name in found)
         self.once: list[int] = []  # made of parameters
-        self.chunk: list[int] = []  # computed in every chunk
+        self.chunk: list[int] = []  # computed in every chunk, in front of its products
         self.late: list[int] = []  # made of sums
         self.splits = True
         order = self._ordered(graph, after, {*operands, *kept, *sums}, names)
-        sums = set(sums)
+        sums, products = set(sums), list[int]()
         for index in order:
             node, timed = graph.nodes[index], _is_timed(graph, index)
             if sums.intersection(node.args):
@@ -85,14 +85,13 @@ class After:
                 sums.add(index)
                 self.splits &= not timed
             elif timed or any(_is_timed(graph, arg) for arg in node.args):
-                self.chunk.append(index)
+                (products if _is_outer(node) else self.chunk).append(index)
                 if not timed:
                     assert node.op in _SUMS
                     sums.add(index)
             else:
                 self.once.append(index)
         rows = sizes.steps * sizes.batch
-        products = [i for i in self.chunk if _is_outer(graph.nodes[i])]
         self.cut: dict[int, list[int]] = {}
         own = is_faster()
         if own or rows <= _FEW:
@@ -170,8 +169,6 @@ class After:
             total = call.found.get(index)
             if index in self.olds:
                 values[index] = self._before(index, call.given, span)
-            elif _is_outer(graph.nodes[index]):
-                continue  # below
             elif not _is_timed(graph, index):
                 value = _compute(call, index, values, lead)
                 call.found[index] = value if total is None else total + value

@@ -100,7 +100,7 @@ def _multiply(products: Sequence[Outer], threads: int) -> None:
     tensors, sizes, lefts, rights = list[Tensor](), list[int](), 0, 0
     dtype = products[0].totals[0][0].dtype
     isa, size = machine(), dtype.itemsize
-    wide = isa.sums // _HIGH * isa.vector_bytes // size  # columns of a tile
+    wide = _vectors(isa) * isa.vector_bytes // size  # columns of a tile
     if sum(map(_work, products)) < _LITTLE:
         threads = 1
     for product in products:
@@ -164,8 +164,13 @@ def _dense(matrix: Tensor) -> Tensor:
     return matrix if matrix.stride(1) == 1 or matrix.shape[1] == 1 else matrix.contiguous()
 
 
+def _vectors(isa: Isa) -> int:
+    """How many are side by side in a tile whose sums fill the registers."""
+    return isa.sums // _HIGH
+
+
 def _text(real: str, isa: Isa) -> str:
-    tile = f"#define HIGH {_HIGH}\n#define WIDE {isa.sums // _HIGH}\n"
+    tile = f"#define HIGH {_HIGH}\n#define WIDE {_vectors(isa)}\n"
     return tile + cpp.prologue(real, isa, _TEXTS)
 
 
