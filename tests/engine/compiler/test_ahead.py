@@ -88,6 +88,7 @@ def without_derivative(c: Any) -> Tensor:
 
 MADE: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "antisymmetric": lambda c, x, h: h @ skew(c.U),
+    "beside a weight": lambda c, x, h: (h @ c.U).tanh() + (h @ torch.matrix_exp(c.U)).sigmoid(),
     "matrix exponential": lambda c, x, h: h @ torch.matrix_exp(c.U - c.U.T),
     "Cayley": lambda c, x, h: (
         h @ torch.linalg.solve(torch.eye(H) + skew(c.U), torch.eye(H) - skew(c.U))
@@ -285,7 +286,7 @@ REFUSED = {
     "an operation of somebody's": (lambda c, x, h: h * twice(c.p), "it is not torch's own"),
     "one that is called like torch's": (lambda c, x, h: twice(h), "it is not torch's own"),
     "a product of two dtypes": (lambda c, x, h: h @ c.U.half().triu(), "torch.float16"),
-    "not of parameters alone": (lambda c, x, h: h.cumsum(-1), "not among the operations"),
+    "not of parameters alone": (lambda c, x, h: h.sort(-1)[0], "not among the operations"),
 }
 
 
@@ -314,6 +315,19 @@ def test_under_autocast_it_is_refused() -> None:
         compile_step(step, (xs,), (state,), ())
     plain = CellStep(cell.bfloat16())  # the same cell and dtypes, and nothing is cast
     assert compile_step(plain, (xs,), (state,), ()).graph.ahead is not None
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda c, x, h: h[:, torch.arange(H).flip(0)], lambda c, x, h: h.cumsum(-1)],
+    ids=["units by number", "running sum"],
+)
+def test_under_autocast_it_is_made_where_nothing_cast_is_read(function: Any) -> None:
+    step = CastStep(CellStep(MatrixCell(I, H, function=function)), torch.bfloat16)
+    xs, state = torch.randn(T, B, I).bfloat16(), torch.zeros(B, H).bfloat16()
+    made = compile_step(step, (xs,), (state,), ()).graph.ahead
+    assert made is not None
+    assert [m.dtype for m in made.of({})] == [torch.bfloat16]
 
 
 @pytest.mark.parametrize("name", MADE)

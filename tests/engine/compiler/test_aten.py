@@ -1,5 +1,6 @@
 """What a person may write in a step beside elementwise operations."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,7 @@ class Cell(flexrnn.Cell):
         self.b, self.one, self.row, self.wide = drawn(4), drawn(), drawn(1, 4), drawn(4, 8)
         self.low, self.high, self.single = drawn(4, 2), drawn(2, 4), drawn(1)
         self.heads = drawn(2)
+        self.register_buffer("places", torch.tensor([2, 0, 3, 1]))
         self.register_buffer("mask", torch.tensor([True, False, True, True]))
 
     def step(self, x: Tensor, state: cells.HiddenState) -> cells.HiddenState:
@@ -73,6 +75,16 @@ def written_all(c: Any, x: Tensor, h: Tensor) -> Tensor:
     y.zero_().add_(h)
     z.fill_(0.5)
     return y * z + x @ c.W
+
+
+def written_pairs(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    y, z = torch.empty_like(h), x @ c.W
+    y[:, ::2] = -h[:, 1::2]
+    y[..., 1::2] = h[:, ::2]
+    z[:, 1:4:2] *= 2
+    z[:, ::3] = 0.5
+    z.view(-1, 2, 2)[:, ::2] += y[:, None, :2]
+    return y + z
 
 
 def without_gradients(c: Any, x: Tensor, h: Tensor) -> Tensor:
@@ -132,6 +144,38 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "unbind": lambda c, x, h: torch.stack(h.unbind(-1)[::-1], -1) + x @ c.W,
     "rows of a weight": lambda c, x, h: sum((h * w for w in c.V), start=x @ c.W),
     "roll and flip": lambda c, x, h: h.roll(1, -1) * h.flip(-1) + x @ c.W,
+    "flip of many": lambda c, x, h: (
+        (h.repeat(1, 5) * torch.arange(20, dtype=h.dtype)).flip(-1)[:, 3:7] + x @ c.W
+    ),
+    "flip of heads": lambda c, x, h: halves(h).flip(1, 2).flatten(1) + torch.fliplr(x @ c.W),
+    "axes behind the batch": lambda c, x, h: halves(h).mT.reshape(-1, 4) + x @ c.W,
+    "channels shuffled": lambda c, x, h: (
+        (x @ c.W @ c.wide).view(-1, 2, 4).transpose(1, 2).flatten(1)[:, :4]
+        + (h @ c.wide).view(-1, 4, 2).transpose(1, 2).reshape(-1, 8)[:, 2:6]
+    ),
+    "three axes turned": lambda c, x, h: (
+        (h @ c.wide).view(-1, 2, 2, 2).permute(0, 3, 1, 2).reshape(-1, 8)[:, :4] + x @ c.W
+    ),
+    # units by number
+    "a permutation": lambda c, x, h: h[:, c.places] + x @ c.W,
+    "a permutation before and after a product": lambda c, x, h: (
+        (h[:, c.places] @ c.U)[:, c.places] + x @ c.W
+    ),
+    "a list of units": lambda c, x, h: h[..., [3, -3, 0, 0]] * h[:, range(4)] + x @ c.W,
+    "a table of units": lambda c, x, h: (
+        h[:, torch.tensor([[0, 1], [3, 2]])].sum(-1).repeat(1, 2) + x @ c.W
+    ),
+    "index_select": lambda c, x, h: (
+        h.index_select(-1, c.places) + torch.index_select(halves(h), 1, c.places[1:2]).repeat(
+            1, 2, 1).flatten(1) + x @ c.W
+    ),
+    "units of heads": lambda c, x, h: (
+        halves(h)[:, [1, 0]].flatten(1) * halves(h)[..., None, [1, 0]].flatten(1) + x @ c.W
+    ),
+    "units of a weight": lambda c, x, h: h[:, :2] @ c.V[[2, 0]] + h @ c.U[:, c.places] + x @ c.W,
+    "cumsum": lambda c, x, h: (x @ c.W + h).softmax(-1).cumsum(-1) - h.cumsum(1),
+    "cumsum over heads": lambda c, x, h: halves(h).cumsum(1).flatten(1) + x @ c.W,
+    "cumsum of a weight": lambda c, x, h: h @ c.U.cumsum(0) + x @ c.W,
     "repeat": lambda c, x, h: h[:, :1].repeat(1, 4) + x @ c.W,
     "expand": lambda c, x, h: h * c.b.expand_as(h) + c.single.expand(x.shape[0], 4) + x @ c.W,
     "tensor_split": lambda c, x, h: h.tensor_split(2, -1)[0].repeat(1, 2) + x @ c.W,
@@ -166,6 +210,14 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "exclusive or": lambda c, x, h: h * torch.logical_xor(h > 0, h > 0.5) + x @ c.W,
     "where, as a method": lambda c, x, h: h.where(h > 0, 0.5) + x @ c.W,
     "masked_fill": lambda c, x, h: h.masked_fill(h > 0, 0.3) + x @ c.W,
+    "numbers of no dtype": lambda c, x, h: (
+        h * torch.where(h > 0, 1.0, -1.0) + (h > 0.5).float() * h
+        + h * torch.where(h > 0, (h > 1).float(), 0.1) + x @ c.W
+    ),
+    "any and all": lambda c, x, h: (
+        h * (h > 0).any(-1, keepdim=True) - h * (h > 0).all(1)[:, None] + x @ c.W
+        + halves(h > 1).any(1).repeat(1, 2) * h.all(-1, keepdim=True)
+    ),
     # norms
     "rms_norm": lambda c, x, h: F.rms_norm(x @ c.W + h, (4,), c.b, 1e-3),
     "group_norm": lambda c, x, h: F.group_norm(x @ c.W + h, 2, c.b, c.row[0]),
@@ -181,6 +233,39 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "normalize": lambda c, x, h: F.normalize(h, dim=-1) + x @ c.W,
     "cosine_similarity": lambda c, x, h: (
         h * F.cosine_similarity(x @ c.W, h, dim=-1).unsqueeze(-1) + x @ c.W
+    ),
+    "norm of order inf": lambda c, x, h: (
+        h / (1 + torch.linalg.vector_norm(h, math.inf, -1, keepdim=True)) + x @ c.W
+    ),
+    "layer_norm of heads": lambda c, x, h: (
+        F.layer_norm(halves(x @ c.W + h), (2, 2), c.U[:2, :2], c.V[:2, :2]).flatten(1)
+    ),
+    "group_norm of heads": lambda c, x, h: (
+        F.group_norm((h @ c.wide).view(-1, 4, 2), 2, c.b, c.row[0]).flatten(1)[:, :4] + x @ c.W
+    ),
+    "var over heads": lambda c, x, h: (
+        halves(h).var(1, keepdim=True) * halves(x @ c.W)).flatten(1) + h.std((-1,))[:, None],
+    "over several axes": lambda c, x, h: (
+        h * halves(h).sum((1, 2))[:, None] + x @ c.W - halves(h).mean((1, 2), keepdim=True)[:, 0]
+        + halves(h).logsumexp((-1, 1))[:, None] + halves(h).norm(dim=(1, 2))[:, None]
+    ),
+    "softmax over heads": lambda c, x, h: (
+        (halves(x @ c.W).softmax(1) * halves(h)).flatten(1)
+        + halves(h).log_softmax(1).flatten(1) * (h @ c.wide).view(-1, 4, 2).softmax(1)[..., 0]
+    ),
+    "amax over heads": lambda c, x, h: (
+        halves(h) - halves(x @ c.W).amax(1, keepdim=True)
+    ).flatten(1) - halves(h).amin(1).repeat(1, 2),
+    "maxout": lambda c, x, h: (
+        (h @ c.wide).view(-1, 4, 2).max(-1).values + torch.min(x @ c.W, 1, keepdim=True)[0]
+    ),
+    "the first of equals": lambda c, x, h: (
+        h.relu().max(1, keepdim=True).values * h + h.relu().min(-1)[0][:, None] + x @ c.W
+        + torch.stack([h, h], 1).max(1)[0]
+    ),
+    "prod": lambda c, x, h: (
+        h * halves(h).prod(-1).repeat(1, 2) + h.relu().prod(1, keepdim=True) + x @ c.W
+        + halves(h).prod(1).repeat(1, 2)
     ),
     "amin": lambda c, x, h: h - h.amin(-1, keepdim=True) + x @ c.W,
     "softmin": lambda c, x, h: F.softmin(h, -1) + x @ c.W,
@@ -201,6 +286,15 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         torch.xlogy(h.relu(), h) + torch.special.xlogy(h, c.b.abs()) + torch.xlogy(2, h.exp())
         + x @ c.W
     ),
+    "softplus with a threshold": lambda c, x, h: (
+        F.softplus(h, 2, 0.3) + F.softplus(40 * h, threshold=30) + x @ c.W
+    ),
+    "fmax and fmin": lambda c, x, h: (
+        torch.fmax(h, x @ c.W) + torch.fmin(h.log(), h) + torch.fmin(h.relu(), c.b * 0)
+    ),
+    "copysign": lambda c, x, h: (
+        torch.copysign(h, x @ c.W) + torch.copysign(x @ c.W, -h.relu()) + h.copysign(-2.0)
+    ),
     "sinc": lambda c, x, h: torch.sinc(h) + torch.sinc(h.relu()) * h + x @ c.W,
     "even power": lambda c, x, h: h**4 + x @ c.W,
     "division rounded": lambda c, x, h: (
@@ -215,6 +309,7 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "a written slice": written_slice,
     "a written mask": written_mask,
     "a tensor written over": written_all,
+    "every second unit written": written_pairs,
     # products of rows, and axes that move
     "attention by bmm": lambda c, x, h: torch.bmm(
         torch.bmm(halves(x @ c.W), halves(h).transpose(1, 2)).softmax(-1), halves(h)

@@ -43,10 +43,10 @@ def written_part(c: Any, z: Tensor, h: Tensor) -> Tensor:
     return h + z
 
 
-def every_second_written(c: Any, z: Tensor, h: Tensor) -> Tensor:
+def units_written(c: Any, z: Tensor, h: Tensor) -> Tensor:
     y = z.tanh()
-    y[:, ::2] = 0.0
-    return y + h
+    y[:, [0, 2]] = h[:, :2]
+    return y
 
 
 def written_parameter(c: Any, z: Tensor, h: Tensor) -> Tensor:
@@ -151,30 +151,29 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "noise for nobody": (lambda c, z, h: (torch.randn_like(z), z + h)[1], "it draws random"),
     "the sum of all": (lambda c, z, h: h + z.sum(), ACROSS),
     "the largest of a column": (lambda c, z, h: h - z.amax(0), ACROSS),
-    "a maximum and its place": (
-        lambda c, z, h: h + z.max(-1, keepdim=True).values, "amax and amin, which find the value"),
-    "a minimum and its place": (
-        lambda c, z, h: h + torch.min(z, 1)[0][:, None], "amax and amin, which find the value"),
     "the largest of all": (lambda c, z, h: h + z.max(), ACROSS),
     "one row": (lambda c, z, h: h + z[0], ACROSS),
     "rows shifted": (lambda c, z, h: h + z.roll(1, 0), ACROSS),
     "all rows shifted": (lambda c, z, h: h + z.roll(1), ACROSS),
-    "heads and units at once": (
-        lambda c, z, h: h + heads(z).sum((1, 2))[:, None], "several axes at once"),
-    "the largest of a head": (
-        lambda c, z, h: h + heads(z).amax(1), "anything but the last axis"),
     "the third norm": (lambda c, z, h: h + z.norm(3, -1, keepdim=True), "a norm of order 3"),
-    "a layer norm of heads": (
-        lambda c, z, h: h + F.layer_norm(heads(z), (2, 5))[:, 0], "more than the last axis"),
-    "a group norm of heads": (
-        lambda c, z, h: h + F.group_norm(heads(z), 1)[:, 0], "more than the hidden axis"),
-    "softplus with a threshold": (
-        lambda c, z, h: h + F.softplus(z, threshold=1), "a softplus with a threshold"),
     "the largest number": (
         lambda c, z, h: h + torch.nan_to_num(z), "the largest number of the dtype"),
-    "every second unit written": (every_second_written, "it writes into a slice with a step"),
     "units regrouped": (
-        lambda c, z, h: h + heads(z).mT.reshape(-1, 10)[:, :5], "axes behind the batch"),
+        lambda c, z, h: h + z.repeat(1, 845).view(-1, 65, 65).mT.reshape(-1, 4225)[:, :5],
+        "it swaps axes behind the batch of 65 and 65 places"),
+    "the place of a maximum": (
+        lambda c, z, h: h + z.max(-1, keepdim=True).indices, "a program has no result 1 of it"),
+    "the largest of many, alone": (
+        lambda c, z, h: h + z.repeat(1, 20).max(-1).values[:, None], "it combines 100 numbers"),
+    "a product of many": (
+        lambda c, z, h: h + z.repeat(1, 20).prod(-1, keepdim=True), "it combines 100 numbers"),
+    "units by number, written": (units_written, "torch.int64"),
+    "units by a mask": (
+        lambda c, z, h: h + z[:, torch.arange(5) % 2 == 0].sum(-1, keepdim=True),
+        "how many units a mask picks is not known"),
+    "units of rows": (lambda c, z, h: h + z[[0, 1], [1, 2]][:, None], COURSE),
+    "rows by number": (lambda c, z, h: h + z[[1, 0]], COURSE),
+    "rows by a tensor": (lambda c, z, h: h + z[torch.tensor([1, 0]), ...], COURSE),
     "no unit": (lambda c, z, h: h + heads(z).mT[:, 2:2].sum(1)[:, :1], "a slice of nothing"),
     "rows by their numbers": (lambda c, z, h: h + z.t().unbind(1)[0], COURSE),
     "a part of turned rows": (lambda c, z, h: h + z.t()[:, ::2].sum(-1), COURSE),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn, sigmoid, tanh
 
 import flexrnn
+from flexrnn import cells
 from flexrnn.cells import HiddenState, LayerNormLSTMCell, LSTMCell
 
 
@@ -98,6 +99,33 @@ class Mogrifier(Stacked):  # Melis 2019: the input depends on the state before t
         return HiddenState(sigmoid(o) * tanh(sigmoid(f) * h + sigmoid(i) * tanh(g)))
 
 
+class ONLSTM(flexrnn.Cell):  # Shen 2019: running sums of a softmax say which units are kept
+    State = cells.LSTMState
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+        super().__init__(input_size, hidden_size)
+        self.inner = nn.Linear(input_size + hidden_size, 6 * hidden_size, bias, device, dtype)
+
+    def step(self, x: Tensor, state: Any) -> Any:
+        h, c = state
+        i, f, g, o, keep, fill = self.inner(torch.cat([x, h], -1)).chunk(6, -1)
+        keep = torch.cumsum(keep.softmax(-1), -1)
+        fill = 1 - fill.softmax(-1).cumsum(-1)
+        both = keep * fill
+        c = (sigmoid(f) * both + keep - both) * c + (sigmoid(i) * both + fill - both) * tanh(g)
+        return cells.LSTMState(sigmoid(o) * tanh(c), c)
+
+
+class EUNN(Stacked):  # Jing 2017: the state is turned in pairs of units, which change partners
+    def step(self, x: Tensor, state: Any) -> Any:
+        h, H = state.h, self.hidden_size
+        for k, partner in enumerate(([1, 0, 3, 2, 4], [0, 2, 1, 4, 3])):
+            angle = self.b[k * H : (k + 1) * H]
+            h = angle.cos() * h + angle.sin() * h[:, partner]
+        z = h + x @ self.Q
+        return HiddenState(z.sign() * torch.relu(z.abs() + self.b[2 * H : 3 * H]))
+
+
 # Products in all, and in the loop.
 ZOO: dict[str, tuple[Any, dict[str, Any], tuple[int, int]]] = {
     "projection": (LSTMCell, {"proj_size": 2}, (3, 2)),
@@ -108,6 +136,8 @@ ZOO: dict[str, tuple[Any, dict[str, Any], tuple[int, int]]] = {
     "sLSTM": (SLSTM, {}, (2, 1)),
     "NAS": (NAS, {}, (2, 1)),
     "RHN": (RHN, {}, (4, 3)),
+    "ON-LSTM": (ONLSTM, {}, (4, 3)),  # of two softmaxes, and two running sums
+    "EUNN": (EUNN, {}, (3, 2)),
     "Mogrifier": (Mogrifier, {}, (3, 3)),  # R and W share their left operand
 }
 

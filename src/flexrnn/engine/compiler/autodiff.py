@@ -7,6 +7,7 @@ belongs into the loop is not decided here: it follows from what depends on what.
 
 from collections.abc import Callable, Collection
 
+from flexrnn.engine.compiler.cuts import cut
 from flexrnn.engine.compiler.graph import BATCH, Expr, Graph, Node, Shape, rewrite
 from flexrnn.engine.compiler.ops import OPS
 
@@ -44,7 +45,35 @@ def differentiate(graph: Graph, wanted: Collection[str]) -> Graph:
         total = backward.total(new.inputs[name])
         if total is not None:
             new.outputs[f"grad.{name}"] = total
-    return rewrite(rewrite(new, _tidied), lambda *_: None)  # the second drops what is replaced
+    tidy = rewrite(rewrite(new, _tidied), lambda *_: None)  # the second drops what is replaced
+    return _without_unwanted_columns(tidy)
+
+
+def _without_unwanted_columns(graph: Graph) -> Graph:
+    """Of weights side by side some may be constant: no gradient of theirs is multiplied."""
+    users = graph.users()
+    whole = set(graph.outputs.values())
+    spans: dict[int, tuple[int, int]] = {}  # the columns that anybody reads
+    for index, node in enumerate(graph.nodes):
+        parts = [graph.nodes[user] for user in users[index]]
+        if node.op != "outer" or index in whole or not parts:
+            continue
+        if all(part.op == "slice" and part.attr("axis") == -1 for part in parts):
+            span = min(p.attr("start") for p in parts), max(p.attr("stop") for p in parts)
+            if span != (0, node.shape[-1]):
+                spans[index] = span
+    if not spans:
+        return graph
+
+    def rule(new: Graph, node: Node, args: tuple[int, ...], index: int) -> int | None:
+        if index in spans:
+            return new.add("outer", args[0], cut(new, args[1], -1, *spans[index]))
+        if node.op != "slice" or node.args[0] not in spans:
+            return None
+        first = spans[node.args[0]][0]
+        return cut(new, args[0], -1, node.attr("start") - first, node.attr("stop") - first)
+
+    return rewrite(rewrite(graph, rule), lambda *_: None)
 
 
 def _tidied(new: Graph, node: Node, args: tuple[int, ...], _: int) -> int | None:

@@ -118,14 +118,14 @@ def rewrite(graph: Graph, rule: Rule) -> Graph:
     """A new graph in which `rule(new, node, new_args, old_index)` says what becomes of each node.
 
     The rule returns a node of the new graph, or `None` for a copy. What no output needs is left
-    out; inputs stay, for they are the graph's signature.
+    out; inputs stay, for they are the graph's signature, and come first: a rule may need any.
     """
-    new, where = Graph(), {}
+    new, where = Graph(), dict[int, int]()
+    for name, index in graph.inputs.items():
+        where[index] = new.input(name, graph.nodes[index].shape, graph.nodes[index].boolean)
     alive = graph.ancestors(list(graph.outputs.values()))
     for index, node in enumerate(graph.nodes):
-        if node.op == "input":
-            where[index] = new.input(node.attr("name"), node.shape, node.boolean)
-        elif index in alive:
+        if index in alive and node.op != "input":
             args = tuple(where[a] for a in node.args)
             first_new = len(new.nodes)
             made = rule(new, node, args, index)

@@ -5,6 +5,7 @@ the same left operand then become one with their weights side by side. So the na
 products become the vectorised one's two, and `linear(cat([x, h]), W)` an input and a recurrent one.
 """
 
+from flexrnn.engine.compiler.cuts import cut, join
 from flexrnn.engine.compiler.graph import BATCH, Graph, Node, Shape, rewrite
 from flexrnn.engine.compiler.ops import OPS
 
@@ -51,7 +52,7 @@ def _slice_of_elementwise(new: Graph, a: int, axis: int, start: int, stop: int) 
     for arg in node.args:
         shape = new.nodes[arg].shape
         stretched = len(shape) < -axis or shape[axis] != node.shape[axis]
-        parts.append(arg if stretched else _slice(new, arg, axis, start, stop))
+        parts.append(arg if stretched else cut(new, arg, axis, start, stop))
     return new.add(node.op, *parts, **dict(node.attrs))
 
 
@@ -59,9 +60,9 @@ def _rule(new: Graph, node: Node, args: tuple[int, ...]) -> int | None:
     if node.op == "product":
         return _product_of_concat(new, *args)
     if node.op == "slice":
-        return _slice(new, args[0], node.attr("axis"), node.attr("start"), node.attr("stop"))
+        return cut(new, args[0], node.attr("axis"), node.attr("start"), node.attr("stop"))
     if node.op == "concat":
-        return _concat(new, args, node.attr("axis"))
+        return join(new, args, node.attr("axis"))
     if node.op == "where" and args[1] == args[2] and new.nodes[args[1]].shape == node.shape:
         return args[1]  # so that of a sequence that has ended what never changes stays constant
     if node.op == "reshape" and new.nodes[args[0]].op == "reshape":
@@ -81,64 +82,10 @@ def _product_of_concat(new: Graph, a: int, w: int) -> int | None:
     total, start = None, 0
     for part in left.args:
         stop = start + int(new.nodes[part].shape[-1])
-        term = new.add("product", part, _slice(new, w, -2, start, stop))
+        term = new.add("product", part, cut(new, w, -2, start, stop))
         total = term if total is None else new.add("add", total, term)
         start = stop
     return total
-
-
-def _slice(new: Graph, a: int, axis: int, start: int, stop: int) -> int:
-    """A part of a node, cut from what the node is made of."""
-    node = new.nodes[a]
-    if (start, stop) == (0, node.shape[axis]):
-        return a
-    if node.op == "slice" and node.attr("axis") == axis:
-        offset = node.attr("start")
-        return _slice(new, node.args[0], axis, start + offset, stop + offset)
-    if node.op == "transpose" and axis in (-1, -2):
-        return new.add("transpose", _slice(new, node.args[0], -3 - axis, start, stop))
-    if node.op == "concat" and node.attr("axis") == axis:
-        return _slice_of_concat(new, node, axis, start, stop)
-    return new.add("slice", a, axis=axis, start=start, stop=stop)
-
-
-def _slice_of_concat(new: Graph, node: Node, axis: int, start: int, stop: int) -> int:
-    parts, offset = [], 0
-    for arg in node.args:
-        size = int(new.nodes[arg].shape[axis])
-        first, last = max(start - offset, 0), min(stop - offset, size)
-        if first < last:
-            parts.append(_slice(new, arg, axis, first, last))
-        offset += size
-    return _concat(new, tuple(parts), axis)
-
-
-def _concat(new: Graph, parts: tuple[int, ...], axis: int) -> int:
-    """Parts side by side; neighbours that were cut from one node grow together again."""
-    nodes = [new.nodes[part] for part in parts]
-    if axis in (-1, -2) and all(node.op == "transpose" for node in nodes):
-        inner = _concat(new, tuple(node.args[0] for node in nodes), -3 - axis)
-        return new.add("transpose", inner)
-    grown: list[int] = []
-    for part in parts:
-        last, node = new.nodes[grown[-1]] if grown else None, new.nodes[part]
-        if last is not None and _adjacent(last, node, axis):
-            start, stop = last.attr("start"), node.attr("stop")
-            grown[-1] = _slice(new, node.args[0], axis, start, stop)
-        elif node.op == "concat" and node.attr("axis") == axis:
-            grown.extend(node.args)
-        else:
-            grown.append(part)
-    return grown[0] if len(grown) == 1 else new.add("concat", *grown, axis=axis)
-
-
-def _adjacent(last: Node, node: Node, axis: int) -> bool:
-    return (
-        last.op == node.op == "slice"
-        and last.args == node.args
-        and last.attr("axis") == node.attr("axis") == axis
-        and last.attr("stop") == node.attr("start")
-    )
 
 
 def merge_products(graph: Graph) -> Graph:
@@ -160,10 +107,10 @@ def merge_products(graph: Graph) -> Graph:
         widths = [int(graph.nodes[k].shape[-1]) for k in group]
         if group[0] not in wide:
             weights = _weights(new, graph, [graph.nodes[k].args[1] for k in group])
-            wide[group[0]] = new.add("product", args[0], _concat(new, tuple(weights), -1))
+            wide[group[0]] = new.add("product", args[0], join(new, tuple(weights), -1))
         start = sum(widths[: group.index(index)])
         stop = start + widths[group.index(index)]
-        return _slice(new, wide[group[0]], -1, start, stop)
+        return cut(new, wide[group[0]], -1, start, stop)
 
     return rewrite(graph, rule)
 

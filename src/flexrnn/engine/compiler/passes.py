@@ -97,7 +97,9 @@ def passes(
         rows = tuple(torch.empty((1, *x.shape[2:]), dtype=x.dtype, device=x.device) for x in xs)
     graph = trace(step.pure, rows, dict(zip(step.fields, state, strict=True)), step.tensors)
     if graph.ahead is not None:
-        if isinstance(step, autocast.CastStep):  # its tensors are cast, for products alone
+        read = (step.tensors[name.removeprefix("param.")] for name in graph.ahead.given)
+        if isinstance(step, autocast.CastStep) and any(autocast.is_cast(t.dtype) for t in read):
+            # Its tensors are cast, for products alone.
             raise CannotCompileError(
                 "what torch computes of parameters ahead of a program is "
                 "not computed under autocast"

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.functional import linear
 
+from flexrnn.engine.compiler import columns
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
 
 
@@ -154,6 +155,15 @@ RESPELT: dict[Any, Any] = {
     Tensor.matmul: _matmul,
     Tensor.__matmul__: _matmul,
     Tensor.__setitem__: _set_item,
+    Tensor.__getitem__: columns.get_item,
+    torch.index_select: columns.index_select,
+    Tensor.index_select: columns.index_select,
+    torch.cumsum: columns.cumsum,
+    Tensor.cumsum: columns.cumsum,
+    torch.flip: columns.flip,
+    Tensor.flip: columns.flip,
+    torch.fliplr: lambda x: columns.flip(x, 1),
+    Tensor.fliplr: lambda x: columns.flip(x, 1),
     torch.rms_norm: _rms_norm,
     F.rms_norm: _rms_norm,
     torch.cosine_similarity: _cosine_similarity,

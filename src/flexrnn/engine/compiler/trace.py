@@ -218,10 +218,17 @@ def _lowered(
             return parameters.input(builder, found, promotes=promotes(name))
         return found
 
-    if node.target is operator.getitem:
-        several, index = node.args
-        return values[several][index]  # pyright: ignore[reportArgumentType]  # a node, a number
     where = node.meta.get("stack_trace") or ""
+    if node.target is operator.getitem:
+        several: Any = node.args[0]
+        index: Any = node.args[1]
+        found = values[several]
+        if index >= len(found):  # of a maximum the value alone, of a norm what is normalised
+            raise CannotCompileError(
+                f"{several.target} cannot be compiled: a program has no result {index} of it, "
+                f"{where}"
+            )
+        return found[index]
     if node.target is torch.ops.aten._local_scalar_dense.default:
         raise CannotCompileError(f"item cannot be compiled: {_TAKEN}, {where}")
     result = node.meta.get("val")
@@ -253,12 +260,32 @@ def _check(node: fx.Node, values: dict[fx.Node, Value], dtype: torch.dtype) -> N
         raise Unsupported("it draws random numbers")
     if node.target._schema.is_mutable:
         raise Unsupported("it writes into the input, the state, a parameter or a buffer")
+    result, name = node.meta.get("val"), node.target.overloadpacket.__name__
+    if isinstance(result, Tensor) and _is_exact(node, name, result.dtype, dtype):
+        node.meta["exact"] = True
+        return
     lowered = (arg for arg in node.all_input_nodes if not isinstance(values[arg], Made))
-    operands = [arg.meta.get("val") for arg in lowered]
-    for what, found in (("result", [node.meta.get("val")]), ("operand", operands)):
+    operands = [arg.meta.get("val") for arg in lowered
+                if not (arg.meta.get("exact") and promotes(name))]  # fmt: skip
+    for what, found in (("result", [result]), ("operand", operands)):
         for value in found:
             if isinstance(value, Tensor) and value.dtype not in (dtype, torch.bool):
                 raise Unsupported(f"its {what} is of {value.dtype}, the state of {dtype}")
+
+
+def _is_exact(node: fx.Node, name: str, made: torch.dtype, dtype: torch.dtype) -> bool:
+    """Whether a node has the same numbers in the program's dtype, though it is of a lesser one."""
+    if made == dtype or not made.is_floating_point or torch.promote_types(made, dtype) != dtype:
+        return False
+    first, *others = node.all_input_nodes
+    truth = first.meta["val"].dtype == torch.bool
+    if name == "_to_copy":
+        return truth
+    return (
+        name == "where"
+        and truth
+        and all(arg.meta.get("exact") or not arg.meta["val"].dim() for arg in others)
+    )
 
 
 def _size(size: Any) -> Any:

@@ -49,11 +49,10 @@ def _hardtanh(b: Builder, x: Ref, low: float = -1.0, high: float = 1.0) -> Ref:
 
 
 def _softplus(b: Builder, x: Ref, beta: float = 1, threshold: float = 20) -> Ref:
-    if threshold != 20:
-        raise Unsupported("a softplus with a threshold")
-    if beta == 1:
-        return b.op("softplus", x)
-    return b.op("div", b.op("softplus", b.op("mul", x, float(beta))), float(beta))
+    z = x if beta == 1 else b.op("mul", x, float(beta))
+    y = b.op("softplus" if threshold == 20 else "logaddexp", z, *([] if threshold == 20 else [0.0]))
+    y = y if beta == 1 else b.op("div", y, float(beta))
+    return y if threshold == 20 else b.op("where", b.op("gt", z, float(threshold)), x, y)
 
 
 def _elu(b: Builder, x: Ref, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Ref:
@@ -77,6 +76,17 @@ def _xlogy(b: Builder, x: Any, y: Any) -> Ref:
     """0 where x is, unless y is not a number, and flat there."""
     flat = b.op("and", b.op("eq", x, 0.0), b.op("eq", y, y))
     return b.op("where", flat, 0.0, b.op("mul", x, b.op("log", b.op("where", flat, 1.0, y))))
+
+
+def _fmax(b: Builder, x: Any, y: Any, better: str = "ge") -> Ref:
+    """The larger, or the one that is a number; at a tie the derivative is all x's."""
+    return b.op("where", b.op("or", b.op(better, x, y), b.op("ne", y, y)), x, y)
+
+
+def _copysign(b: Builder, x: Any, y: Any) -> Ref:
+    below = b.op("or", b.op("lt", y, 0.0), b.op("lt", b.op("reciprocal", y), 0.0))  # -0.0, too
+    size = b.op("abs", x)
+    return b.op("where", below, b.op("neg", size), size)
 
 
 def _sinc(b: Builder, x: Ref) -> Ref:
@@ -105,6 +115,9 @@ SPELT: Handlers = {
     "nan_to_num": _nan_to_num,
     "xlogy": _xlogy,
     "special_xlogy": _xlogy,
+    "fmax": _fmax,
+    "fmin": lambda b, x, y: _fmax(b, x, y, "le"),
+    "copysign": _copysign,
     "sinc": _sinc,
     "special_sinc": _sinc,
     "isnan": lambda b, x: b.op("ne", x, x),

@@ -1,67 +1,102 @@
-"""What works along the hidden axis: sums, maxima, means, norms, softmax."""
+"""What works along the hidden axis, or others behind the batch: sums, maxima, norms, softmax."""
 
 import math
+from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
-from flexrnn.engine.compiler.aten.builder import (
-    Builder,
-    Handlers,
-    Ref,
-    Unsupported,
-    handles,
-    without,
-)
-from flexrnn.engine.compiler.graph import BATCH
+from flexrnn.engine.compiler.aten import views
+from flexrnn.engine.compiler.aten.builder import Builder, Handlers, Ref, Unsupported, handles
+from flexrnn.engine.compiler.graph import BATCH, Shape
 
 HANDLERS: Handlers = {}
+_FEW = 64  # places of an axis that are combined one by one
 
 
-def _axis(b: Builder, a: Ref, dims: Any) -> int:
-    """The one axis that is reduced; the batch's is refused, and so are several."""
-    axes = {b.axis(a, d) for d in ([dims] if isinstance(dims, int) else dims or [])}
-    if len(axes) != 1:
-        raise Unsupported("a reduction over several axes at once")
-    return axes.pop()
+def _axes(b: Builder, a: Ref, dims: Any) -> list[int]:
+    """The axes that are reduced, from the end; the batch's is refused."""
+    shape = b.shape(a)
+    if not dims and not isinstance(dims, int):
+        dims = range(len(shape))
+    return sorted({b.axis(a, d) for d in ([dims] if isinstance(dims, int) else dims)})
 
 
-def _last(b: Builder, a: Ref, dims: Any) -> None:
-    if _axis(b, a, dims) != -1:
-        raise Unsupported("a reduction over anything but the last axis")
+def _count(b: Builder, a: Ref, dims: Any) -> int:
+    return math.prod(int(b.shape(a)[axis]) for axis in _axes(b, a, dims))
 
 
-def _shaped(b: Builder, reduced: Ref, axis: int, keepdim: bool) -> Ref:
-    return reduced if keepdim else b.reshape(reduced, without(b.shape(reduced), axis))
+def _with_last(b: Builder, a: Ref, axes: list[int]) -> tuple[Ref, list[int]]:
+    """`a` with some axes behind all others, and where each of its axes is then."""
+    rank = len(b.shape(a))
+    order = [k for k in range(rank) if k - rank not in axes] + [rank + axis for axis in axes]
+    return views.settle(b.graph, views.permute(b.graph, a, order)), order
 
 
-def _is_of_all(dims: Any) -> bool:
-    return not dims and not isinstance(dims, int)
+def _in_a_row(b: Builder, a: Ref, axes: list[int]) -> Ref:
+    """`a` with what is reduced along one axis, the last."""
+    shape = b.shape(a)
+    rest = [size for axis, size in zip(range(-len(shape), 0), shape, strict=True)
+            if axis not in axes]  # fmt: skip
+    moved, _ = _with_last(b, a, axes)
+    return b.reshape(moved, (*rest, math.prod(int(shape[axis]) for axis in axes)))
 
 
-def _in_a_row(b: Builder, a: Ref) -> Ref:
-    """All numbers of a parameter along one axis."""
-    return b.reshape(a, (_count(b.shape(a)),))
+def _left(shape: Shape, axes: list[int], keepdim: bool) -> Shape:
+    """What is left of a shape."""
+    pairs = zip(range(-len(shape), 0), shape, strict=True)
+    return tuple(1 if k in axes else size for k, size in pairs if keepdim or k not in axes)
+
+
+def _reduced(name: str) -> Callable[..., Ref]:
+    """A reduction by an operation of the graph."""
+
+    def reduction(
+        b: Builder, a: Ref, dims: Any = None, keepdim: bool = False, **kwargs: Any
+    ) -> Ref:
+        axes = _axes(b, a, dims)
+        return b.reshape(b.op(name, _in_a_row(b, a, axes)), _left(b.shape(a), axes, keepdim))
+
+    return reduction
+
+
+def _combined(b: Builder, a: Ref, axis: int, combine: Callable[[Ref, Ref], Ref]) -> Ref:
+    """The places of one axis, combined one by one from the first; the axis has size one then."""
+    size = int(b.shape(a)[axis])
+    if size > _FEW:
+        raise Unsupported(f"it combines {size} numbers, of which a program has {_FEW} at the most")
+    return reduce(combine, [b.slice(a, axis, k, k + 1) for k in range(size)])
+
+
+_amax = _reduced("amax")
 
 
 @handles(HANDLERS, "sum")
 def _sum(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Ref:
-    if _is_of_all(dims):
-        return b.reshape(b.op("sum", _in_a_row(b, a)), ())
-    axis = _axis(b, a, dims)
-    if axis == -1:
-        return _shaped(b, b.op("sum", a), axis, keepdim)
-    parts = [b.slice(a, axis, k, k + 1) for k in range(int(b.shape(a)[axis]))]
-    total = parts[0]
-    for part in parts[1:]:  # over heads: there are few
-        total = b.op("add", total, part)
-    return _shaped(b, total, axis, keepdim)
+    axes = _axes(b, a, dims)
+    if len(axes) != 1 or axes == [-1] or int(b.shape(a)[axes[0]]) > _FEW:
+        return _reduced("sum")(b, a, axes, keepdim)
+    total = _combined(b, a, axes[0], lambda x, y: b.op("add", x, y))  # nothing has to move
+    return b.reshape(total, _left(b.shape(a), axes, keepdim))
 
 
-@handles(HANDLERS, "amax")
-def _amax(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False) -> Ref:
-    if _is_of_all(dims):
-        return b.reshape(b.op("amax", _in_a_row(b, a)), ())
-    _last(b, a, dims)
-    return _shaped(b, b.op("amax", a), -1, keepdim)
+@handles(HANDLERS, "prod")
+def _prod(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Ref:
+    axes = _axes(b, a, dims)
+    product = _combined(b, _in_a_row(b, a, axes), -1, lambda x, y: b.op("mul", x, y))
+    return b.reshape(product, _left(b.shape(a), axes, keepdim))
+
+
+@handles(HANDLERS, "any")
+def _any(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False) -> Ref:
+    return b.truth(_amax(b, b.real(b.truth(a)), dims, keepdim))
+
+
+@handles(HANDLERS, "all")
+def _all(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False) -> Ref:
+    return b.op("not", _any(b, b.op("not", a), dims, keepdim))
+
+
+HANDLERS["amax"] = _amax
 
 
 @handles(HANDLERS, "amin")
@@ -70,37 +105,33 @@ def _amin(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False) -> Ref:
 
 
 @handles(HANDLERS, "max")
-def _max(b: Builder, a: Ref, *dims: Any) -> Ref:
-    return _amax(b, a) if not dims else _place()
+def _max(b: Builder, a: Ref, dim: int | None = None, keepdim: bool = False) -> Ref | list[Ref]:
+    return _amax(b, a) if dim is None else [_first(b, a, dim, keepdim, "le")]
 
 
 @handles(HANDLERS, "min")
-def _min(b: Builder, a: Ref, *dims: Any) -> Ref:
-    return _amin(b, a) if not dims else _place()
+def _min(b: Builder, a: Ref, dim: int | None = None, keepdim: bool = False) -> Ref | list[Ref]:
+    return _amin(b, a) if dim is None else [_first(b, a, dim, keepdim, "ge")]
 
 
-def _place() -> Ref:
-    # The derivative goes to that place, were there several that are equal; amax shares it.
-    raise Unsupported(
-        "it finds a place as well; amax and amin, which find the value alone, would do"
-    )
+def _first(b: Builder, a: Ref, dim: int, keepdim: bool, no_better: str) -> Ref:
+    """The value at the first best place, which gets all of the derivative; `amax` shares it."""
+
+    def better(best: Ref, other: Ref) -> Ref:
+        stays = b.op("or", b.op(no_better, other, best), b.op("ne", best, best))
+        return b.op("where", stays, best, other)
+
+    axis = b.axis(a, dim)
+    return b.reshape(_combined(b, a, axis, better), _left(b.shape(a), [axis], keepdim))
 
 
 @handles(HANDLERS, "mean")
 def _mean(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Ref:
-    shape = b.shape(a)
-    count = _count(shape) if _is_of_all(dims) else shape[_axis(b, a, dims)]
-    return b.op("div", _sum(b, a, dims, keepdim), float(count))
-
-
-def _count(shape: Any) -> int:
-    if BATCH in shape:
-        raise Unsupported("it works across the batch")
-    return math.prod(map(int, shape))
+    return b.op("div", _sum(b, a, dims, keepdim), float(_count(b, a, dims)))
 
 
 def _centred(b: Builder, a: Ref) -> tuple[Ref, Ref]:
-    """`a` less its mean, and the sum of the squares of that."""
+    """`a` less its mean along the last axis, and the sum of the squares of that."""
     centred = b.op("sub", a, _mean(b, a, -1, True))
     return centred, b.op("sum", b.op("mul", centred, centred))
 
@@ -109,10 +140,11 @@ def _centred(b: Builder, a: Ref) -> tuple[Ref, Ref]:
 def _var(
     b: Builder, a: Ref, dims: Any = None, *, correction: float | None = 1, keepdim: bool = False
 ) -> Ref:
-    _last(b, a, dims)
-    _, squares = _centred(b, a)
-    freedom = int(b.shape(a)[-1]) - (1 if correction is None else correction)
-    return _shaped(b, b.op("div", squares, float(max(freedom, 0))), -1, keepdim)
+    axes = _axes(b, a, dims)
+    _, squares = _centred(b, _in_a_row(b, a, axes))
+    freedom = _count(b, a, axes) - (1 if correction is None else correction)
+    variance = b.op("div", squares, float(max(freedom, 0)))
+    return b.reshape(variance, _left(b.shape(a), axes, keepdim))
 
 
 @handles(HANDLERS, "std")
@@ -142,6 +174,8 @@ def _norm(
 ) -> Ref:
     if order == 1:
         return _sum(b, b.op("abs", a), dims, keepdim)
+    if order == math.inf:
+        return _amax(b, b.op("abs", a), dims, keepdim)
     if order != 2:
         raise Unsupported(f"a norm of order {order}")
     return _root(b, _sum(b, b.op("mul", a, a), dims, keepdim))
@@ -151,9 +185,9 @@ def _norm(
 def _layer_norm(
     b: Builder, a: Ref, shape: list[int], weight: Ref | None, bias: Ref | None, eps: float
 ) -> list[Ref]:
-    if len(shape) != 1:
-        raise Unsupported("a layer norm over more than the last axis")
-    return [_affine(b, _standardized(b, a, eps), weight, bias)]
+    row = _in_a_row(b, a, list(range(-len(shape), 0)))
+    y = b.reshape(_standardized(b, row, eps), b.shape(a))
+    return [_affine(b, y, weight, bias)]
 
 
 @handles(HANDLERS, "native_group_norm")
@@ -168,11 +202,11 @@ def _group_norm(
     groups: int,
     eps: float,
 ) -> list[Ref]:
-    if len(b.shape(a)) != 2:
-        raise Unsupported("a group norm of more than the hidden axis")
-    heads = b.reshape(a, (BATCH, groups, channels // groups))
-    y = b.reshape(_standardized(b, heads, eps), (BATCH, channels))
-    return [_affine(b, y, weight, bias)]
+    shape = b.shape(a)
+    heads = b.reshape(a, (BATCH, groups, channels * positions // groups))
+    y = b.reshape(_standardized(b, heads, eps), shape)
+    wide = (channels, *(1 for _ in shape[2:]))
+    return [_affine(b, y, *(p if p is None else b.reshape(p, wide) for p in (weight, bias)))]
 
 
 def _standardized(b: Builder, a: Ref, eps: float) -> Ref:
@@ -189,17 +223,20 @@ def _affine(b: Builder, y: Ref, weight: Ref | None, bias: Ref | None) -> Ref:
 
 @handles(HANDLERS, "_softmax")
 def _softmax(b: Builder, a: Ref, dim: int, half_to_float: bool) -> Ref:
-    _last(b, a, dim)
+    a, order = _with_last(b, a, [b.axis(a, dim)])
     # Any shift gives the same: none of it belongs to the derivative.
     e = b.op("exp", b.op("sub", a, b.op("detach", b.op("amax", a))))
-    return b.op("div", e, b.op("sum", e))
+    y = b.op("div", e, b.op("sum", e))
+    back = [order.index(k) for k in range(len(order))]
+    return views.settle(b.graph, views.permute(b.graph, y, back))
 
 
 @handles(HANDLERS, "logsumexp")
 def _logsumexp(b: Builder, a: Ref, dims: Any, keepdim: bool = False) -> Ref:
-    _last(b, a, dims)
-    largest = b.op("detach", b.op("amax", a))
+    axes = _axes(b, a, dims)
+    row = _in_a_row(b, a, axes)
+    largest = b.op("detach", b.op("amax", row))
     finite = b.op("lt", b.op("abs", largest), math.inf)  # the shift must not make inf - inf
     shift = b.op("where", finite, largest, 0.0)
-    total = b.op("sum", b.op("exp", b.op("sub", a, shift)))
-    return _shaped(b, b.op("add", b.op("log", total), shift), -1, keepdim)
+    total = b.op("sum", b.op("exp", b.op("sub", row, shift)))
+    return b.reshape(b.op("add", b.op("log", total), shift), _left(b.shape(a), axes, keepdim))

@@ -104,6 +104,24 @@ def _strided(b: Builder, a: Ref, axis: int, first: int, last: int, step: int) ->
     return parts[0] if len(parts) == 1 else b.op("concat", *parts, axis=axis)
 
 
+def _among(b: Builder, a: Ref, part: Ref, axis: int, places: range) -> tuple[Ref, int]:
+    """`a` from the first of some places on, with `part` at them; and the place behind it."""
+    shape, step, first = b.shape(a), places.step, places.start
+    whole = min(len(places), (int(shape[axis]) - first) // step)  # groups that are not cut off
+    parts: list[Ref] = []
+    last = first + whole * step
+    if whole:
+        before, behind = shape[:axis], shape[len(shape) + axis + 1 :]
+        old = b.reshape(b.slice(a, axis, first, last), (*before, whole, step, *behind))
+        new = b.reshape(b.slice(part, axis, 0, whole), (*before, whole, 1, *behind))
+        grouped = b.op("concat", new, b.slice(old, axis, 1, step), axis=axis)
+        parts.append(b.reshape(grouped, (*before, whole * step, *behind)))
+    if whole < len(places):
+        parts.append(b.slice(part, axis, whole, whole + 1))
+        last += 1
+    return (parts[0] if len(parts) == 1 else b.op("concat", *parts, axis=axis)), last
+
+
 @handles(HANDLERS, "select")
 def _select(b: Builder, a: Ref, dim: int, index: Ref) -> Ref:
     axis = b.axis(a, dim)
@@ -153,13 +171,13 @@ def _slice_scatter(
     b: Builder, a: Ref, part: Ref, dim: int = 0, start=None, stop=None, step: int = 1
 ) -> Ref:
     """What is left of `a[..., start:stop] = part`, a write to a tensor of the step's own."""
-    if step != 1:
-        raise Unsupported("it writes into a slice with a step")
-    if _slice(b, a, dim, start, stop) == a:
+    if step == 1 and _slice(b, a, dim, start, stop) == a:
         return part
     axis = b.axis(a, dim)
     size = int(b.shape(a)[axis])
     first, last, _ = slice(start, stop).indices(size)
+    if step != 1 and last > first:
+        part, last = _among(b, a, part, axis, range(first, last, step))
     parts = [b.slice(a, axis, 0, first)] if first else []
     parts += [part] if last > first else []
     parts += [b.slice(a, axis, max(first, last), size)] if max(first, last) < size else []

@@ -37,23 +37,57 @@ def settle(graph: Graph, value: Any) -> Any:
     """A node in the place of a view; anything else as it is.
 
     Raises:
-        Unsupported: the batch, or more than the last two axes of a parameter, has moved.
+        Unsupported: the batch, or more than the last two axes of a parameter, has moved; or so many
+            places of an axis behind the batch that a program would not end.
     """
     if not isinstance(value, View):
         return value
     order = [axis for axis in value.axes if axis is not None]
     base: int = value.base
     if order != sorted(order):
-        swapped = [*order[:-2], order[-1], order[-2]]
         shape = graph.nodes[base].shape
-        if BATCH in shape or swapped != sorted(order):
-            moved = "axes of a parameter"
-            if BATCH in shape:  # which is always the first
-                moved = "the batch" if order[0] else "axes behind the batch"
-            raise Unsupported(f"it moves {moved}")
         squeezed = tuple(size for size in shape if size != 1)
-        base = graph.add("transpose", reshape(graph, base, squeezed))
+        order = [sorted(order).index(axis) for axis in order]
+        base = reshape(graph, base, squeezed)
+        if BATCH in shape:  # which is always the first
+            if order[0]:
+                raise Unsupported("it moves the batch")
+            base = _rows_reordered(graph, base, order)
+        elif order[-2:] == [len(order) - 1, len(order) - 2]:
+            base = graph.add("transpose", base)
+        else:
+            raise Unsupported("it moves axes of a parameter")
     return Ref(reshape(graph, base, shape_of(graph, value)))
+
+
+_MOST = 64  # places of one axis that are put side by side: compiling takes milliseconds each
+
+
+def _rows_reordered(graph: Graph, base: int, order: list[int]) -> int:
+    """A node with its axes behind the batch in another order, where none has size one.
+
+    One axis comes forward, or one goes back, whichever has fewer places.
+    """
+    shape = graph.nodes[base].shape
+    moved = next((k for k, axis in enumerate(order) if k != axis), None)
+    if moved is None:
+        return base
+    forward, back = order[moved], moved  # axes of the base
+    sizes = int(shape[forward]), int(shape[back])
+    if min(sizes) > _MOST:
+        raise Unsupported(f"it swaps axes behind the batch of {sizes[1]} and {sizes[0]} places")
+    source, target = (forward, back) if sizes[0] <= sizes[1] else (back, order.index(back))
+    rest = [*shape[:source], *shape[source + 1 :]]
+    wide = (*rest[:target], 1, *rest[target:])
+    axis = source - len(shape)
+    places = [
+        reshape(graph, graph.add("slice", base, axis=axis, start=k, stop=k + 1), wide)
+        for k in range(int(shape[source]))
+    ]
+    made = graph.add("concat", *places, axis=target - len(shape))
+    now = list(range(len(shape)))  # axes of the base, as they stand
+    now.insert(target, now.pop(source))
+    return _rows_reordered(graph, made, [now.index(axis) for axis in order])
 
 
 def permute(graph: Graph, value: Ref | View, dims: list[int]) -> View:

@@ -1,0 +1,57 @@
+"""Slices and concatenations that see through one another: parts are cut from what a node is of."""
+
+from flexrnn.engine.compiler.graph import Graph, Node
+
+
+def cut(new: Graph, a: int, axis: int, start: int, stop: int) -> int:
+    """A part of a node, cut from what the node is made of."""
+    node = new.nodes[a]
+    if (start, stop) == (0, node.shape[axis]):
+        return a
+    if node.op == "slice" and node.attr("axis") == axis:
+        offset = node.attr("start")
+        return cut(new, node.args[0], axis, start + offset, stop + offset)
+    if node.op == "transpose" and axis in (-1, -2):
+        return new.add("transpose", cut(new, node.args[0], -3 - axis, start, stop))
+    if node.op == "concat" and node.attr("axis") == axis:
+        return _slice_of_concat(new, node, axis, start, stop)
+    return new.add("slice", a, axis=axis, start=start, stop=stop)
+
+
+def _slice_of_concat(new: Graph, node: Node, axis: int, start: int, stop: int) -> int:
+    parts, offset = [], 0
+    for arg in node.args:
+        size = int(new.nodes[arg].shape[axis])
+        first, last = max(start - offset, 0), min(stop - offset, size)
+        if first < last:
+            parts.append(cut(new, arg, axis, first, last))
+        offset += size
+    return join(new, tuple(parts), axis)
+
+
+def join(new: Graph, parts: tuple[int, ...], axis: int) -> int:
+    """Parts side by side; neighbours that were cut from one node grow together again."""
+    nodes = [new.nodes[part] for part in parts]
+    if axis in (-1, -2) and all(node.op == "transpose" for node in nodes):
+        inner = join(new, tuple(node.args[0] for node in nodes), -3 - axis)
+        return new.add("transpose", inner)
+    grown: list[int] = []
+    for part in parts:
+        last, node = new.nodes[grown[-1]] if grown else None, new.nodes[part]
+        if last is not None and _adjacent(last, node, axis):
+            start, stop = last.attr("start"), node.attr("stop")
+            grown[-1] = cut(new, node.args[0], axis, start, stop)
+        elif node.op == "concat" and node.attr("axis") == axis:
+            grown.extend(node.args)
+        else:
+            grown.append(part)
+    return grown[0] if len(grown) == 1 else new.add("concat", *grown, axis=axis)
+
+
+def _adjacent(last: Node, node: Node, axis: int) -> bool:
+    return (
+        last.op == node.op == "slice"
+        and last.args == node.args
+        and last.attr("axis") == node.attr("axis") == axis
+        and last.attr("stop") == node.attr("start")
+    )
