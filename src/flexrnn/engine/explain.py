@@ -181,7 +181,7 @@ def _summary(step: StepReport) -> str:
 
 def _made(graph: Graph) -> str:
     count = 0 if graph.ahead is None else len(graph.ahead.names)
-    return f"{count} made of parameters by torch; " if count else ""
+    return f"{count} made ahead by torch; " if count else ""
 
 
 def _count(products: int) -> str:

@@ -12,6 +12,8 @@ from torch.nn import functional as F  # noqa: N812
 import flexrnn
 from flexrnn import cells
 
+AXIS: dict[str, Any] = {"axis": 1}  # which torch takes, and does not declare
+
 
 class Cell(flexrnn.Cell):
     """`h ← function(cell, x, h)`, with weights of many shapes; I = 3, H = 4."""
@@ -87,6 +89,20 @@ def written_pairs(c: Any, x: Tensor, h: Tensor) -> Tensor:
     return y + z
 
 
+def flipped(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    """It is another tensor: writing into it leaves the first as it is."""
+    y = h.clone()
+    z = y.flip([])
+    z[:, 0] = 3.0
+    return y + z + x @ c.W
+
+
+def picked_inf(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    scores = torch.where(h > h.amin(1, keepdim=True), h, -math.inf)
+    picked = scores[:, [1, 0, 3, 2]].logsumexp(1, keepdim=True)
+    return picked.tanh() * scores.flip(1).amax(1, keepdim=True) + x @ c.W
+
+
 def without_gradients(c: Any, x: Tensor, h: Tensor) -> Tensor:
     with torch.no_grad():
         scale = 1 + (h * c.b).abs().amax(-1, keepdim=True)
@@ -145,7 +161,13 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "rows of a weight": lambda c, x, h: sum((h * w for w in c.V), start=x @ c.W),
     "roll and flip": lambda c, x, h: h.roll(1, -1) * h.flip(-1) + x @ c.W,
     "flip of many": lambda c, x, h: (
-        (h.repeat(1, 5) * torch.arange(20, dtype=h.dtype)).flip(-1)[:, 3:7] + x @ c.W
+        (h.repeat(1, 20) * torch.arange(80, dtype=h.dtype)).flip(-1)[:, 3:7] + x @ c.W
+    ),
+    "flip of nothing": flipped,
+    "arguments by name": lambda c, x, h: (
+        h.flip(dims=(1,)) + torch.flip(input=h, dims=[1]) + torch.fliplr(input=h) + x @ c.W
+        + torch.cumsum(h, **AXIS) + torch.index_select(input=h, dim=1, index=c.places)
+        + h @ torch.flip(c.U, dims=[0, 1]).cumsum(dim=0)
     ),
     "flip of heads": lambda c, x, h: halves(h).flip(1, 2).flatten(1) + torch.fliplr(x @ c.W),
     "axes behind the batch": lambda c, x, h: halves(h).mT.reshape(-1, 4) + x @ c.W,
@@ -162,6 +184,13 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         (h[:, c.places] @ c.U)[:, c.places] + x @ c.W
     ),
     "a list of units": lambda c, x, h: h[..., [3, -3, 0, 0]] * h[:, range(4)] + x @ c.W,
+    "a list beside a number": lambda c, x, h: (
+        torch.cat([halves(h)[:, 0, [1, 0]], halves(h)[..., (1, 0), 1]], -1) + x @ c.W
+    ),
+    "many units by number": lambda c, x, h: (
+        (h @ c.wide).repeat(1, 9)[:, [*range(71, -1, -1)]][:, 2:6] + x @ c.W
+    ),
+    "what is picked may be inf": picked_inf,
     "a table of units": lambda c, x, h: (
         h[:, torch.tensor([[0, 1], [3, 2]])].sum(-1).repeat(1, 2) + x @ c.W
     ),
@@ -210,13 +239,16 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "exclusive or": lambda c, x, h: h * torch.logical_xor(h > 0, h > 0.5) + x @ c.W,
     "where, as a method": lambda c, x, h: h.where(h > 0, 0.5) + x @ c.W,
     "masked_fill": lambda c, x, h: h.masked_fill(h > 0, 0.3) + x @ c.W,
+    "ones of another dtype": lambda c, x, h: (
+        torch.cat([h[:, :3], (h[:, 3:] > 0).double()], 1) * torch.ones(4) + x @ c.W
+    ),
     "numbers of no dtype": lambda c, x, h: (
         h * torch.where(h > 0, 1.0, -1.0) + (h > 0.5).float() * h
         + h * torch.where(h > 0, (h > 1).float(), 0.1) + x @ c.W
     ),
     "any and all": lambda c, x, h: (
         h * (h > 0).any(-1, keepdim=True) - h * (h > 0).all(1)[:, None] + x @ c.W
-        + halves(h > 1).any(1).repeat(1, 2) * h.all(-1, keepdim=True)
+        + halves(h > 1).any(1).repeat(1, 2) * h.relu().all(-1, keepdim=True)
     ),
     # norms
     "rms_norm": lambda c, x, h: F.rms_norm(x @ c.W + h, (4,), c.b, 1e-3),
@@ -259,6 +291,9 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "maxout": lambda c, x, h: (
         (h @ c.wide).view(-1, 4, 2).max(-1).values + torch.min(x @ c.W, 1, keepdim=True)[0]
     ),
+    "a number along an axis": lambda c, x, h: (
+        h * c.one.max(0)[0] * (c.one > 0).all(0) + c.one.sum(0) * c.one.softmax(0) + x @ c.W
+    ),
     "the first of equals": lambda c, x, h: (
         h.relu().max(1, keepdim=True).values * h + h.relu().min(-1)[0][:, None] + x @ c.W
         + torch.stack([h, h], 1).max(1)[0]
@@ -287,7 +322,8 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         + x @ c.W
     ),
     "softplus with a threshold": lambda c, x, h: (
-        F.softplus(h, 2, 0.3) + F.softplus(40 * h, threshold=30) + x @ c.W
+        F.softplus(h + torch.where(h > 0.5, math.inf, 0.0).to(h.dtype), 1, 0.5).clamp(max=2)
+        + F.softplus(h, 2, 0.3) + F.softplus(40 * h, threshold=30) + x @ c.W
     ),
     "fmax and fmin": lambda c, x, h: (
         torch.fmax(h, x @ c.W) + torch.fmin(h.log(), h) + torch.fmin(h.relu(), c.b * 0)

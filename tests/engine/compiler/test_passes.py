@@ -57,6 +57,42 @@ def test_the_naive_program_is_the_vectorised_one_but_for_the_gathering_of_weight
     assert structure(naive) == structure(vectorised)
 
 
+class Shared(flexrnn.Cell):
+    """Several weights that the state is multiplied with, of which some are frozen, or constant."""
+
+    State = cells.HiddenState
+
+    def __init__(self, input_size, hidden_size, frozen="", device=None, dtype=None, bias=True):
+        super().__init__(input_size, hidden_size)
+        U, V, W = torch.randn(3, hidden_size, hidden_size)
+        self.U = nn.Parameter(U, "U" not in frozen)
+        self.V = nn.Parameter(V, "V" not in frozen)
+        self.W = nn.Parameter(W, "W" not in frozen)
+
+    def step(self, x: Tensor, state: cells.HiddenState) -> cells.HiddenState:
+        (h,) = state
+        parts = [linear(h, w) if self.is_linear else h @ w for w in (self.U, self.V, self.W)]
+        return cells.HiddenState(parts[0].tanh() * parts[1].sigmoid() * parts[2].exp() + x)
+
+    is_linear = False
+
+
+@pytest.mark.parametrize("is_linear", [False, True])
+@pytest.mark.parametrize(
+    ("frozen", "many"), [("", 3), ("U", 2), ("W", 2), ("UV", 1), ("UW", 1), ("V", 3)]
+)
+def test_no_gradient_is_multiplied_for_a_frozen_weight_at_an_edge(
+    frozen: str, many: int, is_linear: bool
+) -> None:
+    cell = Shared(H, H, frozen)
+    cell.is_linear = is_linear
+    wanted = tuple(f"param.{name}" for name in "UVW" if name not in frozen)
+    x = torch.zeros(3, 2, H)
+    *_, (_, graph) = passes(CellStep(cell), (x,), tuple(cell.initial_state((2,))), wanted)
+    (outer,) = [node.shape for node in graph.nodes if node.op == "outer"]
+    assert outer == ((many * H, H) if is_linear else (H, many * H))
+
+
 class Joined(cells.LSTMCell):
     """The common hand-written form: one product with [x, h]."""
 

@@ -164,13 +164,24 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "the place of a maximum": (
         lambda c, z, h: h + z.max(-1, keepdim=True).indices, "a program has no result 1 of it"),
     "the largest of many, alone": (
-        lambda c, z, h: h + z.repeat(1, 20).max(-1).values[:, None], "it combines 100 numbers"),
+        lambda c, z, h: h + z.repeat(1, 20).max(-1).values[:, None], "amax and amin, which find"),
     "a product of many": (
-        lambda c, z, h: h + z.repeat(1, 20).prod(-1, keepdim=True), "it combines 100 numbers"),
-    "units by number, written": (units_written, "torch.int64"),
+        lambda c, z, h: h + z.repeat(1, 20).prod(-1, keepdim=True), "it multiplies 100 numbers"),
+    "units by number, written": (units_written, "other than whole units of one axis"),
+    "units of two axes": (
+        lambda c, z, h: h + heads(z)[:, [0, 1], [1, 2]].sum(-1, True), "whole units of one axis"),
+    "units by a list of truth values": (
+        lambda c, z, h: h + z[:, [True, False, True, False, True]].sum(-1, True), "how many"),
+    "numbers compared in their own dtype": (
+        lambda c, z, h: h * (torch.where(h > 0, 0.1, 0.2) == 0.1) + z, "torch.float32"),
+    "numbers of several dtypes": (
+        lambda c, z, h: h + z * torch.where(h > 0, (h > 1).half(), torch.tensor(0.1)),
+        "torch.float16"),
+    "ones of the batch": (lambda c, z, h: h * torch.ones(h.shape[0], 5) + z, "torch.float32"),
     "units by a mask": (
         lambda c, z, h: h + z[:, torch.arange(5) % 2 == 0].sum(-1, keepdim=True),
-        "how many units a mask picks is not known"),
+        "how many it picks is not known"),
+    "all by a mask": (lambda c, z, h: h + z[z > 0].sum(), "how many it picks is not known"),
     "units of rows": (lambda c, z, h: h + z[[0, 1], [1, 2]][:, None], COURSE),
     "rows by number": (lambda c, z, h: h + z[[1, 0]], COURSE),
     "rows by a tensor": (lambda c, z, h: h + z[torch.tensor([1, 0]), ...], COURSE),
@@ -184,9 +195,10 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
         "the batch"),
     "rows flattened": (lambda c, z, h: h + z.reshape(5, -1).T, "the batch"),
     "rows but one": (lambda c, z, h: h + F.pad(z[1:], (0, 0, 0, 1)), "the batch"),
-    "a running sum": (lambda c, z, h: h + z.cumsum(0), UNKNOWN),
+    "a running sum": (lambda c, z, h: h + z.cumsum(0), ACROSS),
+    "a running sum of truth values": (lambda c, z, h: h + (z > 0).cumsum(-1), "torch.int64"),
     "rows sorted": (lambda c, z, h: h + z.sort(0).values, UNKNOWN),
-    "rows chosen": (lambda c, z, h: h + z[torch.arange(5) % 2 == 0], "batch size"),
+    "rows chosen": (lambda c, z, h: h + z[torch.arange(5) % 2 == 0], "by a mask"),
     "pairs of rows": (lambda c, z, h: h + (z[:, None] * z[None]).sum(1), "the batch"),
     "a Gram matrix": (lambda c, z, h: h + h @ (z.T @ z), "the batch"),
     "a table of rows": (lambda c, z, h: h + (z.sum(-1) * z.sum(-1, keepdim=True))[:, :1], "batch"),

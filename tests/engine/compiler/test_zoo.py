@@ -137,7 +137,7 @@ ZOO: dict[str, tuple[Any, dict[str, Any], tuple[int, int]]] = {
     "NAS": (NAS, {}, (2, 1)),
     "RHN": (RHN, {}, (4, 3)),
     "ON-LSTM": (ONLSTM, {}, (4, 3)),  # of two softmaxes, and two running sums
-    "EUNN": (EUNN, {}, (3, 2)),
+    "EUNN": (EUNN, {}, (1, 0)),  # partners as they lie
     "Mogrifier": (Mogrifier, {}, (3, 3)),  # R and W share their left operand
 }
 

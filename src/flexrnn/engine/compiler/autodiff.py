@@ -7,7 +7,7 @@ belongs into the loop is not decided here: it follows from what depends on what.
 
 from collections.abc import Callable, Collection
 
-from flexrnn.engine.compiler.cuts import cut
+from flexrnn.engine.compiler.cuts import added_up, cut
 from flexrnn.engine.compiler.graph import BATCH, Expr, Graph, Node, Shape, rewrite
 from flexrnn.engine.compiler.ops import OPS
 
@@ -45,38 +45,45 @@ def differentiate(graph: Graph, wanted: Collection[str]) -> Graph:
         total = backward.total(new.inputs[name])
         if total is not None:
             new.outputs[f"grad.{name}"] = total
-    tidy = rewrite(rewrite(new, _tidied), lambda *_: None)  # the second drops what is replaced
-    return _without_unwanted_columns(tidy)
+    return _without_unwanted_columns(_tidied(new))
 
 
 def _without_unwanted_columns(graph: Graph) -> Graph:
-    """Of weights side by side some may be constant: no gradient of theirs is multiplied."""
+    """Of weights side by side those at an edge may be constant, and have no gradient."""
     users = graph.users()
     whole = set(graph.outputs.values())
-    spans: dict[int, tuple[int, int]] = {}  # the columns that anybody reads
+    spans: dict[int, tuple[int, int, int]] = {}  # an axis, and the part of it that anybody reads
     for index, node in enumerate(graph.nodes):
         parts = [graph.nodes[user] for user in users[index]]
-        if node.op != "outer" or index in whole or not parts:
+        if node.op != "outer" or index in whole or any(part.op != "slice" for part in parts):
             continue
-        if all(part.op == "slice" and part.attr("axis") == -1 for part in parts):
-            span = min(p.attr("start") for p in parts), max(p.attr("stop") for p in parts)
-            if span != (0, node.shape[-1]):
-                spans[index] = span
-    if not spans:
-        return graph
+        axes = {part.attr("axis") for part in parts}
+        if axes in ({-1}, {-2}):
+            axis = axes.pop()
+            start, stop = min(p.attr("start") for p in parts), max(p.attr("stop") for p in parts)
+            if (start, stop) != (0, node.shape[axis]):
+                spans[index] = axis, start, stop
 
     def rule(new: Graph, node: Node, args: tuple[int, ...], index: int) -> int | None:
         if index in spans:
-            return new.add("outer", args[0], cut(new, args[1], -1, *spans[index]))
+            axis, start, stop = spans[index]
+            left, right = args
+            if axis == -1:
+                return new.add("outer", left, cut(new, right, -1, start, stop))
+            return new.add("outer", cut(new, left, -1, start, stop), right)
         if node.op != "slice" or node.args[0] not in spans:
             return None
-        first = spans[node.args[0]][0]
-        return cut(new, args[0], -1, node.attr("start") - first, node.attr("stop") - first)
+        axis, first, _ = spans[node.args[0]]
+        return cut(new, args[0], axis, node.attr("start") - first, node.attr("stop") - first)
 
-    return rewrite(rewrite(graph, rule), lambda *_: None)
+    return _tidied(rewrite(graph, rule)) if spans else graph
 
 
-def _tidied(new: Graph, node: Node, args: tuple[int, ...], _: int) -> int | None:
+def _tidied(graph: Graph) -> Graph:
+    return rewrite(rewrite(graph, _tidy), lambda *_: None)  # the second drops what is replaced
+
+
+def _tidy(new: Graph, node: Node, args: tuple[int, ...], _: int) -> int | None:
     """What the rules above leave behind: (aᵀ g)ᵀ is gᵀ a, and sums side by side are one sum."""
     operands = [new.nodes[arg] for arg in args]
     if node.op == "transpose" and operands[0].op == "outer":
@@ -188,18 +195,8 @@ def _reduce(graph: Graph, g: int, shape: Shape) -> int:
         return graph.add("batch_sum", g, shape=shape)
     for axis in range(1 - len(shape), 0):
         if have[axis] != shape[axis]:
-            g = graph.add("sum", g) if axis == -1 else _sum_of_heads(graph, g, axis)
+            g = graph.add("sum", g) if axis == -1 else added_up(graph, g, axis)
     return g
-
-
-def _sum_of_heads(graph: Graph, g: int, axis: int) -> int:
-    """The sum over an axis that is not the last, slice by slice: there are few."""
-    size = int(graph.nodes[g].shape[axis])
-    parts = [graph.add("slice", g, axis=axis, start=k, stop=k + 1) for k in range(size)]
-    total = parts[0]
-    for part in parts[1:]:
-        total = graph.add("add", total, part)
-    return total
 
 
 def _product(b: _Backward, index: int, node: Node, g: int) -> None:

@@ -1,6 +1,21 @@
 """Slices and concatenations that see through one another: parts are cut from what a node is of."""
 
+from functools import reduce
+
 from flexrnn.engine.compiler.graph import Graph, Node
+
+MOST = 64  # places that are handled one by one where there is another way: each takes compiling
+
+
+def places(graph: Graph, a: int, axis: int) -> list[int]:
+    """Every place along an axis by itself; the axis has size one then."""
+    size = int(graph.nodes[a].shape[axis])
+    return [graph.add("slice", a, axis=axis, start=k, stop=k + 1) for k in range(size)]
+
+
+def added_up(graph: Graph, a: int, axis: int) -> int:
+    """The sum of the places along an axis, one by one; nothing has to move for it."""
+    return reduce(lambda x, y: graph.add("add", x, y), places(graph, a, axis))
 
 
 def cut(new: Graph, a: int, axis: int, start: int, stop: int) -> int:

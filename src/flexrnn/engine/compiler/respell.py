@@ -148,22 +148,13 @@ def _tensor(data: Any, **options: Any) -> Tensor:
     return torch.tensor(data, **options)
 
 
-RESPELT: dict[Any, Any] = {
+RESPELT: dict[Any, Any] = columns.SPELT | {
     torch.where: _where,
     Tensor.where: lambda x, condition, other: _where(condition, x, other),
     torch.matmul: _matmul,
     Tensor.matmul: _matmul,
     Tensor.__matmul__: _matmul,
     Tensor.__setitem__: _set_item,
-    Tensor.__getitem__: columns.get_item,
-    torch.index_select: columns.index_select,
-    Tensor.index_select: columns.index_select,
-    torch.cumsum: columns.cumsum,
-    Tensor.cumsum: columns.cumsum,
-    torch.flip: columns.flip,
-    Tensor.flip: columns.flip,
-    torch.fliplr: lambda x: columns.flip(x, 1),
-    Tensor.fliplr: lambda x: columns.flip(x, 1),
     torch.rms_norm: _rms_norm,
     F.rms_norm: _rms_norm,
     torch.cosine_similarity: _cosine_similarity,

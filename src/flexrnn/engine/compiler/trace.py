@@ -29,6 +29,7 @@ from torch.fx.experimental.symbolic_shapes import (
 )
 from torch.utils._python_dispatch import _disable_current_modes
 
+from flexrnn.engine.compiler import dtypes
 from flexrnn.engine.compiler.aten import (
     DECOMPOSED,
     Builder,
@@ -258,34 +259,11 @@ def _check(node: fx.Node, values: dict[fx.Node, Value], dtype: torch.dtype) -> N
     assert isinstance(node.target, OpOverload)
     if torch.Tag.nondeterministic_seeded in node.target.tags:
         raise Unsupported("it draws random numbers")
+    if node.target.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put):
+        raise Unsupported("it picks by number other than whole units of one axis")
     if node.target._schema.is_mutable:
         raise Unsupported("it writes into the input, the state, a parameter or a buffer")
-    result, name = node.meta.get("val"), node.target.overloadpacket.__name__
-    if isinstance(result, Tensor) and _is_exact(node, name, result.dtype, dtype):
-        node.meta["exact"] = True
-        return
-    lowered = (arg for arg in node.all_input_nodes if not isinstance(values[arg], Made))
-    operands = [arg.meta.get("val") for arg in lowered
-                if not (arg.meta.get("exact") and promotes(name))]  # fmt: skip
-    for what, found in (("result", [result]), ("operand", operands)):
-        for value in found:
-            if isinstance(value, Tensor) and value.dtype not in (dtype, torch.bool):
-                raise Unsupported(f"its {what} is of {value.dtype}, the state of {dtype}")
-
-
-def _is_exact(node: fx.Node, name: str, made: torch.dtype, dtype: torch.dtype) -> bool:
-    """Whether a node has the same numbers in the program's dtype, though it is of a lesser one."""
-    if made == dtype or not made.is_floating_point or torch.promote_types(made, dtype) != dtype:
-        return False
-    first, *others = node.all_input_nodes
-    truth = first.meta["val"].dtype == torch.bool
-    if name == "_to_copy":
-        return truth
-    return (
-        name == "where"
-        and truth
-        and all(arg.meta.get("exact") or not arg.meta["val"].dim() for arg in others)
-    )
+    dtypes.check(node, [a for a in node.all_input_nodes if not isinstance(values[a], Made)], dtype)
 
 
 def _size(size: Any) -> Any:

@@ -9,6 +9,9 @@ from flexrnn.engine.compiler.ops import OPS
 Value = Any  # a `Ref`, a `View`, a number, or a list of them
 
 
+TO_THE_END = 2**63 - 1  # torch's for a slice without a stop
+
+
 class Ref(int):
     """The index of a node, which is thereby told from a number."""
 
@@ -54,6 +57,8 @@ class Builder:
         """A dimension counted from the end; the batch's is refused."""
         shape = self.shape(a)
         axis = dim if dim < 0 else dim - len(shape)
+        if not shape:  # torch takes a number for one that has an axis
+            raise Unsupported("it works along an axis of a single number")
         if shape[axis] == BATCH:
             raise Unsupported("it works across the batch")
         return axis

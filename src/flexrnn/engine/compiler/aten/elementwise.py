@@ -50,9 +50,12 @@ def _hardtanh(b: Builder, x: Ref, low: float = -1.0, high: float = 1.0) -> Ref:
 
 def _softplus(b: Builder, x: Ref, beta: float = 1, threshold: float = 20) -> Ref:
     z = x if beta == 1 else b.op("mul", x, float(beta))
-    y = b.op("softplus" if threshold == 20 else "logaddexp", z, *([] if threshold == 20 else [0.0]))
-    y = y if beta == 1 else b.op("div", y, float(beta))
-    return y if threshold == 20 else b.op("where", b.op("gt", z, float(threshold)), x, y)
+    if threshold == 20:  # the table's
+        y = b.op("softplus", z)
+        return y if beta == 1 else b.op("div", y, float(beta))
+    far = b.op("gt", z, float(threshold))
+    y = b.op("logaddexp", b.op("where", far, 0.0, z), 0.0)
+    return b.op("where", far, x, b.op("div", y, float(beta)))
 
 
 def _elu(b: Builder, x: Ref, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Ref:

@@ -7,10 +7,10 @@ from typing import Any
 
 from flexrnn.engine.compiler.aten import views
 from flexrnn.engine.compiler.aten.builder import Builder, Handlers, Ref, Unsupported, handles
+from flexrnn.engine.compiler.cuts import MOST, added_up, places
 from flexrnn.engine.compiler.graph import BATCH, Shape
 
 HANDLERS: Handlers = {}
-_FEW = 64  # places of an axis that are combined one by one
 
 
 def _axes(b: Builder, a: Ref, dims: Any) -> list[int]:
@@ -25,11 +25,14 @@ def _count(b: Builder, a: Ref, dims: Any) -> int:
     return math.prod(int(b.shape(a)[axis]) for axis in _axes(b, a, dims))
 
 
-def _with_last(b: Builder, a: Ref, axes: list[int]) -> tuple[Ref, list[int]]:
-    """`a` with some axes behind all others, and where each of its axes is then."""
+def _moved(b: Builder, a: Ref, order: list[int]) -> Ref:
+    return views.settle(b.graph, views.permute(b.graph, a, order))
+
+
+def _with_last(b: Builder, a: Ref, axes: list[int]) -> list[int]:
+    """An order of the axes in which some are behind all others."""
     rank = len(b.shape(a))
-    order = [k for k in range(rank) if k - rank not in axes] + [rank + axis for axis in axes]
-    return views.settle(b.graph, views.permute(b.graph, a, order)), order
+    return [k for k in range(rank) if k - rank not in axes] + [rank + axis for axis in axes]
 
 
 def _in_a_row(b: Builder, a: Ref, axes: list[int]) -> Ref:
@@ -37,7 +40,7 @@ def _in_a_row(b: Builder, a: Ref, axes: list[int]) -> Ref:
     shape = b.shape(a)
     rest = [size for axis, size in zip(range(-len(shape), 0), shape, strict=True)
             if axis not in axes]  # fmt: skip
-    moved, _ = _with_last(b, a, axes)
+    moved = _moved(b, a, _with_last(b, a, axes))
     return b.reshape(moved, (*rest, math.prod(int(shape[axis]) for axis in axes)))
 
 
@@ -61,28 +64,31 @@ def _reduced(name: str) -> Callable[..., Ref]:
 
 def _combined(b: Builder, a: Ref, axis: int, combine: Callable[[Ref, Ref], Ref]) -> Ref:
     """The places of one axis, combined one by one from the first; the axis has size one then."""
-    size = int(b.shape(a)[axis])
-    if size > _FEW:
-        raise Unsupported(f"it combines {size} numbers, of which a program has {_FEW} at the most")
-    return reduce(combine, [b.slice(a, axis, k, k + 1) for k in range(size)])
+    return reduce(combine, map(Ref, places(b.graph, a, axis)))
 
 
-_amax = _reduced("amax")
+HANDLERS["amax"] = _amax = _reduced("amax")
+_summed = _reduced("sum")
 
 
 @handles(HANDLERS, "sum")
 def _sum(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Ref:
     axes = _axes(b, a, dims)
-    if len(axes) != 1 or axes == [-1] or int(b.shape(a)[axes[0]]) > _FEW:
-        return _reduced("sum")(b, a, axes, keepdim)
-    total = _combined(b, a, axes[0], lambda x, y: b.op("add", x, y))  # nothing has to move
+    if len(axes) != 1 or axes == [-1] or int(b.shape(a)[axes[0]]) > MOST >= int(b.shape(a)[-1]):
+        return _summed(b, a, axes, keepdim)
+    total = Ref(added_up(b.graph, b.real(a), axes[0]))
     return b.reshape(total, _left(b.shape(a), axes, keepdim))
 
 
 @handles(HANDLERS, "prod")
 def _prod(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Ref:
     axes = _axes(b, a, dims)
-    product = _combined(b, _in_a_row(b, a, axes), -1, lambda x, y: b.op("mul", x, y))
+    row = _in_a_row(b, a, axes)
+    if (size := int(b.shape(row)[-1])) > MOST:
+        raise Unsupported(
+            f"it multiplies {size} numbers, of which a program has {MOST} at the most"
+        )
+    product = _combined(b, row, -1, lambda x, y: b.op("mul", x, y))
     return b.reshape(product, _left(b.shape(a), axes, keepdim))
 
 
@@ -94,9 +100,6 @@ def _any(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False) -> Ref:
 @handles(HANDLERS, "all")
 def _all(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False) -> Ref:
     return b.op("not", _any(b, b.op("not", a), dims, keepdim))
-
-
-HANDLERS["amax"] = _amax
 
 
 @handles(HANDLERS, "amin")
@@ -122,6 +125,11 @@ def _first(b: Builder, a: Ref, dim: int, keepdim: bool, no_better: str) -> Ref:
         return b.op("where", stays, best, other)
 
     axis = b.axis(a, dim)
+    if (size := int(b.shape(a)[axis])) > MOST:
+        raise Unsupported(
+            f"it finds the first of {size}, of which a program has {MOST} at the most; amax and "
+            "amin, which find the value alone, would do"
+        )
     return b.reshape(_combined(b, a, axis, better), _left(b.shape(a), [axis], keepdim))
 
 
@@ -223,12 +231,12 @@ def _affine(b: Builder, y: Ref, weight: Ref | None, bias: Ref | None) -> Ref:
 
 @handles(HANDLERS, "_softmax")
 def _softmax(b: Builder, a: Ref, dim: int, half_to_float: bool) -> Ref:
-    a, order = _with_last(b, a, [b.axis(a, dim)])
+    order = _with_last(b, a, [b.axis(a, dim)])
+    a = _moved(b, a, order)
     # Any shift gives the same: none of it belongs to the derivative.
     e = b.op("exp", b.op("sub", a, b.op("detach", b.op("amax", a))))
     y = b.op("div", e, b.op("sum", e))
-    back = [order.index(k) for k in range(len(order))]
-    return views.settle(b.graph, views.permute(b.graph, y, back))
+    return _moved(b, y, [order.index(k) for k in range(len(order))])
 
 
 @handles(HANDLERS, "logsumexp")

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 from flexrnn.engine.compiler.aten.builder import (
+    TO_THE_END,
     Builder,
     Handlers,
     Ref,
@@ -12,6 +13,7 @@ from flexrnn.engine.compiler.aten.builder import (
     number,
     without,
 )
+from flexrnn.engine.compiler.cuts import places
 from flexrnn.engine.compiler.graph import BATCH, Shape
 
 HANDLERS: Handlers = {}
@@ -70,13 +72,10 @@ def _split_with_sizes(b: Builder, a: Ref, sizes: list[int], dim: int = 0) -> lis
     return parts
 
 
-_TO_THE_END = 2**63 - 1  # torch's for a slice without a stop
-
-
 @handles(HANDLERS, "slice")
 def _slice(b: Builder, a: Ref, dim: int = 0, start=None, stop=None, step: int = 1) -> Ref:
     shape = b.shape(a)
-    whole = stop is None or stop == BATCH or (isinstance(stop, int) and stop >= _TO_THE_END)
+    whole = stop is None or stop == BATCH or (isinstance(stop, int) and stop >= TO_THE_END)
     if shape[dim] == BATCH and start in (None, 0) and whole and step == 1:
         return a
     axis = b.axis(a, dim)
@@ -193,6 +192,11 @@ def _select_scatter(b: Builder, a: Ref, part: Ref, dim: int, index: int) -> Ref:
     return _slice_scatter(b, a, b.reshape(part, wide), axis, k, k + 1)
 
 
+@handles(HANDLERS, "cumsum")
+def _cumsum(b: Builder, a: Ref, dim: int, **kwargs: Any) -> Ref:
+    raise Unsupported("it works across the batch")  # any other is spelt as a product
+
+
 @handles(HANDLERS, "repeat")
 def _repeat(b: Builder, a: Ref, times: list[Any]) -> Ref:
     shape = (1,) * (len(times) - len(b.shape(a))) + b.shape(a)
@@ -210,9 +214,8 @@ def _repeat(b: Builder, a: Ref, times: list[Any]) -> Ref:
 def _flip(b: Builder, a: Ref, dims: list[int]) -> Ref:
     for dim in dims:
         axis = b.axis(a, dim)
-        size = int(b.shape(a)[axis])
-        parts = [b.slice(a, axis, k, k + 1) for k in reversed(range(size))]
-        a = parts[0] if size == 1 else b.op("concat", *parts, axis=axis)
+        parts = reversed(places(b.graph, a, axis))
+        a = a if b.shape(a)[axis] == 1 else b.op("concat", *map(Ref, parts), axis=axis)
     return a
 
 

@@ -7,7 +7,8 @@ back: followed as a view, nothing is moved at all, and what remains is one produ
 import math
 from typing import Any, NamedTuple
 
-from flexrnn.engine.compiler.aten.builder import Ref, Unsupported, reshape
+from flexrnn.engine.compiler.aten.builder import TO_THE_END, Ref, Unsupported, reshape
+from flexrnn.engine.compiler.cuts import MOST, added_up, places
 from flexrnn.engine.compiler.graph import BATCH, Graph, Shape
 
 
@@ -60,9 +61,6 @@ def settle(graph: Graph, value: Any) -> Any:
     return Ref(reshape(graph, base, shape_of(graph, value)))
 
 
-_MOST = 64  # places of one axis that are put side by side: compiling takes milliseconds each
-
-
 def _rows_reordered(graph: Graph, base: int, order: list[int]) -> int:
     """A node with its axes behind the batch in another order, where none has size one.
 
@@ -74,17 +72,14 @@ def _rows_reordered(graph: Graph, base: int, order: list[int]) -> int:
         return base
     forward, back = order[moved], moved  # axes of the base
     sizes = int(shape[forward]), int(shape[back])
-    if min(sizes) > _MOST:
+    if min(sizes) > MOST:
         raise Unsupported(f"it swaps axes behind the batch of {sizes[1]} and {sizes[0]} places")
     source, target = (forward, back) if sizes[0] <= sizes[1] else (back, order.index(back))
     rest = [*shape[:source], *shape[source + 1 :]]
     wide = (*rest[:target], 1, *rest[target:])
     axis = source - len(shape)
-    places = [
-        reshape(graph, graph.add("slice", base, axis=axis, start=k, stop=k + 1), wide)
-        for k in range(int(shape[source]))
-    ]
-    made = graph.add("concat", *places, axis=target - len(shape))
+    parts = [reshape(graph, part, wide) for part in places(graph, base, axis)]
+    made = graph.add("concat", *parts, axis=target - len(shape))
     now = list(range(len(shape)))  # axes of the base, as they stand
     now.insert(target, now.pop(source))
     return _rows_reordered(graph, made, [now.index(axis) for axis in order])
@@ -197,7 +192,7 @@ def cut(graph: Graph, value: View, dim: int = 0, start: Any = None, stop: Any = 
     """
     axis, size = value.axes[dim], shape_of(graph, value)[dim]
     if size == BATCH:
-        if start in (None, 0) and (stop in (None, BATCH) or stop >= _TO_THE_END):
+        if start in (None, 0) and (stop in (None, BATCH) or stop >= TO_THE_END):
             return value
         raise Unsupported("it works across the batch")
     start, stop, _ = slice(start, stop).indices(int(size))
@@ -209,9 +204,6 @@ def cut(graph: Graph, value: View, dim: int = 0, start: Any = None, stop: Any = 
     node = graph.add("slice", value.base, axis=axis - len(base), start=start, stop=stop)
     axes = (None if k == axis and stop - start == 1 else k for k in value.axes)
     return View(Ref(node), tuple(axes))
-
-
-_TO_THE_END = 2**63 - 1  # torch's for a slice without a stop
 
 
 def unbind(graph: Graph, value: View, dim: int = 0) -> list[View]:
@@ -291,14 +283,7 @@ def _product_of_rows(graph: Graph, a: View, w: View) -> View:
     ]
     total = graph.add("mul", *operands)
     k = order.index("k") - 3
-    if k == -1:
-        total = graph.add("sum", total)
-    else:
-        size = int(graph.nodes[total].shape[k])
-        terms = [graph.add("slice", total, axis=k, start=i, stop=i + 1) for i in range(size)]
-        total = terms[0] if size > 1 else total
-        for term in terms[1:]:
-            total = graph.add("add", total, term)
+    total = graph.add("sum", total) if k == -1 else added_up(graph, total, k)
     found = squeeze(graph, Ref(total), k)
     return found if order.index("m") < order.index("n") else transpose(graph, found, 1, 2)
 
