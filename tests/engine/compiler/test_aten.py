@@ -246,6 +246,9 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         h * torch.where(h > 0, 1.0, -1.0) + (h > 0.5).float() * h
         + h * torch.where(h > 0, (h > 1).float(), 0.1) + x @ c.W
     ),
+    "a spike, straight through": lambda c, x, h: (
+        (h > 0).float().detach()[:, :4] - (5 * h).sigmoid().detach() + (5 * h).sigmoid() + x @ c.W
+    ),
     "any and all": lambda c, x, h: (
         h * (h > 0).any(-1, keepdim=True) - h * (h > 0).all(1)[:, None] + x @ c.W
         + halves(h > 1).any(1).repeat(1, 2) * h.relu().all(-1, keepdim=True)
@@ -350,6 +353,16 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "attention by bmm": lambda c, x, h: torch.bmm(
         torch.bmm(halves(x @ c.W), halves(h).transpose(1, 2)).softmax(-1), halves(h)
     ).flatten(1),
+    "attention by torch": lambda c, x, h: F.scaled_dot_product_attention(
+        halves(x @ c.W), halves(h), halves(h), c.mask[1:3]
+    ).flatten(1) + F.scaled_dot_product_attention(
+        halves(h), halves(x @ c.W), halves(h), c.U[:2, :2], scale=0.3
+    ).flatten(1) + F.scaled_dot_product_attention(
+        halves(h), halves(h), halves(x @ c.W), ~c.mask[2:]
+    ).flatten(1),
+    "attention by heads": lambda c, x, h: F.scaled_dot_product_attention(
+        (x @ c.W).view(-1, 2, 1, 2), (h @ c.wide).view(-1, 2, 2, 2), (h @ c.wide).view(-1, 2, 2, 2)
+    ).flatten(1),
     "attention by einsum": lambda c, x, h: torch.einsum(
         "bqk,bkd->bqd", torch.einsum("bqd,bkd->bqk", halves(x @ c.W), halves(h)), halves(h)
     ).flatten(1),
@@ -373,6 +386,10 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         F.linear(halves(h), c.U[:2, :2], c.b[:2]).flatten(1) + x @ c.W
     ),
     "one weight for all heads": lambda c, x, h: (halves(h) @ c.U[:2, :2]).flatten(1) + x @ c.W,
+    "bilinear": lambda c, x, h: (
+        F.bilinear(x, h, c.U.view(4, 1, 4).expand(4, 3, 4), c.b)
+        + torch.bilinear(h, x @ c.W, c.wide.view(2, 4, 4)).repeat(1, 2)
+    ),
     "baddbmm": lambda c, x, h: (
         torch.baddbmm(c.low[:2, None], halves(h).transpose(0, 1), c.U.view(4, 2, 2)[:2])
         .transpose(0, 1).flatten(1) + x @ c.W

@@ -148,6 +148,7 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "NumPy's random": (drawn_by_numpy, "it draws random numbers, by Python or NumPy"),
     "a derivative of one's own": (custom, "autograd.Function"),
     "dropout": (lambda c, z, h: F.dropout(z) + h, "dropout cannot be compiled: it draws random"),
+    "gumbel_softmax": (lambda c, z, h: F.gumbel_softmax(z) + h, "it draws random numbers"),
     "noise for nobody": (lambda c, z, h: (torch.randn_like(z), z + h)[1], "it draws random"),
     "the sum of all": (lambda c, z, h: h + z.sum(), ACROSS),
     "the largest of a column": (lambda c, z, h: h - z.amax(0), ACROSS),

@@ -43,15 +43,19 @@ def check(node: fx.Node, operands: Sequence[fx.Node], dtype: torch.dtype) -> Non
 def _is_exact(node: fx.Node, name: str, dtype: torch.dtype) -> bool:
     """Whether a result of a lesser dtype than the program's has the same numbers in that."""
     result = node.meta.get("val")
-    if name not in ("_to_copy", "where") or not isinstance(result, Tensor) or result.dtype == dtype:
+    if not isinstance(result, Tensor) or result.dtype == dtype or not result.is_floating_point():
+        return False
+    if name in _MOVES:
+        return "exact" in node.all_input_nodes[0].meta
+    if name not in ("_to_copy", "where") or torch.promote_types(result.dtype, dtype) != dtype:
         return False
     truth, *others = node.all_input_nodes
-    return (
-        result.is_floating_point()
-        and torch.promote_types(result.dtype, dtype) == dtype
-        and truth.meta["val"].dtype == torch.bool
-        and all(_is_chosen(arg, result.dtype) for arg in others)
+    return truth.meta["val"].dtype == torch.bool and all(
+        _is_chosen(arg, result.dtype) for arg in others
     )
+
+
+_MOVES = ("detach", "clone", "alias", "slice", "select", "unsqueeze", "squeeze", "view", "expand")
 
 
 def _is_chosen(arg: fx.Node, dtype: torch.dtype) -> bool:

@@ -37,11 +37,46 @@ def _matmul(a: Tensor, w: Tensor) -> Tensor:
     return torch.matmul(a, w)
 
 
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Torch's asks for the batch size; rows have queries, keys and values of their own."""
+    if dropout_p or is_causal or enable_gqa or query.shape[0] != key.shape[0]:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    scaled = query * (query.shape[-1] ** -0.5 if scale is None else scale)
+    scores = (scaled.unsqueeze(-2) * key.unsqueeze(-3)).sum(-1)
+    if attn_mask is None or attn_mask.dtype != torch.bool:
+        scores = scores if attn_mask is None else scores + attn_mask
+        weights = scores.softmax(-1)
+    else:  # where nothing is chosen there is 0, and no number that is none on the way to it
+        lowest = torch.finfo(scores.dtype).min / 2
+        weights = _where(attn_mask, _where(attn_mask, scores, lowest).softmax(-1), 0.0)
+    return (weights.unsqueeze(-1) * value.unsqueeze(-3)).sum(-2)
+
+
 def _linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
     """Of `(B, G, I)` torch makes rows and heads one axis."""
     if x.dim() != 3:
         return linear(x, w, bias)
     y = _matmul(x, w.T)
+    return y if bias is None else y + bias
+
+
+def _bilinear(a: Tensor, b: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Torch's is not written down. `(B, I)`, `(B, J)` and `(N, I, J)`: a product, and N sums."""
+    if a.dim() != 2:
+        return F.bilinear(a, b, w, bias)
+    products = a @ w.transpose(0, 1).flatten(1)
+    y = (products.unflatten(1, (w.shape[0], w.shape[2])) * b.unsqueeze(1)).sum(-1)
     return y if bias is None else y + bias
 
 
@@ -107,10 +142,16 @@ def _fill_diagonal(x: Tensor, value: Any, wrap: bool = False) -> Tensor:
 
 def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Torch asks for the number of elements, which has no value here."""
-    if training and p:
-        where = users_line(frames())
-        raise CannotCompileError(f"dropout cannot be compiled: it draws random numbers, {where}")
-    return x
+    return _drawn("dropout") if training and p else x
+
+
+def _drawn(name: str) -> Any:
+    where = users_line(frames())
+    raise CannotCompileError(f"{name} cannot be compiled: it draws random numbers, {where}")
+
+
+def _gumbel_softmax(*args: Any, **kwargs: Any) -> Tensor:
+    return _drawn("gumbel_softmax")
 
 
 def _other_dropout(x: Tensor, p: float = 0.5, training: bool = False, *rest: Any) -> Tensor:
@@ -168,6 +209,9 @@ RESPELT: dict[Any, Any] = columns.SPELT | {
     torch.lerp: _lerp,
     Tensor.lerp: _lerp,
     F.linear: _linear,
+    F.bilinear: _bilinear,
+    F.gumbel_softmax: _gumbel_softmax,
+    F.scaled_dot_product_attention: _attention,
     F.pad: _pad,
     torch.lstm_cell: _lstm_cell,
     torch.gru_cell: _gru_cell,

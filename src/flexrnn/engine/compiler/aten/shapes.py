@@ -103,10 +103,10 @@ def _strided(b: Builder, a: Ref, axis: int, first: int, last: int, step: int) ->
     return parts[0] if len(parts) == 1 else b.op("concat", *parts, axis=axis)
 
 
-def _among(b: Builder, a: Ref, part: Ref, axis: int, places: range) -> tuple[Ref, int]:
+def _among(b: Builder, a: Ref, part: Ref, axis: int, at: range) -> tuple[Ref, int]:
     """`a` from the first of some places on, with `part` at them; and the place behind it."""
-    shape, step, first = b.shape(a), places.step, places.start
-    whole = min(len(places), (int(shape[axis]) - first) // step)  # groups that are not cut off
+    shape, step, first = b.shape(a), at.step, at.start
+    whole = min(len(at), (int(shape[axis]) - first) // step)  # groups that are not cut off
     parts: list[Ref] = []
     last = first + whole * step
     if whole:
@@ -115,7 +115,7 @@ def _among(b: Builder, a: Ref, part: Ref, axis: int, places: range) -> tuple[Ref
         new = b.reshape(b.slice(part, axis, 0, whole), (*before, whole, 1, *behind))
         grouped = b.op("concat", new, b.slice(old, axis, 1, step), axis=axis)
         parts.append(b.reshape(grouped, (*before, whole * step, *behind)))
-    if whole < len(places):
+    if whole < len(at):
         parts.append(b.slice(part, axis, whole, whole + 1))
         last += 1
     return (parts[0] if len(parts) == 1 else b.op("concat", *parts, axis=axis)), last

@@ -38,8 +38,8 @@ def settle(graph: Graph, value: Any) -> Any:
     """A node in the place of a view; anything else as it is.
 
     Raises:
-        Unsupported: the batch, or more than the last two axes of a parameter, has moved; or so many
-            places of an axis behind the batch that a program would not end.
+        Unsupported: the batch, or more than the last two axes of a parameter, has moved; or two
+            axes behind the batch, both of more than `MOST` places.
     """
     if not isinstance(value, View):
         return value
