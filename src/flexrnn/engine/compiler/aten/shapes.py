@@ -81,44 +81,72 @@ def _slice(b: Builder, a: Ref, dim: int = 0, start=None, stop=None, step: int = 
     axis = b.axis(a, dim)
     first, last, _ = slice(start, stop).indices(int(shape[axis]))
     last = max(first, last)
-    return b.slice(a, axis, first, last) if step == 1 else _strided(b, a, axis, first, last, step)
+    if step == 1:
+        return b.slice(a, axis, first, last)
+    return _strided(b, a, axis, range(first, last, step))
 
 
-def _strided(b: Builder, a: Ref, axis: int, first: int, last: int, step: int) -> Ref:
-    """Every step-th place along an axis: the first places of groups as long as the step."""
+def _groups(size: int, at: range) -> tuple[int, int, int]:
+    """Groups as long as the step of some places, each of which has one; the last may be left over.
+
+    Returns:
+        Where the groups begin, how many there are, and which place of a group it is.
+    """
+    begin, count, place = 0, 0, 0
+    for count in (len(at), len(at) - 1):
+        least = at.start + count * at.step - size  # or the last group would not end
+        place = max(0, least, at.start % at.step)  # where it can be, as groups of all places lie
+        begin = at.start - place
+        if begin >= 0 and place < at.step:
+            break
+    return begin, count, place
+
+
+def _strided(b: Builder, a: Ref, axis: int, at: range) -> Ref:
+    """Every n-th place along an axis: one of each group."""
     shape = b.shape(a)
     if BATCH not in shape:
         raise Unsupported("a slice with a step")  # torch does it once, ahead of the program
-    count = len(range(first, last, step))
-    whole = min(count, (int(shape[axis]) - first) // step)  # groups that are not cut off
+    if not at:
+        return b.slice(a, axis, at.start, at.start)
+    begin, count, place = _groups(int(shape[axis]), at)
     parts: list[Ref] = []
-    if whole:
+    if count:
         before, behind = shape[:axis], shape[len(shape) + axis + 1 :]
-        cut = b.slice(a, axis, first, first + whole * step)
-        grouped = b.slice(b.reshape(cut, (*before, whole, step, *behind)), axis, 0, 1)
-        parts.append(b.reshape(grouped, (*before, whole, *behind)))
-    if whole < count or not parts:
-        place = first + whole * step
-        parts.append(b.slice(a, axis, place, place + count - whole))
+        cut = b.slice(a, axis, begin, begin + count * at.step)
+        grouped = b.reshape(cut, (*before, count, at.step, *behind))
+        parts.append(b.reshape(b.slice(grouped, axis, place, place + 1), (*before, count, *behind)))
+    if count < len(at):
+        parts.append(b.slice(a, axis, at[-1], at[-1] + 1))
     return parts[0] if len(parts) == 1 else b.op("concat", *parts, axis=axis)
 
 
-def _among(b: Builder, a: Ref, part: Ref, axis: int, at: range) -> tuple[Ref, int]:
-    """`a` from the first of some places on, with `part` at them; and the place behind it."""
-    shape, step, first = b.shape(a), at.step, at.start
-    whole = min(len(at), (int(shape[axis]) - first) // step)  # groups that are not cut off
+def _among(b: Builder, a: Ref, part: Ref, axis: int, at: range) -> tuple[Ref, int, int]:
+    """`part` at some places of an axis, and `a` between them; and where that begins and ends."""
+    shape = b.shape(a)
+    begin, count, place = _groups(int(shape[axis]), at)
+    end = begin + count * at.step
     parts: list[Ref] = []
-    last = first + whole * step
-    if whole:
+    if count:
         before, behind = shape[:axis], shape[len(shape) + axis + 1 :]
-        old = b.reshape(b.slice(a, axis, first, last), (*before, whole, step, *behind))
-        new = b.reshape(b.slice(part, axis, 0, whole), (*before, whole, 1, *behind))
-        grouped = b.op("concat", new, b.slice(old, axis, 1, step), axis=axis)
-        parts.append(b.reshape(grouped, (*before, whole * step, *behind)))
-    if whole < len(at):
-        parts.append(b.slice(part, axis, whole, whole + 1))
-        last += 1
-    return (parts[0] if len(parts) == 1 else b.op("concat", *parts, axis=axis)), last
+        old = b.reshape(b.slice(a, axis, begin, end), (*before, count, at.step, *behind))
+        new = b.reshape(b.slice(part, axis, 0, count), (*before, count, 1, *behind))
+        grouped = _written(b, old, new, axis, place, place + 1)
+        parts.append(b.reshape(grouped, (*before, count * at.step, *behind)))
+    if count < len(at):
+        parts += [b.slice(a, axis, end, at[-1])] if end < at[-1] else []
+        parts.append(b.slice(part, axis, count, count + 1))
+        end = at[-1] + 1
+    return (parts[0] if len(parts) == 1 else b.op("concat", *parts, axis=axis)), begin, end
+
+
+def _written(b: Builder, a: Ref, part: Ref, axis: int, first: int, last: int) -> Ref:
+    """`a` with a part of an axis in the place of its own."""
+    size = int(b.shape(a)[axis])
+    parts = [b.slice(a, axis, 0, first)] if first else []
+    parts += [part] if last > first else []
+    parts += [b.slice(a, axis, last, size)] if last < size else []
+    return parts[0] if len(parts) == 1 else b.op("concat", *parts, axis=axis)
 
 
 @handles(HANDLERS, "select")
@@ -173,14 +201,11 @@ def _slice_scatter(
     if step == 1 and _slice(b, a, dim, start, stop) == a:
         return part
     axis = b.axis(a, dim)
-    size = int(b.shape(a)[axis])
-    first, last, _ = slice(start, stop).indices(size)
+    first, last, _ = slice(start, stop).indices(int(b.shape(a)[axis]))
+    last = max(first, last)
     if step != 1 and last > first:
-        part, last = _among(b, a, part, axis, range(first, last, step))
-    parts = [b.slice(a, axis, 0, first)] if first else []
-    parts += [part] if last > first else []
-    parts += [b.slice(a, axis, max(first, last), size)] if max(first, last) < size else []
-    return parts[0] if len(parts) == 1 else b.op("concat", *parts, axis=axis)
+        part, first, last = _among(b, a, part, axis, range(first, last, step))
+    return _written(b, a, part, axis, first, last)
 
 
 @handles(HANDLERS, "select_scatter")
