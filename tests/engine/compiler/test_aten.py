@@ -297,6 +297,13 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "a number along an axis": lambda c, x, h: (
         h * c.one.max(0)[0] * (c.one > 0).all(0) + c.one.sum(0) * c.one.softmax(0) + x @ c.W
     ),
+    "the first of many": lambda c, x, h: (
+        (h @ c.wide).repeat(1, 5)[:, :37].relu().max(1, keepdim=True).values * h + x @ c.W
+        - (h @ c.wide).repeat(1, 3).view(-1, 12, 2).mT.min(-1)[0].repeat(1, 2)
+    ),
+    "the product of many": lambda c, x, h: (
+        (h @ c.wide).tanh().repeat(1, 3)[:, :23].add(1).prod(1, keepdim=True).tanh() + x @ c.W + h
+    ),
     "the first of equals": lambda c, x, h: (
         h.relu().max(1, keepdim=True).values * h + h.relu().min(-1)[0][:, None] + x @ c.W
         + torch.stack([h, h], 1).max(1)[0]
@@ -304,6 +311,10 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "prod": lambda c, x, h: (
         h * halves(h).prod(-1).repeat(1, 2) + h.relu().prod(1, keepdim=True) + x @ c.W
         + halves(h).prod(1).repeat(1, 2)
+    ),
+    "cumprod": lambda c, x, h: (  # a stick is broken
+        h.sigmoid() * F.pad((1 - h.sigmoid()).cumprod(-1)[:, :-1], (1, 0), value=1.0)
+        + halves(h).cumprod(1).flatten(1) + h.relu().cumprod(1)[:, 1:2] + x @ c.W
     ),
     "amin": lambda c, x, h: h - h.amin(-1, keepdim=True) + x @ c.W,
     "softmin": lambda c, x, h: F.softmin(h, -1) + x @ c.W,

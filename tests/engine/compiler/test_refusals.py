@@ -164,10 +164,8 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
         "it swaps axes behind the batch of 65 and 65 places"),
     "the place of a maximum": (
         lambda c, z, h: h + z.max(-1, keepdim=True).indices, "a program has no result 1 of it"),
-    "the largest of many, alone": (
-        lambda c, z, h: h + z.repeat(1, 20).max(-1).values[:, None], "amax and amin, which find"),
-    "a product of many": (
-        lambda c, z, h: h + z.repeat(1, 20).prod(-1, keepdim=True), "it multiplies 100 numbers"),
+    "products of many, one by one": (
+        lambda c, z, h: h + z.repeat(1, 20).cumprod(-1)[:, :5], "it multiplies 100 numbers"),
     "units by number, written": (units_written, "other than whole units of one axis"),
     "units of two axes": (
         lambda c, z, h: h + heads(z)[:, [0, 1], [1, 2]].sum(-1, True), "whole units of one axis"),

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from functools import reduce
+from itertools import accumulate
 from typing import Any
 
 from flexrnn.engine.compiler.aten import views
@@ -11,6 +12,7 @@ from flexrnn.engine.compiler.cuts import MOST, added_up, places
 from flexrnn.engine.compiler.graph import BATCH, Shape
 
 HANDLERS: Handlers = {}
+_FEW = 8  # places that are combined one by one
 
 
 def _axes(b: Builder, a: Ref, dims: Any) -> list[int]:
@@ -63,7 +65,16 @@ def _reduced(name: str) -> Callable[..., Ref]:
 
 
 def _combined(b: Builder, a: Ref, axis: int, combine: Callable[[Ref, Ref], Ref]) -> Ref:
-    """The places of one axis, combined one by one from the first; the axis has size one then."""
+    """The places of one axis: each with its neighbour, while there are many; the rest in turn."""
+    while (size := int(b.shape(a)[axis])) > _FEW:
+        shape, half = b.shape(a), size // 2
+        before, behind = shape[:axis], shape[len(shape) + axis + 1 :]
+        pairs = b.reshape(b.slice(a, axis, 0, 2 * half), (*before, half, 2, *behind))
+        left, right = (
+            b.reshape(Ref(k), (*before, half, *behind)) for k in places(b.graph, pairs, axis)
+        )
+        made = combine(left, right)
+        a = b.op("concat", made, b.slice(a, axis, 2 * half, size), axis=axis) if size % 2 else made
     return reduce(combine, map(Ref, places(b.graph, a, axis)))
 
 
@@ -83,13 +94,19 @@ def _sum(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False, **kwargs: 
 @handles(HANDLERS, "prod")
 def _prod(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Ref:
     axes = _axes(b, a, dims)
-    row = _in_a_row(b, a, axes)
-    if (size := int(b.shape(row)[-1])) > MOST:
+    product = _combined(b, _in_a_row(b, a, axes), -1, lambda x, y: b.op("mul", x, y))
+    return b.reshape(product, _left(b.shape(a), axes, keepdim))
+
+
+@handles(HANDLERS, "cumprod")
+def _cumprod(b: Builder, a: Ref, dim: int, **kwargs: Any) -> Ref:
+    axis = b.axis(a, dim)
+    if (size := int(b.shape(a)[axis])) > MOST:
         raise Unsupported(
             f"it multiplies {size} numbers, of which a program has {MOST} at the most"
         )
-    product = _combined(b, row, -1, lambda x, y: b.op("mul", x, y))
-    return b.reshape(product, _left(b.shape(a), axes, keepdim))
+    products = accumulate(map(Ref, places(b.graph, a, axis)), lambda x, y: b.op("mul", x, y))
+    return b.op("concat", *products, axis=axis)
 
 
 @handles(HANDLERS, "any")
@@ -125,11 +142,6 @@ def _first(b: Builder, a: Ref, dim: int, keepdim: bool, no_better: str) -> Ref:
         return b.op("where", stays, best, other)
 
     axis = b.axis(a, dim)
-    if (size := int(b.shape(a)[axis])) > MOST:
-        raise Unsupported(
-            f"it finds the first of {size}, of which a program has {MOST} at the most; amax and "
-            "amin, which find the value alone, would do"
-        )
     return b.reshape(_combined(b, a, axis, better), _left(b.shape(a), [axis], keepdim))
 
 
