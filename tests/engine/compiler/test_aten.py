@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,19 @@ def flipped(c: Any, x: Tensor, h: Tensor) -> Tensor:
     return y + z + x @ c.W
 
 
+def equals(h: Tensor) -> Tensor:
+    """Several that are equal, and have a derivative each."""
+    return h.sign() + (h - h.detach()) * torch.arange(1.0, 1.0 + h.shape[1], dtype=h.dtype)
+
+
+def masked_rows(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    """One query has nothing to look at, as a mask that is added says it."""
+    q, k, none = halves(h), halves(x @ c.W), torch.zeros_like(h[:, None, :2])
+    added = none.masked_fill(h[:, None, :2] < 0, -math.inf)
+    y = F.scaled_dot_product_attention(q, k, k, added)
+    return (y + F.scaled_dot_product_attention(q, k, q, is_causal=True)).flatten(1)
+
+
 def picked_inf(c: Any, x: Tensor, h: Tensor) -> Tensor:
     scores = torch.where(h > h.amin(1, keepdim=True), h, -math.inf)
     picked = scores[:, [1, 0, 3, 2]].logsumexp(1, keepdim=True)
@@ -162,12 +176,15 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "roll and flip": lambda c, x, h: h.roll(1, -1) * h.flip(-1) + x @ c.W,
     "flip of many": lambda c, x, h: (
         (h.repeat(1, 20) * torch.arange(80, dtype=h.dtype)).flip(-1)[:, 3:7] + x @ c.W
+        + (h.repeat(1, 17)[:, :67] * torch.arange(67, dtype=h.dtype)).flip(1)[:, 60:64]
     ),
+    "flip of a number": lambda c, x, h: h * c.one.flip(0) + x @ c.W,
     "flip of nothing": flipped,
     "arguments by name": lambda c, x, h: (
         h.flip(dims=(1,)) + torch.flip(input=h, dims=[1]) + torch.fliplr(input=h) + x @ c.W
         + torch.cumsum(h, **AXIS) + torch.index_select(input=h, dim=1, index=c.places)
-        + h @ torch.flip(c.U, dims=[0, 1]).cumsum(dim=0)
+        + h @ torch.flip(c.U, dims=[0, 1]).cumsum(dim=0) + F.linear(h, weight=c.U, bias=c.b)
+        + F.bilinear(h, x, weight=c.U[:, :3].expand(4, 4, 3), bias=c.b)
     ),
     "flip of heads": lambda c, x, h: halves(h).flip(1, 2).flatten(1) + torch.fliplr(x @ c.W),
     "axes behind the batch": lambda c, x, h: halves(h).mT.reshape(-1, 4) + x @ c.W,
@@ -184,6 +201,13 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         (h[:, c.places] @ c.U)[:, c.places] + x @ c.W
     ),
     "a list of units": lambda c, x, h: h[..., [3, -3, 0, 0]] * h[:, range(4)] + x @ c.W,
+    "a list of truth values": lambda c, x, h: (
+        h[:, [True, False, True, True]].sum(1, keepdim=True) * h + x @ c.W
+    ),
+    "units by NumPy": lambda c, x, h: (
+        h[:, numpy.array([1, 0, 3, 2])] + h[..., [numpy.int64(2), 0, 1, 3]] + x @ c.W
+    ),
+    "truth values by a list": lambda c, x, h: h * (h > 0)[:, [1, 0, 3, 2]] + x @ c.W,
     "a list beside a number": lambda c, x, h: (
         torch.cat([halves(h)[:, 0, [1, 0]], halves(h)[..., (1, 0), 1]], -1) + x @ c.W
     ),
@@ -304,6 +328,11 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "the product of many": lambda c, x, h: (
         (h @ c.wide).tanh().repeat(1, 3)[:, :23].add(1).prod(1, keepdim=True).tanh() + x @ c.W + h
     ),
+    "which of equals": lambda c, x, h: (
+        equals(h).max(1, keepdim=True).values * h.sin() + equals(h).min(1)[0][:, None] + x @ c.W
+        + equals((h @ c.wide).repeat(1, 5)[:, :37]).max(1, keepdim=True).values * h.cos()
+        + equals((h @ c.wide).repeat(1, 5)[:, :38]).min(1, keepdim=True).values * h
+    ),
     "the first of equals": lambda c, x, h: (
         h.relu().max(1, keepdim=True).values * h + h.relu().min(-1)[0][:, None] + x @ c.W
         + torch.stack([h, h], 1).max(1)[0]
@@ -371,6 +400,10 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     ).flatten(1) + F.scaled_dot_product_attention(
         halves(h), halves(h), halves(x @ c.W), ~c.mask[2:]
     ).flatten(1),
+    "attention to nothing": masked_rows,
+    "attention among parameters": lambda c, x, h: h * F.scaled_dot_product_attention(
+        c.U, c.V, c.U, torch.where(c.mask[:, None], 0.0, -math.inf).to(h.dtype).expand(4, 4)
+    )[1] + x @ c.W,
     "attention by heads": lambda c, x, h: F.scaled_dot_product_attention(
         (x @ c.W).view(-1, 2, 1, 2), (h @ c.wide).view(-1, 2, 2, 2), (h @ c.wide).view(-1, 2, 2, 2)
     ).flatten(1),
@@ -424,6 +457,17 @@ WRITTEN: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("name", WRITTEN)
 def test_what_a_person_writes_is_the_reference(name: str, judge: Callable[..., None]) -> None:
     judge(WRITTEN[name])
+
+
+def test_nothing_beside_the_state_is_left_to_the_reference() -> None:
+    layer = flexrnn.FlexRNN(
+        Cell, 3, 4, function=lambda c, x, h: torch.cat([h, h @ c.U[:, :0]], 1) + x @ c.W
+    )
+    x = torch.randn(2, 3, 3)
+    with pytest.warns(flexrnn.FallbackWarning, match="a number in a row"):
+        output, _ = layer(x)
+    with flexrnn.backend("reference"):
+        torch.testing.assert_close(output, layer(x)[0])
 
 
 @pytest.mark.parametrize("name", ["normalize", "cosine_similarity", "norm of order 1"])

@@ -166,11 +166,19 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
         lambda c, z, h: h + z.max(-1, keepdim=True).indices, "a program has no result 1 of it"),
     "products of many, one by one": (
         lambda c, z, h: h + z.repeat(1, 20).cumprod(-1)[:, :5], "it multiplies 100 numbers"),
-    "units by number, written": (units_written, "other than whole units of one axis"),
+    "units by number, written": (units_written, "other than units of real numbers"),
     "units of two axes": (
-        lambda c, z, h: h + heads(z)[:, [0, 1], [1, 2]].sum(-1, True), "whole units of one axis"),
-    "units by a list of truth values": (
-        lambda c, z, h: h + z[:, [True, False, True, False, True]].sum(-1, True), "how many"),
+        lambda c, z, h: h + heads(z)[:, [0, 1], [1, 2]].sum(-1, True), "units of real numbers"),
+    "truth values by number": (
+        lambda c, z, h: h + z * (h > 0)[:, torch.arange(5).flip(0)], "units of real numbers"),
+    "a key of another width": (
+        lambda c, z, h: h + F.scaled_dot_product_attention(heads(z), heads(z)[..., :1], heads(z))[
+            :, 0], "scaled_dot_product_attention cannot be compiled"),
+    "attention that drops": (
+        lambda c, z, h: h + F.scaled_dot_product_attention(
+            heads(z), heads(z), heads(z), dropout_p=0.5)[:, 0], "it draws random numbers"),
+    "a bias of one for all": (
+        lambda c, z, h: h + F.bilinear(z, h, z.new_ones(5, 5, 5), z.new_ones(1)), "bilinear"),
     "numbers compared in their own dtype": (
         lambda c, z, h: h * (torch.where(h > 0, 0.1, 0.2) == 0.1) + z, "torch.float32"),
     "numbers of several dtypes": (

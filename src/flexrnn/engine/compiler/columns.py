@@ -1,9 +1,9 @@
 """Spellings: units by number, and running sums.
 
-A program cuts and joins, and so it takes units whose numbers Python knows, if they are few or side
-by side. Others are a product with ones and zeros, as running sums are: both engines are good at it,
-its derivative is one more, and torch makes the matrix ahead, out of the numbers. What is picked by
-a product is exact; but where one unit is inf or nan, the whole row becomes nan.
+A program cuts and joins, and so it takes units whose numbers Python knows, if they make few runs of
+neighbours. Others are a product with ones and zeros, as running sums are: both engines are good at
+it, its derivative is one more, and torch makes the matrix ahead, out of the numbers. What is picked
+by a product is exact; but where one unit is inf or nan, the whole row becomes nan.
 """
 
 import inspect
@@ -42,32 +42,15 @@ def cumsum(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tens
 
 def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """`torch.index_select`."""
-    if not _is_behind_batch(input, dim):
+    if not _is_behind_batch(input, dim) or not index.numel():
         return torch.index_select(input, dim, index)
     return _times(input, _one_hot(input, dim).index_select(1, index), dim)
 
 
-def flip(input: Tensor, *axes: Any, dims: Sequence[int] = ()) -> Tensor:
-    """`torch.flip`."""
-    dims = [*(dims or (axes[0] if axes and isinstance(axes[0], (list, tuple)) else axes))]
-    if len({dim % input.dim() for dim in dims}) < len(dims):
-        return torch.flip(input, dims)  # which says what is wrong
-    many = [dim for dim in dims if _is_behind_batch(input, dim) and input.shape[dim] > MOST]
-    turned = torch.flip(input, [dim for dim in dims if dim not in many])
-    for dim in many:
-        turned = _times(turned, _one_hot(turned, dim).flip(1), dim)
-    return turned
-
-
-def fliplr(input: Tensor) -> Tensor:
-    """`torch.fliplr`."""
-    return flip(input, 1)
-
-
 def get_item(x: Tensor, index: Any) -> Tensor:
     """`x[..., numbers]`, where one axis has a list of units, or a tensor of their numbers."""
-    parts = index if isinstance(index, tuple) else (index,)
-    if any(map(_is_mask, parts)):
+    parts = tuple(map(_plain, index if isinstance(index, tuple) else (index,)))
+    if any(isinstance(part, Tensor) and part.dtype == torch.bool for part in parts):
         raise CannotCompileError(
             "indexing by a mask cannot be compiled: how many it picks is not known before the step "
             f"runs; torch.where, or a product with the mask, would do, {users_line(frames())}"
@@ -82,29 +65,27 @@ def get_item(x: Tensor, index: Any) -> Tensor:
         dim = rest.dim() - 1 - sum(type(part) is not int for part in behind)
     else:
         dim = sum(type(part) is not int for part in before)
+    if not isinstance(numbers, Tensor):
+        spans = _spans(numbers, rest.shape[dim]) if _is_of_rows(rest, dim) else []
+        if 0 < len(spans) <= MOST:
+            return torch.cat([rest.narrow(dim, k, count) for k, count in spans], dim)
     if not _is_behind_batch(rest, dim):
         return x[index]
-    if not isinstance(numbers, Tensor):
-        if not all(-rest.shape[dim] <= k < rest.shape[dim] for k in numbers):
-            return x[index]  # torch says what is wrong
-        spans = _spans([k % rest.shape[dim] for k in numbers])
-        if len(spans) <= MOST:
-            return torch.cat([rest.narrow(dim, k, count) for k, count in spans], dim)
     matrix = _one_hot(rest, dim)[:, numbers]  # (N,) and the shape of the numbers
     return _times(rest, matrix.flatten(1), dim).unflatten(dim, matrix.shape[1:])
 
 
-def _is_mask(part: Any) -> bool:
-    if isinstance(part, Tensor):
-        return part.dtype == torch.bool
-    return isinstance(part, (list, tuple)) and len(part) > 0 and type(part[0]) is bool
+def _plain(part: Any) -> Any:
+    """What NumPy or Python's iteration knows as numbers, as a list of them."""
+    if isinstance(part, (list, tuple, range)):
+        return [*map(_plain, part)]
+    return part if isinstance(part, Tensor) or not hasattr(part, "tolist") else part.tolist()
 
 
 def _are_numbers(part: Any) -> bool:
     if isinstance(part, Tensor):
-        return part.dtype in (torch.int64, torch.int32) and part.dim() > 0
-    listed = isinstance(part, (list, tuple, range)) and len(part) > 0
-    return listed and all(type(number) is int for number in part)
+        return part.dtype in (torch.int64, torch.int32) and part.dim() > 0 and part.numel() > 0
+    return isinstance(part, list) and {type(number) for number in part} in ({int}, {bool})
 
 
 def _is_in_place(parts: tuple[Any, ...], place: int) -> bool:
@@ -116,21 +97,33 @@ def _is_in_place(parts: tuple[Any, ...], place: int) -> bool:
     return whole and picked == [*range(picked[0], picked[-1] + 1)]
 
 
-def _spans(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """First number and length of every run of numbers that follow one another."""
+def _spans(numbers: Sequence[int], size: int) -> list[tuple[int, int]]:
+    """First number and length of every run of numbers that follow one another, of so many units.
+
+    None where they are no such numbers: torch says what is wrong.
+    """
+    if type(numbers[0]) is bool:
+        numbers = [k for k, chosen in enumerate(numbers) if chosen] if len(numbers) == size else []
     spans: list[tuple[int, int]] = []
     for number in numbers:
-        if spans and number == sum(spans[-1]):
+        if not -size <= number < size:
+            return []
+        if spans and number % size == sum(spans[-1]):
             spans[-1] = (spans[-1][0], spans[-1][1] + 1)
         else:
-            spans.append((number, 1))
+            spans.append((number % size, 1))
     return spans
 
 
-def _is_behind_batch(x: Tensor, dim: int) -> bool:
-    """Whether this is an axis of rows of real numbers."""
-    rows = x.dim() > 1 and isinstance(x.shape[0], torch.SymInt) and x.is_floating_point()
+def _is_of_rows(x: Tensor, dim: int) -> bool:
+    """Whether this is an axis behind the batch."""
+    rows = x.dim() > 1 and isinstance(x.shape[0], torch.SymInt)
     return rows and -x.dim() <= dim < x.dim() and dim % x.dim() != 0
+
+
+def _is_behind_batch(x: Tensor, dim: int) -> bool:
+    """Whether this is an axis behind the batch, of real numbers."""
+    return x.is_floating_point() and _is_of_rows(x, dim)
 
 
 def _one_hot(x: Tensor, dim: int) -> Tensor:
@@ -153,8 +146,6 @@ SPELT: dict[Any, Any] = {
     for spelling, originals in (
         (cumsum, (torch.cumsum, Tensor.cumsum)),
         (index_select, (torch.index_select, Tensor.index_select)),
-        (flip, (torch.flip, Tensor.flip)),
-        (fliplr, (torch.fliplr, Tensor.fliplr)),
     )
     for original in originals
 } | {Tensor.__getitem__: get_item}

@@ -1,4 +1,4 @@
-"""Slices and concatenations that see through one another: parts are cut from what a node is of."""
+"""Parts of nodes: slices and concatenations that see through one another; places one by one."""
 
 from functools import reduce
 

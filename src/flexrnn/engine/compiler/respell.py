@@ -1,5 +1,6 @@
 """Spellings: what a person writes that torch would turn into what no longer says what was meant."""
 
+import math
 from typing import Any
 
 import torch
@@ -48,35 +49,55 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     """Torch's asks for the batch size; rows have queries, keys and values of their own."""
-    if dropout_p or is_causal or enable_gqa or query.shape[0] != key.shape[0]:
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    if dropout_p:
+        return _drawn("scaled_dot_product_attention")
+    sizes = (query.shape[-2], key.shape[-2])
+    if is_causal and attn_mask is None:
+        attn_mask = torch.ones(sizes, dtype=torch.bool, device=query.device).tril()
+        is_causal = False
+    own = _is_of_rows(query) and query.dim() == key.dim() == value.dim() > 2
+    fits = query.shape[-1] == key.shape[-1] and key.shape[-2] == value.shape[-2]
+    if attn_mask is not None:
+        fits = fits and attn_mask.dtype in (torch.bool, query.dtype)
+        pairs = zip(reversed(attn_mask.shape), reversed(sizes), strict=False)
+        fits = fits and all(m in (1, n) for m, n in pairs)
+    if not own or not fits or is_causal or enable_gqa:
+        return F.scaled_dot_product_attention(  # which says what is wrong
+            query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     scaled = query * (query.shape[-1] ** -0.5 if scale is None else scale)
     scores = (scaled.unsqueeze(-2) * key.unsqueeze(-3)).sum(-1)
-    if attn_mask is None or attn_mask.dtype != torch.bool:
-        scores = scores if attn_mask is None else scores + attn_mask
+    if attn_mask is None:
         weights = scores.softmax(-1)
     else:  # where nothing is chosen there is 0, and no number that is none on the way to it
-        lowest = torch.finfo(scores.dtype).min / 2
-        weights = _where(attn_mask, _where(attn_mask, scores, lowest).softmax(-1), 0.0)
+        masked = attn_mask.dtype == torch.bool
+        scores = _where(attn_mask, scores, -math.inf) if masked else scores + attn_mask
+        chosen = scores != -math.inf
+        some = _where(chosen, scores, torch.finfo(scores.dtype).min / 2)
+        weights = _where(chosen, some.softmax(-1), 0.0)
     return (weights.unsqueeze(-1) * value.unsqueeze(-3)).sum(-2)
 
 
-def _linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+def _is_of_rows(x: Tensor) -> bool:
+    return x.dim() > 0 and isinstance(x.shape[0], torch.SymInt)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Of `(B, G, I)` torch makes rows and heads one axis."""
-    if x.dim() != 3:
-        return linear(x, w, bias)
-    y = _matmul(x, w.T)
+    if input.dim() != 3:
+        return linear(input, weight, bias)
+    y = _matmul(input, weight.T)
     return y if bias is None else y + bias
 
 
-def _bilinear(a: Tensor, b: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+def _bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Torch's is not written down. `(B, I)`, `(B, J)` and `(N, I, J)`: a product, and N sums."""
-    if a.dim() != 2:
-        return F.bilinear(a, b, w, bias)
-    products = a @ w.transpose(0, 1).flatten(1)
-    y = (products.unflatten(1, (w.shape[0], w.shape[2])) * b.unsqueeze(1)).sum(-1)
+    n, *sizes = weight.shape
+    fits = sizes == [input1.shape[-1], input2.shape[-1]] and (bias is None or bias.shape == (n,))
+    if not (fits and _is_of_rows(input1) and input1.dim() == input2.dim() == 2):
+        return F.bilinear(input1, input2, weight, bias)
+    products = (input1 @ weight.transpose(0, 1).flatten(1)).unflatten(1, (n, sizes[1]))
+    y = (products * input2.unsqueeze(1)).sum(-1)
     return y if bias is None else y + bias
 
 

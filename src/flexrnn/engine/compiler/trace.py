@@ -260,7 +260,9 @@ def _check(node: fx.Node, values: dict[fx.Node, Value], dtype: torch.dtype) -> N
     if torch.Tag.nondeterministic_seeded in node.target.tags:
         raise Unsupported("it draws random numbers")
     if node.target.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put):
-        raise Unsupported("it picks by number other than whole units of one axis")
+        raise Unsupported(
+            "it picks by number, other than units of real numbers along one axis behind the batch"
+        )
     if node.target._schema.is_mutable:
         raise Unsupported("it writes into the input, the state, a parameter or a buffer")
     dtypes.check(node, [a for a in node.all_input_nodes if not isinstance(values[a], Made)], dtype)

@@ -13,7 +13,7 @@ from flexrnn.engine.compiler.aten.builder import (
     number,
     without,
 )
-from flexrnn.engine.compiler.cuts import places
+from flexrnn.engine.compiler.cuts import MOST, places
 from flexrnn.engine.compiler.graph import BATCH, Shape
 
 HANDLERS: Handlers = {}
@@ -87,19 +87,17 @@ def _slice(b: Builder, a: Ref, dim: int = 0, start=None, stop=None, step: int = 
 
 
 def _groups(size: int, at: range) -> tuple[int, int, int]:
-    """Groups as long as the step of some places, each of which has one; the last may be left over.
+    """Groups of `at.step` places side by side, each with one of `at`; the last may be left over.
 
     Returns:
-        Where the groups begin, how many there are, and which place of a group it is.
+        Where the groups begin, how many there are, and which place of a group is the one.
     """
-    begin, count, place = 0, 0, 0
     for count in (len(at), len(at) - 1):
-        least = at.start + count * at.step - size  # or the last group would not end
-        place = max(0, least, at.start % at.step)  # where it can be, as groups of all places lie
-        begin = at.start - place
-        if begin >= 0 and place < at.step:
-            break
-    return begin, count, place
+        beyond = at.start + count * at.step - size  # places that are missing behind a first group
+        place = max(beyond, at.start % at.step)  # so that groups lie alike for every first place
+        if place <= min(at.start, at.step - 1):
+            return at.start - place, count, place
+    raise AssertionError("all groups but the last have a place behind them")
 
 
 def _strided(b: Builder, a: Ref, axis: int, at: range) -> Ref:
@@ -165,7 +163,9 @@ def _unbind(b: Builder, a: Ref, dim: int = 0) -> list[Ref]:
 
 @handles(HANDLERS, "cat")
 def _cat(b: Builder, parts: list[Ref], dim: int = 0) -> Ref:
-    return parts[0] if len(parts) == 1 else b.op("concat", *parts, axis=b.axis(parts[0], dim))
+    axis = b.axis(parts[0], dim)
+    parts = [part for part in parts if b.shape(part)[axis] != 0] or parts[:1]
+    return parts[0] if len(parts) == 1 else b.op("concat", *parts, axis=axis)
 
 
 @handles(HANDLERS, "expand")
@@ -238,10 +238,21 @@ def _repeat(b: Builder, a: Ref, times: list[Any]) -> Ref:
 @handles(HANDLERS, "flip")
 def _flip(b: Builder, a: Ref, dims: list[int]) -> Ref:
     for dim in dims:
-        axis = b.axis(a, dim)
-        parts = reversed(places(b.graph, a, axis))
-        a = a if b.shape(a)[axis] == 1 else b.op("concat", *map(Ref, parts), axis=axis)
+        a = _turned(b, a, b.axis(a, dim))
     return a
+
+
+def _turned(b: Builder, a: Ref, axis: int) -> Ref:
+    """An axis from the last place to the first: of many the groups, and each group in itself."""
+    shape = b.shape(a)
+    size = int(shape[axis])
+    group = next((k for k in range(math.isqrt(size), 1, -1) if size % k == 0), 1)
+    if size <= MOST or group == 1:
+        parts = [*map(Ref, reversed(places(b.graph, a, axis)))]
+        return a if size == 1 else b.op("concat", *parts, axis=axis)
+    before, behind = shape[:axis], shape[len(shape) + axis + 1 :]
+    groups = b.reshape(a, (*before, size // group, group, *behind))
+    return b.reshape(_turned(b, _turned(b, groups, axis), axis - 1), shape)
 
 
 @handles(HANDLERS, "roll")
