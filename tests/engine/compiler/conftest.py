@@ -14,6 +14,8 @@ from flexrnn.compose import CellStep
 from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import Program
 
+from .written import Cell
+
 ALL_CELLS = [
     cells.LSTMCell,
     cells.GRUCell,
@@ -108,3 +110,17 @@ def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, (tuple, list)):
         return [tensor for part in value for tensor in _tensors(part)]
     return []
+
+
+@pytest.fixture
+def judge(same_by_program: Callable[..., None]) -> Callable[..., None]:
+    """Assert that the engines agree on a step, at several T and B, with T = B = 1 among them."""
+
+    def check(function: Callable[..., Tensor], scale: float = 1.0) -> None:
+        layer = flexrnn.FlexRNN(Cell, 3, 4, dtype=torch.float64, function=function)
+        for steps, batch in ((3, 2), (1, 1), (2, 3)):
+            x = torch.randn(steps, batch, 3, dtype=torch.float64, requires_grad=True)
+            h = (scale * torch.randn(1, batch, 4, dtype=torch.float64)).requires_grad_()
+            same_by_program(layer, x, h)
+
+    return check
