@@ -279,6 +279,7 @@ REFUSED = {
     "a number taken out": (lambda c, x, h: h * c.U.trace().item(), "a number out of a tensor"),
     "wider floats": (lambda c, x, h: (h * c.p.double()).float(), "torch.float64"),
     "complex numbers": (lambda c, x, h: (h * torch.polar(c.p, c.p)).real, "torch.complex64"),
+    "a part by a mask": (lambda c, x, h: h * c.p[c.p > -9], "indexing by a mask"),
     "of a size that depends on numbers": (
         lambda c, x, h: h * c.p.masked_select(c.p > -9),
         "masked_select",

@@ -17,7 +17,7 @@ from flexrnn.engine.compiler.cuts import MOST
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
 
 
-def as_torch(original: Callable[..., Any], spelling: Callable[..., Any]) -> Callable[..., Any]:
+def _as_torch(original: Callable[..., Any], spelling: Callable[..., Any]) -> Callable[..., Any]:
     """A spelling for calls that it has the arguments of; others are torch's own."""
     signature = inspect.signature(spelling)
 
@@ -35,14 +35,15 @@ def as_torch(original: Callable[..., Any], spelling: Callable[..., Any]) -> Call
 
 def cumsum(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
     """`torch.cumsum`: times a triangle of ones."""
-    if not _is_behind_batch(input, dim) or dtype not in (None, input.dtype):
+    if not _has_real_units(input, dim) or dtype not in (None, input.dtype):
         return torch.cumsum(input, dim, dtype=dtype)
-    return _times(input, torch.ones_like(_one_hot(input, dim)).triu(), dim)
+    sizes = (input.shape[dim], input.shape[dim])
+    return _times(input, torch.ones(sizes, dtype=input.dtype, device=input.device).triu(), dim)
 
 
 def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """`torch.index_select`."""
-    if not _is_behind_batch(input, dim) or not index.numel():
+    if not _has_real_units(input, dim) or not index.numel():
         return torch.index_select(input, dim, index)
     return _times(input, _one_hot(input, dim).index_select(1, index), dim)
 
@@ -66,10 +67,10 @@ def get_item(x: Tensor, index: Any) -> Tensor:
     else:
         dim = sum(type(part) is not int for part in before)
     if not isinstance(numbers, Tensor):
-        spans = _spans(numbers, rest.shape[dim]) if _is_of_rows(rest, dim) else []
+        spans = _spans(numbers, rest.shape[dim]) if _is_behind_batch(rest, dim) else []
         if 0 < len(spans) <= MOST:
             return torch.cat([rest.narrow(dim, k, count) for k, count in spans], dim)
-    if not _is_behind_batch(rest, dim):
+    if not _has_real_units(rest, dim):
         return x[index]
     matrix = _one_hot(rest, dim)[:, numbers]  # (N,) and the shape of the numbers
     return _times(rest, matrix.flatten(1), dim).unflatten(dim, matrix.shape[1:])
@@ -100,7 +101,7 @@ def _is_in_place(parts: tuple[Any, ...], place: int) -> bool:
 def _spans(numbers: Sequence[int], size: int) -> list[tuple[int, int]]:
     """First number and length of every run of numbers that follow one another, of so many units.
 
-    None where they are no such numbers: torch says what is wrong.
+    Nothing where they are no such numbers: torch says what is wrong.
     """
     if type(numbers[0]) is bool:
         numbers = [k for k, chosen in enumerate(numbers) if chosen] if len(numbers) == size else []
@@ -115,15 +116,19 @@ def _spans(numbers: Sequence[int], size: int) -> list[tuple[int, int]]:
     return spans
 
 
-def _is_of_rows(x: Tensor, dim: int) -> bool:
-    """Whether this is an axis behind the batch."""
-    rows = x.dim() > 1 and isinstance(x.shape[0], torch.SymInt)
-    return rows and -x.dim() <= dim < x.dim() and dim % x.dim() != 0
+def is_of_rows(x: Tensor) -> bool:
+    """Whether the first axis is the batch."""
+    return x.dim() > 0 and isinstance(x.shape[0], torch.SymInt)
 
 
 def _is_behind_batch(x: Tensor, dim: int) -> bool:
+    """Whether this is an axis behind the batch."""
+    return is_of_rows(x) and -x.dim() <= dim < x.dim() and dim % x.dim() != 0
+
+
+def _has_real_units(x: Tensor, dim: int) -> bool:
     """Whether this is an axis behind the batch, of real numbers."""
-    return x.is_floating_point() and _is_of_rows(x, dim)
+    return x.is_floating_point() and _is_behind_batch(x, dim)
 
 
 def _one_hot(x: Tensor, dim: int) -> Tensor:
@@ -136,13 +141,16 @@ def _times(x: Tensor, matrix: Tensor, dim: int) -> Tensor:
     between = x.shape[1:-1]
     if not between:
         return x @ matrix
-    heads = x.flatten(1, -2).transpose(0, 1)  # (G, B, N)
-    y = torch.bmm(heads, matrix.expand(heads.shape[0], -1, -1)).transpose(0, 1)
-    return y.unflatten(1, between).movedim(-1, dim)
+    return by_heads(x.flatten(1, -2), matrix).unflatten(1, between).movedim(-1, dim)
+
+
+def by_heads(x: Tensor, weight: Tensor) -> Tensor:
+    """`(B, G, K)` times one `(K, N)` for all heads; torch makes rows and heads one axis."""
+    return torch.bmm(x.transpose(0, 1), weight.expand(x.shape[1], -1, -1)).transpose(0, 1)
 
 
 SPELT: dict[Any, Any] = {
-    original: as_torch(original, spelling)
+    original: _as_torch(original, spelling)
     for spelling, originals in (
         (cumsum, (torch.cumsum, Tensor.cumsum)),
         (index_select, (torch.index_select, Tensor.index_select)),

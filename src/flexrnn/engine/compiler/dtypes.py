@@ -14,7 +14,9 @@ from flexrnn.engine.compiler.aten import Unsupported, promotes
 
 
 def check(node: fx.Node, operands: Sequence[fx.Node], dtype: torch.dtype) -> None:
-    """Note whether an operation's numbers are the same in a program's dtype.
+    """Refuse an operation whose numbers are others in a program's dtype.
+
+    One of another dtype with the same numbers is noted, for those that read it.
 
     Args:
         node: the operation.

@@ -32,7 +32,7 @@ def _matmul(a: Tensor, w: Tensor) -> Tensor:
     if a.dim() == 2 and w.dim() == 3 and w.shape[-1] == 1:
         return torch.matmul(w.squeeze(-1), a.T).unsqueeze(-1)
     if a.dim() == 3 and w.dim() == 2:
-        return torch.bmm(a.transpose(0, 1), w.expand(a.shape[1], -1, -1)).transpose(0, 1)
+        return columns.by_heads(a, w)
     if a.dim() == 4 and a.shape[-2] == 1 and w.dim() == 3:
         return torch.bmm(a.squeeze(-2).transpose(0, 1), w).transpose(0, 1).unsqueeze(-2)
     return torch.matmul(a, w)
@@ -55,7 +55,7 @@ def _attention(
     if is_causal and attn_mask is None:
         attn_mask = torch.ones(sizes, dtype=torch.bool, device=query.device).tril()
         is_causal = False
-    own = _is_of_rows(query) and query.dim() == key.dim() == value.dim() > 2
+    own = columns.is_of_rows(query) and query.dim() == key.dim() == value.dim() > 2
     fits = query.shape[-1] == key.shape[-1] and key.shape[-2] == value.shape[-2]
     if attn_mask is not None:
         fits = fits and attn_mask.dtype in (torch.bool, query.dtype)
@@ -78,10 +78,6 @@ def _attention(
     return (weights.unsqueeze(-1) * value.unsqueeze(-3)).sum(-2)
 
 
-def _is_of_rows(x: Tensor) -> bool:
-    return x.dim() > 0 and isinstance(x.shape[0], torch.SymInt)
-
-
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Of `(B, G, I)` torch makes rows and heads one axis."""
     if input.dim() != 3:
@@ -94,7 +90,7 @@ def _bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | Non
     """Torch's is not written down. `(B, I)`, `(B, J)` and `(N, I, J)`: a product, and N sums."""
     n, *sizes = weight.shape
     fits = sizes == [input1.shape[-1], input2.shape[-1]] and (bias is None or bias.shape == (n,))
-    if not (fits and _is_of_rows(input1) and input1.dim() == input2.dim() == 2):
+    if not (fits and columns.is_of_rows(input1) and input1.dim() == input2.dim() == 2):
         return F.bilinear(input1, input2, weight, bias)
     products = (input1 @ weight.transpose(0, 1).flatten(1)).unflatten(1, (n, sizes[1]))
     y = (products * input2.unsqueeze(1)).sum(-1)

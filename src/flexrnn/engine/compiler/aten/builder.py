@@ -1,6 +1,6 @@
 """A graph under construction, and what stands for its nodes meanwhile."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flexrnn.engine.compiler.graph import BATCH, Graph, Shape
@@ -67,6 +67,22 @@ class Builder:
         """A part of a node along an axis."""
         whole = (start, stop) == (0, self.shape(a)[axis])
         return a if whole else self.op("slice", a, axis=axis, start=start, stop=stop)
+
+    def concat(self, parts: Sequence[Ref], axis: int) -> Ref:
+        """Nodes side by side along an axis; a single one as it is."""
+        return parts[0] if len(parts) == 1 else self.op("concat", *parts, axis=axis)
+
+    def grouped(self, a: Ref, axis: int, size: int) -> Ref:
+        """An axis as two: which group, and which of its so many places, where the axis was."""
+        shape = self.shape(a)
+        before, behind = shape[:axis], shape[len(shape) + axis + 1 :]
+        return self.reshape(a, (*before, int(shape[axis]) // size, size, *behind))
+
+    def ungrouped(self, a: Ref, axis: int) -> Ref:
+        """An axis and the one before it as one."""
+        shape = self.shape(a)
+        before, behind = shape[: axis - 1], shape[len(shape) + axis + 1 :]
+        return self.reshape(a, (*before, int(shape[axis - 1]) * int(shape[axis]), *behind))
 
     def reshape(self, a: Ref, shape: Shape) -> Ref:
         """A node in another shape; the batch stays the first axis."""

@@ -67,14 +67,10 @@ def _reduced(name: str) -> Callable[..., Ref]:
 def _combined(b: Builder, a: Ref, axis: int, combine: Callable[[Ref, Ref], Ref]) -> Ref:
     """The places of one axis: each with its neighbour, while there are many; the rest in turn."""
     while (size := int(b.shape(a)[axis])) > _FEW:
-        shape, half = b.shape(a), size // 2
-        before, behind = shape[:axis], shape[len(shape) + axis + 1 :]
-        pairs = b.reshape(b.slice(a, axis, 0, 2 * half), (*before, half, 2, *behind))
-        left, right = (
-            b.reshape(Ref(k), (*before, half, *behind)) for k in places(b.graph, pairs, axis)
-        )
-        made = combine(left, right)
-        a = b.op("concat", made, b.slice(a, axis, 2 * half, size), axis=axis) if size % 2 else made
+        even = size - size % 2
+        pairs = b.grouped(b.slice(a, axis, 0, even), axis, 2)
+        made = combine(*(b.ungrouped(Ref(k), axis) for k in places(b.graph, pairs, axis)))
+        a = b.concat([made, b.slice(a, axis, even, size)] if size > even else [made], axis)
     return reduce(combine, map(Ref, places(b.graph, a, axis)))
 
 
@@ -106,7 +102,7 @@ def _cumprod(b: Builder, a: Ref, dim: int, **kwargs: Any) -> Ref:
             f"it multiplies {size} numbers, of which a program has {MOST} at the most"
         )
     products = accumulate(map(Ref, places(b.graph, a, axis)), lambda x, y: b.op("mul", x, y))
-    return b.op("concat", *products, axis=axis)
+    return b.concat([*products], axis)
 
 
 @handles(HANDLERS, "any")

@@ -110,32 +110,27 @@ def _strided(b: Builder, a: Ref, axis: int, at: range) -> Ref:
     begin, count, place = _groups(int(shape[axis]), at)
     parts: list[Ref] = []
     if count:
-        before, behind = shape[:axis], shape[len(shape) + axis + 1 :]
-        cut = b.slice(a, axis, begin, begin + count * at.step)
-        grouped = b.reshape(cut, (*before, count, at.step, *behind))
-        parts.append(b.reshape(b.slice(grouped, axis, place, place + 1), (*before, count, *behind)))
+        groups = b.grouped(b.slice(a, axis, begin, begin + count * at.step), axis, at.step)
+        parts.append(b.ungrouped(b.slice(groups, axis, place, place + 1), axis))
     if count < len(at):
         parts.append(b.slice(a, axis, at[-1], at[-1] + 1))
-    return parts[0] if len(parts) == 1 else b.op("concat", *parts, axis=axis)
+    return b.concat(parts, axis)
 
 
 def _among(b: Builder, a: Ref, part: Ref, axis: int, at: range) -> tuple[Ref, int, int]:
     """`part` at some places of an axis, and `a` between them; and where that begins and ends."""
-    shape = b.shape(a)
-    begin, count, place = _groups(int(shape[axis]), at)
+    begin, count, place = _groups(int(b.shape(a)[axis]), at)
     end = begin + count * at.step
     parts: list[Ref] = []
     if count:
-        before, behind = shape[:axis], shape[len(shape) + axis + 1 :]
-        old = b.reshape(b.slice(a, axis, begin, end), (*before, count, at.step, *behind))
-        new = b.reshape(b.slice(part, axis, 0, count), (*before, count, 1, *behind))
-        grouped = _written(b, old, new, axis, place, place + 1)
-        parts.append(b.reshape(grouped, (*before, count * at.step, *behind)))
+        old = b.grouped(b.slice(a, axis, begin, end), axis, at.step)
+        new = b.grouped(b.slice(part, axis, 0, count), axis, 1)
+        parts.append(b.ungrouped(_written(b, old, new, axis, place, place + 1), axis))
     if count < len(at):
         parts += [b.slice(a, axis, end, at[-1])] if end < at[-1] else []
         parts.append(b.slice(part, axis, count, count + 1))
         end = at[-1] + 1
-    return (parts[0] if len(parts) == 1 else b.op("concat", *parts, axis=axis)), begin, end
+    return b.concat(parts, axis), begin, end
 
 
 def _written(b: Builder, a: Ref, part: Ref, axis: int, first: int, last: int) -> Ref:
@@ -144,7 +139,7 @@ def _written(b: Builder, a: Ref, part: Ref, axis: int, first: int, last: int) ->
     parts = [b.slice(a, axis, 0, first)] if first else []
     parts += [part] if last > first else []
     parts += [b.slice(a, axis, last, size)] if last < size else []
-    return parts[0] if len(parts) == 1 else b.op("concat", *parts, axis=axis)
+    return b.concat(parts, axis)
 
 
 @handles(HANDLERS, "select")
@@ -165,7 +160,7 @@ def _unbind(b: Builder, a: Ref, dim: int = 0) -> list[Ref]:
 def _cat(b: Builder, parts: list[Ref], dim: int = 0) -> Ref:
     axis = b.axis(parts[0], dim)
     parts = [part for part in parts if b.shape(part)[axis] != 0] or parts[:1]
-    return parts[0] if len(parts) == 1 else b.op("concat", *parts, axis=axis)
+    return b.concat(parts, axis)
 
 
 @handles(HANDLERS, "expand")
@@ -190,7 +185,7 @@ def _stack(b: Builder, parts: list[Ref], dim: int = 0) -> Ref:
     axis = dim if dim < 0 else dim - len(shape) - 1
     wide = (*shape[: len(shape) + axis + 1], 1, *shape[len(shape) + axis + 1 :])
     parts = [b.reshape(part, wide) for part in parts]
-    return parts[0] if len(parts) == 1 else b.op("concat", *parts, axis=axis)
+    return b.concat(parts, axis)
 
 
 @handles(HANDLERS, "slice_scatter")
@@ -244,15 +239,13 @@ def _flip(b: Builder, a: Ref, dims: list[int]) -> Ref:
 
 def _turned(b: Builder, a: Ref, axis: int) -> Ref:
     """An axis from the last place to the first: of many the groups, and each group in itself."""
-    shape = b.shape(a)
-    size = int(shape[axis])
+    size = int(b.shape(a)[axis])
     group = next((k for k in range(math.isqrt(size), 1, -1) if size % k == 0), 1)
     if size <= MOST or group == 1:
         parts = [*map(Ref, reversed(places(b.graph, a, axis)))]
-        return a if size == 1 else b.op("concat", *parts, axis=axis)
-    before, behind = shape[:axis], shape[len(shape) + axis + 1 :]
-    groups = b.reshape(a, (*before, size // group, group, *behind))
-    return b.reshape(_turned(b, _turned(b, groups, axis), axis - 1), shape)
+        return a if size == 1 else b.concat(parts, axis)
+    groups = b.grouped(a, axis, group)
+    return b.ungrouped(_turned(b, _turned(b, groups, axis), axis - 1), axis)
 
 
 @handles(HANDLERS, "roll")
