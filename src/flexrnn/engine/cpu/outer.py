@@ -114,10 +114,11 @@ def _multiply(products: Sequence[Outer], threads: int) -> None:
         ]
         across = sum(parts * -(-units // parts // wide) for units, parts in given)
         abreast = _abreast(tall, across, threads)
-        lefts = max(lefts, min(few, tall) * _HIGH * deep)
+        apart = _odd(deep * _HIGH * size) // size
+        lefts = max(lefts, min(few, tall) * apart)
         rights = max(rights, min(some, -(-across // abreast)) * wide * deep)
         sizes += (len(rows), len(product.lefts), len(product.rights))
-        sizes += (abreast, blocks, some, few, *rows)
+        sizes += (abreast, blocks, some, few, apart, *rows)
         ones = [1] * len(product.lefts)
         for matrix, parts in zip(
             (*product.lefts, *product.rights), (*ones, *product.parts), strict=True
@@ -157,6 +158,14 @@ def _abreast(tall: int, wide: int, threads: int) -> int:
         return 3 * above * beside + above + beside  # a tile takes as long as laying out for three
 
     return min((n for n in range(1, threads + 1) if threads % n == 0), key=work)
+
+
+def _odd(least: int) -> int:
+    """At least so many bytes, an odd number of cache lines.
+
+    Of many such areas, written side by side, each begins in another part of a cache.
+    """
+    return (-(-least // _LINE) | 1) * _LINE
 
 
 def _dense(matrix: Tensor) -> Tensor:

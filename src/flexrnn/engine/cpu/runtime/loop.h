@@ -212,27 +212,57 @@ template <int PANEL> INLINE void hint(const REAL* w, const REAL* ahead) {
 #endif
 }
 
+// K values of k of `width` columns of a weight whose rows lie in one piece each; 0 behind those that
+// are there.
+static void pack_rows(REAL* into, long stride, const REAL* from, long row, long K, long there,
+                      int width) {
+    const long whole = there / VL * VL;
+    for (long k = 0; k < K; k++, from += row, into += stride) {
+        long j = 0;
+        for (; j < whole; j += VL) *(vec*)(into + j) = load<false>(from + j);
+        for (; j < width; j += VL)
+            *(vec*)(into + j) = load<true>(from + j, int(most(there - j, 0)));
+    }
+}
+
+// Likewise, of one whose columns do: squares of VL by VL are transposed.
+static void pack_columns(REAL* into, long stride, const REAL* from, long column, long K, long there,
+                         int width) {
+    for (long j = 0; j < width; j += VL, from += VL * column, into += VL) {
+        const long some = least(VL, there - j);
+        for (long k = 0; k < K; k += VL) {
+            const long deep = least(VL, K - k);
+            vec v[VL];
+            if (some == VL && deep == VL) {
+#pragma GCC unroll 16
+                for (int i = 0; i < VL; i++) v[i] = load<false>(from + i * column + k);
+            } else {
+                for (int i = 0; i < VL; i++)
+                    v[i] = i < some ? load<true>(from + i * column + k, int(deep)) : vec{};
+            }
+            transpose(v);
+#pragma GCC unroll 16
+            for (int i = 0; i < VL; i++)
+                if (i < deep) *(vec*)(into + (k + i) * stride) = v[i];
+        }
+    }
+}
+
 // Columns of a weight, so that a tile of a product reads memory in order: for each k, the tile's
 // `width` columns of every block.
 static void pack(REAL* out, void** p, const Piece* pieces, long count, long head, int blocks,
                  long unit, long units, int width) {
-    const long valid = least(width, units - unit), stride = long(blocks) * width;
+    const long there = least(width, units - unit), stride = long(blocks) * width;
     for (long i = 0; i < count; i++) {
         const Piece& piece = pieces[i];
         const long row = piece.row, column = piece.column, K = piece.last - piece.first;
         const REAL* from = (const REAL*)p[piece.pointer] + head * piece.head + unit * column;
         REAL* into = out + piece.first * stride + piece.block * width;
-        if (column == 1) {
+        if (column == 1) pack_rows(into, stride, from, row, K, there, width);
+        else if (row == 1) pack_columns(into, stride, from, column, K, there, width);
+        else
             for (long k = 0; k < K; k++)
                 for (long j = 0; j < width; j++)
-                    into[k * stride + j] = j < valid ? from[k * row + j] : 0;
-        } else {
-            for (long k0 = 0; k0 < K; k0 += VL) {
-                const long k1 = least(k0 + VL, K);
-                for (long j = 0; j < width; j++)
-                    for (long k = k0; k < k1; k++)
-                        into[k * stride + j] = j < valid ? from[k * row + j * column] : 0;
-            }
-        }
+                    into[k * stride + j] = j < there ? from[k * row + j * column] : 0;
     }
 }

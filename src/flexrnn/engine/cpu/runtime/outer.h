@@ -23,13 +23,13 @@ struct Matrix {
 // none reads what another one writes. Rows are summed up in blocks, and those of a block laid out anew,
 // in the order in which a thread's tiles read them: at `rights` WIDE vectors of columns row by row,
 // then the next WIDE, of `some` tiles at a time; at `lefts` HIGH columns, likewise, of a `few` tiles,
-// so that they stay in the cache of a core.
+// so that they stay in the cache of a core. Those of the next tile lie `apart` numbers further on.
 struct Outer {
     long places;
     const long* rows;  // in each place
     Matrix *left, *right;
     long many_lefts, many_rights, tall, wide;  // tiles above one another, and side by side
-    long abreast, blocks, some, few;
+    long abreast, blocks, some, few, apart;
     void* const* outs;
     const long* adds;
     REAL *lefts, *rights;
@@ -49,16 +49,16 @@ struct Column {
 };
 
 // HIGH columns for each of some tiles, of the rows of a pair; 0 behind the last column.
-ALONE void lay_out_left(REAL* into, const REAL* from, long row, long rows, long deep, Range tiles,
+ALONE void lay_out_left(REAL* into, const REAL* from, long row, long rows, long apart, Range tiles,
                         long high) {
     const long whole = least(tiles.last, high / HIGH) - tiles.first;
     from += tiles.first * HIGH;
     for (long r = 0; r < rows; r++, from += row, into += HIGH) {
         for (long i = 0; i < whole; i++)
-            __builtin_memcpy(into + i * deep * HIGH, from + i * HIGH, HIGH * sizeof(REAL));
+            __builtin_memcpy(into + i * apart, from + i * HIGH, HIGH * sizeof(REAL));
         if (tiles.first + whole < tiles.last)
             for (long i = 0; i < HIGH; i++)
-                into[whole * deep * HIGH + i] = i < high % HIGH ? from[whole * HIGH + i] : 0;
+                into[whole * apart + i] = i < high % HIGH ? from[whole * HIGH + i] : 0;
     }
 }
 
@@ -88,9 +88,9 @@ static void lay_out_lefts(const Outer& o, Range block, Range tiles) {
             const Matrix& m = o.left[l];
             const Range some = {most(tiles.first, m.first), least(tiles.last, m.first + m.tall())};
             if (some.first >= some.last) continue;
-            const long deep = block.last - block.first, row = m.row[place];
-            lay_out_left(o.lefts + ((some.first - tiles.first) * deep + before) * HIGH,
-                         (const REAL*)m.from[place] + first * row, row, rows, deep,
+            const long row = m.row[place];
+            lay_out_left(o.lefts + (some.first - tiles.first) * o.apart + before * HIGH,
+                         (const REAL*)m.from[place] + first * row, row, rows, o.apart,
                          {some.first - m.first, some.last - m.first}, m.columns);
         }
     });
@@ -164,7 +164,7 @@ static void column(const Outer& o, long k, const REAL* right, Range tiles, long 
         for (long i = most(tiles.first, m.first); i < least(tiles.last, m.first + m.tall()); i++) {
             const long above = (i - m.first) * HIGH;
             tile_of<WIDE>(at.width, out + above * units, units, least(HIGH, m.columns - above),
-                          at.units, o.lefts + (i - tiles.first) * HIGH * deep, right, deep, adds);
+                          at.units, o.lefts + (i - tiles.first) * o.apart, right, deep, adds);
         }
     }
 }
@@ -206,8 +206,8 @@ INLINE long read(Matrix* matrices, long many, long places, void**& p, const long
 // p: memory for what is laid out; of every product the places of each matrix, those of left ones
 // first, and where the results go, those of the first left one first.
 // s: numbers of this memory for `lefts` of a thread, and for `rights`; how many products there are; of
-// each its places, left matrices, right ones, `abreast`, `blocks`, `some`, `few`, and the rows in each
-// place; of each matrix parts, their columns, and how far rows are apart in each place; of each result
+// each its places, left matrices, right ones, `abreast`, `blocks`, `some`, `few`, `apart`, and the rows
+// in each place; of each matrix parts, their columns, and how far rows are apart in each place; of each result
 // whether it is added to what is there.
 static void work(void** p, const long* s, long id, long count) {
     REAL* const lefts = (REAL*)*p++ + id * (s[0] + s[1]);
@@ -216,10 +216,11 @@ static void work(void** p, const long* s, long id, long count) {
     for (s += 3; products > 0; products--) {
         Outer o;
         o.places = s[0], o.many_lefts = s[1], o.many_rights = s[2];
-        o.abreast = s[3], o.blocks = s[4], o.some = s[5], o.few = s[6], o.rows = s + 7;
+        o.abreast = s[3], o.blocks = s[4], o.some = s[5], o.few = s[6];
+        o.apart = s[7], o.rows = s + 8;
         o.lefts = lefts, o.rights = rights;
         Matrix left[o.many_lefts], right[o.many_rights];
-        s += 7 + o.places;
+        s += 8 + o.places;
         o.left = left, o.tall = read<true>(left, o.many_lefts, o.places, p, s);
         o.right = right, o.wide = read<false>(right, o.many_rights, o.places, p, s);
         o.outs = p, o.adds = s;

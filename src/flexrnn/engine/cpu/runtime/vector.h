@@ -45,11 +45,14 @@ template <class V> INLINE void masked_store(REAL*, V, int) {}
 typedef float float16 __attribute__((vector_size(64)));
 typedef double double8 __attribute__((vector_size(64)));
 #if defined(__clang__)
-#define FROM(type, p) ((const type*)(p))
-#define INTO(type, p) ((type*)(p))
+// Some versions want a pointer to numbers, others to vectors.
+struct Anywhere {
+    const void* p;
+    template <class T> operator T*() const { return (T*)p; }
+};
+#define ANYWHERE(p) (Anywhere{p})
 #else
-#define FROM(type, p) (p)
-#define INTO(type, p) (p)
+#define ANYWHERE(p) (p)
 INLINE float16 at_least(float16 x, float16 low) {
     return __builtin_ia32_maxps512_mask(low, x, x, -1, 4);
 }
@@ -64,16 +67,16 @@ INLINE double8 at_most(double8 x, double8 high) {
 }
 #endif
 INLINE float16 masked_load(const float* p, float16 v, int n) {
-    return __builtin_ia32_loadups512_mask(FROM(float16, p), v, (1u << n) - 1);
+    return __builtin_ia32_loadups512_mask(ANYWHERE(p), v, (1u << n) - 1);
 }
 INLINE double8 masked_load(const double* p, double8 v, int n) {
-    return __builtin_ia32_loadupd512_mask(FROM(double8, p), v, (1u << n) - 1);
+    return __builtin_ia32_loadupd512_mask(ANYWHERE(p), v, (1u << n) - 1);
 }
 INLINE void masked_store(float* p, float16 v, int n) {
-    __builtin_ia32_storeups512_mask(INTO(float16, p), v, (1u << n) - 1);
+    __builtin_ia32_storeups512_mask(ANYWHERE(p), v, (1u << n) - 1);
 }
 INLINE void masked_store(double* p, double8 v, int n) {
-    __builtin_ia32_storeupd512_mask(INTO(double8, p), v, (1u << n) - 1);
+    __builtin_ia32_storeupd512_mask(ANYWHERE(p), v, (1u << n) - 1);
 }
 constexpr int MASKED_BYTES = 64;
 #elif defined(__AVX2__)
@@ -157,6 +160,36 @@ template <int N, bool SUM> INLINE REAL reduced(typename Part<N>::type v) {
         __builtin_memcpy(half, &v, sizeof(v));
         return reduced<N / 2, SUM>(SUM ? half[0] + half[1] : larger(half[0], half[1]));
     }
+}
+
+// A vector of lanes of two others.
+INLINE vec picked(vec a, vec b, mask lanes) {
+#if defined(__clang__)
+    vec v;
+#pragma GCC unroll 16
+    for (int i = 0; i < VL; i++) v[i] = lanes[i] < VL ? a[lanes[i]] : b[lanes[i] - VL];
+    return v;
+#else
+    return __builtin_shuffle(a, b, lanes);
+#endif
+}
+
+// The transpose of VL vectors. Of every 2 * D lanes, of two vectors that are D apart, the last D of the
+// one and the first D of the other change places; this for D = 1, 2, 4 and so on.
+template <int D = 1> INLINE void transpose(vec (&v)[VL]) {
+    mask first, last;  // the lanes that make each of the two: b's have numbers from VL on
+#pragma GCC unroll 16
+    for (int i = 0; i < VL; i++) {
+        first[i] = i & D ? VL + (i ^ D) : i;
+        last[i] = i & D ? VL + i : i ^ D;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < VL; i++) {
+        if (i & D) continue;
+        const vec a = v[i], b = v[i + D];
+        v[i] = picked(a, b, first), v[i + D] = picked(a, b, last);
+    }
+    if constexpr (2 * D < VL) transpose<2 * D>(v);
 }
 
 INLINE REAL sum(vec v) { return reduced<VL, true>(v); }
