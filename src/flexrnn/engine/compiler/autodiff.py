@@ -8,7 +8,7 @@ belongs into the loop is not decided here: it follows from what depends on what.
 from collections.abc import Callable, Collection
 
 from flexrnn.engine.compiler.cuts import added_up, cut
-from flexrnn.engine.compiler.graph import BATCH, Expr, Graph, Node, Shape, rewrite
+from flexrnn.engine.compiler.graph import BATCH, Expr, Graph, Node, Shape, added, rewrite
 from flexrnn.engine.compiler.ops import OPS
 
 
@@ -129,10 +129,8 @@ class _Backward:
             terms += self._joined(index, axis, sorted(p[1:] for p in parts if p[0] == axis))
         if not terms:
             return None
-        total = terms[0]
-        for term in terms[1:]:
-            total = graph.add("add", total, term)
-        return total
+        # Those of a square come twice, and together are the double of one.
+        return added(graph, [added(graph, [t] * terms.count(t)) for t in dict.fromkeys(terms)])
 
     def _joined(self, index: int, axis: int, parts: list[tuple[int, int, int]]) -> list[int]:
         """Cotangents of slices side by side, zeros in the gaps; more rows where they overlap."""

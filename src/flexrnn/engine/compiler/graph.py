@@ -9,7 +9,7 @@ twice, and no pass has to look for them.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flexrnn.engine.compiler.ops import OPS, Expression
@@ -135,6 +135,14 @@ def rewrite(graph: Graph, rule: Rule) -> Graph:
                     new.sources.setdefault(added, graph.sources[index])
     new.outputs = {name: where[index] for name, index in graph.outputs.items()}
     return new
+
+
+def added(graph: Graph, terms: Sequence[int]) -> int:
+    """The sum of some nodes, one added to another."""
+    total, *others = terms
+    for term in others:
+        total = graph.add("add", total, term)
+    return total
 
 
 def broadcast(op: str, shapes: tuple[Shape, ...]) -> Shape:

@@ -14,6 +14,7 @@ from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.merge import merge
 from flexrnn.engine.compiler.program import Program, build
 from flexrnn.engine.compiler.split import regroup_sums
+from flexrnn.engine.compiler.sums import gather_sums
 from flexrnn.engine.compiler.trace import CannotCompileError, alone, trace
 from flexrnn.engine.step import ComposedStep
 from flexrnn.engine.tables import trim
@@ -109,7 +110,7 @@ def passes(
     rest: list[tuple[str, Callable[[Graph], Graph]]] = [
         ("merge", merge),
         ("split", regroup_sums),
-        ("autodiff", lambda g: differentiate(g, wanted)),
+        ("autodiff", lambda g: gather_sums(differentiate(g, wanted))),
     ]
     for name, transform in rest:
         made = transform(stages[-1][1])

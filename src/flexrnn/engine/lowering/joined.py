@@ -4,7 +4,7 @@ Derivatives by a mean, a norm or a shared weight come as a sum for every part in
 used, such as the gates of a layer-norm LSTM. One pass over the row finds all of them.
 """
 
-from flexrnn.engine.compiler.graph import Graph
+from flexrnn.engine.compiler.graph import Graph, added
 
 
 def join_sums(graph: Graph) -> None:
@@ -50,18 +50,11 @@ def _join(graph: Graph, root: int, terms: list[int], read_twice: set[int]) -> No
     for sums in alike.values():
         joined, *others = sums
         if others:
-            total = _added(graph, [graph.nodes[s].args[0] for s in sums])
+            total = added(graph, [graph.nodes[s].args[0] for s in sums])
             joined = graph.add("sum", total, **dict(graph.nodes[joined].attrs))
         rest.append(joined)
     *first, last = rest
     if first:
-        graph.nodes[root] = graph.nodes[root]._replace(args=(_added(graph, first), last))
+        graph.nodes[root] = graph.nodes[root]._replace(args=(added(graph, first), last))
     else:
         graph.nodes[root] = graph.nodes[last]
-
-
-def _added(graph: Graph, terms: list[int]) -> int:
-    total, *others = terms
-    for term in others:
-        total = graph.add("add", total, term)
-    return total
