@@ -73,8 +73,8 @@ class Backward:
         self.sums: dict[int, tuple[int, int]] = {}  # where in SCRATCH, how many numbers
         for index in sums:
             count = kernel.loop.sums[f"sum.{index}"]
-            at = area.take(sizes.threads * 2 * count)
-            rows[f"sum.{index}"] = Rows(SCRATCH, row=2 * count, offset=at)
+            at = area.take(sizes.threads * 3 * count)
+            rows[f"sum.{index}"] = Rows(SCRATCH, row=count, offset=at)
             self.sums[index] = at, count
         self.layout.finish(given)
 
@@ -151,7 +151,7 @@ class Backward:
         """The sums of every thread, nothing as yet."""
         found = {}
         for index, (at, count) in self.sums.items():
-            total = scratch[at : at + self.sizes.threads * 2 * count].view(-1, 2, count)
+            total = scratch[at : at + self.sizes.threads * 3 * count].view(-1, 3, count)
             found[index] = total.zero_()[:, 0]
         return found
 

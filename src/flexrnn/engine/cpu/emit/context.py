@@ -38,7 +38,6 @@ class Context:
         self.sizes: dict[str, int] = {}
         self.buffers: dict[str, Buffer] = {}
         self.constants: list[float] = []
-        self._names: dict[str, str] = {}
 
     def size(self, name: str, value: int) -> str:
         """A number that is told at run time."""
@@ -48,7 +47,7 @@ class Context:
     def offset(self, value: int, stage: int) -> str:
         """A distance in a row, as a multiple of the stage's units where it is one."""
         units = self.loop.stages[stage].domain.units
-        if value % units == 0 and value // units <= 64:
+        if units > 1 and value % units == 0 and value // units <= 64:
             return f"f.W{stage}" if value == units else f"{value // units} * f.W{stage}"
         return self.size(f"o{len(self.sizes)}", value)
 

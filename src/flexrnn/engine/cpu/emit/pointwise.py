@@ -7,25 +7,29 @@ from flexrnn.engine.lowering.evaluation import Evaluation
 from flexrnn.engine.lowering.places import sizes_of
 from flexrnn.engine.lowering.stages import Store
 
+_EARLY = 2  # rows ahead of the present one whose saved values are asked for
 
-def partial(context: Context, index: int, part: str = "f.part", row: str = "r") -> str:
+
+def partial(context: Context, index: int, part: str = "f.part") -> str:
     """The vector that a part of a row gives to a reduction, as it lies in memory."""
     name = context.buffer(context.loop.partial_name(index))
     heads = context.size(f"{name}_heads", context.low.partial[index].heads)
-    return f"*(vec*)(f.{name} + (({part} * f.B + {row}) * {heads} + head) * VL)"
+    return f"*(vec*)(f.{name} + (({part} * f.B + r) * {heads} + head) * VL)"
 
 
 class Pointwise(Evaluation):
     """Writes `pointK`, for stage K.
 
-    Behind products, it computes with a tile of sums. Elsewhere a function that goes through all
-    units holds what they give to a reduction, a vector for every row.
+    Behind products, it computes with a tile of sums, for some rows. Elsewhere for one of them, and
+    who calls it for all units holds what these give to a reduction, in a vector. A stage of single
+    numbers goes through some rows, too.
     """
 
     def __init__(self, context: Context, number: int, accumulators: Accumulators, width: int):
         super().__init__(context.loop)
         self.context, self.number, self.stage = context, number, context.loop.stages[number]
         self.accumulators, self.width = accumulators, width
+        self.several = bool(self.stage.products) or self.stage.alone  # rows
         self.once: list[str] = []  # before the rows
         self.lines: list[str] = []  # for every row
 
@@ -36,22 +40,30 @@ class Pointwise(Evaluation):
         for k, index in enumerate(self.stage.reduced):
             self._gather(k, index)
         sums = [self._sum(k, store) for k, store in enumerate(self.stage.sums)]
-        k, how, more = self.number, "INLINE", [f"vec* {name}" for name in self.gathered]
-        taken = ["const Frame& f", "long first", "long rows", "long head", "long unit", "int n"]
-        if self.stage.products:
-            how, taken, more = "static", [taken[0], "const REAL* tile", *taken[1:]], []
-        return "\n".join([
-            "template <bool TAIL>",
-            f"{how} void point{k}({', '.join([*taken, *more])}) {{",
-            *(f"    {line}" for line in self.once),
-            *(f"    vec sum{k} = {{}};" for k in range(len(sums))),
-            "    for (long i = 0; i < rows; i++) {",
-            "        const long r = first + i;",
-            *(f"        {line}" for line in self.lines),
-            "    }",
-            *(f"    {line}" for line in sums),
-            "}",
-        ])  # fmt: skip
+        k = self.number
+        if not self.several:
+            gathered = "".join(f", vec& {name}" for name in self.gathered)
+            rest = "long head, long unit, int n"
+            text = _function(
+                f"INLINE void point{k}(const Frame& f, long r, {rest}{gathered})",
+                [*self.once, *self.lines],
+            )
+            total = _function(f"INLINE void total{k}(const Frame& f, {rest})", sums)
+            return text + (total if sums else "")
+        how, tile = ("static", "const REAL* tile, ") if self.stage.products else ("INLINE", "")
+        return _function(
+            f"{how} void point{k}(const Frame& f, {tile}long first, long rows, long head, "
+            "long unit, int n)",
+            [
+                *self.once,
+                *(f"vec sum{k} = {{}};" for k in range(len(sums))),
+                "for (long i = 0; i < rows; i++) {",
+                "    const long r = first + i;",
+                *(f"    {line}" for line in self.lines),
+                "}",
+                *sums,
+            ],
+        )
 
     @property
     def gathered(self) -> list[str]:
@@ -85,13 +97,33 @@ class Pointwise(Evaluation):
         return expression(node.op, *read, **dict(node.attrs))
 
     def load(self, index: int) -> str:
-        """The variable of what lies in memory."""
-        return self.assign(index, self.context.load(index, self.number))
+        """The variable of what lies in memory.
+
+        Going back through time, most of that was saved long ago, and where several stages read it
+        in turn, caches do not guess what comes next: a layer-norm LSTM waits longer for it than it
+        computes.
+        """
+        place, text = self.low.place(index), self.context.load(index, self.number)
+        follows = any(not self.context.loop.stages[k].products for k in self._beside())
+        if self.context.backward and follows and not self.several:
+            buffer = self.context.buffers[place.buffer]
+            if buffer.kind == "timed":
+                sizes = sizes_of(self.graph.nodes[index].shape)
+                address = self.context.address(place, sizes, self.number)
+                self.lines.append(
+                    f"__builtin_prefetch({address} + {_EARLY} * f.{buffer.name}_row);"
+                )
+        return self.assign(index, text)
+
+    def _beside(self) -> list[int]:
+        """The stages before this one and behind it."""
+        count = len(self.context.loop.stages)
+        return [k for k in (self.number - 1, self.number + 1) if 0 <= k < count]
 
     def _gather(self, k: int, index: int) -> None:
         """Add this vector's lanes to what the thread has found so far in the row."""
         value = self.use(self.graph.nodes[index].args[0])
-        into = f"{self.gathered[k]}[i]"
+        into = self.gathered[k]
         if self.stage.products:
             into = partial(self.context, index)
         if self.graph.nodes[index].op == "sum":
@@ -127,13 +159,21 @@ class Pointwise(Evaluation):
         self.lines.append(f"{where}{stored}")
 
     def _sum(self, k: int, store: Store) -> str:
-        """Sum a value over the rows in a register; the line that adds it to the memory.
+        """Sum a value over rows; the line that adds the sum to the memory.
 
-        The second half of that memory holds what rounding has cut off.
+        That has three parts: what has been added, what rounding has cut off from that, and, where
+        rows come one by one, those that have come since.
         """
         value = self.use(store.node)
-        self.lines.append(f"sum{k} += {value};")
         sizes = sizes_of(self.graph.nodes[store.node].shape)
         address = self.context.address(store.place, sizes, self.number, rowed=False)
-        lost = f"f.{self.context.buffer(store.place.buffer)}_row / 2"
-        return f"add_exactly<TAIL>({address}, {address} + {lost}, sum{k}, n);"
+        part = f"f.{self.context.buffer(store.place.buffer)}_row"
+        if self.several:
+            self.lines.append(f"sum{k} += {value};")
+            return f"add_exactly<TAIL>({address}, {part}, sum{k}, n);"
+        self.lines.append(f"add<TAIL>({address} + 2 * {part}, {value}, n);")
+        return f"add_exactly<TAIL>({address}, {part}, n);"
+
+
+def _function(head: str, lines: list[str]) -> str:
+    return "\n".join(["template <bool TAIL>", f"{head} {{", *(f"    {li}" for li in lines), "}\n"])

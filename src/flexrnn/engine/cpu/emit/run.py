@@ -3,27 +3,29 @@
 from flexrnn.engine.cpu.emit.context import Context
 from flexrnn.engine.cpu.emit.products import Packed
 
+_TOGETHER = 8  # rows that stages without products go through one after another
+_SUMMED = 64  # rows of which values are added up as they are before that is added exactly
 # The first sizes; then `Source.sizes`, then the strides.
 HEAD = ("T", "B", "reverse", "across", "first", "last")
 
 
-def run(context: Context, weights: list[Packed], *, in_place: bool, together: int) -> str:
+def run(context: Context, weights: list[Packed], *, in_place: bool) -> str:
     """What a thread does, and the entry that starts all of them.
 
     Args:
         context: of the loop, with all sizes and buffers of its stages.
         weights: of all stages.
         in_place: they are read where they lie.
-        together: rows that stages without products go through at once.
     """
     writer = _Run(context, weights)
     begin, steps = writer.buffers()
+    settled, behind = writer.settled()
     packing = writer.in_place() if in_place else writer.packing()
     if context.backward:
         loop = "    for (long t = last - 1, done = T - last; t >= first; t--, done++) {"
     else:
         loop = "    for (long t = first, done = first; t < last; t++, done++) {"
-    return "\n".join([
+    return settled + "\n".join([
         "static void work(void** p, const long* s, const double* c, Told* told, long id, "
         "long count) {",
         "    const long T = s[0], B = s[1];",
@@ -44,14 +46,16 @@ def run(context: Context, weights: list[Packed], *, in_place: bool, together: in
         "    f.constants = c;",
         *begin,
         *packing,
+        *(["    long added = 0;"] if behind else []),
         loop,
         "        const long now = reverse ? T - 1 - t : t;",
         "        const long here = at ? at[now] : now;",
         *steps,
         *writer.fewer_rows(),
-        *_passes(context, together),
+        *writer.passes(),
         *writer.ends(),
         "    }",
+        *behind,
         "}\n",
         'extern "C" __attribute__((visibility("default")))',
         "void run(void** p, const long* s, const double* c, int threads) {",
@@ -100,7 +104,7 @@ class _Run:
             if buffer.kind == "fixed":
                 begin.append(f"    f.{buffer.name} = {base};")
             elif buffer.kind == "sum":
-                begin.append(f"    f.{buffer.name} = {base} + id * f.{buffer.name}_row;")
+                begin.append(f"    f.{buffer.name} = {base} + id * 3 * f.{buffer.name}_row;")
             elif buffer.kind == "timed":
                 place = f"(here - ({brief} ? chunk : 0)) * {time}"
                 steps.append(f"        f.{buffer.name} = {base} + {place};")
@@ -178,6 +182,81 @@ class _Run:
         first = self.strides + 3 * len(self.names) + 2 * k
         return f"s[{first}]", f"s[{first + 1}]"
 
+    def passes(self) -> list[str]:
+        """What a thread does at one step."""
+        stages = self.context.loop.stages
+        lines, k = [], 0
+        while k < len(stages):
+            if stages[k].products:
+                lines += [f"        stage{k}(f, t & 1);", "        if (across) barrier.wait();"]
+                k += 1
+            else:
+                first = k
+                while k < len(stages) and not stages[k].products:
+                    k += 1
+                lines += [f"        {line}" for line in self._rows(range(first, k))]
+        return lines
+
+    def _rows(self, numbers: range) -> list[str]:
+        """Stages without products.
+
+        They follow one another a few rows at a time, for what one writes the next one reads. Where
+        threads share the units of a row, they meet after every stage but those of one number a row,
+        which each of them goes through for itself.
+        """
+        each = "    for (const Frame* g = &f; g; g = g->next)"
+        shared: list[str] = []
+        for k in numbers:
+            shared.append(f"{each} stage{k}(*g, g->rows);")
+            shared += ["    barrier.wait();"] if self._waits(k) else []
+        adds_up = any(self._adds_up(k) for k in numbers)
+        together = _TOGETHER if len(numbers) > 1 else _SUMMED
+        return [
+            "if (across) {",
+            *shared,
+            *(["    added = settled(f, added + mine.last - mine.first);"] if adds_up else []),
+            "} else {",
+            each,
+            f"        for (long r = g->rows.first; r < g->rows.last; r += {together}) {{",
+            f"            const Range some = {{r, least(r + {together}, g->rows.last)}};",
+            *(f"            stage{k}(*g, some);" for k in numbers),
+            *(
+                ["            added = settled(f, added + some.last - some.first);"]
+                if adds_up
+                else []
+            ),
+            "        }",
+            "}",
+        ]
+
+    def _adds_up(self, number: int) -> bool:
+        stage = self.context.loop.stages[number]
+        return bool(stage.sums) and not stage.products and not stage.alone
+
+    def settled(self) -> tuple[str, list[str]]:
+        """A function that adds exactly what has been added up since; and what is behind the loop.
+
+        Both are nothing where nothing is added up.
+        """
+        stages = range(len(self.context.loop.stages))
+        totals = [f"    totals{k}(f);" for k in stages if self._adds_up(k)]
+        if not totals:
+            return "", []
+        function = [
+            "// Takes how many rows have been added up as they are; returns how many still are.",
+            f"static long settled(const Frame& f, long added, long most = {_SUMMED}) {{",
+            "    if (added < most) return added;",
+            *totals,
+            "    return 0;",
+            "}\n\n",
+        ]
+        return "\n".join(function), ["    settled(f, added, 0);"]
+
+    def _waits(self, number: int) -> bool:
+        """Whether threads that share units meet behind a stage: others read its results."""
+        stages = self.context.loop.stages
+        return not stages[number].alone or number + 1 == len(stages)
+
     def packing(self) -> list[str]:
         """Pack this thread's share of the weights, which then lie there for all chunks."""
         pointers, lines = [], []
@@ -203,43 +282,3 @@ class _Run:
         begins = "last == T" if self.context.backward else "first == 0"
         lines = [f"    {line}" for line in (*lines, "    barrier.wait();")]
         return [*pointers, f"    if ({begins}) {{", *lines, "    }"]
-
-
-def _wait(context: Context, number: int) -> str:
-    """Threads that share units meet behind a stage whose results others read."""
-    stages = context.loop.stages
-    alone = stages[number].alone and number + 1 < len(stages)
-    return "" if alone else "\n            barrier.wait();"
-
-
-def _passes(context: Context, together: int) -> list[str]:
-    """What a thread does at one step.
-
-    Stages without products follow one another a few rows at a time, for what one writes the next
-    one reads; where threads share the units of a row, they meet after every stage but those
-    of one number a row, which each of them goes through for itself.
-    """
-    stages = context.loop.stages
-    lines, k = [], 0
-    while k < len(stages):
-        if stages[k].products:
-            lines += [f"        stage{k}(f, t & 1);", "        if (across) barrier.wait();"]
-            k += 1
-            continue
-        first = k
-        while k < len(stages) and not stages[k].products:
-            k += 1
-        each = "for (const Frame* g = &f; g; g = g->next)"
-        lines += [
-            "        if (across) {",
-            *(f"            {each} stage{j}(*g, g->rows);{_wait(context, j)}"
-              for j in range(first, k)),
-            "        } else {",
-            f"            {each}",
-            f"                for (long r = g->rows.first; r < g->rows.last; r += {together}) {{",
-            f"                    const Range some = {{r, least(r + {together}, g->rows.last)}};",
-            *(f"                    stage{j}(*g, some);" for j in range(first, k)),
-            "                }",
-            "        }",
-        ]  # fmt: skip
-    return lines

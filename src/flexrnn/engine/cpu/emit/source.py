@@ -9,8 +9,6 @@ from flexrnn.engine.cpu.emit.run import run
 from flexrnn.engine.lowering.accumulate import Accumulators
 from flexrnn.engine.lowering.stages import Loop
 
-ROWS = 4  # that stages without products go through together
-
 
 @dataclass(frozen=True)
 class Source:
@@ -62,7 +60,7 @@ def source(loop: Loop, *, backward: bool, registers: int, shape: Shape) -> Sourc
         else:
             point = Pointwise(context, number, accumulators, 1)
             texts += [point.text(), _rows(context, point)]
-    runs = run(context, weights, in_place=in_place, together=ROWS)
+    runs = run(context, weights, in_place=in_place)
     text = "\n".join([_frame(context, weights, in_place), *texts, runs])
     return Source(
         text,
@@ -145,37 +143,57 @@ def _rows(context: Context, point: Pointwise) -> str:
     if stage.alone:
         all_rows = "rows.first, rows.last - rows.first"
         return "\n".join([head, f"    point{number}<true>(f, {all_rows}, 0, 0, 1);", "}\n"])
-    # Row by row, what one gives to reductions stays in registers. But where values are summed over
-    # rows, too, there are several at once: adding up exactly takes longer than a stack's memory.
-    together = ROWS if stage.sums or not stage.reduced else 1
-    n = f"least({together}, rows.last - r)" if together > 1 else "1"
+    # Row by row, so that memory is read in order, and what a row gives to reductions stays in
+    # registers.
     begin, end = [], []
     for name, index in zip(point.gathered, stage.reduced, strict=True):
-        begin.append(f"            vec {name}[{together}] = {{}};")
-        if context.graph.nodes[index].op != "sum":
-            begin.append(f"            for (vec& one : {name}) one = {_begin(context, index)};")
-        into = partial(context, index, row="r + i")
-        end.append(f"            for (long i = 0; i < n; i++) {into} = {name}[i];")
-    more = "".join(f", {name}" for name in point.gathered)
-    return "\n".join([
-        head,
+        begin.append(f"vec {name} = {_begin(context, index)};")
+        end.append(f"{partial(context, index)} = {name};")
+    given = "".join(f", {name}" for name in point.gathered)
+    row = _heads(number, f"point{number}", f"f, r, head, unit, {{}}{given}", begin, end)
+    share = [
         f"    const long tiles = ceil_div(f.W{number}, VL);",
         f"    const Range mine = share(f.G{number} * tiles, f.id, f.of);",
-        "    for (long r = rows.first, n; r < rows.last; r += n) {",
-        f"        n = {n};",
-        f"        for (long head = 0; head < f.G{number}; head++) {{",
-        f"            const Range units = units_of(mine, head, tiles, f.W{number});",
-        *begin,
-        "            long unit = units.first;",
-        "            for (; unit + VL <= units.last; unit += VL)",
-        f"                point{number}<false>(f, r, n, head, unit, VL{more});",
-        "            if (unit < units.last)",
-        f"                point{number}<true>(f, r, n, head, unit, int(units.last - unit){more});",
-        *end,
-        "        }",
-        "    }",
+    ]
+    lines = [
+        head,
+        *share,
+        "    for (long r = rows.first; r < rows.last; r++)",
+        *(f"        {line}" for line in row),
         "}\n",
-    ])  # fmt: skip
+    ]
+    if stage.sums:
+        units = _heads(number, f"total{number}", "f, head, unit, {}", [], [])
+        lines += [
+            f"static void totals{number}(const Frame& f) {{",
+            *share,
+            *(f"    {line}" for line in units),
+            "}\n",
+        ]
+    return "\n".join(lines)
+
+
+def _heads(number: int, function: str, given: str, begin: list[str], end: list[str]) -> list[str]:
+    """A loop over heads that calls a function for every vector of units in a thread's share.
+
+    Args:
+        number: of the stage.
+        function: a template of whether a vector is the tail of a row.
+        given: its arguments, with {} for how many units there are.
+        begin, end: what comes before the units of a head, and behind them.
+    """
+    return [
+        f"for (long head = 0; head < f.G{number}; head++) {{",
+        f"    const Range units = units_of(mine, head, tiles, f.W{number});",
+        *(f"    {line}" for line in begin),
+        "    long unit = units.first;",
+        "    for (; unit + VL <= units.last; unit += VL)",
+        f"        {function}<false>({given.format('VL')});",
+        "    if (unit < units.last)",
+        f"        {function}<true>({given.format('int(units.last - unit)')});",
+        *(f"    {line}" for line in end),
+        "}",
+    ]
 
 
 def _begin(context: Context, index: int) -> str:

@@ -88,12 +88,23 @@ struct Barrier {
     }
 };
 
-// Adds to numbers in memory and remembers what rounding cuts off, so that a sum over very many
-// steps and rows errs no more than a short one (Kahan 1965).
-template <bool TAIL> INLINE void add_exactly(REAL* total, REAL* lost, vec v, int n) {
-    const vec old = load<TAIL>(total, n), more = v - load<TAIL>(lost, n), now = old + more;
-    store<TAIL>(lost, (now - old) - more, n);
+// Adds to numbers in memory.
+template <bool TAIL> INLINE void add(REAL* p, vec v, int n) {
+    store<TAIL>(p, load<TAIL>(p, n) + v, n);
+}
+
+// Likewise, and remembers `part` numbers behind them what rounding cuts off, so that a sum over very
+// many steps and rows errs no more than a short one (Kahan 1965).
+template <bool TAIL> INLINE void add_exactly(REAL* total, long part, vec v, int n) {
+    const vec old = load<TAIL>(total, n), more = v - load<TAIL>(total + part, n), now = old + more;
+    store<TAIL>(total + part, (now - old) - more, n);
     store<TAIL>(total, now, n);
+}
+
+// What has been added up behind both, of which nothing is left.
+template <bool TAIL> INLINE void add_exactly(REAL* total, long part, int n) {
+    add_exactly<TAIL>(total, part, load<TAIL>(total + 2 * part, n), n);
+    store<TAIL>(total + 2 * part, vec{}, n);
 }
 
 // Rows `first` to `last` of one block of a weight's columns, as they lie in memory: element (k, n)
