@@ -91,7 +91,7 @@ def test_calls_that_come_again_are_written_down(monkeypatch: pytest.MonkeyPatch,
 def test_sums_fit_the_registers(sums: int, registers: int) -> None:
     for shape in Shape:
         for full in (True, False):
-            tile = tile_of(sums, registers, shape, full=full)
+            tile = tile_of(sums, registers, shape, full=full, vectors=99)
             assert min(tile._replace(few=1)) >= 1
             assert tile.at_once <= sums
             assert tile.few <= tile.rows
@@ -103,7 +103,7 @@ def test_sums_fit_the_registers(sums: int, registers: int) -> None:
 
 def test_few_registers_hold_parts_of_many_rows() -> None:
     def tile(sums: int, registers: int, *, full: bool = True) -> Tile:
-        return tile_of(sums, registers, Shape.ROWS, full=full)
+        return tile_of(sums, registers, Shape.ROWS, full=full, vectors=64)
 
     assert tile(4, 24) == Tile(rows=6, width=1, at_once=4, few=6, chains=1)
     assert tile(4, 12) == Tile(rows=6, width=1, at_once=2, few=3, chains=1)
@@ -111,6 +111,24 @@ def test_few_registers_hold_parts_of_many_rows() -> None:
     assert tile(1, 12) == Tile(rows=6, width=2, at_once=1, few=6, chains=1)
     assert tile(3, 12) == Tile(rows=4, width=1, at_once=3, few=4, chains=1)
     assert tile(4, 12, full=False) == Tile(rows=3, width=1, at_once=4, few=3, chains=1)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "width"),
+    [(1, 1), (2, 2), (3, 3), (4, 4), (5, 1), (6, 3), (7, 1), (8, 4), (13, 2), (16, 4)],
+)
+def test_tiles_are_as_wide_as_rows_want(vectors: int, width: int) -> None:
+    tile = tile_of(1, 24, Shape.ROWS, full=True, vectors=vectors)
+    assert (tile.width, tile.rows) == (width, min(8, 24 // width))
+
+
+@pytest.mark.parametrize("vectors", [1, 2, 3, 5, 11])
+def test_tiles_of_every_width(judge: Callable[..., None], isa: Isa, vectors: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLEXRNN_ISA", isa.name)
+        patch.setattr(plan, "_known", WeakKeyDictionary())
+        units = vectors * isa.vector_bytes // DOUBLE.itemsize - 1
+        judge(FlexRNN(cells.RNNCell, 3, units, dtype=DOUBLE), torch.randn(T, 9, 3, dtype=DOUBLE))
 
 
 class Gates(flexrnn.Cell):

@@ -46,7 +46,7 @@ def prepare(program: Program, like: Tensor) -> None:
 
 
 def source(program: Program) -> str:
-    """The C++ for a batch of several rows whose weights are near: the loop there and the loop back.
+    """The C++ in float32 for several rows whose weights are near: the loop there and the loop back.
 
     Without what stands in front of every source, the functions of `runtime/*.h`.
     """
@@ -58,6 +58,7 @@ def source(program: Program) -> str:
                 lower(part.graph),
                 backward=name == "backward",
                 registers=machine().sums,
+                lanes=machine().vector_bytes // torch.float32.itemsize,
                 shape=emit.Shape.ROWS,
             )
             texts.append(f"// The {name} loop.\n\n{found.text}")

@@ -150,7 +150,9 @@ class Kernel:
         self.itemsize = 4 if dtype == torch.float32 else 8
         self.lanes = isa.vector_bytes // self.itemsize
         self.loop: Loop = lower(graph)
-        self.source: Source = source(self.loop, backward=backward, registers=isa.sums, shape=shape)
+        self.source: Source = source(
+            self.loop, backward=backward, registers=isa.sums, lanes=self.lanes, shape=shape
+        )
         real = "float" if dtype == torch.float32 else "double"
         self.text = cpp.prologue(real, isa) + "\n" + self.source.text
         self._run = library(self.text).run

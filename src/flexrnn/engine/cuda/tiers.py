@@ -1,7 +1,8 @@
 """Tiers: the ways to launch a loop's kernels, and the table that says which one a call takes.
 
     sequence   all steps in one launch. A program owns rows of the batch, and no two programs wait
-               for one another; weights come from the registers where they fit, else from the cache
+               for one another; weights stay on its processor where they fit, else they come from
+               the cache
     grid       all steps in one launch. Programs share rows and units; each keeps the weights of its
                units on its processor, and they meet where one reads what others wrote
     steps      one launch a stage and step, replayed as a CUDA graph. Programs share rows and units,

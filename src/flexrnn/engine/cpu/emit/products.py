@@ -47,7 +47,7 @@ class Tile(NamedTuple):
     chains: int  # sums of alternate k that are kept apart until the end
 
 
-def tile_of(sums: int, registers: int, shape: Shape, *, full: bool) -> Tile:
+def tile_of(sums: int, registers: int, shape: Shape, *, full: bool, vectors: int) -> Tile:
     """The shape of tiles of so many sums.
 
     Where registers are few, the sums of many rows are made two or three of a row at a time: a core
@@ -59,15 +59,25 @@ def tile_of(sums: int, registers: int, shape: Shape, *, full: bool) -> Tile:
         registers: how many vectors of sums the machine holds.
         shape: of the calls. Where memory is what limits, a narrow tile divides better.
         full: every product adds to all sums that it shares with others.
+        vectors: of a row's units. What the last tile has beyond them is multiplied in vain.
     """
     if shape is Shape.FEW:
         return Tile(ROWS_IN_PLACE, 1, sums, ROWS_IN_PLACE, 1)
     if shape is Shape.ROW:
         return Tile(1, 1, sums, 1, max(1, _CHAINS // sums))
     apart = full and registers < _MANY
-    width = max(1, (_NARROW if apart else _WIDE) // sums)
     at_once = -(-sums // max(1, sums // _NARROW)) if apart else sums
-    rows = min(_MOST_ROWS, max(1, registers // (at_once * width)))
+
+    def rows_of(width: int) -> int:
+        return min(_MOST_ROWS, max(1, registers // (at_once * width)))
+
+    def time(width: int) -> float:
+        """Of a row's tiles, where a core loads as many vectors in a cycle as it multiplies."""
+        rows, columns = rows_of(width), at_once * width
+        return -(-vectors // width) * max(columns, (columns + rows) / rows)
+
+    width = min(range(max(1, (_NARROW if apart else _WIDE) // sums), 0, -1), key=time)
+    rows = rows_of(width)
     few = min(rows, registers // (sums * width)) if at_once < sums else rows
     return Tile(rows, width, at_once, few, 1)
 

@@ -32,13 +32,14 @@ class Source:
     weights: tuple[Packed, ...]
 
 
-def source(loop: Loop, *, backward: bool, registers: int, shape: Shape) -> Source:
+def source(loop: Loop, *, backward: bool, registers: int, lanes: int, shape: Shape) -> Source:
     """Write the source of a loop.
 
     Args:
         loop: its stages.
         backward: it runs from the last step to the first.
         registers: vectors of sums of products that the machine holds.
+        lanes: numbers of a vector.
         shape: of the calls for which it is.
     """
     context = Context(loop, backward=backward)
@@ -51,7 +52,10 @@ def source(loop: Loop, *, backward: bool, registers: int, shape: Shape) -> Sourc
         texts.append(f"// Stage {number}: {products}{len(stage.values)} values.\n")
         accumulators = Accumulators(loop, number)
         if stage.products:
-            tile = tile_of(accumulators.widest, registers, shape, full=accumulators.full)
+            vectors = -(-stage.domain.units // lanes)
+            tile = tile_of(
+                accumulators.widest, registers, shape, full=accumulators.full, vectors=vectors
+            )
             writer = Products(context, number, accumulators, tile, in_place=in_place)
             texts.append(writer.text())
             weights += writer.weights

@@ -17,7 +17,7 @@ from flexrnn.engine.lowering.stages import Store
 
 _WIDEST = 256  # bytes of units: more, and the registers would not hold sums and a weight's tile
 _STEP = 64  # columns of a left operand at a time, where it is in memory
-_HELD = 32 << 10  # bytes of weights that the registers hold beside everything else
+_HELD = 32 << 10  # bytes of weights that a processor holds beside everything else
 
 
 class NotNarrowError(Exception):
