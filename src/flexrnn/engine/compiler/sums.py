@@ -10,7 +10,7 @@ from typing import NamedTuple
 from flexrnn.engine.compiler.graph import Graph, Node, added, rewrite
 
 _MOST = 16  # terms of a sum that is taken apart
-_PASSES = ("sum", "amax", "product")  # what has to be whole before anything that reads it begins
+_PASSES = ("sum", "amax")  # over a row: what reads them begins when they are whole
 
 
 class _Term(NamedTuple):
@@ -30,9 +30,7 @@ def gather_sums(graph: Graph) -> Graph:
     depths: list[int] = []
 
     def depth(new: Graph, index: int) -> int:
-        for node in new.nodes[len(depths) :]:
-            before = max((depths[arg] for arg in node.args), default=0)
-            depths.append(before + (node.op in _PASSES))
+        count_passes(new, depths)
         return depths[index]
 
     def rule(new: Graph, node: Node, args: tuple[int, ...], _: int) -> int | None:
@@ -47,6 +45,13 @@ def gather_sums(graph: Graph) -> Graph:
         return _summed(new, terms, args[0])
 
     return rewrite(graph, rule)
+
+
+def count_passes(graph: Graph, known: list[int]) -> None:
+    """Append to `known`, of every further node, how many passes end before it can be computed."""
+    for node in graph.nodes[len(known) :]:
+        before = max((known[arg] for arg in node.args), default=0)
+        known.append(before + (node.op in _PASSES))
 
 
 def _doubled(new: Graph, index: int) -> int | None:

@@ -1,10 +1,12 @@
 """Joined sums: where sums along an axis are added up, what they sum is added up before.
 
 Derivatives by a mean, a norm or a shared weight come as a sum for every part in which a row was
-used, such as the gates of a layer-norm LSTM. One pass over the row finds all of them.
+used, such as the gates of a layer-norm LSTM. One pass over the row finds all of them. What an
+earlier pass can sum stays apart, for else the row would wait in memory for the rest.
 """
 
 from flexrnn.engine.compiler.graph import Graph, added
+from flexrnn.engine.compiler.sums import count_passes
 
 
 def join_sums(graph: Graph) -> None:
@@ -16,6 +18,8 @@ def join_sums(graph: Graph) -> None:
             readers[arg].append(user)
     read_twice = {i for i, users in enumerate(readers) if len(users) != 1}
     read_twice.update(graph.outputs.values())
+    passes: list[int] = []
+    count_passes(graph, passes)
 
     def is_inside(index: int) -> bool:
         """Whether an addition is read by another one alone."""
@@ -33,16 +37,19 @@ def join_sums(graph: Graph) -> None:
                 pending.extend(reversed(graph.nodes[index].args))
             else:
                 terms.append(index)
-        _join(graph, root, terms, read_twice)
+        _join(graph, root, terms, read_twice, passes)
 
 
-def _join(graph: Graph, root: int, terms: list[int], read_twice: set[int]) -> None:
+def _join(
+    graph: Graph, root: int, terms: list[int], read_twice: set[int], passes: list[int]
+) -> None:
     """Let a node be the sum of these terms, with sums of one shape joined."""
     rest, alike = list[int](), dict[object, list[int]]()
     for term in terms:
         node = graph.nodes[term]
         if node.op == "sum" and term not in read_twice:
-            alike.setdefault((node.attrs, graph.nodes[node.args[0]].shape), []).append(term)
+            kind = node.attrs, graph.nodes[node.args[0]].shape, passes[term]
+            alike.setdefault(kind, []).append(term)
         else:
             rest.append(term)
     if all(len(sums) < 2 for sums in alike.values()):
