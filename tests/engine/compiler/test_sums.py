@@ -1,4 +1,4 @@
-"""Sums along a row: taken apart where that spares a pass over it, and where nothing can cancel."""
+"""Sums along a row in the backward step: taken apart where that spares a pass over it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,8 @@ from torch.testing import assert_close
 import flexrnn
 from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.graph import BATCH, Expr, Graph
-from flexrnn.engine.compiler.program import build
+from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.compiler.schedule import schedule
 from flexrnn.engine.compiler.sums import gather_sums
 
 H = 6
@@ -49,7 +50,7 @@ def passes(graph: Graph) -> int:
     for node in graph.nodes:
         before = max((depths[arg] for arg in node.args), default=0)
         depths.append(before + (node.op in ("sum", "amax")))
-    return depths[graph.outputs["state.n"]]
+    return depths[graph.outputs["grad.state.n"]]
 
 
 # Each with the passes that are left: the first finds sum(x · x), and with it all there is to find.
@@ -66,14 +67,18 @@ APART: dict[str, tuple[int, Callable[[Written], Expr]]] = {
             w("concat", w.part(w.y, 0, 2) * w.sum(w.x * w.x), w.part(w.x, 1, 5), axis=-1)
         ),
     ),
+    "more and less": (1, lambda w: w.sum(w.sum(w.x * w.x) * w.y - w.sum(w.x * w.x) * w.x)),
+    "divided, then multiplied": (1, lambda w: w.sum(w.y / w.n * w.sum(w.x * w.x) / w.n)),
+    "multiplied, then divided": (1, lambda w: w.sum(w.y * w.n / w.sum(w.x * w.x) * w.n)),
     "the same twice": (1, lambda w: w.sum(w.sum(w.x * w.x) * w.y + w.sum(w.x * w.x) * w.y)),
     "a row less its mean": (1, lambda w: w.sum(w.sum(w.centred(w.x) * w.y) * w.centred(w.x) + w.y)),
     "that and nothing else": (0, lambda w: w.sum(w.n * w.centred(w.x))),
     "a number of the state": (1, lambda w: w.sum(w.n * w.y + w.sum(w.x) * w.x)),
 }
 WHOLE: dict[str, Callable[[Written], Expr]] = {
-    "less the largest": lambda w: w.sum(w.x - w("amax", w.x)),
-    "a number added": lambda w: w.sum(w.sum(w.x * w.x) * w.y + w.wide(w.sum(w.x))),
+    "less a number": lambda w: w.sum((w.x - w.n) * w.sum(w.x * w.x) + w.x - w.n * w.sum(w.y)),
+    "a number added": lambda w: w.sum(w.sum(w.x * w.x) * w.y + w.wide(w.n)),
+    "a number by a number": lambda w: w.sum(w.wide(w.n) / w.sum(w.x * w.x) + w.y),
     "no number scales it": lambda w: w.sum((w.x - w.sum(w.x) * w.y) * w.y),
     "a number of the row's own": lambda w: w.sum(w.x * w.y + w.y),
     "a mean of something else": lambda w: w.sum(w.x - w.sum(w.y) / H),
@@ -82,14 +87,17 @@ WHOLE: dict[str, Callable[[Written], Expr]] = {
 }
 
 
-def made(write: Callable[[Written], Expr]) -> tuple[Graph, Graph]:
+def made(write: Callable[[Written], Expr], name: str = "grad.state.n") -> tuple[Graph, Graph]:
     written = Written()
-    written.graph.outputs["state.n"] = write(written).index
+    written.graph.outputs = {"state.n": written.n.index, name: write(written).index}
     return written.graph, gather_sums(written.graph)
 
 
 def value(graph: Graph, x: torch.Tensor, y: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
-    return interpreter.forward(build(graph), [x[None], y[None]], [n], {}, ()).final[0]
+    values = {graph.inputs[name]: t for name, t in {"x0": x, "x1": y, "state.n": n}.items()}
+    others = [i for i, node in enumerate(graph.nodes) if node.op != "input"]
+    interpreter.compute_nodes(Program(graph, schedule(graph)), others, values, n.shape[:1], n)
+    return values[graph.outputs["grad.state.n"]]
 
 
 @pytest.mark.parametrize("name", APART)
@@ -114,6 +122,46 @@ def test_what_cancels_is_as_exact_as_it_was() -> None:
     x = 2.0**22 + torch.arange(H)[None].float()
     found = value(after, x, torch.ones(1, H), torch.zeros(1, 1))
     assert found.item() == -H * H * sum(range(H))
+
+
+def test_what_a_step_computes_stays_as_it_is_written() -> None:
+    for _, write in APART.values():
+        before, after = made(write, "state.n")
+        assert [node[:3] for node in after.nodes] == [node[:3] for node in before.nodes]
+
+
+def test_what_comes_twice_is_doubled_once_a_row() -> None:
+    _, after = made(lambda w: w.sum((w.n * w.x + w.n * w.x) * w.x))
+    assert [node.shape for node in after.nodes if node.op == "add"] == []
+
+
+def centred_twice(x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    d = x - x.mean(-1, keepdim=True)
+    return d - d.mean(-1, keepdim=True) + 0.0 * h
+
+
+def difference(x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    e = x - x.flip(-1)
+    e = e * torch.rsqrt((e * e).mean(-1, keepdim=True) + 1e-6)
+    return torch.nn.functional.layer_norm(e, (64,)) + 0.1 * h
+
+
+def norm_of_nan(x: torch.Tensor, h: torch.Tensor) -> torch.Tensor:
+    x = torch.where(x < x.amin(-1, keepdim=True) + 0.1, torch.nan, x)
+    return torch.nn.functional.layer_norm(x, (64,)).sum(-1, keepdim=True) + 0.1 * h
+
+
+@pytest.mark.parametrize("step", [centred_twice, difference, norm_of_nan])
+def test_numbers_far_from_0_and_nan(step: Callable[..., Any]) -> None:
+    x, h = torch.randn(3, 4, 64) + 1e4, torch.zeros(4, 64)
+    found = []
+    for engine, dtype in (("reference", torch.float64), ("reference", x.dtype), ("cpu", x.dtype)):
+        with flexrnn.backend(engine):
+            found.append(flexrnn.scan(step, h.to(dtype), x.to(dtype))[0].double())
+    golden, own, engine = found
+    assert torch.equal(engine.isnan(), golden.isnan())
+    error, allowed = ((one - golden).nan_to_num().norm() for one in (engine, own))
+    assert error <= 2 * allowed + 1e-6 * golden.nan_to_num().norm()
 
 
 def test_many_terms_stay_together() -> None:

@@ -22,18 +22,22 @@ class _Term(NamedTuple):
 
 
 def gather_sums(graph: Graph) -> Graph:
-    """Take sums apart whose terms are there in an earlier pass over the row than their sum is.
+    """Take sums of the backward step apart whose terms are there in an earlier pass than they are.
 
-    Nothing is taken apart that could cancel: where a number is added to a whole row, as in x - max,
-    the sum of what is left may be far smaller than either of its parts.
+    Those of the forward step stay as they are written: of x - mean or of the difference of two rows
+    the sum may be far smaller than its parts, and be what the step is about. Nor is a sum of the
+    backward step taken apart where a number is added to a whole row.
     """
+    forward = graph.ancestors([i for name, i in graph.outputs.items() if name.startswith("state.")])
     depths: list[int] = []
 
     def depth(new: Graph, index: int) -> int:
         count_passes(new, depths)
         return depths[index]
 
-    def rule(new: Graph, node: Node, args: tuple[int, ...], _: int) -> int | None:
+    def rule(new: Graph, node: Node, args: tuple[int, ...], index: int) -> int | None:
+        if index in forward:
+            return None
         if node.op == "add" and args[0] == args[1]:
             return _doubled(new, args[0])
         if node.op != "sum":

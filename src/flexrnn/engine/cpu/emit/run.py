@@ -243,14 +243,14 @@ class _Run:
         if not totals:
             return "", []
         function = [
-            "// Takes how many rows have been added up as they are; returns how many still are.",
+            "// Takes about how many rows have been added up as they are; tells how many are left.",
             f"static long settled(const Frame& f, long added, long most = {_SUMMED}) {{",
             "    if (added < most) return added;",
             *totals,
             "    return 0;",
             "}\n\n",
         ]
-        return "\n".join(function), ["    settled(f, added, 0);"]
+        return "\n".join(function), ["    if (added) settled(f, added, 0);"]
 
     def _waits(self, number: int) -> bool:
         """Whether threads that share units meet behind a stage: others read its results."""

@@ -94,10 +94,11 @@ template <bool TAIL> INLINE void add(REAL* p, vec v, int n) {
 }
 
 // Likewise, and remembers `part` numbers behind them what rounding cuts off, so that a sum over very
-// many steps and rows errs no more than a short one (Kahan 1965).
+// many steps and rows errs no more than a short one (Kahan 1965). Of an infinite sum nothing is.
 template <bool TAIL> INLINE void add_exactly(REAL* total, long part, vec v, int n) {
     const vec old = load<TAIL>(total, n), more = v - load<TAIL>(total + part, n), now = old + more;
-    store<TAIL>(total + part, (now - old) - more, n);
+    const vec lost = (now - old) - more;
+    store<TAIL>(total + part, select(lost == lost, lost, vec{}), n);
     store<TAIL>(total, now, n);
 }
 
