@@ -5,6 +5,7 @@ Nothing is computed for an input whose gradient is not wanted. Which part of the
 belongs into the loop is not decided here: it follows from what depends on what.
 """
 
+from collections import Counter
 from collections.abc import Callable, Collection
 
 from flexrnn.engine.compiler.cuts import added_up, cut
@@ -130,7 +131,7 @@ class _Backward:
         if not terms:
             return None
         # Those of a square come twice, and together are the double of one.
-        return added(graph, [added(graph, [t] * terms.count(t)) for t in dict.fromkeys(terms)])
+        return added(graph, [added(graph, [t] * often) for t, often in Counter(terms).items()])
 
     def _joined(self, index: int, axis: int, parts: list[tuple[int, int, int]]) -> list[int]:
         """Cotangents of slices side by side, zeros in the gaps; more rows where they overlap."""
