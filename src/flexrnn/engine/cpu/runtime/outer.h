@@ -62,16 +62,6 @@ ALONE void lay_out_left(REAL* into, const REAL* from, long row, long rows, long 
     }
 }
 
-// `width` vectors of columns of the rows of a pair; 0 behind the last column.
-ALONE void lay_out_right(REAL* into, const REAL* from, long row, long rows, long units, int width) {
-    const long whole = least(width, units / VL);
-    for (long r = 0; r < rows; r++, from += row, into += width * VL) {
-        for (long j = 0; j < whole; j++) *(vec*)(into + j * VL) = load<false>(from + j * VL);
-        if (whole < width)
-            *(vec*)(into + whole * VL) = load<true>(from + whole * VL, int(units - whole * VL));
-    }
-}
-
 // Calls `then(place, first, rows, before)` for the rows in each place that are in a block, `before`
 // of which are in front of them there.
 template <class F> INLINE void in_block(const Outer& o, Range block, const F& then) {
@@ -104,9 +94,10 @@ static void lay_out_rights(const Outer& o, Range block, Range tiles) {
             const Column at(o, k);
             const Matrix& m = o.right[at.matrix];
             const REAL* from = (const REAL*)m.from[place] + first * m.row[place];
-            lay_out_right(o.rights + (k - tiles.first) * panel + before * at.width * VL,
-                          from + at.part * m.columns + at.unit, m.row[place], rows, at.units,
-                          at.width);
+            const long width = at.width * VL;
+            pack_rows(o.rights + (k - tiles.first) * panel + before * width, width,
+                      from + at.part * m.columns + at.unit, m.row[place], rows,
+                      least(width, at.units), int(width));
         }
     });
 }
