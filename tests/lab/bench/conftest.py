@@ -49,6 +49,12 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     def memory(case: Any, who: int, *_: Any) -> dict[str, Any]:
         return {"bytes": (3 if who else 1) << 20}
 
+    def times(
+        case: Any, size: Any, mode: str, dtype: Any, backend: str, seconds: float, seed: int
+    ) -> dict[str, Any]:
+        return apart._timed(case, size, mode, dtype, seconds, seed)  # pyright: ignore[reportPrivateUsage]
+
+    monkeypatch.setattr(apart, "times", times)
     monkeypatch.setattr(apart, "memory", memory)
     monkeypatch.setattr(apart, "first_use", lambda *_: {"empty": 2.0, "full": 1.0})
     monkeypatch.setattr(flops, "EDGES", (64,))

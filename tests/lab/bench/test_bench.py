@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from flexrnn.lab.bench import measure, run
+from flexrnn.lab.bench import apart, measure, run
 from flexrnn.lab.bench.cases import TABLE
 from flexrnn.lab.cli import app
 
@@ -124,23 +124,29 @@ def test_only_one_mode(found: Found, mode: str):
 
 def test_options_reach_what_is_measured(found: Found, monkeypatch: pytest.MonkeyPatch):
     asked: list[Any] = []
-    race = run.Measure._timed  # pyright: ignore[reportPrivateUsage]
+    times = apart.times
 
-    def noted(self: Any, case: Any, size: Any, layer: Any, row: Any, work: float) -> Any:
-        parameter = next(layer.parameters())
-        asked.append((tuple(size), parameter.dtype, torch.get_num_threads(), self.seconds))
-        return race(self, case, size, layer, row, work)
+    def noted(case: Any, size: Any, mode: str, *how: Any) -> Any:
+        asked.append((tuple(size), mode, *how, torch.get_num_threads()))
+        return times(case, size, mode, *how)
 
-    monkeypatch.setattr(run.Measure, "_timed", noted)
+    monkeypatch.setattr(apart, "times", noted)
     before = torch.get_num_threads()
     r = found(
         "--cells", "lstm", "--size", "1,2,3,4", "--size", "5,1,2,1", "--dtype", "float64",
-        "--threads", 2, "--seconds", 0.01, "--only", "inference",
+        "--threads", 2, "--seconds", 0.01, "--only", "inference", "--seed", 7,
     )  # fmt: skip
-    assert asked == [(size, torch.float64, 2, 0.01) for size in ((1, 2, 3, 4), (5, 1, 2, 1))]
+    how = ("inference", torch.float64, "interpreter", 0.01, 7, 2)
+    assert asked == [(size, *how) for size in ((1, 2, 3, 4), (5, 1, 2, 1))]
     assert torch.get_num_threads() == before
     assert r["machine"]["threads"] == 2
     assert r["options"]["dtype"] == "float64"
+
+
+def test_times_that_cannot_be_taken_are_told(found: Found, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(apart, "times", lambda *_: {"why_not": "exit status -9"})
+    (row,) = found("--cells", "rnn", "--only", "training", exit_code=1)["rows"]
+    assert (row["ours"], row["rivals"], row["why_not"]) == (None, [], "exit status -9")
 
 
 def test_a_half_type_runs_by_the_reference(found: Found):

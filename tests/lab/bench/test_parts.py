@@ -178,6 +178,22 @@ def test_layers_take_turns_and_training_has_every_gradient():
     assert not any(learns for _, learns in ran)
 
 
+def test_times_are_taken_in_a_process_of_its_own():
+    case, before = find("naive-lstm"), torch.get_num_threads()
+    how = (torch.float64, "interpreter", 0.0, 0)
+    found = apart.times(case, SIZE, "training", *how)["times"]
+    assert [each["label"] for each in found] == [w.label for w in (case.ours, *case.rivals)]
+    assert [each["runs"] for each in found] == [clock.FEWEST] * 3
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize(("key", "ms"), [("lstm", 6.0), ("lstm-step", 2.0)])
+def test_steps_one_by_one_are_timed_each(monkeypatch: pytest.MonkeyPatch, key: str, ms: float):
+    monkeypatch.setattr(apart, "race", lambda *_: [clock.Times("a", [6e-3] * 5, [0] * 5)])
+    (found,) = apart._timed(find(key), SIZE, "inference", torch.float32, 0.0, 0)["times"]  # pyright: ignore[reportPrivateUsage]
+    assert found["median_ms"] == pytest.approx(ms)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_training_is_measured_in_a_process_of_its_own():
     size = Size(64, 60, 64, 256)

@@ -1,4 +1,4 @@
-"""What needs a process of its own: the peak memory of training, and the time of a first call.
+"""What needs a new process: times, the peak memory of training, and how long a first call takes.
 
 The child runs this file: `python -m flexrnn.lab.bench.apart TASK`, where TASK is JSON, and so is
 the last line that it prints.
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,34 @@ import torch
 
 import flexrnn
 from flexrnn.lab.bench.cases import Case, Size, find
-from flexrnn.lab.bench.clock import calls
+from flexrnn.lab.bench.clock import calls, race
 
 SMALL = Size(4, 8, 32, 64)  # of a first call: what is compiled serves all sizes
 _MODULE = "flexrnn.lab.bench.apart"
+
+
+def times(
+    case: Case, size: Size, mode: str, dtype: torch.dtype, backend: str, seconds: float, seed: int
+) -> dict[str, Any]:
+    """The times of all layers of a comparison, in turns: see `clock.race`.
+
+    In a process that has done much before, the allocator keeps what a layer gives back; in a new
+    one it goes back to the system, and the next run of a layer that allocates much pays for pages
+    again. What a person's process does is between the two.
+
+    Args:
+        case: the comparison.
+        size: the input's.
+        mode: "inference" or "training".
+        dtype: of everything.
+        backend: ours; a rival's does not matter.
+        seconds: how long to go on at most.
+        seed: of weights and inputs.
+
+    Returns:
+        `{"times": [...]}`, as `clock.Times.summary` has them, ours first; or `{"why_not": ...}`.
+    """
+    return _child("times", case, size, dtype, backend, mode=mode, seconds=seconds, seed=seed)
 
 
 def memory(case: Case, who: int, size: Size, dtype: torch.dtype, backend: str) -> dict[str, Any]:
@@ -42,7 +67,7 @@ def memory(case: Case, who: int, size: Size, dtype: torch.dtype, backend: str) -
     Returns:
         `{"bytes": ...}`, or `{"why_not": ...}` where the system (Linux does) does not tell.
     """
-    return _child("memory", case, who, size, dtype, backend)
+    return _child("memory", case, size, dtype, backend, who=who)
 
 
 def first_use(case: Case, dtype: torch.dtype, backend: str) -> dict[str, Any]:
@@ -55,7 +80,8 @@ def first_use(case: Case, dtype: torch.dtype, backend: str) -> dict[str, Any]:
     found = {}
     with tempfile.TemporaryDirectory(prefix="flexrnn-bench-") as folder:  # private
         for cache in ("empty", "full"):
-            said = _child("first", case, 0, SMALL, dtype, backend, FLEXRNN_CACHE_DIR=folder)
+            environment = {"FLEXRNN_CACHE_DIR": folder}
+            said = _child("first", case, SMALL, dtype, backend, environment, mode=case.modes[-1])
             if "why_not" in said:
                 return said
             found[cache] = said["seconds"]
@@ -65,21 +91,20 @@ def first_use(case: Case, dtype: torch.dtype, backend: str) -> dict[str, Any]:
 def _child(
     task: str,
     case: Case,
-    who: int,
     size: Size,
     dtype: torch.dtype,
     backend: str,
-    **environment: str,
+    environment: Mapping[str, str] | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
     wanted = {
         "task": task,
         "case": case.key,
-        "who": who,
         "size": size,
-        "mode": case.modes[-1],
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "backend": backend,
+        **more,
     }
     # It finds what this process finds: a cell of one's own, say.
     path = os.pathsep.join(filter(None, sys.path))
@@ -88,7 +113,7 @@ def _child(
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": path, **environment},
+        env={**os.environ, "PYTHONPATH": path, **(environment or {})},
     )
     if child.returncode:
         said = child.stderr.strip().splitlines()
@@ -99,20 +124,37 @@ def _child(
 def _main(wanted: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(wanted["threads"])
     case, size = find(wanted["case"]), Size(*wanted["size"])
-    dtype, mode = getattr(torch, wanted["dtype"]), wanted["mode"]
+    dtype = getattr(torch, wanted["dtype"])
     with flexrnn.backend(wanted["backend"]):
-        if wanted["task"] == "memory":
-            return _risen(case, wanted["who"], size, dtype)
-        prepare, run = calls(
-            case.ours, case.build(case.ours, size, dtype), case.given(size, dtype), mode
-        )
-        seconds = []
-        for _ in range(2):
-            prepare()
-            began = time.perf_counter()
-            run()
-            seconds.append(time.perf_counter() - began)
-        return {"seconds": max(0.0, seconds[0] - seconds[1])}
+        match wanted["task"]:
+            case "times":
+                return _timed(case, size, wanted["mode"], dtype, wanted["seconds"], wanted["seed"])
+            case "memory":
+                return _risen(case, wanted["who"], size, dtype)
+            case _:
+                return _begun(case, size, wanted["mode"], dtype)
+
+
+def _timed(
+    case: Case, size: Size, mode: str, dtype: torch.dtype, seconds: float, seed: int
+) -> dict[str, Any]:
+    layers = [(who, case.build(who, size, dtype, seed)) for who in (case.ours, *case.rivals)]
+    steps = size.steps if case.stepwise else 1
+    found = race(layers, case.given(size, dtype, seed), mode, seconds)
+    return {"times": [each.summary(steps) for each in found]}
+
+
+def _begun(case: Case, size: Size, mode: str, dtype: torch.dtype) -> dict[str, Any]:
+    prepare, run = calls(
+        case.ours, case.build(case.ours, size, dtype), case.given(size, dtype), mode
+    )
+    seconds = []
+    for _ in range(2):
+        prepare()
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    return {"seconds": max(0.0, seconds[0] - seconds[1])}
 
 
 def _risen(case: Case, who: int, size: Size, dtype: torch.dtype) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch import nn
 
 import flexrnn
 from flexrnn.engine.engines import ENGINES, Engine
-from flexrnn.lab.bench import apart, clock, flops, gate
+from flexrnn.lab.bench import apart, flops, gate
 from flexrnn.lab.bench.cases import Case, Size
 from flexrnn.lab.bench.results import Row
 
@@ -49,18 +49,18 @@ class Measure:
             return [row]
         row.engine, row.causes = self._engine(case, layer, size)
         work = flops.count(case, layer, size, self.dtype)
-        return [self._timed(case, size, layer, replace(row, mode=m), work[m]) for m in case.modes]
+        return [self._timed(case, size, replace(row, mode=m), work[m]) for m in case.modes]
 
-    def _timed(self, case: Case, size: Size, layer: nn.Module, row: Row, work: float) -> Row:
-        others = [case.build(rival, size, self.dtype, self.seed) for rival in case.rivals]
-        contestants = list(zip((case.ours, *case.rivals), (layer, *others), strict=True))
-        given = case.given(size, self.dtype, self.seed)
-        times = clock.race(contestants, given, row.mode, self.seconds)
-        steps = size.steps if case.stepwise else 1
-        row.ours, *row.rivals = (each.summary(steps) for each in times)
-        for rival in row.rivals:
-            rival["ratio"] = row.ours["median_ms"] / rival["median_ms"]
-        gflops = 1e-6 * work / row.ours["median_ms"]
+    def _timed(self, case: Case, size: Size, row: Row, work: float) -> Row:
+        said = apart.times(case, size, row.mode, self.dtype, self.backend, self.seconds, self.seed)
+        if "why_not" in said:
+            row.why_not = said["why_not"]
+            return row
+        ours, *rivals = said["times"]
+        for rival in rivals:
+            rival["ratio"] = ours["median_ms"] / rival["median_ms"]
+        row.ours, row.rivals = ours, rivals
+        gflops = 1e-6 * work / ours["median_ms"]
         row.gflops, row.of_peak = gflops, gflops / self.peak_gflops
         if row.mode == "training":
             row.memory = self._memory(case, size)
