@@ -80,9 +80,9 @@ def test_a_wrong_form_of_an_operation_in_cpp(judge: Judge, monkeypatch: pytest.M
 
 
 FAULTS = {
-    "no barrier at all": ("void wait() {", "void wait() { return;"),
-    "one barrier a step too few": ("if (across) barrier.wait();", ""),
-    "a barrier that lets the first pass": ("- meetings) < 0;", "- meetings) < -1;"),
+    "no share is waited for": ("takes(long who) {", "takes(long who) { return who == id;"),
+    "one meeting a step too few": ("        team.each", "        Team{shares, id, 1, 0}.each"),
+    "a meeting that lets the first pass": ("- round) < 0;", "- round) < -1;"),
     "the last of an odd number of rows is left out": ("share(B, id,", "share(B - B % 2, id,"),
     "units behind the last whole vector are left out": ("if (left > 0)", "if (left > VL)"),
     "a thread too few in a sum over all": ("part < f.parts", "part < f.parts - 1"),

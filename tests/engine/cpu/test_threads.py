@@ -54,6 +54,43 @@ def test_the_same_input_gives_the_same_bits(threads: Threads, results: Results, 
             assert error < 1e-5, f"{tensor}, {count} threads: {error:.3g}"
 
 
+LATE = {
+    "threads wait for nobody": ("Team::LONG);", "0);"),
+    "one thread does it all": ("alone.now()", "true"),
+}
+
+
+@pytest.mark.parametrize("late", LATE)
+@pytest.mark.parametrize("name", SHARED)
+def test_who_does_a_share_changes_no_bit(
+    threads: Threads, results: Results, monkeypatch: pytest.MonkeyPatch, name: str, late: str
+) -> None:
+    cell, (T, B, I, H) = SHARED[name]
+    layer, x = flexrnn.FlexRNN(cell, I, H), torch.randn(T, B, I, requires_grad=True)
+    lengths = torch.arange(B) % T + 1  # where one thread puts aside the last states
+    right, instead = LATE[late]
+    planted: list[int] = []
+    compiled = kernel.library
+
+    def library(text: str) -> Any:
+        planted.append(text.count(right))
+        return compiled(text.replace(right, instead))
+
+    for count in (2, 3):
+        with threads(count):
+            for given in ({}, {"lengths": lengths}):
+                expected = results(layer, "cpu", x, **given)
+                with monkeypatch.context() as patch:
+                    patch.setattr(plan, "_known", WeakKeyDictionary())
+                    patch.setattr(kernel, "library", library)
+                    for _ in range(3):
+                        found = results(layer, "cpu", x, **given)
+                        for tensor in expected:
+                            assert torch.equal(expected[tensor], found[tensor]), tensor
+    assert planted
+    assert all(planted)
+
+
 # What they share
 
 

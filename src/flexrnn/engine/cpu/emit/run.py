@@ -26,8 +26,8 @@ def run(context: Context, weights: list[Packed], *, in_place: bool) -> str:
     else:
         loop = "    for (long t = first, done = first; t < last; t++, done++) {"
     return settled + "\n".join([
-        "static void work(void** p, const long* s, const double* c, Told* told, long id, "
-        "long count) {",
+        "static void work(void** p, const long* s, const double* c, Share* shares, long id, "
+        "long count, int patience) {",
         "    const long T = s[0], B = s[1];",
         "    const bool reverse = s[2];",
         "    const bool across = s[3];  // threads share the units of all rows, not the rows",
@@ -36,7 +36,7 @@ def run(context: Context, weights: list[Packed], *, in_place: bool) -> str:
         "    const long* at = (const long*)p[0];  // where steps begin, if some have fewer rows",
         "    const Range mine = across ? Range{0, B} : at ? share_of_steps(at, T, B, id, count)",
         "                                            : share(B, id, count);",
-        "    Barrier barrier{told, id, count};",
+        "    Team team{shares, id, count, patience};",
         "    Frame f, other;",
         "    f.B = B;",
         "    f.all = f.rows = mine;",
@@ -46,6 +46,8 @@ def run(context: Context, weights: list[Packed], *, in_place: bool) -> str:
         "    f.constants = c;",
         *begin,
         *packing,
+        "    if (!across) team.count = 1;",
+        "    team.helps = !at || patience == Team::NONE;  // who sees to ends is not overtaken",
         *(["    long added = 0;"] if behind else []),
         loop,
         "        const long now = reverse ? T - 1 - t : t;",
@@ -56,20 +58,25 @@ def run(context: Context, weights: list[Packed], *, in_place: bool) -> str:
         *writer.ends(),
         "    }",
         *behind,
+        "    if (across) team.ends();",
         "}\n",
         'extern "C" __attribute__((visibility("default")))',
         "void run(void** p, const long* s, const double* c, int threads) {",
-        "    if (threads == 1) {",
+        "    static Alone alone;",
+        "    Share shares[threads];  // clang refuses to initialise what has no constant length",
+        "    for (Share& each : shares) each = {};",
+        "    if (threads == 1 || alone.now()) {",
         "        Flushed flushed;",
-        "        return work(p, s, c, nullptr, 0, 1);",
+        "        for (int id = 0; id < threads; id++)",
+        "            work(p, s, c, shares, id, threads, Team::NONE);",
+        "        return;",
         "    }",
-        "    Told told[threads];  // clang refuses to initialise what has no constant length",
-        "    for (Told& each : told) each = {};",
         "#pragma omp parallel num_threads(threads)",
         "    {",
         "        Flushed flushed;",
-        "        work(p, s, c, told, omp_get_thread_num(), omp_get_num_threads());",
+        "        work(p, s, c, shares, omp_get_thread_num(), omp_get_num_threads(), Team::LONG);",
         "    }",
+        "    alone.learn(shares, threads);",
         "}\n",
     ])  # fmt: skip
 
@@ -184,49 +191,72 @@ class _Run:
 
     def passes(self) -> list[str]:
         """What a thread does at one step."""
+        lines = ["if (across) {", *self._shared(), "} else {", *self._own(), "}"]
+        return [f"        {line}" for line in lines]
+
+    def _shared(self) -> list[str]:
+        """Threads share the units of a row.
+
+        They meet after every stage but those of one number a row, which each of them goes through
+        for itself.
+        """
+        lines, part = list[str](), list[str]()
+        counts = [k for k in range(len(self.context.loop.stages)) if self._adds_up(k)]
+        for k, stage in enumerate(self.context.loop.stages):
+            if stage.products:
+                part.append(f"stage{k}(*g, t & 1);")
+            else:
+                part.append(f"for (const Frame* h = g; h; h = h->next) stage{k}(*h, h->rows);")
+            if k in counts[-1:]:
+                lines.append("    added += mine.last - mine.first;")
+                part.append("settled(*g, added);")
+            if self._waits(k):
+                lines += [
+                    "    team.each([&](long who) {",
+                    "        Frame theirs, next;",
+                    "        const Frame* g = who == id ? &f : &theirs;",
+                    "        if (who != id) {",
+                    "            theirs = f.seen_by(who);",
+                    "            if (f.next) next = f.next->seen_by(who), theirs.next = &next;",
+                    "        }",
+                    *(f"        {line}" for line in part),
+                    "    });",
+                ]
+                part = []
+        assert not part
+        if counts:
+            lines.append(f"    if (added >= {_SUMMED}) added = 0;")
+        return lines
+
+    def _own(self) -> list[str]:
+        """Threads have rows of their own."""
         stages = self.context.loop.stages
-        lines, k = [], 0
+        lines, k = list[str](), 0
         while k < len(stages):
             if stages[k].products:
-                lines += [f"        stage{k}(f, t & 1);", "        if (across) barrier.wait();"]
+                lines.append(f"    stage{k}(f, t & 1);")
                 k += 1
             else:
                 first = k
                 while k < len(stages) and not stages[k].products:
                     k += 1
-                lines += [f"        {line}" for line in self._rows(range(first, k))]
+                lines += [f"    {line}" for line in self._rows(range(first, k))]
         return lines
 
     def _rows(self, numbers: range) -> list[str]:
         """Stages without products.
 
-        They follow one another a few rows at a time, for what one writes the next one reads. Where
-        threads share the units of a row, they meet after every stage but those of one number a row,
-        which each of them goes through for itself.
+        They follow one another a few rows at a time, for what one writes the next one reads.
         """
-        each = "    for (const Frame* g = &f; g; g = g->next)"
-        shared: list[str] = []
-        for k in numbers:
-            shared.append(f"{each} stage{k}(*g, g->rows);")
-            shared += ["    barrier.wait();"] if self._waits(k) else []
         adds_up = any(self._adds_up(k) for k in numbers)
         together = _TOGETHER if len(numbers) > 1 else _SUMMED
         return [
-            "if (across) {",
-            *shared,
-            *(["    added = settled(f, added + mine.last - mine.first);"] if adds_up else []),
-            "} else {",
-            each,
-            f"        for (long r = g->rows.first; r < g->rows.last; r += {together}) {{",
-            f"            const Range some = {{r, least(r + {together}, g->rows.last)}};",
-            *(f"            stage{k}(*g, some);" for k in numbers),
-            *(
-                ["            added = settled(f, added + some.last - some.first);"]
-                if adds_up
-                else []
-            ),
-            "        }",
-            "}",
+            "for (const Frame* g = &f; g; g = g->next)",
+            f"    for (long r = g->rows.first; r < g->rows.last; r += {together}) {{",
+            f"        const Range some = {{r, least(r + {together}, g->rows.last)}};",
+            *(f"        stage{k}(*g, some);" for k in numbers),
+            *(["        added = settled(f, added + some.last - some.first);"] if adds_up else []),
+            "    }",
         ]
 
     def _adds_up(self, number: int) -> bool:
@@ -269,8 +299,8 @@ class _Run:
             lines += [
                 "    {",
                 f"        const long tiles = ceil_div(f.W{weight.stage}, {weight.width} * VL);",
-                f"        const Range mine = share({heads} * tiles, id, count);",
-                "        for (long i = mine.first; i < mine.last; i++)",
+                f"        const Range some = share({heads} * tiles, who, count);",
+                "        for (long i = some.first; i < some.last; i++)",
                 f"            pack(f.{weight.pointer} + i * {weight.inner} * {panel} * VL, p, "
                 f"(const Piece*)(s + {first}), {count},",
                 f"                 i / tiles, {len(weight.blocks)}, "
@@ -280,5 +310,5 @@ class _Run:
         if not lines:
             return []
         begins = "last == T" if self.context.backward else "first == 0"
-        lines = [f"    {line}" for line in (*lines, "    barrier.wait();")]
-        return [*pointers, f"    if ({begins}) {{", *lines, "    }"]
+        lines = ["    team.each([&](long who) {", *(f"    {line}" for line in lines), "    });"]
+        return [*pointers, f"    if ({begins}) {{", *(f"    {line}" for line in lines), "    }"]

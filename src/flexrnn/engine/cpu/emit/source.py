@@ -78,6 +78,7 @@ def source(loop: Loop, *, backward: bool, registers: int, lanes: int, shape: Sha
 def _frame(context: Context, weights: list[Packed], in_place: bool) -> str:
     sizes = [f"    long {name};" for name in context.sizes]
     buffers = [f"    REAL* {b.name};\n    long {b.name}_row;" for b in context.buffers.values()]
+    sums = [b for b in context.buffers.values() if b.kind == "sum"]
     packed = [f"    REAL* {w.pointer};" for w in weights]
     if in_place:
         packed = [
@@ -96,6 +97,13 @@ def _frame(context: Context, weights: list[Packed], in_place: bool) -> str:
         *sizes,
         *buffers,
         *packed,
+        "",
+        "    Frame seen_by(long who) const {  // the same, of another thread that shares units",
+        "        Frame f = *this;",
+        "        f.id = f.part = who;",
+        *(f"        f.{b.name} += (who - id) * 3 * {b.name}_row;" for b in sums),
+        "        return f;",
+        "    }",
         "};\n",
     ])  # fmt: skip
 

@@ -58,33 +58,91 @@ INLINE void copy(REAL* into, const REAL* from, long numbers) {
     for (long i = 0; i < numbers; i++) into[i] = from[i];
 }
 
-// What others tell a thread at a barrier: in round k, how many meetings one of them has come to.
-struct alignas(64) Told {
-    unsigned met[16];
+// How far one share of the work is: which round of it somebody has begun, and which is done. Others
+// write to the first only to take a share over, so it lies apart from what they look at.
+struct Share {
+    alignas(64) unsigned begun = 0;
+    alignas(64) unsigned done = 0;
+    unsigned rounds = 0, taken = 0;  // of its thread: all, and shares of others that it did
 };
 
-// Where all threads of a call meet, as one of them sees it (Hensgen, Finkel and Manber 1988): in
-// round k it tells the thread 2^k behind it and is told by the one 2^k before it. So two threads
-// send each other one cache line; a counter in one place would go to and fro three times. They
-// spin, for the others are about to come, then yield.
-struct Barrier {
-    Told* told;  // of every thread
-    long id, count;
-    unsigned meetings = 0;
+// Threads that share work, as one of them sees them. A round is over when every share of it is done.
+// A thread does its own and waits for the others'; it spins, for they are about to come. Where a
+// thread does not come, because another process has its core, somebody else does its share; else two
+// threads, each waiting while the other is away, would lose a slice of time at every round. What a
+// share computes does not depend on who does it.
+struct Team {
+    // Turns of spinning, the first 100 of them without a pause; none where nobody else comes.
+    static constexpr int LONG = 2000, SHORT = 150, NONE = -1;
+    Share* shares;
+    const long id;
+    long count;
+    int patience;  // turns until it takes a share over
+    bool helps = true;
+    unsigned round = 0, taken = 0;
 
-    void wait() {
-        meetings++;
-        for (long k = 0, far = 1; far < count; k++, far *= 2) {
-            const long other = id + far < count ? id + far : id + far - count;
-            __atomic_store_n(&told[other].met[k], meetings, __ATOMIC_RELEASE);
-            for (int spins = 0;
-                 int(__atomic_load_n(&told[id].met[k], __ATOMIC_ACQUIRE) - meetings) < 0; spins++) {
-                if (spins > 4000) sched_yield();
-#if defined(__x86_64__)
-                else if (spins > 100) __builtin_ia32_pause();
-#endif
+    // Runs `work(k)` for every share k that is this thread's to do, until the round is over.
+    template <class Work> inline __attribute__((always_inline)) void each(Work work) {
+        round++;
+        for (long k = 0; k < count; k++) {
+            const long who = id + k < count ? id + k : id + k - count;
+            if (count == 1 || takes(who)) {
+                work(who);
+                if (count > 1) __atomic_store_n(&shares[who].done, round, __ATOMIC_RELEASE);
             }
         }
+    }
+
+    // Whether a share is this thread's to do; if not, it is done.
+    bool takes(long who) {
+        if (who == id && begins(who)) return true;
+        for (int spins = 0;
+             int(__atomic_load_n(&shares[who].done, __ATOMIC_ACQUIRE) - round) < 0; spins++) {
+            if (helps && spins >= patience && begins(who)) {
+                patience = least(patience, SHORT);  // it may be away for long
+                taken++;
+                return true;
+            }
+            if (spins > 4000) sched_yield();
+#if defined(__x86_64__)
+            else if (spins > 100) __builtin_ia32_pause();
+#endif
+        }
+        return false;
+    }
+
+    void ends() { shares[id].rounds = round, shares[id].taken = taken; }
+
+    // Whether nobody had begun a share in this round; now somebody has.
+    bool begins(long who) {
+        unsigned before = round - 1;
+        unsigned* begun = &shares[who].begun;
+        return __atomic_load_n(begun, __ATOMIC_RELAXED) == before &&
+               __atomic_compare_exchange_n(begun, &before, round, false, __ATOMIC_ACQ_REL,
+                                           __ATOMIC_RELAXED);
+    }
+};
+
+// Whether one thread does the shares of all, because the others did not come when they were last asked
+// to: waiting for a core costs more than a call. They are asked again after so many calls.
+struct Alone {
+    int left = 0, next = FIRST;
+    static constexpr int FIRST = 8, MOST = 64;
+
+    bool now() {
+        if (__atomic_load_n(&left, __ATOMIC_RELAXED) <= 0) return false;
+        __atomic_fetch_sub(&left, 1, __ATOMIC_RELAXED);
+        return true;
+    }
+
+    // What has been found by a call of several threads.
+    void learn(const Share* shares, int threads) {
+        unsigned rounds = 0, taken = 0;
+        for (int k = 0; k < threads; k++) rounds += shares[k].rounds, taken += shares[k].taken;
+        const int before = __atomic_load_n(&next, __ATOMIC_RELAXED);
+        const bool absent = 2 * threads * taken > (threads - 1) * rounds;  // more than half
+        if (absent) __atomic_store_n(&left, before, __ATOMIC_RELAXED);
+        __atomic_store_n(&next, absent ? int(least(2 * before, MOST)) : FIRST, __ATOMIC_RELAXED);
     }
 };
 
