@@ -98,6 +98,23 @@ def test_checkpoint(reentrant: bool) -> None:
     assert_close(got, expected(layer, x), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_the_first_call_of_a_layer_may_be_in_a_checkpoint(inside: bool) -> None:
+    """Tracing is no part of what a checkpoint does again, and counts."""
+
+    class Turning(flexrnn.cells.RNNCell):
+        def step(self, x: Tensor, state: Any) -> Any:
+            turn = torch.matrix_exp(self.weight_hh - self.weight_hh.T)  # made ahead
+            return type(state)(torch.tanh(x @ self.weight_ih.T + state.h @ turn))
+
+    options: Any = {"bias": False, "dtype": torch.float64}
+    layer = flexrnn.FlexRNN(Turning, I, H, checkpoint_every=2 if inside else None, **options)
+    x = sequence()
+    output = layer(x)[0] if inside else checkpoint(lambda x: layer(x)[0], x, use_reentrant=False)
+    got = gradients(output.square().sum(), layer, x)
+    assert_close(got, expected(layer, x), rtol=1e-12, atol=1e-12)
+
+
 def test_checkpoint_every_of_a_layer(by_program: list[str]) -> None:
     layer, x = make(checkpoint_every=2), sequence()
     got = gradients(layer(x)[0].square().sum(), layer, x)

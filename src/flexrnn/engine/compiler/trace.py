@@ -19,6 +19,7 @@ from torch._C import _len_torch_function_stack
 from torch._decomp import get_decompositions
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functionalize
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -289,14 +290,22 @@ def _number(mode: FakeTensorMode) -> Any:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Without the modes of whoever calls: somebody may be tracing the layer that is traced here."""
+    """Without the modes of whoever calls: somebody may be tracing the layer that is traced here.
+
+    Nor does anybody hear of what is saved here for derivatives: a checkpoint counts it, and when
+    the layer is called again there is nothing to trace.
+    """
     functions = [torch._C._pop_torch_function_stack() for _ in range(_len_torch_function_stack())]
     try:
-        with _disable_current_modes():
+        with _disable_current_modes(), saved_tensors_hooks(_as_it_is, _as_it_is):
             yield
     finally:
         for mode in reversed(functions):
             torch._C._push_on_torch_function_stack(mode)
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def _reason(error: Exception, operation: str) -> str:
