@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from flexrnn import Cell, FlexRNN, GRUCell, LSTMCell, RNNCell
+from flexrnn import Cell, FlexRNN, GRUCell, LSTMCell, RNNCell, backend
 from flexrnn.cell import accepts, field_names, field_sizes, unwrap, wrap
 from flexrnn.cells import HiddenState, LSTMState
 
@@ -195,6 +195,39 @@ def test_gates_and_state_are_declared_on_the_class() -> None:
     assert TrioCell.gates == ()
     assert LSTMCell.gates == ("i", "f", "g", "o")
     assert LSTMCell.State is LSTMState
+
+
+@pytest.mark.parametrize(
+    "kind", [nn.Linear, nn.ModuleList, nn.Parameter, Tensor], ids=lambda kind: kind.__name__
+)
+def test_what_a_cell_has_may_be_called_gates(kind: Any) -> None:
+    class Gated(RNNCell):
+        def __init__(self, input_size: int, hidden_size: int, **options: Any):
+            super().__init__(input_size, hidden_size, **options)
+            made: dict[Any, Callable[[], Any]] = {
+                nn.Linear: lambda: nn.Linear(I + H, H),
+                nn.ModuleList: lambda: nn.ModuleList([nn.Linear(I + H, H)]),
+                nn.Parameter: lambda: nn.Parameter(torch.randn(H, I + H)),
+            }
+            if kind in made:
+                self.gates = made[kind]()  # pyright: ignore[reportAttributeAccessIssue]
+            else:
+                self.register_buffer("gates", torch.randn(H, I + H))
+
+        def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+            both, gates = torch.cat([x, state.h], -1), cast(Any, self.gates)
+            gates = gates[0] if kind is nn.ModuleList else gates
+            new = gates(both) if isinstance(gates, nn.Module) else both @ gates.T
+            return HiddenState(torch.tanh(new))
+
+    cell, layer, x = Gated(I, H), FlexRNN(Gated, I, H), torch.randn(1, 2, I)
+    assert Gated.gates == ()
+    assert isinstance(cell.gates, kind)
+    assert cell(x[0]).shape == (2, H)
+    with backend("reference"):
+        expected = layer(x)[0]
+    assert_close(layer(x)[0], expected)
+    assert not hasattr(RNNCell(I, H), "gates")
 
 
 def test_accepts_knows_keyword_arguments() -> None:

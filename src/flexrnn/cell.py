@@ -14,6 +14,15 @@ from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_li
 from flexrnn.engine.step import make_exportable
 
 
+class _NoGates(tuple[str, ...]):
+    """No names of gates. A cell has no such attribute, and may call a submodule or parameter so."""
+
+    def __get__(self, cell: object, owner: type) -> "_NoGates":
+        if cell is not None:
+            raise AttributeError(f"{owner.__name__!r} object has no attribute 'gates'")
+        return self
+
+
 class Cell(nn.Module):
     """The body of a recurrent layer's loop, written in plain PyTorch.
 
@@ -61,7 +70,7 @@ class Cell(nn.Module):
     """
 
     State: ClassVar[type[tuple[Tensor, ...]]]
-    gates: ClassVar[tuple[str, ...]] = ()
+    gates: ClassVar[tuple[str, ...]] = _NoGates()
     torch_equivalent: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

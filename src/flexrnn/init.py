@@ -125,7 +125,7 @@ def chrono_(layer: L, T_max: float) -> L:
             return drawn[0]
 
         setters: dict[str, Callable[[Tensor], Tensor]] = {"f": forget}
-        if "i" in place.cell.gates:
+        if "i" in type(place.cell).gates:
             setters["i"] = lambda bias, drawn=drawn: -drawn[0]
         _set_biases("chrono_", layer, place, setters)
     return layer
@@ -149,7 +149,7 @@ def _set_biases(
     function: str, layer: nn.Module, place: _Place, setters: dict[str, Callable[[Tensor], Tensor]]
 ) -> None:
     """Set blocks of the cell's biases by the gates' names; of further biases to zero."""
-    gates, H = place.cell.gates, place.cell.hidden_size
+    gates, H = type(place.cell).gates, place.cell.hidden_size
     if "f" not in gates:
         raise _refusal(function, place, "a gate 'f'", gates)
     names = [
