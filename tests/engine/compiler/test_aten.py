@@ -54,6 +54,31 @@ def without_gradients(c: Any, x: Tensor, h: Tensor) -> Tensor:
     return z / scale + h.tanh()
 
 
+def matrices(c: Any, x: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """A vector for each of two heads, and a matrix: its outer product with another, by `@`."""
+    k, v = halves(x @ c.W), halves(h)
+    return k, k[..., None] @ v[..., None, :]
+
+
+def read_matrices(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    k, m = matrices(c, x, h)
+    return ((m @ k[..., None])[..., 0] + (k[..., None, :] @ m)[..., 0, :]).flatten(1)
+
+
+def squared_matrices(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    k, m = matrices(c, x, h)
+    return (m @ (m.mT + k[..., None])).sum(-1).flatten(1)
+
+
+def matrices_by_einsum(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    k, m = matrices(c, x, h)
+    one = torch.einsum("bhij,bhj->bhi", m, k) + torch.einsum("bhij, bhi -> bjh", [m, k]).mT
+    two = (
+        torch.einsum("bhij,bhjk->bhk", m, m) + torch.einsum("bhij,bhi,bhj->bh", m, k, k)[..., None]
+    )
+    return (one + two).flatten(1)
+
+
 def gated(gates: Any, x: Tensor) -> Tensor:
     i, g = gates
     return i.sigmoid() * g.tanh() + x.sum(-1, keepdim=True)
@@ -144,6 +169,7 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "nan_to_num": lambda c, x, h: torch.nan_to_num(h.log(), 0.5, 1.0, -1.0) + x @ c.W,
     # gradients
     "detach": lambda c, x, h: h.detach() * h + (x @ c.W).detach() * c.b,
+    "data": lambda c, x, h: h.data * h + (x @ c.W).data * c.b.data + x @ c.W,
     "straight through": lambda c, x, h: (h.sign() - h).detach() + h + x @ c.W,
     # writes to tensors of the step's own
     "a written slice": written_slice,
@@ -170,6 +196,9 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "attention by einsum": lambda c, x, h: torch.einsum(
         "bqk,bkd->bqd", torch.einsum("bqd,bkd->bqk", halves(x @ c.W), halves(h)), halves(h)
     ).flatten(1),
+    "matrices of heads": read_matrices,
+    "products of matrices of heads": squared_matrices,
+    "matrices of heads by einsum": matrices_by_einsum,
     "inner product by einsum": lambda c, x, h: (
         torch.einsum("bh,bh->b", h, x @ c.W)[:, None] * h
     ),

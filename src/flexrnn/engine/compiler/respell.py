@@ -27,8 +27,16 @@ def _matmul(a: Tensor, w: Tensor) -> Tensor:
     """Products that torch spells by copies of w, for each row or by rows and heads as one axis.
 
     `(K, N)ᵀ` on the left of a column, `(B, G, K)` times one w for all heads, and head by head
-    `(B, G, 1, K)` times `(G, K, N)`.
+    `(B, G, 1, K)` times `(G, K, N)`, or `(B, G, M, K)` times `(B, G, K, N)`.
     """
+    if a.dim() > 3 and w.dim() > 3 and columns.is_of_rows(a) and columns.is_of_rows(w):
+        if a.shape[-1] != w.shape[-2]:
+            return torch.matmul(a, w)  # which says what is wrong
+        if a.shape[-1] == 1:
+            return a * w
+        if w.shape[-1] == 1:
+            return (a * w.transpose(-1, -2)).sum(-1, keepdim=True)
+        return (a.unsqueeze(-1) * w.unsqueeze(-3)).sum(-2)
     if a.dim() == 2 and w.dim() == 3 and w.shape[-1] == 1:
         return torch.matmul(w.squeeze(-1), a.T).unsqueeze(-1)
     if a.dim() == 3 and w.dim() == 2:
@@ -36,6 +44,32 @@ def _matmul(a: Tensor, w: Tensor) -> Tensor:
     if a.dim() == 4 and a.shape[-2] == 1 and w.dim() == 3:
         return torch.bmm(a.squeeze(-2).transpose(0, 1), w).transpose(0, 1).unsqueeze(-2)
     return torch.matmul(a, w)
+
+
+def _einsum(equation: Any, *operands: Any) -> Tensor:
+    """Torch makes one axis of all that operands and result share: of rows and heads, too."""
+    if not isinstance(equation, str):
+        return torch.einsum(equation, *operands)
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        operands = (*operands[0],)
+    read, arrow, result = equation.replace(" ", "").partition("->")
+    labels = read.split(",")
+    sized = [len(own) == len({*own}) == x.dim() for own, x in zip(labels, operands, strict=False)]
+    by_rows = all(map(columns.is_of_rows, operands)) and {own[:1] for own in labels} == {result[:1]}
+    shared = {*result}.intersection(*labels)
+    summed = "".join(dict.fromkeys(label for label in "".join(labels) if label not in result))
+    known = {*result} <= {*"".join(labels)} and len({*result}) == len(result)
+    if not (
+        arrow and summed and known and by_rows and all(sized) and len(shared) > 1 < len(labels)
+    ):
+        return torch.einsum(equation, *operands)
+    order, product = result + summed, None
+    for own, x in zip(labels, operands, strict=True):
+        x = x.permute([own.index(label) for label in order if label in own])
+        x = x[tuple(slice(None) if label in own else None for label in order)]
+        product = x if product is None else product * x
+    assert product is not None
+    return product.sum(tuple(range(len(result), len(order))))
 
 
 def _attention(
@@ -212,6 +246,8 @@ RESPELT: dict[Any, Any] = columns.SPELT | {
     torch.matmul: _matmul,
     Tensor.matmul: _matmul,
     Tensor.__matmul__: _matmul,
+    torch.einsum: _einsum,
+    vars(Tensor.__base__)["data"].__get__: Tensor.detach,
     Tensor.__setitem__: _set_item,
     torch.rms_norm: _rms_norm,
     F.rms_norm: _rms_norm,
