@@ -4,6 +4,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -100,12 +101,14 @@ def plan_of(program: Program, keep: Sequence[str], kind: Kind) -> Plan:
             raise CannotRunError("the cpu engine wants every tensor to have a number in a row")
         parts = extract(program, hoist=kind.hoist, keep=keep)
         how: Any = {"shape": kind.shape, "dtype": kind.dtype}
-        forward = Kernel(parts.forward.graph, backward=False, **how)
-        backward = None
-        if parts.backward is not None:
-            backward = Kernel(parts.backward.graph, backward=True, **how)
-            outer.prepare(kind.dtype)
-        plans[key] = Plan(parts, forward, backward)
+        if parts.backward is None:
+            plans[key] = Plan(parts, Kernel(parts.forward.graph, backward=False, **how), None)
+        else:
+            with ThreadPoolExecutor(3) as pool:  # compilers are other processes
+                forward = pool.submit(Kernel, parts.forward.graph, backward=False, **how)
+                backward = pool.submit(Kernel, parts.backward.graph, backward=True, **how)
+                pool.submit(outer.prepare, kind.dtype).result()
+                plans[key] = Plan(parts, forward.result(), backward.result())
     return plans[key]
 
 

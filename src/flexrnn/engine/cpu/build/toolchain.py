@@ -29,6 +29,7 @@ class Toolchain:
 
     def _unlock(self) -> None:
         self._lock = threading.Lock()
+        self._making: dict[tuple[str, str], threading.Lock] = {}  # held while one is made
 
     def library(self, source: str, isa: Isa | None = None) -> ctypes.CDLL:
         """The shared library of C++ text; compiled where no process has done so before.
@@ -48,6 +49,8 @@ class Toolchain:
         isa = isa or machine()
         key = (source, isa.name)
         with self._lock:
+            making = self._making.setdefault(key, threading.Lock())
+        with making:
             if key in self._libraries:
                 return self._libraries[key]
             if failure := self._unusable or self._failures.get(key):
