@@ -123,8 +123,9 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "at least one row": (sized(lambda h: max(h.shape[0], 2) == h.shape[0]), COURSE),
     "an even batch": (sized(lambda h: h.shape[0] % 2 == 0), COURSE),
     "many numbers": (sized(lambda h: h.numel() > 10), COURSE),
-    "len": (lambda c, z, h: h + z * len(h), COURSE),
-    "a loop over rows": (lambda c, z, h: h + torch.stack([z[k] for k in range(len(z))]), COURSE),
+    "len": (lambda c, z, h: h + z * len(h), "shape[0] would do"),
+    "a loop over rows": (
+        lambda c, z, h: h + torch.stack([z[k] for k in range(h.shape[0])]), COURSE),
     "times the batch size": (lambda c, z, h: h + z * h.shape[0], "depends on the batch size"),
     "times twice that": (lambda c, z, h: h + z * (2 * h.shape[0]), "depends on the batch size"),
     "over the batch size": (lambda c, z, h: h + z / h.shape[0], "depends on the batch size"),

@@ -240,7 +240,18 @@ def _tensor(data: Any, **options: Any) -> Tensor:
     return torch.tensor(data, **options)
 
 
+def _len(x: Tensor) -> int:
+    """Python wants a number."""
+    if columns.is_of_rows(x):
+        raise CannotCompileError(
+            "len cannot be compiled: the batch size has no number here, and Python wants one; "
+            f"shape[0] would do, {users_line(frames())}"
+        )
+    return len(x)
+
+
 RESPELT: dict[Any, Any] = columns.SPELT | {
+    Tensor.__len__: _len,
     torch.where: _where,
     Tensor.where: lambda x, condition, other: _where(condition, x, other),
     torch.matmul: _matmul,

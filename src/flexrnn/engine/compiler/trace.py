@@ -128,7 +128,7 @@ def _traced(
     if graph.ahead is not None and torch.is_grad_enabled():
         given = [params[name.removeprefix("param.")] for name in graph.ahead.given]
         given = [alike(param).requires_grad_(param.requires_grad) for param in given]
-        with mode:
+        with mode, _unheard():
             failed = graph.ahead.without_derivative(given)
         if failed is not None:
             name = graph.ahead.calls[failed].name
@@ -290,18 +290,27 @@ def _number(mode: FakeTensorMode) -> Any:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Without the modes of whoever calls: somebody may be tracing the layer that is traced here.
-
-    Nor does anybody hear of what is saved here for derivatives: a checkpoint counts it, and when
-    the layer is called again there is nothing to trace.
-    """
+    """Without the modes of whoever calls: somebody may be tracing the layer that is traced here."""
     functions = [torch._C._pop_torch_function_stack() for _ in range(_len_torch_function_stack())]
     try:
-        with _disable_current_modes(), saved_tensors_hooks(_as_it_is, _as_it_is):
+        with _disable_current_modes():
             yield
     finally:
         for mode in reversed(functions):
             torch._C._push_on_torch_function_stack(mode)
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Nobody hears of what is saved here for derivatives.
+
+    A checkpoint counts it, and when the layer is called again there is nothing to trace.
+    """
+    if torch._C._autograd._saved_tensors_hooks_is_enabled():  # pyright: ignore[reportAttributeAccessIssue]
+        with saved_tensors_hooks(_as_it_is, _as_it_is):
+            yield
+    else:  # as inside `torch.func.grad`, where nobody can hear
+        yield
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:
