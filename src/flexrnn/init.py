@@ -125,7 +125,7 @@ def chrono_(layer: L, T_max: float) -> L:
             return drawn[0]
 
         setters: dict[str, Callable[[Tensor], Tensor]] = {"f": forget}
-        if "i" in type(place.cell).gates:
+        if "i" in _gates(place.cell):
             setters["i"] = lambda bias, drawn=drawn: -drawn[0]
         _set_biases("chrono_", layer, place, setters)
     return layer
@@ -145,11 +145,17 @@ def _places(function: str, layer: Any) -> Iterator[_Place]:
         yield _Place(cell, own)
 
 
+def _gates(cell: Cell) -> tuple[str, ...]:
+    """Their names; something else may be called so."""
+    found = getattr(cell, "gates", ())
+    return tuple(found) if isinstance(found, (tuple, list)) else ()
+
+
 def _set_biases(
     function: str, layer: nn.Module, place: _Place, setters: dict[str, Callable[[Tensor], Tensor]]
 ) -> None:
     """Set blocks of the cell's biases by the gates' names; of further biases to zero."""
-    gates, H = type(place.cell).gates, place.cell.hidden_size
+    gates, H = _gates(place.cell), place.cell.hidden_size
     if "f" not in gates:
         raise _refusal(function, place, "a gate 'f'", gates)
     names = [

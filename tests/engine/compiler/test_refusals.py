@@ -49,6 +49,21 @@ def units_written(c: Any, z: Tensor, h: Tensor) -> Tensor:
     return y
 
 
+def data_replaced(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    z.data = z.clamp(-0.3, 0.3)
+    return h + z
+
+
+def large_matrices(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    m = heads(z)[..., None] * c.inner.weight.new_ones(80)  # (B, 2, 5, 80)
+    return h + (m.mT @ m).sum((2, 3))[:, :1]
+
+
+def large_matrices_by_einsum(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    m = heads(z)[..., None] * c.inner.weight.new_ones(80)
+    return h + torch.einsum("bhij,bhik->bhjk", m, m).sum((2, 3))[:, :1]
+
+
 def written_parameter(c: Any, z: Tensor, h: Tensor) -> Tensor:
     c.inner.weight.mul_(0.5)
     return h + z
@@ -133,6 +148,9 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "[...] =": (set_item, WRITES),
     "a write to a part": (written_part, WRITES),
     "a write to a parameter": (written_parameter, WRITES),
+    "data replaced": (data_replaced, "no derivative passes"),
+    "large matrices of heads": (large_matrices, "the batch"),
+    "large matrices by einsum": (large_matrices_by_einsum, "the batch"),
     "F.relu in place": (relu_in_place, WRITES),
     "inference_mode": (inference, "inference mode is switched"),
     "a write in no_grad": (written_without_gradients, "writes while gradients are switched off"),

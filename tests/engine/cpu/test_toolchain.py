@@ -205,6 +205,22 @@ def test_a_compiler_that_hangs_is_ended_with_its_children(
     assert not alive.exists()
 
 
+def test_a_source_that_takes_a_compiler_too_long_keeps_nobody_from_others(
+    compiler_script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = 'grep -qs 8 step.cpp && exec sleep 60; exec g++ "$@"'
+    become(compiler_script, slow)
+    toolchain = Toolchain()
+    assert toolchain.library(SEVEN).answer() == 7
+    monkeypatch.setattr(compiler, "SECONDS", 0.5)
+    for _ in range(2):
+        with pytest.raises(CannotRunError, match=r"compiler has not ended after 0\.5 s$"):
+            toolchain.library(EIGHT)
+    monkeypatch.setattr(compiler, "SECONDS", 60)
+    other = SEVEN.replace("7", "6")
+    assert toolchain.library(other).answer() == 6
+
+
 def test_where_the_folder_cannot_be_had_a_temporary_one_serves(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """Spellings: what a person writes that torch would turn into what no longer says what was meant."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,6 +11,10 @@ from torch.nn.functional import linear
 
 from flexrnn.engine.compiler import columns
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
+
+# Products that a row may sum up where it multiplies matrices of its own: generated code goes
+# through them unit by unit.
+_OWN = 8192
 
 
 def _where(condition: Tensor, *values: Any) -> Any:
@@ -30,13 +35,7 @@ def _matmul(a: Tensor, w: Tensor) -> Tensor:
     `(B, G, 1, K)` times `(G, K, N)`, or `(B, G, M, K)` times `(B, G, K, N)`.
     """
     if a.dim() > 3 and w.dim() > 3 and columns.is_of_rows(a) and columns.is_of_rows(w):
-        if a.shape[-1] != w.shape[-2]:
-            return torch.matmul(a, w)  # which says what is wrong
-        if a.shape[-1] == 1:
-            return a * w
-        if w.shape[-1] == 1:
-            return (a * w.transpose(-1, -2)).sum(-1, keepdim=True)
-        return (a.unsqueeze(-1) * w.unsqueeze(-3)).sum(-2)
+        return _of_heads(a, w)
     if a.dim() == 2 and w.dim() == 3 and w.shape[-1] == 1:
         return torch.matmul(w.squeeze(-1), a.T).unsqueeze(-1)
     if a.dim() == 3 and w.dim() == 2:
@@ -44,6 +43,19 @@ def _matmul(a: Tensor, w: Tensor) -> Tensor:
     if a.dim() == 4 and a.shape[-2] == 1 and w.dim() == 3:
         return torch.bmm(a.squeeze(-2).transpose(0, 1), w).transpose(0, 1).unsqueeze(-2)
     return torch.matmul(a, w)
+
+
+def _of_heads(a: Tensor, w: Tensor) -> Tensor:
+    """Matrices of every row and head, `(B, G, M, K)` times `(B, G, K, N)`."""
+    (*_, m, k), (*heads, other, n) = a.shape, w.shape
+    small = min(m, k, n) == 1 or math.prod(heads[1:]) * m * k * n <= _OWN
+    if k != other or a.dtype != w.dtype or not small:
+        return torch.matmul(a, w)  # which says what is wrong
+    if k == 1:
+        return a * w
+    if n == 1:
+        return (a * w.transpose(-1, -2)).sum(-1, keepdim=True)
+    return (a.unsqueeze(-1) * w.unsqueeze(-3)).sum(-2)
 
 
 def _einsum(equation: Any, *operands: Any) -> Tensor:
@@ -54,14 +66,8 @@ def _einsum(equation: Any, *operands: Any) -> Tensor:
         operands = (*operands[0],)
     read, arrow, result = equation.replace(" ", "").partition("->")
     labels = read.split(",")
-    sized = [len(own) == len({*own}) == x.dim() for own, x in zip(labels, operands, strict=False)]
-    by_rows = all(map(columns.is_of_rows, operands)) and {own[:1] for own in labels} == {result[:1]}
-    shared = {*result}.intersection(*labels)
     summed = "".join(dict.fromkeys(label for label in "".join(labels) if label not in result))
-    known = {*result} <= {*"".join(labels)} and len({*result}) == len(result)
-    if not (
-        arrow and summed and known and by_rows and all(sized) and len(shared) > 1 < len(labels)
-    ):
+    if not arrow or not summed or not _is_of_heads(labels, operands, result):
         return torch.einsum(equation, *operands)
     order, product = result + summed, None
     for own, x in zip(labels, operands, strict=True):
@@ -70,6 +76,24 @@ def _einsum(equation: Any, *operands: Any) -> Tensor:
         product = x if product is None else product * x
     assert product is not None
     return product.sum(tuple(range(len(result), len(order))))
+
+
+def _is_of_heads(labels: Sequence[str], operands: Sequence[Tensor], result: str) -> bool:
+    """Whether all operands of an einsum are of rows and share more, and are no large matrices."""
+    by_rows = all(map(columns.is_of_rows, operands)) and {own[:1] for own in labels} == {result[:1]}
+    alike = len(labels) == len(operands) > 1 and len({x.dtype for x in operands}) == 1
+    if not by_rows or not alike or len({*result}.intersection(*labels)) < 2:
+        return False
+    pairs = [*zip(labels, operands, strict=True)]
+    if any(not len(own) == len({*own}) == x.dim() for own, x in pairs):
+        return False
+    if len({*result}) < len(result) or not {*result} <= {*"".join(labels)}:
+        return False
+    sizes: dict[str, int] = {}
+    for own, x in pairs:
+        sizes |= {label: n for label, n in zip(own[1:], x.shape[1:], strict=True) if n != 1}
+    most = max(math.prod(x.shape[1:]) for x in operands)
+    return math.prod(sizes.values()) <= max(most, _OWN)
 
 
 def _attention(

@@ -71,6 +71,10 @@ class Spelling(TorchFunctionMode):
             raise CannotCompileError(f"inference mode is switched inside the step, {place}")
         if name in ("requires_grad_", "backward"):
             raise CannotCompileError(f"{name} cannot be compiled: the step differentiates, {place}")
+        if func == _SET_DATA:
+            raise CannotCompileError(
+                f"data = cannot be compiled: it writes where no derivative passes, {place}"
+            )
         writes = name.endswith("_") != name.endswith("__") or name in _WRITTEN
         if writes and self._is_apart(args):
             raise CannotCompileError(
@@ -117,6 +121,7 @@ def _asked_by_the_person() -> bool:
     return frame is not None and is_users(frame.f_code.co_filename)
 
 
+_SET_DATA = vars(Tensor.__base__)["data"].__set__
 _APART = (torch.detach, Tensor.detach, vars(Tensor.__base__)["data"].__get__)
 _VIEWS = {"__getitem__", "chunk", "diagonal", "expand", "expand_as", "flatten", "movedim",
           "narrow", "permute", "reshape", "select", "split", "squeeze", "swapaxes", "t",

@@ -104,11 +104,14 @@ def plan_of(program: Program, keep: Sequence[str], kind: Kind) -> Plan:
         if parts.backward is None:
             plans[key] = Plan(parts, Kernel(parts.forward.graph, backward=False, **how), None)
         else:
-            with ThreadPoolExecutor(3) as pool:  # compilers are other processes
-                forward = pool.submit(Kernel, parts.forward.graph, backward=False, **how)
-                backward = pool.submit(Kernel, parts.backward.graph, backward=True, **how)
-                pool.submit(outer.prepare, kind.dtype).result()
-                plans[key] = Plan(parts, forward.result(), backward.result())
+            pool = ThreadPoolExecutor(1)  # compilers are other processes
+            try:
+                later = pool.submit(Kernel, parts.backward.graph, backward=True, **how)
+                forward = Kernel(parts.forward.graph, backward=False, **how)
+                outer.prepare(kind.dtype)
+                plans[key] = Plan(parts, forward, later.result())
+            finally:  # whoever is interrupted does not wait for the other compiler
+                pool.shutdown(wait=False)
     return plans[key]
 
 

@@ -159,8 +159,11 @@ def temporary() -> Path:
     """
     process = os.getpid()  # what fork copies belongs to the parent
     if process not in _temporary:
-        _temporary[process] = Path(tempfile.mkdtemp(prefix="flexrnn-"))
-        atexit.register(_remove, process)
+        made = Path(tempfile.mkdtemp(prefix="flexrnn-"))
+        if _temporary.setdefault(process, made) is made:
+            atexit.register(_remove, process)
+        else:  # another thread was faster
+            made.rmdir()
     return _temporary[process]
 
 

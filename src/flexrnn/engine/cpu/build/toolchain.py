@@ -58,7 +58,10 @@ class Toolchain:
             try:
                 self._libraries[key] = _library(source, isa)
             except compiler.UnusableError as error:
-                self._unusable = str(error)
+                if self._libraries:  # it was of use before; this source takes it too long, say
+                    self._failures[key] = str(error)
+                else:
+                    self._unusable = str(error)
                 raise
             except CannotRunError as error:
                 self._failures[key] = str(error)

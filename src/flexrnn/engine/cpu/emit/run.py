@@ -65,7 +65,8 @@ def run(context: Context, weights: list[Packed], *, in_place: bool) -> str:
         "    static Alone alone;",
         "    Share shares[threads];  // clang refuses to initialise what has no constant length",
         "    for (Share& each : shares) each = {};",
-        "    if (threads == 1 || alone.now()) {",
+        "    const bool across = s[3];",
+        "    if (threads == 1 || (across && alone.now())) {",
         "        Flushed flushed;",
         "        for (int id = 0; id < threads; id++)",
         "            work(p, s, c, shares, id, threads, Team::NONE);",
@@ -76,7 +77,7 @@ def run(context: Context, weights: list[Packed], *, in_place: bool) -> str:
         "        Flushed flushed;",
         "        work(p, s, c, shares, omp_get_thread_num(), omp_get_num_threads(), Team::LONG);",
         "    }",
-        "    alone.learn(shares, threads);",
+        "    if (across) alone.learn(shares, threads);",
         "}\n",
     ])  # fmt: skip
 

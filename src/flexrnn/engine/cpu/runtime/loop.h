@@ -1,4 +1,4 @@
-// What every generated loop needs: shares of work, a barrier between threads, packed weights.
+// What every generated loop needs: shares of work, threads that do them, packed weights.
 
 extern "C" int sched_yield() noexcept;
 extern "C" int omp_get_thread_num();
@@ -106,6 +106,8 @@ struct Team {
             if (spins > 4000) sched_yield();
 #if defined(__x86_64__)
             else if (spins > 100) __builtin_ia32_pause();
+#elif defined(__aarch64__)
+            else if (spins > 100) __asm__ volatile("isb");  // a pause; `yield` does nothing on most
 #endif
         }
         return false;
@@ -137,10 +139,10 @@ struct Alone {
 
     // What has been found by a call of several threads.
     void learn(const Share* shares, int threads) {
-        unsigned rounds = 0, taken = 0;
-        for (int k = 0; k < threads; k++) rounds += shares[k].rounds, taken += shares[k].taken;
         const int before = __atomic_load_n(&next, __ATOMIC_RELAXED);
-        const bool absent = 2 * threads * taken > (threads - 1) * rounds;  // more than half
+        bool absent = false;  // one has done more than half of what all others should have
+        for (int k = 0; k < threads; k++)
+            absent |= 2L * shares[k].taken > (threads - 1L) * shares[k].rounds;
         if (absent) __atomic_store_n(&left, before, __ATOMIC_RELAXED);
         __atomic_store_n(&next, absent ? int(least(2 * before, MOST)) : FIRST, __ATOMIC_RELAXED);
     }
