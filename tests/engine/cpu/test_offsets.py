@@ -87,7 +87,7 @@ def test_weights_whose_rows_are_far_apart(
 
 @pytest.mark.parametrize("shape", Shape)
 def test_what_is_counted_in_int_is_small(shape: Shape) -> None:
-    """Rows of a tile, vectors, lanes, threads; everything else is `long`."""
+    """Rows of a tile, vectors, lanes, threads, turns of waiting; everything else is `long`."""
     cell = cells.LayerNormLSTMCell(I, H)
     step, state = CellStep(cell), tuple(cell.initial_state((B,)))
     wanted = ("x0", *(f"param.{name}" for name in step.tensors))
@@ -101,6 +101,7 @@ def test_what_is_counted_in_int_is_small(shape: Shape) -> None:
             "i",
             "j",
             "n",
+            "patience",
             "threads",
             "units",
             "sums",

@@ -68,7 +68,7 @@ def run(context: Context, weights: list[Packed], *, in_place: bool) -> str:
         "    const bool across = s[3];",
         "    if (threads == 1 || (across && alone.now())) {",
         "        Flushed flushed;",
-        "        for (int id = 0; id < threads; id++)",
+        "        for (long id = 0; id < threads; id++)",
         "            work(p, s, c, shares, id, threads, Team::NONE);",
         "        return;",
         "    }",
