@@ -12,15 +12,7 @@ from torch import Tensor, nn
 from flexrnn.engine import autocast
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
 from flexrnn.engine.step import make_exportable
-
-
-class _NoGates(tuple[str, ...]):
-    """No names of gates. A cell has no such attribute, and may call a submodule or parameter so."""
-
-    def __get__(self, cell: object, owner: type) -> "_NoGates":
-        if cell is not None:
-            raise AttributeError(f"{owner.__name__!r} object has no attribute 'gates'")
-        return self
+from flexrnn.no_gates import NoGates
 
 
 class Cell(nn.Module):
@@ -70,7 +62,7 @@ class Cell(nn.Module):
     """
 
     State: ClassVar[type[tuple[Tensor, ...]]]
-    gates: ClassVar[tuple[str, ...]] = _NoGates()
+    gates: ClassVar[tuple[str, ...]] = NoGates()
     torch_equivalent: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import flexrnn
 from flexrnn.engine.cpu import after, layout, outer, plan
+from flexrnn.engine.cpu.build import toolchain
 from flexrnn.engine.cpu.build.isa import runnable
 
 FEW = 4  # ulp that DESIGN.md's rule leaves to chance
@@ -55,6 +56,22 @@ def _threads(count: int) -> Iterator[None]:
 def threads() -> Callable[[int], Any]:
     """A block in which torch has so many threads."""
     return _threads
+
+
+@pytest.fixture
+def changed() -> Callable[[str, str], tuple[Callable[[str], Any], list[int]]]:
+    """In place of `kernel.library`, one that changes a source; and how often each had that text."""
+
+    def change(right: str, instead: str) -> tuple[Callable[[str], Any], list[int]]:
+        planted: list[int] = []
+
+        def library(text: str) -> Any:
+            planted.append(text.count(right))
+            return toolchain.library(text.replace(right, instead))
+
+        return library, planted
+
+    return change
 
 
 @pytest.fixture(params=["own", "torch"])

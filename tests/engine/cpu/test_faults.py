@@ -105,15 +105,10 @@ CELL_OF = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_wrong_line_of_cpp(judge: Judge, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    right, wrong = FAULTS[fault]
-    planted: list[int] = []
-    compiled = kernel.library
-
-    def library(text: str) -> Any:
-        planted.append(text.count(right))
-        return compiled(text.replace(right, wrong))
-
+def test_a_wrong_line_of_cpp(
+    judge: Judge, changed: Any, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    library, planted = changed(*FAULTS[fault])
     monkeypatch.setattr(kernel, "library", library)
     if "chunk" in fault:
         in_chunks(monkeypatch)

@@ -63,19 +63,17 @@ LATE = {
 @pytest.mark.parametrize("late", LATE)
 @pytest.mark.parametrize("name", SHARED)
 def test_who_does_a_share_changes_no_bit(
-    threads: Threads, results: Results, monkeypatch: pytest.MonkeyPatch, name: str, late: str
+    threads: Threads,
+    results: Results,
+    changed: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    late: str,
 ) -> None:
     cell, (T, B, I, H) = SHARED[name]
     layer, x = flexrnn.FlexRNN(cell, I, H), torch.randn(T, B, I, requires_grad=True)
     lengths = torch.arange(B) % T + 1  # where one thread puts aside the last states
-    right, instead = LATE[late]
-    planted: list[int] = []
-    compiled = kernel.library
-
-    def library(text: str) -> Any:
-        planted.append(text.count(right))
-        return compiled(text.replace(right, instead))
-
+    library, planted = changed(*LATE[late])
     for count in (2, 3):
         with threads(count):
             for given in ({}, {"lengths": lengths}):
