@@ -79,9 +79,10 @@ def test_a_wrong_form_of_an_operation_in_cpp(judge: Judge, monkeypatch: pytest.M
         judged(judge, cells.GRUCell)
 
 
+NOBODY = "Team{team.shares, team.id, 1, 0}.each([&](long who) {\n        if"
 FAULTS = {
     "no share is waited for": ("takes(long who) {", "takes(long who) { return who == id;"),
-    "one meeting a step too few": ("        team.each", "        Team{shares, id, 1, 0}.each"),
+    "one meeting a step too few": ("    team.each([&](long who) {\n        if", f"    {NOBODY}"),
     "a meeting that lets the first pass": ("- round) < 0;", "- round) < -1;"),
     "the last of an odd number of rows is left out": ("share(B, id,", "share(B - B % 2, id,"),
     "units behind the last whole vector are left out": ("if (left > 0)", "if (left > VL)"),

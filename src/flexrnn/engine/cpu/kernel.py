@@ -3,7 +3,7 @@
 import ctypes
 import math
 from collections.abc import Callable, Mapping, Sequence
-from operator import add, itemgetter
+from operator import add, itemgetter, mul
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -164,7 +164,16 @@ class Kernel:
     @property
     def weight_bytes(self) -> int:
         """Of all packed weights."""
-        return sum(math.prod(w.shape) * len(w.blocks) * self.itemsize for w in self.source.weights)
+        return sum(self._bytes())
+
+    @property
+    def read_bytes(self) -> int:
+        """Of packed weights, as often as a step reads them."""
+        return sum(map(mul, self._bytes(), self.source.reads))
+
+    def _bytes(self) -> list[int]:
+        weights = self.source.weights
+        return [math.prod(w.shape) * len(w.blocks) * self.itemsize for w in weights]
 
     @property
     def tiles(self) -> int:

@@ -57,11 +57,11 @@ class Layout:
             if name not in self.rows and not name.startswith(("temporary", "partial")):
                 self.rows[name] = self._input(name, given)
         steps, batch, reverse, threads, fewer = self.sizes
-        read = self.kernel.weight_bytes
+        there, read = self.kernel.weight_bytes, self.kernel.read_bytes
         if self.kernel.shape is Shape.FEW and steps * batch * read < _LITTLE:
             threads = 1
         few = batch < MANY_ROWS * threads
-        far = (few and read > _CACHED_WEIGHTS) or is_far(read)
+        far = (few and there > _CACHED_WEIGHTS) or is_far(there)
         waits = sum(not stage.alone for stage in self.kernel.loop.stages)
         brief = read < _BRIEF * waits
         if batch == 1 and brief:

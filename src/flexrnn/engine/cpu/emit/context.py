@@ -1,7 +1,9 @@
 """What the parts of the emitter share: names, sizes and addresses in the source of one loop."""
 
 import math
+from collections import Counter
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from flexrnn.engine.lowering.places import Place, identifier, sizes_of
 from flexrnn.engine.lowering.stages import Loop
@@ -21,6 +23,19 @@ class Buffer:
     kind: str
 
 
+class Packed(NamedTuple):
+    """A weight that is laid out anew before the loop, so that tiles read it in order."""
+
+    pointer: str  # of the frame
+    weight: str  # the input of the loop's graph
+    stage: int
+    blocks: tuple[int, ...]  # of columns, each as many as the stage has units
+    inner: str  # K, which is told at run time
+    per_head: bool  # whether every head has a weight of its own
+    width: int  # vectors of every block in a tile
+    shape: tuple[int, int, int]  # heads, K, columns of a block
+
+
 class Context:
     """Collects what the source of a loop wants to be told at run time.
 
@@ -38,6 +53,16 @@ class Context:
         self.sizes: dict[str, int] = {}
         self.buffers: dict[str, Buffer] = {}
         self.constants: list[float] = []
+        self.weights: dict[Packed, Packed] = {}
+        self.reads: Counter[str] = Counter()  # stages that read a packed weight
+
+    def weight(self, packed: Packed) -> Packed:
+        """A weight that is laid out anew; or the same one, as another stage has it."""
+        known = self.weights.setdefault(packed._replace(pointer="", stage=0, inner=""), packed)
+        if known is packed:
+            self.size(packed.inner.removeprefix("f."), packed.shape[1])
+        self.reads[known.pointer] += 1
+        return known
 
     def size(self, name: str, value: int) -> str:
         """A number that is told at run time."""

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from flexrnn.engine.cpu.emit.context import Context
+from flexrnn.engine.cpu.emit.context import Context, Packed
+from flexrnn.engine.cpu.emit.functions import Functions
 from flexrnn.engine.lowering.accumulate import Accumulators
 from flexrnn.engine.lowering.places import sizes_of
 from flexrnn.engine.lowering.stages import Product
@@ -22,19 +23,6 @@ class Shape(Enum):
     FEW = "few"  # steps and rows: weights are read where they lie
     ROW = "row"  # one row, and many steps
     ROWS = "rows"  # any number of rows
-
-
-class Packed(NamedTuple):
-    """A weight that is laid out anew before the loop, so that tiles read it in order."""
-
-    pointer: str  # of the frame
-    weight: str  # the input of the loop's graph
-    stage: int
-    blocks: tuple[int, ...]  # of columns, each as many as the stage has units
-    inner: str  # size: K
-    per_head: bool  # whether every head has a weight of its own
-    width: int  # vectors of every block in a tile
-    shape: tuple[int, int, int]  # heads, K, columns of a block
 
 
 class Tile(NamedTuple):
@@ -83,7 +71,16 @@ def tile_of(sums: int, registers: int, shape: Shape, *, full: bool, vectors: int
 
 
 class Products:
-    """Writes the products of stage K: `productsK`, and `partsK` for more than a few rows."""
+    """Writes the products of a stage.
+
+    Args:
+        context: of the loop.
+        number: of the stage.
+        accumulators: its sums.
+        tile: the shape of its tiles.
+        functions: that stages share.
+        in_place: weights are read where they lie.
+    """
 
     def __init__(
         self,
@@ -91,6 +88,7 @@ class Products:
         number: int,
         accumulators: Accumulators,
         tile: Tile,
+        functions: Functions,
         *,
         in_place: bool = False,
     ):
@@ -103,36 +101,36 @@ class Products:
         self.left: list[tuple[str, str]] = []
         for k, product in enumerate(self.stage.products):
             self._lay_out(k, product)
+        self._few = self._many = ""  # the functions that make the sums of few rows, and of many
+        self._name(functions)
 
     def _lay_out(self, k: int, product: Product) -> None:
-        context, number, sum_of = self.context, self.number, self.accumulators.of
-        name = f"{number}_{k}"
+        context, sum_of = self.context, self.accumulators.of
         weight = context.graph.nodes[product.weight]
-        inner, per_head = int(weight.shape[-2]), len(weight.shape) == 3
+        per_head = len(weight.shape) == 3
         parts = self._cut(next(s for products, s in self.accumulators.groups if k in products))
         blocks = {block: sum_of[node] for block, node in sorted(product.blocks.items())}
+        heads = self.stage.domain.heads if per_head else 1
         self.packed.append(
             [
-                Packed(
-                    pointer=f"packed{name}" + (f"_{part}" if len(parts) > 1 else ""),
-                    weight=weight.attr("name"),
-                    stage=number,
-                    blocks=tuple(block for block, which in blocks.items() if which in sums),
-                    inner=context.size(f"K{name}", inner),
-                    per_head=per_head,
-                    width=self.tile.width,
-                    shape=(
-                        self.stage.domain.heads if per_head else 1,
-                        inner,
-                        self.stage.domain.units,
-                    ),
+                context.weight(
+                    Packed(
+                        pointer=f"packed{self.number}_{k}" + (f"_{part}" if parts[1:] else ""),
+                        weight=weight.attr("name"),
+                        stage=self.number,
+                        blocks=tuple(block for block, which in blocks.items() if which in sums),
+                        inner=f"f.K{self.number}_{k}",
+                        per_head=per_head,
+                        width=self.tile.width,
+                        shape=(heads, int(weight.shape[-2]), self.stage.domain.units),
+                    )
                 )
                 for part, sums in enumerate(parts)
             ]
         )
         left = context.low.place(product.left)
         sizes = sizes_of(context.graph.nodes[product.left].shape)
-        address = context.address(left, (*sizes[:-1], 1), number)  # of k = 0
+        address = context.address(left, (*sizes[:-1], 1), self.number)  # of k = 0
         self.left.append((address, f"f.{context.buffer(left.buffer)}_row"))
 
     def _cut(self, sums: list[int]) -> list[list[int]]:
@@ -140,59 +138,57 @@ class Products:
         at_once = self.tile.at_once
         return [sums[k : k + at_once] for k in range(0, len(sums), at_once)]
 
-    @property
-    def weights(self) -> list[Packed]:
-        """All that has to be packed."""
-        return [packed for parts in self.packed for packed in parts]
-
-    def text(self) -> str:
-        """The functions."""
-        return self._in_place() if self.in_place else self._in_order()
-
-    def _in_place(self) -> str:
-        """Weights are read where they lie."""
-        apart = f"{self.accumulators.count} * VL"
-        lines = [
-            "const long unit = tile * VL;",
-            f"const int units = int(least(VL, f.W{self.number} - unit));",
-            f"for (int i = 0; i < R * {self.accumulators.count}; i++)",
-            "    *(vec*)(out + i * VL) = vec{};",
-        ]
-        for k, product in enumerate(self.stage.products):
-            (packed,), (address, row) = self.packed[k], self.left[k]
-            sums = [self.accumulators.of[product.blocks[block]] for block in packed.blocks]
-            head = "head" if packed.per_head else "0"
-            lines += [
-                "{",
-                f"    const int sums[] = {{{', '.join(map(str, sums))}}};",
-                f"    add_in_place<R>(out, {apart}, sums, {address}, {row}, f.p, "
-                f"f.{packed.pointer}, f.{packed.pointer}_count, {head}, unit, units);",
-                "}",
-            ]
-        return self._function("INLINE", self.named(1), lines)
-
-    def named(self, rows: int) -> str:
-        """The function for so many rows."""
-        return f"{'products' if rows <= self.tile.few else 'parts'}{self.number}"
-
-    def _in_order(self) -> str:
-        """Weights have been packed; sums stay in registers."""
+    def _name(self, functions: Functions) -> None:
+        if self.in_place:
+            self._few = functions.name("products", self._added_in_place())
+            return
         few, many = list[str](), list[str]()
         for products, sums in self.accumulators.groups:
             cut = self._cut(sums)
             few += self._part(products, range(len(cut)), sums)
             for k, part in enumerate(cut):
                 many += self._part(products, [k], part)
-        texts = [self._function("INLINE", self.named(1), few)] if self.tile.few else []
+        if self.tile.few:
+            self._few = functions.name("products", few)
         if self.tile.few < self.tile.rows:
             # By itself: what surrounds it would want registers, too, all of which are taken.
-            texts.append(self._function("ALONE", self.named(self.tile.rows), many))
-        return "\n".join(texts)
+            self._many = functions.name("parts", many, alone=True)
 
-    def _function(self, how: str, name: str, lines: list[str]) -> str:
-        head = "const Frame& f, long r, long head, long tile, Ahead next, REAL* out"
-        body = (f"    {line}" for line in lines)
-        return "\n".join(["template <int R>", f"{how} void {name}({head}) {{", *body, "}"])
+    def _added_in_place(self) -> list[str]:
+        """Weights are read where they lie, and sums are added to the tile."""
+        apart = f"{self.accumulators.count} * VL"
+        lines = [f"for (int i = 0; i < R * {apart}; i += VL) *(vec*)(out + i) = vec{{}};"]
+        for k, (product, (packed,)) in enumerate(
+            zip(self.stage.products, self.packed, strict=True)
+        ):
+            sums = [self.accumulators.of[product.blocks[block]] for block in packed.blocks]
+            lines += [
+                "{",
+                f"    const int sums[] = {{{', '.join(map(str, sums))}}};",
+                f"    add_in_place<R>(out, {apart}, sums, terms[{k}]);",
+                "}",
+            ]
+        return lines
+
+    def terms(self) -> list[str]:
+        """What tells the functions of the products of a tile with some rows."""
+        lines = [f"const {'TermInPlace' if self.in_place else 'Term'} terms[] = {{"]
+        for parts, (address, row) in zip(self.packed, self.left, strict=True):
+            for weight in parts:
+                which = ("at, next.at" if weight.per_head else "tile, next.at % tiles") + ", next"
+                where = (
+                    f"{weight.inner}, f.{weight.pointer}, {len(weight.blocks) * self.tile.width}"
+                )
+                if self.in_place:
+                    which = f"{'head' if weight.per_head else '0'}, tile * VL, units"
+                    where = f"f.p, f.{weight.pointer}, f.{weight.pointer}_count"
+                lines.append(f"    {{{address}, {row}, {where}, {which}}},")
+        return [*lines, "};"]
+
+    def call(self, rows: int) -> str:
+        """What makes the sums of a tile with so many rows."""
+        name = self._few if rows <= self.tile.few else self._many
+        return f"{name}<{rows}>(terms, out);"
 
     def _part(self, products: list[int], parts: Sequence[int], sums: list[int]) -> list[str]:
         """These sums into the tile, for which these parts of weights are read."""
@@ -201,36 +197,28 @@ class Products:
         places = [s * width + v for s in sums for v in range(width)]
         lines = ["{", f"    vec acc[{chains}][R][{len(places)}] = {{}};"]
         for k in products:
-            packed = [self.packed[k][part] for part in parts]
-            lines += [f"    {line}" for line in self._term(k, packed, places)]
+            lines += [f"    {line}" for line in self._term(k, parts, places)]
         lines += ["#pragma GCC unroll 8", "    for (int i = 0; i < R; i++) {"]
         for j, place in enumerate(places):
             total = " + ".join(f"acc[{chain}][i][{j}]" for chain in range(chains))
             lines.append(f"        *(vec*)(out + (i * {row} + {place}) * VL) = {total};")
         return [*lines, "    }", "}"]
 
-    def _term(self, k: int, weights: list[Packed], places: list[int]) -> list[str]:
+    def _term(self, k: int, parts: Sequence[int], places: list[int]) -> list[str]:
         """Add one product to the sums at these places in the tile."""
-        tile, (address, row) = self.tile, self.left[k]
-        tiles = f"ceil_div(f.W{self.number}, {tile.width} * VL)"
-        head, onward = "tile", f"next.at % {tiles}"
-        if weights[0].per_head:
-            head, onward = f"head * {tiles} + tile", "next.at"
-        lines = ["{", f"    const REAL* a = {address};", f"    const long row = {row};"]
-        lines.append(f"    const long inner = {weights[0].inner};")
-        reads = []
-        for part, packed in enumerate(weights):
-            panel, begin = len(packed.blocks) * tile.width, f"f.{packed.pointer}"
-            size = f"(inner * {panel} * VL)"
-            lines += [
-                f"    const REAL* w{part} = {begin} + ({head}) * {size};",
-                f"    const REAL* ahead{part} = next.of({begin} + ({onward}) * {size}, inner * VL, "
-                f"{panel}, w{part});",
-            ]
-            reads.append(self._read(k, packed, places))
+        first = sum(map(len, self.packed[:k]))
+        numbers = [first + part for part in parts]
+        term = f"terms[{numbers[0]}]"
+        lines = ["{", f"    const REAL* a = {term}.a;"]
+        lines.append(f"    const long row = {term}.row, inner = {term}.inner;")
+        lines += [
+            f"    const REAL *w{p} = terms[{n}].w, *ahead{p} = terms[{n}].ahead;"
+            for p, n in enumerate(numbers)
+        ]
+        reads = [self._read(k, self.packed[k][part], places) for part in parts]
         lines.append("    long k = 0;")
-        if tile.chains > 1:
-            lines += self._loop(reads, tile.chains)
+        if self.tile.chains > 1:
+            lines += self._loop(reads, self.tile.chains)
         return [*lines, *self._loop(reads, 1), "}"]
 
     def _read(self, k: int, packed: Packed, places: list[int]) -> list[int]:

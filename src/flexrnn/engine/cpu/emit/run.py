@@ -1,7 +1,6 @@
 """What a thread does: it packs its share of the weights, then goes through time."""
 
-from flexrnn.engine.cpu.emit.context import Context
-from flexrnn.engine.cpu.emit.products import Packed
+from flexrnn.engine.cpu.emit.context import Context, Packed
 
 _TOGETHER = 8  # rows that stages without products go through one after another
 _SUMMED = 64  # rows of which values are added up as they are before that is added exactly
@@ -48,8 +47,9 @@ def run(context: Context, weights: list[Packed], *, in_place: bool) -> str:
         *packing,
         "    if (!across) team.count = 1;",
         "    team.helps = !at || patience == Team::NONE;  // who sees to ends is not overtaken",
-        *(["    long added = 0;"] if behind else []),
+        "    f.added = 0;",
         loop,
+        "        f.down = t & 1;",
         "        const long now = reverse ? T - 1 - t : t;",
         "        const long here = at ? at[now] : now;",
         *steps,
@@ -205,28 +205,26 @@ class _Run:
         counts = [k for k in range(len(self.context.loop.stages)) if self._adds_up(k)]
         for k, stage in enumerate(self.context.loop.stages):
             if stage.products:
-                part.append(f"stage{k}(*g, t & 1);")
+                part.append(f"stage{k}(f);")
             else:
-                part.append(f"for (const Frame* h = g; h; h = h->next) stage{k}(*h, h->rows);")
+                rows = "for (const Frame* some = &f; some; some = some->next)"
+                part.append(f"{rows} stage{k}(*some, some->rows);")
             if k in counts[-1:]:
-                lines.append("    added += mine.last - mine.first;")
-                part.append("settled(*g, added);")
+                lines.append("    f.added += mine.last - mine.first;")
+                part.append("settled(f, f.added);")
             if self._waits(k):
-                lines += [
-                    "    team.each([&](long who) {",
-                    "        Frame theirs, next;",
-                    "        const Frame* g = who == id ? &f : &theirs;",
-                    "        if (who != id) {",
-                    "            theirs = f.seen_by(who);",
-                    "            if (f.next) next = f.next->seen_by(who), theirs.next = &next;",
-                    "        }",
-                    *(f"        {line}" for line in part),
-                    "    });",
-                ]
+                if part == [f"stage{k}(f);"]:
+                    lines.append(f"    together<Frame>(team, f, stage{k});")
+                else:
+                    lines += [
+                        "    together<Frame>(team, f, [](const Frame& f) {",
+                        *(f"        {line}" for line in part),
+                        "    });",
+                    ]
                 part = []
         assert not part
         if counts:
-            lines.append(f"    if (added >= {_SUMMED}) added = 0;")
+            lines.append(f"    if (f.added >= {_SUMMED}) f.added = 0;")
         return lines
 
     def _own(self) -> list[str]:
@@ -235,7 +233,7 @@ class _Run:
         lines, k = list[str](), 0
         while k < len(stages):
             if stages[k].products:
-                lines.append(f"    stage{k}(f, t & 1);")
+                lines.append(f"    stage{k}(f);")
                 k += 1
             else:
                 first = k
@@ -256,7 +254,11 @@ class _Run:
             f"    for (long r = g->rows.first; r < g->rows.last; r += {together}) {{",
             f"        const Range some = {{r, least(r + {together}, g->rows.last)}};",
             *(f"        stage{k}(*g, some);" for k in numbers),
-            *(["        added = settled(f, added + some.last - some.first);"] if adds_up else []),
+            *(
+                ["        f.added = settled(f, f.added + some.last - some.first);"]
+                if adds_up
+                else []
+            ),
             "    }",
         ]
 
@@ -281,7 +283,7 @@ class _Run:
             "    return 0;",
             "}\n\n",
         ]
-        return "\n".join(function), ["    if (added) settled(f, added, 0);"]
+        return "\n".join(function), ["    if (f.added) settled(f, f.added, 0);"]
 
     def _waits(self, number: int) -> bool:
         """Whether threads that share units meet behind a stage: others read its results."""

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from flexrnn.engine.cpu.emit.context import Buffer, Context
+from flexrnn.engine.cpu.emit.context import Buffer, Context, Packed
+from flexrnn.engine.cpu.emit.functions import Functions
 from flexrnn.engine.cpu.emit.pointwise import Pointwise, partial
-from flexrnn.engine.cpu.emit.products import Packed, Products, Shape, tile_of
+from flexrnn.engine.cpu.emit.products import Products, Shape, tile_of
 from flexrnn.engine.cpu.emit.run import run
 from flexrnn.engine.lowering.accumulate import Accumulators
 from flexrnn.engine.lowering.stages import Loop
@@ -30,6 +31,7 @@ class Source:
     constants: tuple[float, ...]
     buffers: dict[str, Buffer]
     weights: tuple[Packed, ...]
+    reads: tuple[int, ...]  # of every weight, the stages that read it
 
 
 def source(loop: Loop, *, backward: bool, registers: int, lanes: int, shape: Shape) -> Source:
@@ -42,8 +44,8 @@ def source(loop: Loop, *, backward: bool, registers: int, lanes: int, shape: Sha
         lanes: numbers of a vector.
         shape: of the calls for which it is.
     """
-    context = Context(loop, backward=backward)
-    texts, weights = [], []
+    context, functions = Context(loop, backward=backward), Functions()
+    texts = []
     in_place = shape is Shape.FEW
     for number, stage in enumerate(loop.stages):
         context.size(f"W{number}", stage.domain.units)
@@ -56,22 +58,29 @@ def source(loop: Loop, *, backward: bool, registers: int, lanes: int, shape: Sha
             tile = tile_of(
                 accumulators.widest, registers, shape, full=accumulators.full, vectors=vectors
             )
-            writer = Products(context, number, accumulators, tile, in_place=in_place)
-            texts.append(writer.text())
-            weights += writer.weights
+            writer = Products(context, number, accumulators, tile, functions, in_place=in_place)
             texts.append(Pointwise(context, number, accumulators, tile.width).text())
             texts.append(_tiles(context, writer, accumulators.count))
         else:
             point = Pointwise(context, number, accumulators, 1)
             texts += [point.text(), _rows(context, point)]
+    weights = list(context.weights.values())
     runs = run(context, weights, in_place=in_place)
-    text = "\n".join([_frame(context, weights, in_place), *texts, runs])
+    text = "\n".join(
+        [
+            _frame(context, weights, in_place),
+            functions.text("TermInPlace" if in_place else "Term"),
+            *texts,
+            runs,
+        ]
+    )
     return Source(
         text,
         tuple(context.sizes.values()),
         tuple(context.constants),
         context.buffers,
         tuple(weights),
+        tuple(context.reads[w.pointer] for w in weights),
     )
 
 
@@ -93,6 +102,8 @@ def _frame(context: Context, weights: list[Packed], in_place: bool) -> str:
         "    const Frame* next;  // of the others, if there are some",
         "    long id, of;  // its share of the units, where threads share those",
         "    long part, parts;  // which of how many partial results is its own",
+        "    bool down;  // from its last tile to its first one",
+        "    long added;  // rows that were added up as they are, and not yet exactly",
         "    const double* constants;",
         *sizes,
         *buffers,
@@ -111,38 +122,39 @@ def _frame(context: Context, weights: list[Packed], in_place: bool) -> str:
 def _tiles(context: Context, products: Products, count: int) -> str:
     """A function that goes through the tiles of a thread, each for all its rows."""
     number, tile = products.number, products.tile
-    cases = [
-        f"                case {r}: {products.named(r)}<{r}>(*g, r, head, tile, next, out); break;"
-        for r in range(1, tile.rows + 1)
-    ]
-    groups = f"ceil_div(g->rows.last - r, {tile.rows})"
+    cases = [f"case {r}: {products.call(r)} break;" for r in range(1, tile.rows + 1)]
+    groups = f"ceil_div(f.rows.last - r, {tile.rows})"
+    indent = " " * 16
     return "\n".join([
-        f"static void stage{number}(const Frame& f, bool down) {{",
+        f"static void stage{number}(const Frame& f) {{",
         f"    alignas(64) REAL out[{tile.rows * count * tile.width} * VL];",
-        f"    const long tiles = ceil_div(f.W{number}, {tile.width} * VL);",
+        f"    const long units = f.W{number}, tiles = ceil_div(units, {tile.width} * VL);",
         f"    const Range mine = share(f.G{number} * tiles, f.id, f.of);",
         *_cleared(context, number),
         "    for (long i = mine.first; i < mine.last; i++) {",
         "        // Up and down in turn: what was read last is still in the cache.",
-        "        const long at = down ? mine.last - 1 - (i - mine.first) : i;",
+        "        const long at = f.down ? mine.last - 1 - (i - mine.first) : i;",
         "        const long head = at / tiles, tile = at % tiles;",
-        "        Ahead next{i + 1 < mine.last ? down ? at - 1 : at + 1 : at};",
-        "        for (const Frame* g = &f; g; g = g->next)",
-        "            for (long r = g->rows.first, n; r < g->rows.last; r += n, next.group++) {",
-        f"                n = ceil_div(g->rows.last - r, {groups});",
-        "                switch (n) {",
-        *cases,
-        "                }",
+        "        Ahead next{i + 1 < mine.last ? f.down ? at - 1 : at + 1 : at};",
+        "        for (const Frame* some = &f; some; some = some->next) {",
+        "            const Frame& f = *some;",
+        "            for (long r = f.rows.first, n; r < f.rows.last; r += n, next.group++) {",
+        f"                n = ceil_div(f.rows.last - r, {groups});",
+        *(f"{indent}{line}" for line in products.terms()),
+        f"{indent}switch (n) {{",
+        *(f"{indent}{line}" for line in cases),
+        f"{indent}}}",
         f"                for (long v = 0; v < {tile.width}; v++) {{",
         f"                    const long unit = (tile * {tile.width} + v) * VL;",
-        f"                    const long left = f.W{number} - unit;",
+        "                    const long left = units - unit;",
         "                    if (left >= VL)",
-        f"                        point{number}<false>(*g, out + v * VL, r, n, head, unit, VL);",
+        f"                        point{number}<false>(f, out + v * VL, r, n, head, unit, VL);",
         "                    else if (left > 0)",
-        f"                        point{number}<true>(*g, out + v * VL, r, n, head, unit, "
+        f"                        point{number}<true>(f, out + v * VL, r, n, head, unit, "
         "int(left));",
         "                }",
         "            }",
+        "        }",
         "    }",
         "}\n",
     ])  # fmt: skip
@@ -216,12 +228,15 @@ def _begin(context: Context, index: int) -> str:
 
 def _cleared(context: Context, number: int) -> list[str]:
     """Begin the reductions that this stage gathers."""
-    return [
-        line
-        for index in context.loop.stages[number].reduced
-        for line in (
+    reduced = context.loop.stages[number].reduced
+    begin = (f"            {partial(context, k)} = {_begin(context, k)};" for k in reduced)
+    return (
+        [
             "    for (long r = f.all.first; r < f.all.last; r++)",
-            f"        for (long head = 0; head < f.G{number}; head++)",
-            f"            {partial(context, index)} = {_begin(context, index)};",
-        )
-    ]
+            f"        for (long head = 0; head < f.G{number}; head++) {{",
+            *begin,
+            "        }",
+        ]
+        if reduced
+        else []
+    )

@@ -125,6 +125,17 @@ struct Team {
     }
 };
 
+// A round of what is done at a step: `pass` sees the step as the thread does whose share it is. By
+// itself, for a step may have a hundred passes.
+template <class Frame> ALONE void together(Team& team, const Frame& f, void (*pass)(const Frame&)) {
+    team.each([&](long who) {
+        if (who == f.id) return pass(f);
+        Frame theirs = f.seen_by(who), next;
+        if (f.next) next = f.next->seen_by(who), theirs.next = &next;
+        pass(theirs);
+    });
+}
+
 // Whether one thread does the shares of all, because the others did not come when they were last asked
 // to: waiting for a core costs more than a call. They are asked again after so many calls.
 struct Alone {
@@ -247,20 +258,32 @@ ALONE void add_rows(REAL* out, long apart, const REAL* a, long row, const REAL* 
     }
 }
 
-// Products of R rows with a weight as it lies in memory, for calls of so few steps and rows that
-// laying it out anew would take longer. Block b adds to the vector `sums[b]` of each row of `out`;
-// these are `apart`.
+// A product of a tile's rows with a weight as it lies in memory, for calls of so few steps and rows
+// that laying it out anew would take longer.
+struct TermInPlace {
+    const REAL* a;  // where the first row of the left operand begins
+    long row;  // from there to where the next one does
+    void** p;  // where all memories begin
+    const Piece* pieces;
+    long count;  // of these
+    long head;
+    long unit, units;  // of every block the first column that the tile reads, and how many there are
+};
+
+// Adds such a product of R rows, block b to the vector `sums[b]` of each row of `out`; these are
+// `apart`.
 template <int R>
-INLINE void add_in_place(REAL* out, long apart, const int* sums, const REAL* a, long row, void** p,
-                         const Piece* pieces, long count, long head, long unit, int units) {
-    for (long i = 0; i < count; i++) {
-        const Piece& piece = pieces[i];
-        const REAL* w = (const REAL*)p[piece.pointer] + head * piece.head + unit * piece.column;
+INLINE void add_in_place(REAL* out, long apart, const int* sums, const TermInPlace& term) {
+    const int units = int(least(VL, term.units - term.unit));
+    for (long i = 0; i < term.count; i++) {
+        const Piece& piece = term.pieces[i];
+        const REAL* w = (const REAL*)term.p[piece.pointer] + term.head * piece.head +
+                        term.unit * piece.column;
         REAL* into = out + sums[piece.block] * VL;
-        const REAL* from = a + piece.first;
+        const REAL* from = term.a + piece.first;
         const long K = piece.last - piece.first;
-        if (piece.row == 1) add_dots<R>(into, apart, from, row, w, K, piece.column, units);
-        else add_rows<R>(into, apart, from, row, w, K, piece.row, units);
+        if (piece.row == 1) add_dots<R>(into, apart, from, term.row, w, K, piece.column, units);
+        else add_rows<R>(into, apart, from, term.row, w, K, piece.row, units);
     }
 }
 
@@ -272,6 +295,20 @@ struct Ahead {
     const REAL* of(const REAL* next, long vectors, long most, const REAL* now) const {
         return group < most ? next + group * vectors : now;
     }
+};
+
+// A product of a tile's rows with a packed weight.
+struct Term {
+    const REAL* a;  // where the first row of the left operand begins
+    long row;  // from there to where the next one does
+    long inner;  // K
+    const REAL* w;  // of every k what the tile reads: a panel of some vectors
+    const REAL* ahead;  // what it asks for of the next tile's
+
+    Term(const REAL* a, long row, long inner, const REAL* packed, long panel, long at, long next_at,
+         Ahead next)
+        : a(a), row(row), inner(inner), w(packed + at * inner * panel * VL),
+          ahead(next.of(packed + next_at * inner * panel * VL, inner * VL, panel, w)) {}
 };
 
 // What a tile will read: soon, in 8 values of k, and one vector of the tile after it. Caches load
