@@ -181,8 +181,7 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "units regrouped": (
         lambda c, z, h: h + z.repeat(1, 845).view(-1, 65, 65).mT.reshape(-1, 4225)[:, :5],
         "it swaps axes behind the batch of 65 and 65 places"),
-    "the place of a maximum": (
-        lambda c, z, h: h + z.max(-1, keepdim=True).indices, "a program has no result 1 of it"),
+    "the place of a maximum of all": (lambda c, z, h: h + z.argmax(), "aten.argmax"),
     "products of many, one by one": (
         lambda c, z, h: h + z.repeat(1, 20).cumprod(-1)[:, :5], "it multiplies 100 numbers"),
     "units by number, written": (units_written, "other than units of real numbers"),
@@ -230,7 +229,7 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "a table of rows": (lambda c, z, h: h + (z.sum(-1) * z.sum(-1, keepdim=True))[:, :1], "batch"),
     "sorting": (lambda c, z, h: h + z.sort(-1).values, "aten.sort"),
     "the inverse of erf": (lambda c, z, h: h + torch.erfinv(z.tanh() / 2), "aten.erfinv"),
-    "whole numbers": (lambda c, z, h: h + (z > 0).sum(-1, keepdim=True), "torch.int64"),
+    "whole numbers": (lambda c, z, h: h + (z > 0).sum(-1, keepdim=True) ** 2, "torch.int64"),
     "other floats": (lambda c, z, h: h + (z.half() * 2).double(), "torch.float16"),
     "other floats made": (lambda c, z, h: h + (z > 0) * torch.full((5,), 0.1), "torch.float32"),
     "a branch on a value": (lambda c, z, h: h + z if z.sum() > 0 else h, "it takes a number out"),

@@ -17,7 +17,7 @@ from flexrnn.engine.compiler.cuts import MOST
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
 
 
-def _as_torch(original: Callable[..., Any], spelling: Callable[..., Any]) -> Callable[..., Any]:
+def as_torch(original: Callable[..., Any], spelling: Callable[..., Any]) -> Callable[..., Any]:
     """A spelling for calls that it has the arguments of; others are torch's own."""
     signature = inspect.signature(spelling)
 
@@ -35,7 +35,7 @@ def _as_torch(original: Callable[..., Any], spelling: Callable[..., Any]) -> Cal
 
 def cumsum(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
     """`torch.cumsum`: times a triangle of ones."""
-    if not _has_real_units(input, dim) or dtype not in (None, input.dtype):
+    if not has_real_units(input, dim) or dtype not in (None, input.dtype):
         return torch.cumsum(input, dim, dtype=dtype)
     sizes = (input.shape[dim], input.shape[dim])
     return _times(input, torch.ones(sizes, dtype=input.dtype, device=input.device).triu(), dim)
@@ -43,7 +43,7 @@ def cumsum(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tens
 
 def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """`torch.index_select`."""
-    if not _has_real_units(input, dim) or not index.numel():
+    if not has_real_units(input, dim) or not index.numel():
         return torch.index_select(input, dim, index)
     return _times(input, _one_hot(input, dim).index_select(1, index), dim)
 
@@ -70,7 +70,7 @@ def get_item(x: Tensor, index: Any) -> Tensor:
         spans = _spans(numbers, rest.shape[dim]) if _is_behind_batch(rest, dim) else []
         if 0 < len(spans) <= MOST:
             return torch.cat([rest.narrow(dim, k, count) for k, count in spans], dim)
-    if not _has_real_units(rest, dim):
+    if not has_real_units(rest, dim):
         return x[index]
     matrix = _one_hot(rest, dim)[:, numbers]  # (N,) and the shape of the numbers
     return _times(rest, matrix.flatten(1), dim).unflatten(dim, matrix.shape[1:])
@@ -126,7 +126,7 @@ def _is_behind_batch(x: Tensor, dim: int) -> bool:
     return is_of_rows(x) and -x.dim() <= dim < x.dim() and dim % x.dim() != 0
 
 
-def _has_real_units(x: Tensor, dim: int) -> bool:
+def has_real_units(x: Tensor, dim: int) -> bool:
     """Whether this is an axis behind the batch, of real numbers."""
     return x.is_floating_point() and _is_behind_batch(x, dim)
 
@@ -150,7 +150,7 @@ def by_heads(x: Tensor, weight: Tensor) -> Tensor:
 
 
 SPELT: dict[Any, Any] = {
-    original: _as_torch(original, spelling)
+    original: as_torch(original, spelling)
     for spelling, originals in (
         (cumsum, (torch.cumsum, Tensor.cumsum)),
         (index_select, (torch.index_select, Tensor.index_select)),

@@ -31,11 +31,18 @@ def check(node: fx.Node, operands: Sequence[fx.Node], dtype: torch.dtype) -> Non
     if _is_exact(node, name, dtype):
         node.meta["exact"] = True
         return
-    rows = (arg.meta.get("val") for arg in node.all_input_nodes)
+    rows = [arg.meta.get("val") for arg in node.all_input_nodes]
+    mixes = promotes(name) or name == "cat"
     yields = name == "_to_copy" or (
-        promotes(name) and any(isinstance(v, Tensor) and v.dtype == dtype and v.dim() for v in rows)
+        mixes and any(isinstance(v, Tensor) and v.dtype == dtype and v.dim() for v in rows)
     )
-    others = (arg for arg in operands if not (yields and "exact" in arg.meta))
+    # Of whole numbers torch makes what they are put beside, or what a division has.
+    counts = mixes and isinstance(result, Tensor) and result.dtype in (dtype, torch.bool)
+
+    def is_same(arg: fx.Node) -> bool:
+        return "exact" in arg.meta and (yields or (counts and arg.meta["val"].dtype in WHOLE))
+
+    others = (arg for arg in operands if not is_same(arg))
     found = [("result", result), *(("operand", arg.meta.get("val")) for arg in others)]
     for what, value in found:
         if isinstance(value, Tensor) and value.dtype not in (dtype, torch.bool):
@@ -45,19 +52,43 @@ def check(node: fx.Node, operands: Sequence[fx.Node], dtype: torch.dtype) -> Non
 def _is_exact(node: fx.Node, name: str, dtype: torch.dtype) -> bool:
     """Whether a result of a lesser dtype than the program's has the same numbers in that."""
     result = node.meta.get("val")
-    if not isinstance(result, Tensor) or result.dtype == dtype or not result.is_floating_point():
+    if not isinstance(result, Tensor) or result.dtype in (dtype, torch.bool):
         return False
     if name in _MOVES:
         return "exact" in node.all_input_nodes[0].meta
+    if result.dtype in WHOLE:
+        return dtype in _EXACT and _is_whole(node, name, dtype)
+    if not result.is_floating_point():
+        return False
     if name not in ("_to_copy", "where") or torch.promote_types(result.dtype, dtype) != dtype:
         return False
+    if name == "_to_copy" and node.all_input_nodes[0].meta["val"].dtype in WHOLE:
+        return dtype in _EXACT and result.dtype in _EXACT
     truth, *others = node.all_input_nodes
     return truth.meta["val"].dtype == torch.bool and all(
         _is_chosen(arg, result.dtype) for arg in others
     )
 
 
-_MOVES = ("detach", "clone", "alias", "slice", "select", "unsqueeze", "squeeze", "view", "expand")
+def _is_whole(node: fx.Node, name: str, dtype: torch.dtype) -> bool:
+    """Whether whole numbers are made of such, or of truth values, or by cutting off what is behind.
+
+    A product of them may be too large for a real number that has as many bits.
+    """
+    if name == "_to_copy" and node.all_input_nodes[0].meta["val"].dtype == dtype:
+        return True
+    return name in _COUNTS and all(
+        arg.meta["val"].dtype == torch.bool or arg.meta["val"].dtype in WHOLE
+        for arg in node.all_input_nodes
+    )
+
+
+WHOLE = (torch.int64, torch.int32)
+_EXACT = (torch.float64, torch.float32)  # of whole numbers up to two to the power of 24
+_COUNTS = ("_to_copy", "sum", "amax", "amin", "where", "cat", "add", "sub", "rsub", "neg", "abs",
+           "clamp", "clamp_min", "clamp_max", "maximum", "minimum")  # fmt: skip
+_MOVES = ("detach", "clone", "alias", "slice", "select", "unsqueeze", "squeeze", "view", "expand",
+          "permute", "transpose", "t")  # fmt: skip
 
 
 def _is_chosen(arg: fx.Node, dtype: torch.dtype) -> bool:

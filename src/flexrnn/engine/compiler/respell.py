@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.functional import linear
 
-from flexrnn.engine.compiler import columns
+from flexrnn.engine.compiler import chosen, columns
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
 
 # Products that a row may sum up where it multiplies matrices of its own: generated code goes
@@ -274,35 +274,39 @@ def _len(x: Tensor) -> int:
     return len(x)
 
 
-RESPELT: dict[Any, Any] = columns.SPELT | {
-    Tensor.__len__: _len,
-    torch.where: _where,
-    Tensor.where: lambda x, condition, other: _where(condition, x, other),
-    torch.matmul: _matmul,
-    Tensor.matmul: _matmul,
-    Tensor.__matmul__: _matmul,
-    torch.einsum: _einsum,
-    vars(Tensor.__base__)["data"].__get__: Tensor.detach,
-    Tensor.__setitem__: _set_item,
-    torch.rms_norm: _rms_norm,
-    F.rms_norm: _rms_norm,
-    torch.cosine_similarity: _cosine_similarity,
-    torch.tensor: _tensor,
-    Tensor.fill_diagonal_: _fill_diagonal,
-    torch.dropout: lambda x, p, train: _dropout(x, p, train),
-    F.dropout: _dropout,
-    F.alpha_dropout: _other_dropout,
-    F.feature_alpha_dropout: _other_dropout,
-    torch.baddbmm: _baddbmm,
-    torch.lerp: _lerp,
-    Tensor.lerp: _lerp,
-    F.linear: _linear,
-    F.bilinear: _bilinear,
-    F.gumbel_softmax: _gumbel_softmax,
-    F.scaled_dot_product_attention: _attention,
-    F.pad: _pad,
-    torch.lstm_cell: _lstm_cell,
-    torch.gru_cell: _gru_cell,
-    torch.rnn_tanh_cell: _rnn_cell(torch.tanh),
-    torch.rnn_relu_cell: _rnn_cell(torch.relu),
-}
+RESPELT: dict[Any, Any] = (
+    columns.SPELT
+    | chosen.SPELT
+    | {
+        Tensor.__len__: _len,
+        torch.where: _where,
+        Tensor.where: lambda x, condition, other: _where(condition, x, other),
+        torch.matmul: _matmul,
+        Tensor.matmul: _matmul,
+        Tensor.__matmul__: _matmul,
+        torch.einsum: _einsum,
+        vars(Tensor.__base__)["data"].__get__: Tensor.detach,
+        Tensor.__setitem__: _set_item,
+        torch.rms_norm: _rms_norm,
+        F.rms_norm: _rms_norm,
+        torch.cosine_similarity: _cosine_similarity,
+        torch.tensor: _tensor,
+        Tensor.fill_diagonal_: _fill_diagonal,
+        torch.dropout: lambda x, p, train: _dropout(x, p, train),
+        F.dropout: _dropout,
+        F.alpha_dropout: _other_dropout,
+        F.feature_alpha_dropout: _other_dropout,
+        torch.baddbmm: _baddbmm,
+        torch.lerp: _lerp,
+        Tensor.lerp: _lerp,
+        F.linear: _linear,
+        F.bilinear: _bilinear,
+        F.gumbel_softmax: _gumbel_softmax,
+        F.scaled_dot_product_attention: _attention,
+        F.pad: _pad,
+        torch.lstm_cell: _lstm_cell,
+        torch.gru_cell: _gru_cell,
+        torch.rnn_tanh_cell: _rnn_cell(torch.tanh),
+        torch.rnn_relu_cell: _rnn_cell(torch.relu),
+    }
+)

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import torch
+
 from flexrnn.engine.compiler.aten.builder import (
     TO_THE_END,
     Builder,
@@ -48,7 +50,8 @@ def _same(b: Builder, a: Ref, **kwargs: Any) -> Ref:
 
 @handles(HANDLERS, "_to_copy")
 def _to_copy(b: Builder, a: Ref, **kwargs: Any) -> Ref:
-    return b.real(a)  # the tracer refuses every other conversion
+    whole = kwargs.get("dtype") in (torch.int64, torch.int32) and not b.graph.nodes[a].boolean
+    return b.op("trunc", a) if whole else b.real(a)  # the tracer refuses every other conversion
 
 
 @handles(HANDLERS, "detach")

@@ -1,0 +1,211 @@
+"""Spellings: units whose numbers a row finds out itself, as `argmax` does, and what they pick.
+
+A program has no whole numbers, but reals that are whole say the same. Which unit is the largest is
+found by comparing all of them with the largest; what a number picks, by comparing the number with
+those of all units.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from flexrnn.engine.compiler import columns
+from flexrnn.engine.compiler.columns import as_torch, by_heads, has_real_units, is_of_rows
+from flexrnn.engine.compiler.cuts import MOST
+from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
+
+_MOST = 8  # of the largest units that are looked for one after another
+_WIDE = 4096  # units among which a number is looked for: each takes a comparison
+
+
+def _has_units(x: Tensor, dim: int) -> bool:
+    """Whether this is an axis behind the batch, of so few units that their numbers are exact."""
+    return has_real_units(x, dim) and x.shape[dim] <= 2 / torch.finfo(x.dtype).eps
+
+
+def _numbers(x: Tensor, dim: int) -> Tensor:
+    """The numbers of an axis, so that they lie along it."""
+    numbers = torch.arange(x.shape[dim], dtype=x.dtype, device=x.device)
+    return numbers.view(-1, *(1 for _ in range(x.dim() - 1 - dim % x.dim())))
+
+
+def _first(x: Tensor, dim: int, taken: Tensor | None = None) -> Tensor:
+    """The number of the largest unit that is not taken: the first of several, or what is nan."""
+    free = x if taken is None else torch.where(taken, torch.full((), -math.inf, dtype=x.dtype), x)
+    found = (free == free.amax(dim, keepdim=True)) | (free != free)
+    found = found if taken is None else found & ~taken
+    size = torch.full((), float(x.shape[dim]), dtype=x.dtype)
+    return torch.where(found, _numbers(x, dim), size).amin(dim, keepdim=True)
+
+
+def _extreme(original: Callable[..., Tensor], sign: int) -> Callable[..., Tensor]:
+    """`torch.argmax` or `torch.argmin`."""
+
+    def spelt(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+        if dim is None or not _has_units(input, dim):
+            return original(input, dim, keepdim)
+        number = _first(input * sign, dim).long()
+        return number if keepdim else number.squeeze(dim)
+
+    return spelt
+
+
+def _extremes(original: Callable[..., Any], kind: Any, sign: int) -> Callable[..., Any]:
+    """`torch.max` or `torch.min` along an axis: values and numbers."""
+
+    def spelt(input: Tensor, dim: Any, keepdim: bool = False) -> Any:
+        if isinstance(dim, Tensor):  # of two tensors
+            return original(input, dim)
+        found = original(input, dim, keepdim)
+        if not _has_units(input, dim):
+            return found
+        number = _first(input * sign, dim).long()
+        return kind((found[0], number if keepdim else number.squeeze(dim)))
+
+    return spelt
+
+
+def _topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    if not (_has_units(input, dim) and 0 < k <= min(_MOST, input.shape[dim])):
+        return torch.topk(input, k, dim, largest, sorted)
+    order, numbers = input if largest else -input, _numbers(input, dim)
+    zero, taken = torch.full((), 0.0, dtype=input.dtype), None
+    values, places = list[Tensor](), list[Tensor]()
+    for _ in range(k):
+        place = _first(order, dim, taken)
+        here = numbers == place
+        values.append(torch.where(here, input, zero).sum(dim, keepdim=True))
+        places.append(place)
+        taken = here if taken is None else taken | here
+    return torch.return_types.topk((torch.cat(values, dim), torch.cat(places, dim).long()))
+
+
+def _is_number(x: Any) -> bool:
+    """Whether every row has numbers of its own."""
+    return isinstance(x, Tensor) and is_of_rows(x) and x.dtype in (torch.int64, torch.int32)
+
+
+def _are(numbers: Tensor, size: int, dtype: torch.dtype = torch.int64) -> Tensor:
+    """Behind each number, of every unit whether it is that one."""
+    return numbers.unsqueeze(-1) == torch.arange(size, dtype=dtype, device=numbers.device)
+
+
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    if not _is_number(tensor):
+        return F.one_hot(tensor, num_classes)
+    if num_classes < 0:
+        raise CannotCompileError(
+            "one_hot cannot be compiled: how many classes there are is not known before the step "
+            f"runs; num_classes says it, {users_line(frames())}"
+        )
+    return _are(tensor, num_classes).long()
+
+
+def _embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """A product with ones and zeros; nan where there is no such row."""
+    usual = max_norm is None and not scale_grad_by_freq and not sparse
+    if not (usual and _is_number(input) and _is_table(weight)):
+        return F.embedding(
+            input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse
+        )
+    size = weight.shape[0]
+    if padding_idx is not None:  # that row learns nothing
+        rows = torch.arange(size, device=weight.device).unsqueeze(-1)
+        weight = torch.where(rows == padding_idx % size, weight.detach(), weight)
+    here = _are(input, size)
+    ones = here.to(weight.dtype)
+    if input.dim() == 1:
+        picked = ones @ weight
+    else:
+        picked = by_heads(ones.flatten(1, -2), weight).unflatten(1, input.shape[1:])
+    return _or_nan(here, picked)
+
+
+def _is_table(weight: Tensor) -> bool:
+    """Whether this is `(N, E)`, the same for all rows, and not too long to be looked through."""
+    whole = weight.dim() == 2 and weight.is_floating_point() and not is_of_rows(weight)
+    return whole and weight.shape[0] <= _WIDE
+
+
+def _or_nan(here: Tensor, picked: Tensor) -> Tensor:
+    """What has been picked; nan for a number that no unit has, where torch raises an error."""
+    nan = torch.full((), math.nan, dtype=picked.dtype)
+    there = here.any(-1).view(*here.shape[:-1], *(1 for _ in range(picked.dim() - here.dim() + 1)))
+    return torch.where(there, picked, nan)
+
+
+def get_item(x: Tensor, index: Any) -> Tensor:
+    """`x[numbers]`, where every row has its number of a parameter's row; or as units are picked."""
+    if _is_number(index) and _is_table(x):
+        return _embedding(index, x)
+    return columns.get_item(x, index)
+
+
+def _fits(x: Tensor, dim: int, index: Any) -> bool:
+    """Whether numbers of rows pick units of them along an axis, with nothing left out beside it."""
+    if not (_is_number(index) and is_of_rows(x) and x.dim() == index.dim() > 1):
+        return False
+    dim %= x.dim()
+    beside = zip(x.shape[1:], index.shape[1:], strict=True)
+    fits = all(a == b for k, (a, b) in enumerate(beside, 1) if k != dim)
+    return dim > 0 and fits and x.shape[dim] * index.shape[dim] <= _WIDE
+
+
+def _gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Tensor:
+    if not _fits(input, dim, index):
+        return torch.gather(input, dim, index, sparse_grad=sparse_grad)
+    here = _are(index.movedim(dim, -1), input.shape[dim])
+    rows, zero = input.movedim(dim, -1).unsqueeze(-2), torch.full((), 0.0, dtype=input.dtype)
+    return _or_nan(here, torch.where(here, rows, zero).sum(-1)).movedim(-1, dim)
+
+
+def _scatter(input: Tensor, dim: int, index: Tensor, src: Any) -> Tensor:
+    """Of several values for one unit it keeps the last, as torch does on a CPU."""
+    alike = not isinstance(src, Tensor) or (src.shape == index.shape and src.dtype == input.dtype)
+    if not (alike and _fits(input, dim, index) and index.shape[dim] <= MOST):
+        return torch.scatter(input, dim, index, src)
+    here, put = _are(index.movedim(dim, -1), input.shape[dim]), input.movedim(dim, -1)
+    if not isinstance(src, Tensor):
+        src = torch.full((), src, dtype=input.dtype).expand(index.shape)
+    for k, value in enumerate(src.movedim(dim, -1).split(1, -1)):
+        put = torch.where(here.select(-2, k), value, put)
+    return put.movedim(-1, dim)
+
+
+def _scatter_in(input: Tensor, dim: int, index: Tensor, src: Any) -> Tensor:
+    return input.copy_(_scatter(input, dim, index, src))
+
+
+def _count(input: Tensor, dim: Any = None) -> Tensor:
+    return (input != 0).sum(dim)
+
+
+SPELT: dict[Any, Any] = {
+    original: as_torch(original, spelling)
+    for spelling, originals in (
+        (_extreme(torch.argmax, 1), (torch.argmax, Tensor.argmax)),
+        (_extreme(torch.argmin, -1), (torch.argmin, Tensor.argmin)),
+        (_extremes(torch.max, torch.return_types.max, 1), (torch.max, Tensor.max)),
+        (_extremes(torch.min, torch.return_types.min, -1), (torch.min, Tensor.min)),
+        (_topk, (torch.topk, Tensor.topk)),
+        (_one_hot, (F.one_hot,)),
+        (_embedding, (F.embedding, torch.embedding)),
+        (_gather, (torch.gather, Tensor.gather)),
+        (_scatter, (torch.scatter, Tensor.scatter)),
+        (_scatter_in, (Tensor.scatter_,)),
+        (_count, (torch.count_nonzero, Tensor.count_nonzero)),
+    )
+    for original in originals
+} | {Tensor.__getitem__: get_item}
