@@ -35,9 +35,23 @@ class Ready(NamedTuple):
             The kept fields' histories, then the last state.
         """
         row = self.complete(row)
-        if self.about.gradients and torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return self.forward(tuple(row))[: self.ends]
+        if self.about.gradients:
             return _Scan.apply(self, *row)
-        return self.forward(tuple(row))[: self.ends]
+        with torch.no_grad():
+            results = self.forward(tuple(row))[: self.ends]
+        return results if self.batch_sizes is None else self._with_unread(results, row)
+
+    def _with_unread(self, results: tuple[Any, ...], row: Sequence[Tensor]) -> tuple[Any, ...]:
+        """The results of steps without derivative: sequences of no step end in their first state."""
+        assert self.batch_sizes is not None
+        _, state, _ = self.about.parts(row)
+        read = int(self.batch_sizes[0]) if len(self.batch_sizes) else 0
+        if read == len(state[0]):
+            return results
+        ends = zip(results[len(self.keep) :], state, strict=True)
+        return *results[: len(self.keep)], *(torch.cat([e[:read], s[read:]]) for e, s in ends)
 
     def complete(self, row: Sequence[Tensor]) -> Sequence[Tensor]:
         """The operands that a step has, and those that torch makes of them ahead."""

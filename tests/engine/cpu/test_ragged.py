@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+from torch.testing import assert_close
 
 import flexrnn
 from flexrnn import cells
@@ -183,3 +184,27 @@ def test_the_layout_of_a_call_serves_other_lengths(rows: list[list[int] | None])
                 found.append(layer(x, lengths=lengths))
         torch.testing.assert_close(*found, rtol=1e-12, atol=1e-13)
     assert len(rows) == 3
+
+
+class Echo(cells.RNNCell):
+    """Nothing of its state has a derivative, as in an echo-state network."""
+
+    def step(self, x: Tensor, state: cells.HiddenState) -> cells.HiddenState:
+        with torch.no_grad():
+            return super().step(x, state)
+
+
+def test_a_state_without_derivative_hands_none_on() -> None:
+    layer = flexrnn.FlexRNN(Echo, I, H, dtype=torch.float64)
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    hx = torch.randn(1, B, H, dtype=torch.float64, requires_grad=True)
+    lengths = LENGTHS.clone()
+    lengths[1] = 0  # which ends in its first state
+    output, final = layer(x, hx, lengths=lengths)
+    (gradient,) = torch.autograd.grad(final.sum(), [hx])
+    assert_close(gradient.amax((0, 2)), (lengths == 0).double(), rtol=0, atol=0)
+    assert gradient.amin() == 0
+    assert not output.requires_grad
+    assert not layer(x, hx, lengths=LENGTHS)[1].requires_grad
+    with flexrnn.backend("reference"):
+        assert_close((output, final), layer(x, hx, lengths=lengths))
