@@ -44,7 +44,7 @@ class Ready(NamedTuple):
         return results if self.batch_sizes is None else self._with_unread(results, row)
 
     def _with_unread(self, results: tuple[Any, ...], row: Sequence[Tensor]) -> tuple[Any, ...]:
-        """The results of steps without derivative: sequences of no step end in their first state."""
+        """Results of steps without derivative: sequences of no step end in their first state."""
         assert self.batch_sizes is not None
         _, state, _ = self.about.parts(row)
         read = int(self.batch_sizes[0]) if len(self.batch_sizes) else 0

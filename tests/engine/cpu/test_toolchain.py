@@ -11,9 +11,13 @@ import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import pytest
+import torch
 
+import flexrnn
+from flexrnn.engine.cpu import kernel, plan
 from flexrnn.engine.cpu.build import cache, compiler
 from flexrnn.engine.cpu.build.isa import ISAS, machine
 from flexrnn.engine.cpu.build.toolchain import Toolchain, cache_key
@@ -303,3 +307,21 @@ def test_a_library_that_does_not_load_is_no_reason_to_stop(
 
     monkeypatch.setattr(cache, "put", put)
     assert Toolchain().library(SEVEN).answer() == 7
+
+
+def test_a_loop_that_failed_is_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under `auto` every call would otherwise lower its program, only to be told the same."""
+    asked: list[str] = []
+
+    def library(text: str) -> None:
+        asked.append(text)
+        raise CannotRunError("the compiler has not ended")
+
+    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
+    monkeypatch.setattr(kernel, "library", library)
+    layer, x = flexrnn.GRU(3, 4), torch.randn(5, 2, 3)
+    with flexrnn.backend("cpu"):
+        for _ in range(3):
+            with torch.no_grad(), pytest.raises(CannotRunError, match="has not ended"):
+                layer(x)
+    assert len(asked) == 1

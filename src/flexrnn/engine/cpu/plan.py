@@ -53,6 +53,7 @@ class Plan(NamedTuple):
 
 class _Known(NamedTuple):
     plans: dict[Hashable, Plan]
+    failed: dict[Hashable, str]  # why one could not be compiled, which is not tried again
     calls: dict[Hashable, Any]
     weights: int  # numbers in right operands of the forward pass's products
 
@@ -94,25 +95,34 @@ def is_far(weights: int) -> bool:
 
 def plan_of(program: Program, keep: Sequence[str], kind: Kind) -> Plan:
     """Compile a program, or find it compiled."""
-    plans = _of(program).plans
+    plans, failed, *_ = _of(program)
     key = (tuple(keep), kind)
+    if key in failed:
+        raise CannotRunError(failed[key])
     if key not in plans:
-        if any(0 in node.shape for node in program.graph.nodes):
-            raise CannotRunError("the cpu engine wants every tensor to have a number in a row")
-        parts = extract(program, hoist=kind.hoist, keep=keep)
-        how: Any = {"shape": kind.shape, "dtype": kind.dtype}
-        if parts.backward is None:
-            plans[key] = Plan(parts, Kernel(parts.forward.graph, backward=False, **how), None)
-        else:
-            pool = ThreadPoolExecutor(1)  # compilers are other processes
-            try:
-                later = pool.submit(Kernel, parts.backward.graph, backward=True, **how)
-                forward = Kernel(parts.forward.graph, backward=False, **how)
-                outer.prepare(kind.dtype)
-                plans[key] = Plan(parts, forward, later.result())
-            finally:  # whoever is interrupted does not wait for the other compiler
-                pool.shutdown(wait=False)
+        try:
+            plans[key] = _compiled(program, keep, kind)
+        except CannotRunError as error:
+            failed[key] = str(error)
+            raise
     return plans[key]
+
+
+def _compiled(program: Program, keep: Sequence[str], kind: Kind) -> Plan:
+    if any(0 in node.shape for node in program.graph.nodes):
+        raise CannotRunError("the cpu engine wants every tensor to have a number in a row")
+    parts = extract(program, hoist=kind.hoist, keep=keep)
+    how: Any = {"shape": kind.shape, "dtype": kind.dtype}
+    if parts.backward is None:
+        return Plan(parts, Kernel(parts.forward.graph, backward=False, **how), None)
+    pool = ThreadPoolExecutor(1)  # compilers are other processes
+    try:
+        later = pool.submit(Kernel, parts.backward.graph, backward=True, **how)
+        forward = Kernel(parts.forward.graph, backward=False, **how)
+        outer.prepare(kind.dtype)
+        return Plan(parts, forward, later.result())
+    finally:  # whoever is interrupted does not wait for the other compiler
+        pool.shutdown(wait=False)
 
 
 def is_known(program: Program) -> bool:
@@ -154,7 +164,7 @@ def laid_out(
 def _of(program: Program) -> _Known:
     known = _known.get(program.graph)
     if known is None:
-        known = _known[program.graph] = _Known({}, {}, _weights(program))
+        known = _known[program.graph] = _Known({}, {}, {}, _weights(program))
     return known
 
 
