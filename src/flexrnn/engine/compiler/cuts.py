@@ -3,6 +3,7 @@
 from functools import reduce
 
 from flexrnn.engine.compiler.graph import Graph, Node
+from flexrnn.engine.compiler.turned import turned
 
 MOST = 64  # places that are handled one by one where there is another way: each takes compiling
 
@@ -14,7 +15,10 @@ def places(graph: Graph, a: int, axis: int) -> list[int]:
 
 
 def added_up(graph: Graph, a: int, axis: int) -> int:
-    """The sum of the places along an axis, one by one; nothing has to move for it."""
+    """The sum of the places along an axis, one by one, or turned over; nothing moves for it."""
+    shape = graph.nodes[a].shape
+    if axis == -2 and (other := turned(graph, a)) is not None:
+        return graph.add("reshape", graph.add("sum", other), shape=(*shape[:-2], 1, shape[-1]))
     return reduce(lambda x, y: graph.add("add", x, y), places(graph, a, axis))
 
 

@@ -10,6 +10,7 @@ from flexrnn.engine.compiler.aten import views
 from flexrnn.engine.compiler.aten.builder import Builder, Handlers, Ref, Unsupported, handles
 from flexrnn.engine.compiler.cuts import MOST, added_up, places
 from flexrnn.engine.compiler.graph import BATCH, Shape
+from flexrnn.engine.compiler.turned import turned
 
 HANDLERS: Handlers = {}
 _FEW = 8  # places that are combined one by one
@@ -40,6 +41,8 @@ def _with_last(b: Builder, a: Ref, axes: list[int]) -> list[int]:
 def _in_a_row(b: Builder, a: Ref, axes: list[int]) -> Ref:
     """`a` with what is reduced along one axis, the last."""
     shape = b.shape(a)
+    if axes == [-2] and (other := turned(b.graph, a)) is not None:
+        return Ref(other)
     rest = [size for axis, size in zip(range(-len(shape), 0), shape, strict=True)
             if axis not in axes]  # fmt: skip
     moved = _moved(b, a, _with_last(b, a, axes))

@@ -1,0 +1,69 @@
+"""Nodes with their last two axes exchanged, where nothing has to be moved for it.
+
+A sum along the last axis is one pass over memory; along another it would be spelt out place by
+place. What is computed elementwise, of parameters and of rows that are stretched, can as well be
+computed turned over, as the synapses of a liquid time-constant network are: `(B, J, 1)` beside
+`(J, I)`.
+"""
+
+from collections.abc import Callable
+
+from flexrnn.engine.compiler.graph import BATCH, Graph, Shape
+from flexrnn.engine.compiler.ops import OPS
+
+_MOST = 256  # nodes that are computed once more
+_FEW = 8  # places that do not take long to compile one by one
+_VECTOR = 16  # numbers that are computed at once, or about as many
+
+
+def turned(graph: Graph, a: int) -> int | None:
+    """A node `(B, ..., M, N)` as `(B, ..., N, M)`, to reduce what its M places hold.
+
+    None where numbers of a row would move, and where M places are few, and sooner taken in turn.
+    """
+    shape = graph.nodes[a].shape
+    if len(shape) < 3 or shape[-2] == BATCH:
+        return None
+    m, n = int(shape[-2]), int(shape[-1])
+    if m <= _FEW and (m <= 2 or n * -(-m // _VECTOR) > m * -(-n // _VECTOR)):
+        return None
+    known: dict[int, int | None] = {}
+
+    def turn(index: int) -> int | None:
+        if index not in known:
+            known[index] = _turned(graph, index, turn) if len(known) < _MOST else None
+        return known[index]
+
+    return turn(a)
+
+
+def _turned(graph: Graph, index: int, turn: Callable[[int], int | None]) -> int | None:
+    node = graph.nodes[index]
+    shape = node.shape
+    if BATCH in shape and len(shape) < 3:
+        return None
+    if not shape:
+        return index
+    wide = shape if len(shape) > 1 else (1, *shape)
+    if 1 in wide[-2:]:
+        return _in_shape(graph, index, exchanged(wide))
+    if BATCH not in shape:
+        return graph.add("transpose", index)
+    if node.op not in OPS and node.op not in ("detach", "expand"):
+        return None
+    args = [turn(arg) for arg in node.args]
+    found = [arg for arg in args if arg is not None]
+    if len(found) < len(args):
+        return None
+    if node.op == "expand":
+        return graph.add("expand", *found, shape=exchanged(shape))
+    return graph.add(node.op, *found, **dict(node.attrs))
+
+
+def exchanged(shape: Shape) -> Shape:
+    """A shape with its last two axes exchanged."""
+    return (*shape[:-2], shape[-1], shape[-2])
+
+
+def _in_shape(graph: Graph, index: int, shape: Shape) -> int:
+    return index if graph.nodes[index].shape == shape else graph.add("reshape", index, shape=shape)
