@@ -20,6 +20,12 @@ from flexrnn.engine.step import Native, frozen, object_at
 from flexrnn.equivalent import native_of
 from flexrnn.regularize import Drop
 
+# What a module of torch's changes, and what would change nothing.
+_INSTEAD = {
+    "_flat_weight_refs": "; a module such as nn.GRUCell is for a step",
+    "weight": "; what is in torch.nn.utils.parametrizations changes none",
+}
+
 
 class CellStep:
     """The step that an engine runs for a layer: `(inputs_t, state) -> state`.
@@ -138,8 +144,8 @@ class CellStep:
         for name, value in _attributes(step._running).items():  # inside a list, say, or a module
             if before.get(name) != value:
                 raise CannotCompileError(
-                    f"{type(self.cell).__name__}.step changes the attribute {name}, "
-                    f"{_definition(self.cell.step)}"
+                    f"{type(self.cell).__name__}.step changes the attribute {name}"
+                    f"{_INSTEAD.get(name.rpartition('.')[2], '')}, {_definition(self.cell.step)}"
                 )
         return tuple(new)
 

@@ -91,6 +91,9 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "gather": lambda c, x, h: (
         x @ c.W + h.gather(-1, h.topk(2).indices).repeat(1, 2)
     ),
+    "take_along_dim": lambda c, x, h: (
+        x @ c.W + torch.take_along_dim(h, (x @ c.W).argmin(-1, keepdim=True), dim=1)
+    ),
     "gather of heads": lambda c, x, h: (
         x @ c.W + halves(h).gather(1, halves(h).argmax(1, keepdim=True)).flatten(1).repeat(1, 2)
     ),

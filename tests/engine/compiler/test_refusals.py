@@ -17,6 +17,7 @@ from flexrnn import cells
 OUTSIDE = torch.randn(5, dtype=torch.float64)
 WRITES = "it writes into the input, the state, a parameter or a buffer"
 COURSE = "the step's course depends on the batch size"
+ASKED = "it asks for the batch size"
 ACROSS = "it works across the batch"
 UNKNOWN = "it is not among the operations of the table"
 
@@ -176,8 +177,6 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "rows shifted": (lambda c, z, h: h + z.roll(1, 0), ACROSS),
     "all rows shifted": (lambda c, z, h: h + z.roll(1), ACROSS),
     "the third norm": (lambda c, z, h: h + z.norm(3, -1, keepdim=True), "a norm of order 3"),
-    "the largest number": (
-        lambda c, z, h: h + torch.nan_to_num(z), "the largest number of the dtype"),
     "units regrouped": (
         lambda c, z, h: h + z.repeat(1, 845).view(-1, 65, 65).mT.reshape(-1, 4225)[:, :5],
         "it swaps axes behind the batch of 65 and 65 places"),
@@ -207,12 +206,12 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
         lambda c, z, h: h + z[:, torch.arange(5) % 2 == 0].sum(-1, keepdim=True),
         "how many it picks is not known"),
     "all by a mask": (lambda c, z, h: h + z[z > 0].sum(), "how many it picks is not known"),
-    "units of rows": (lambda c, z, h: h + z[[0, 1], [1, 2]][:, None], COURSE),
-    "rows by number": (lambda c, z, h: h + z[[1, 0]], COURSE),
-    "rows by a tensor": (lambda c, z, h: h + z[torch.tensor([1, 0]), ...], COURSE),
+    "units of rows": (lambda c, z, h: h + z[[0, 1], [1, 2]][:, None], ASKED),
+    "rows by number": (lambda c, z, h: h + z[[1, 0]], ASKED),
+    "rows by a tensor": (lambda c, z, h: h + z[torch.tensor([1, 0]), ...], ASKED),
     "no unit": (lambda c, z, h: h + heads(z).mT[:, 2:2].sum(1)[:, :1], "a slice of nothing"),
-    "rows by their numbers": (lambda c, z, h: h + z.t().unbind(1)[0], COURSE),
-    "a part of turned rows": (lambda c, z, h: h + z.t()[:, ::2].sum(-1), COURSE),
+    "rows by their numbers": (lambda c, z, h: h + z.t().unbind(1)[0], ASKED),
+    "a part of turned rows": (lambda c, z, h: h + z.t()[:, ::2].sum(-1), ASKED),
     "a product of rows and rows": (
         lambda c, z, h: h + torch.addmm(c.inner.bias, z, h.T @ z), "the batch"),
     "rows for heads": (

@@ -171,6 +171,12 @@ def _gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False
     return _or_nan(here, torch.where(here, rows, zero).sum(-1)).movedim(-1, dim)
 
 
+def _take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
+    if dim is None or not _fits(input, dim, indices):
+        return torch.take_along_dim(input, indices, dim)
+    return _gather(input, dim, indices)
+
+
 def _scatter(input: Tensor, dim: int, index: Tensor, src: Any) -> Tensor:
     """Of several values for one unit it keeps the last, as torch does on a CPU."""
     alike = not isinstance(src, Tensor) or (src.shape == index.shape and src.dtype == input.dtype)
@@ -203,6 +209,7 @@ SPELT: dict[Any, Any] = {
         (_one_hot, (F.one_hot,)),
         (_embedding, (F.embedding, torch.embedding)),
         (_gather, (torch.gather, Tensor.gather)),
+        (_take_along_dim, (torch.take_along_dim, Tensor.take_along_dim)),
         (_scatter, (torch.scatter, Tensor.scatter)),
         (_scatter_in, (Tensor.scatter_,)),
         (_count, (torch.count_nonzero, Tensor.count_nonzero)),

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 import torch
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 
 class CannotCompileError(RuntimeError):
@@ -55,3 +56,33 @@ def _chain(last: TracebackType | None) -> Iterator[TracebackType]:
     while last is not None:
         yield last
         last = last.tb_next
+
+
+def reason_of(error: Exception, operation: str) -> str:
+    """What an exception says of a step that was run on tensors without values.
+
+    Args:
+        error: the exception.
+        operation: the innermost one that it came from, or nothing.
+    """
+    if "convert all Tensors to FakeTensors" in str(error):
+        return (
+            "a tensor is used that is neither input, state nor an attribute of the cell; "
+            "register_buffer makes it one"
+        )
+    if "autograd.Function" in str(error) or "custom_function_call" in str(error):
+        return (
+            "a torch.autograd.Function cannot be compiled: its derivative is its own; "
+            "s + (y - s).detach() has the value of y and the derivative of s"
+        )
+    what = f"{operation} cannot be compiled" if operation else "the step cannot be traced"
+    if operation == "__bool__":
+        return f"{what}: {TAKEN}, as `if` and `assert` do; torch.where chooses row by row"
+    if operation in _TAKES_OUT or isinstance(error, GuardOnDataDependentSymNode):
+        return f"{what}: {TAKEN}"
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{what}: {first}"
+
+
+TAKEN = "it takes a number out of a tensor"
+_TAKES_OUT = ("__float__", "__int__", "__index__", "item", "tolist", "numpy")

@@ -17,7 +17,9 @@ from torch.fx import traceback
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from flexrnn.engine.compiler.batch import BatchSize
 from flexrnn.engine.compiler.chance import Chance
+from flexrnn.engine.compiler.columns import is_of_rows
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, is_users, users_line
 from flexrnn.engine.compiler.respell import RESPELT
 
@@ -25,8 +27,9 @@ from flexrnn.engine.compiler.respell import RESPELT
 class Spelling(TorchFunctionMode):
     """Note the line of the person's code, respell, and refuse."""
 
-    def __init__(self) -> None:
+    def __init__(self, sizes: BatchSize) -> None:
         super().__init__()
+        self.sizes = sizes
         self.given: tuple[Tensor, ...] = ()  # what the step may read and not write
         self.learns = torch.is_grad_enabled()
         self.infers = torch.is_inference_mode_enabled()
@@ -34,6 +37,7 @@ class Spelling(TorchFunctionMode):
         self.chance = Chance()
         self.apart: list[Tensor] = []  # they share memory with what has a derivative of its own
         self.failed = ""  # the operation that an exception came from
+        self.asked = ""  # the operation that asked for the batch size
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         place = users_line(frames())
@@ -43,11 +47,15 @@ class Spelling(TorchFunctionMode):
             self._switch(bool(args[0]), place)
             return func(*args)
         self._check(func, name, args, place)
+        known = self.sizes.question
         try:
             result = RESPELT.get(func, func)(*args, **kwargs)
         except Exception:
             self.failed = self.failed or name
             raise
+        finally:
+            if self.sizes.question is not known:
+                self.asked = name
         written = torch._functionalize_has_data_mutation  # pyright: ignore[reportAttributeAccessIssue]
         if any(map(written, self.given)):
             self.given = ()  # on its way out the error may come by here
@@ -69,6 +77,11 @@ class Spelling(TorchFunctionMode):
         self.check_chance(place)
         if torch.is_inference_mode_enabled() != self.infers:
             raise CannotCompileError(f"inference mode is switched inside the step, {place}")
+        if (name in _COMPLEX or name.startswith("fft_")) and args and is_of_rows(args[0]):
+            raise CannotCompileError(
+                f"{name} cannot be compiled: it makes complex numbers, which two real ones can be, "
+                f"{place}"
+            )
         if name in ("requires_grad_", "backward"):
             raise CannotCompileError(f"{name} cannot be compiled: the step differentiates, {place}")
         if func == _SET_DATA:
@@ -127,6 +140,7 @@ _VIEWS = {"__getitem__", "chunk", "diagonal", "expand", "expand_as", "flatten", 
           "narrow", "permute", "reshape", "select", "split", "squeeze", "swapaxes", "t",
           "transpose", "unbind", "unflatten", "unsqueeze", "view", "view_as"}  # fmt: skip
 _WRITTEN = {"__setitem__", *(f"__i{name}__" for name in ("add", "mul", "pow", "sub", "truediv"))}
+_COMPLEX = ("complex", "polar", "view_as_complex")
 _MODE = "__torch_function__"  # torch has modes of its own around this one
 _DERIVATIVES = (TransformType.Grad, TransformType.Jvp)
 _OF_AUTOGRAD = {

@@ -25,7 +25,6 @@ from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import (
     DimDynamic,
-    GuardOnDataDependentSymNode,
     StatelessSymbolicContext,
 )
 from torch.utils._python_dispatch import _disable_current_modes
@@ -34,7 +33,9 @@ from flexrnn.engine.compiler import dtypes
 from flexrnn.engine.compiler.aten import (
     DECOMPOSED,
     Builder,
+    Joined,
     Ref,
+    Rows,
     Unsupported,
     Value,
     lower,
@@ -44,7 +45,7 @@ from flexrnn.engine.compiler.aten import (
 from flexrnn.engine.compiler.batch import BatchSize
 from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.parameters import Made, Parameters
-from flexrnn.engine.compiler.refusal import CannotCompileError, place_of
+from flexrnn.engine.compiler.refusal import TAKEN, CannotCompileError, place_of, reason_of
 from flexrnn.engine.compiler.spelling import Spelling
 
 _UNKNOWN = object()  # a number that depends on the batch size
@@ -104,13 +105,12 @@ def _traced(
         {name: alike(param) for name, param in params.items()},
     )
 
-    spelling = Spelling()
+    spelling = Spelling(sizes)
 
     def pure(xs: Any, state: Any, params: Any) -> Any:  # a plain function, as functionalize wants
         spelling.given = (*xs, *state, *params.values())
         return step(xs, state, params)
 
-    course = "the step's course depends on the batch size"
     try:
         with mode, traceback.preserve_node_meta(), spelling:
             traced = make_fx(functionalize(pure), _decompositions())(*args)
@@ -118,10 +118,10 @@ def _traced(
     except CannotCompileError:
         raise
     except Exception as error:  # whatever a step raises on tensors without values
-        why = f"{_reason(error, spelling.failed)}, {place_of(error)}"
-        raise CannotCompileError(f"{course} {sizes.question}" if sizes.question else why) from error
+        why = f"{reason_of(error, spelling.failed)}, {place_of(error)}"
+        raise CannotCompileError(_course(spelling) or why) from error
     if sizes.question:
-        raise CannotCompileError(f"{course} {sizes.question}")
+        raise CannotCompileError(_course(spelling))
     fields = [f"state.{field}" for field in state]
     names = [*(f"x{k}" for k in range(len(xs))), *fields, *(f"param.{name}" for name in params)]
     graph, places = _read(traced, names, fields, next(iter(state.values())))
@@ -136,6 +136,16 @@ def _traced(
                 f"aten.{name} cannot be compiled: it has no derivative, {places[failed]}"
             )
     return graph
+
+
+def _course(spelling: Spelling) -> str:
+    """Who has asked for the batch size: the step itself, or an operation of torch's."""
+    if spelling.sizes.question is None:
+        return ""
+    why = "the step's course depends on the batch size"
+    if spelling.asked:
+        why = f"{spelling.asked} cannot be compiled: it asks for the batch size"
+    return f"{why} {spelling.sizes.question}"
 
 
 def _read(
@@ -214,7 +224,7 @@ def _lowered(
 ) -> Value:
     def value(arg: Any) -> Value:
         found = values[arg]
-        if found is _UNKNOWN:
+        if found is _UNKNOWN or isinstance(found, Rows):
             raise Unsupported("it depends on the batch size")
         if isinstance(found, Made):
             return parameters.input(builder, found, promotes=promotes(name))
@@ -232,7 +242,7 @@ def _lowered(
             )
         return found[index]
     if node.target is torch.ops.aten._local_scalar_dense.default:
-        raise CannotCompileError(f"item cannot be compiled: {_TAKEN}, {where}")
+        raise CannotCompileError(f"item cannot be compiled: {TAKEN}, {where}")
     result = node.meta.get("val")
     if not isinstance(node.target, OpOverload) or not isinstance(result, (Tensor, list, tuple)):
         return _size(result)  # arithmetic on sizes
@@ -243,13 +253,15 @@ def _lowered(
         )
     try:
         _check(node, values, parameters.dtype)
-        args: Any = fx.map_arg(node.args, value)
+        viewed = result if name in ("view", "_unsafe_view", "reshape") else None
+        args: Any = fx.map_arg(node.args[:1] if viewed is not None else node.args, value)
         kwargs: Any = fx.map_arg(node.kwargs, value)
-        if name in ("view", "_unsafe_view", "reshape") and isinstance(result, Tensor):
-            args = (args[0], [_size(s) for s in result.shape])  # -1 has become a number
+        if isinstance(viewed, Tensor):
+            args = (*args, [_size(s) for s in viewed.shape])  # -1 has become a number
         made = lower(builder, name, args, kwargs)
-        if isinstance(result, Tensor) and isinstance(made, Ref):
-            return builder.truth(made) if result.dtype == torch.bool else builder.real(made)
+        if isinstance(result, Tensor) and isinstance(made, (Ref, Joined)):
+            kind = builder.truth if result.dtype == torch.bool else builder.real
+            return kind(made) if isinstance(made, Ref) else Joined(kind(made.base))
         return made
     except (Unsupported, ValueError) as reason:
         raise CannotCompileError(f"{node.target} cannot be compiled: {reason}, {where}") from None
@@ -270,9 +282,13 @@ def _check(node: fx.Node, values: dict[fx.Node, Value], dtype: torch.dtype) -> N
 
 
 def _size(size: Any) -> Any:
-    """A size as shapes of the graph have it: a number, or the batch; nothing for 2 B."""
+    """A size as shapes of the graph have it: a number, or the batch; several for each row."""
     if isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool)):
-        return BATCH if size.node.expr.is_symbol else _UNKNOWN
+        expr = size.node.expr
+        if expr.is_symbol:
+            return BATCH
+        times, rest = expr.as_coeff_Mul()
+        return Rows(int(times)) if rest.is_symbol and times.is_Integer else _UNKNOWN
     return size
 
 
@@ -315,19 +331,3 @@ def _unheard() -> Iterator[None]:
 
 def _as_it_is(tensor: Tensor) -> Tensor:
     return tensor
-
-
-def _reason(error: Exception, operation: str) -> str:
-    if "convert all Tensors to FakeTensors" in str(error):
-        return "a tensor is used that is neither input, state nor an attribute of the cell"
-    if "autograd.Function" in str(error) or "custom_function_call" in str(error):
-        return "a torch.autograd.Function cannot be compiled: its derivative is its own"
-    what = f"{operation} cannot be compiled" if operation else "the step cannot be traced"
-    if operation in _TAKES_OUT or isinstance(error, GuardOnDataDependentSymNode):
-        return f"{what}: {_TAKEN}"
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"{what}: {first}"
-
-
-_TAKEN = "it takes a number out of a tensor"
-_TAKES_OUT = ("__bool__", "__float__", "__int__", "__index__", "item", "tolist", "numpy")

@@ -7,12 +7,24 @@ Axes that are only moved about are followed (`views.py`); an elementwise operati
 
 from typing import Any
 
-from flexrnn.engine.compiler.aten import elementwise, reductions, shapes, views
+from flexrnn.engine.compiler.aten import elementwise, joined, reductions, shapes, views
 from flexrnn.engine.compiler.aten.builder import Builder, Ref, Unsupported, Value, number
+from flexrnn.engine.compiler.aten.joined import Joined, Rows
 from flexrnn.engine.compiler.aten.views import settle
 from flexrnn.engine.compiler.ops import OPS
 
-__all__ = ["DECOMPOSED", "Builder", "Ref", "Unsupported", "Value", "lower", "promotes", "settle"]
+__all__ = [
+    "DECOMPOSED",
+    "Builder",
+    "Joined",
+    "Ref",
+    "Rows",
+    "Unsupported",
+    "Value",
+    "lower",
+    "promotes",
+    "settle",
+]
 
 HANDLERS = shapes.HANDLERS | reductions.HANDLERS
 
@@ -36,6 +48,10 @@ def lower(b: Builder, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         Unsupported: it has no form in the graph.
         ValueError: the operands' shapes do not fit.
     """
+    if name in joined.VIEWS and isinstance(args[1][0], Rows):
+        return joined.join(b, args[0], args[1])
+    if joined.is_joined(args):
+        return joined.lower(b, name, args, kwargs, lower)
     if name in views.MOVES:
         return views.MOVES[name](b.graph, *args, **kwargs)
     strided = name == "slice" and args[4:] not in ((), (1,))  # that makes an axis of its own
@@ -44,6 +60,8 @@ def lower(b: Builder, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     if name in shapes.UNMOVED and isinstance(args[0], views.View):
         return args[0]
     if name in HANDLERS:
+        if name in reductions.ALONG and (order := views.order_of(b.graph, args[:1])) is not None:
+            return reductions.reordered(b, name, order, args, kwargs)
         return HANDLERS[name](b, *(_settled(b, arg) for arg in args), **kwargs)
     # Of an elementwise operation every operand may be a number.
     row, spelling = OPS.get(name), elementwise.SPELT.get(name)

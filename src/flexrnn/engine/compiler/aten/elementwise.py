@@ -67,10 +67,8 @@ def _elu(b: Builder, x: Ref, alpha: float = 1, scale: float = 1, input_scale: fl
     return y if scale == 1 else b.op("mul", y, float(scale))
 
 
-def _nan_to_num(b: Builder, x: Ref, nan: Any = None, high: Any = None, low: Any = None) -> Ref:
-    if high is None or low is None:
-        raise Unsupported("it puts the largest number of the dtype in the place of inf")
-    y = b.op("where", b.op("ne", x, x), 0.0 if nan is None else nan, x)
+def _nan_to_num(b: Builder, x: Ref, nan: float, high: float, low: float) -> Ref:
+    y = b.op("where", b.op("ne", x, x), nan, x)
     y = b.op("where", b.op("eq", x, math.inf), high, y)
     return b.op("where", b.op("eq", x, -math.inf), low, y)
 

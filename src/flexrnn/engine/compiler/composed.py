@@ -1,0 +1,169 @@
+# pyright: reportPrivateUsage=false
+# What distributions ask of their arguments is private.
+"""Spellings: functions that torch has as a whole, in ways of which nothing can be written down."""
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from flexrnn.engine.compiler import columns
+from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
+
+
+def where(condition: Tensor, *values: Any) -> Any:
+    """A number would come as a tensor from nowhere."""
+    if len(values) != 2:
+        return torch.where(condition, *values)
+    dtype = torch.result_type(*values)
+    return torch.where(
+        condition,
+        *(v if isinstance(v, Tensor) else torch.full((), v, dtype=dtype) for v in values),
+    )
+
+
+def drawn(name: str) -> Any:
+    """Refuse what draws random numbers."""
+    where = users_line(frames())
+    raise CannotCompileError(f"{name} cannot be compiled: it draws random numbers, {where}")
+
+
+def _rms_norm(
+    x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """Torch's writes in place where nobody rewrites it."""
+    axes = tuple(range(-len(shape), 0))
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    y = x * (x.square().mean(axes, keepdim=True) + eps).rsqrt()
+    return y if weight is None else y * weight
+
+
+def _cosine_similarity(a: Tensor, b: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    """Torch's writes in place where nobody rewrites it."""
+    norms = [x.norm(dim=dim, keepdim=True).clamp(min=eps) for x in (a, b)]
+    return (a / norms[0] * (b / norms[1])).sum(dim)
+
+
+def _batch_norm(
+    x: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Torch's is one operation, whether it is elementwise, as in `eval`, or not."""
+    if training or running_mean is None or running_var is None:
+        raise CannotCompileError(
+            "batch_norm cannot be compiled: it works across the batch, but for running statistics "
+            f"in eval(), {users_line(frames())}"
+        )
+    wide = (-1, *(1 for _ in x.shape[2:]))
+    y = (x - running_mean.view(wide)) * (running_var + eps).rsqrt().view(wide)
+    y = y if weight is None else y * weight.view(wide)
+    return y if bias is None else y + bias.view(wide)
+
+
+def _nan_to_num(
+    x: Tensor, nan: float | None = None, posinf: float | None = None, neginf: float | None = None
+) -> Tensor:
+    """Torch fills in the largest numbers of the dtype where nobody sees it."""
+    limits = torch.finfo(x.dtype)
+    low, high = (limits.min, limits.max)
+    return torch.nan_to_num(
+        x, nan or 0.0, high if posinf is None else posinf, low if neginf is None else neginf
+    )
+
+
+def _diag_embed(x: Tensor, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Tensor:
+    """Torch writes into zeros."""
+    if (offset, dim1, dim2) != (0, -2, -1):
+        return torch.diag_embed(x, offset, dim1, dim2)
+    return x.unsqueeze(-1) * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+
+
+def _triangle(original: Any) -> Any:
+    """`torch.triu` or `torch.tril`."""
+
+    def spelt(x: Tensor, diagonal: int = 0) -> Tensor:
+        if not columns.is_of_rows(x) or x.dim() < 3:
+            return original(x, diagonal)
+        ones = torch.ones(x.shape[-2:], dtype=torch.bool, device=x.device)
+        return where(original(ones, diagonal), x, 0.0)
+
+    return spelt
+
+
+def _pairwise_distance(
+    x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
+) -> Tensor:
+    return (x1 - x2 + eps).norm(p, -1, keepdim)
+
+
+def _rrelu(
+    input: Tensor,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    inplace: bool = False,
+) -> Tensor:
+    return drawn("rrelu") if training else F.leaky_relu(input, (lower + upper) / 2)
+
+
+def _or_in_place(function: Any) -> Any:
+    """An activation that may be asked to write its result into its operand."""
+    signature = inspect.signature(function)
+
+    def spelt(*args: Any, **kwargs: Any) -> Tensor:
+        given = signature.bind(*args, **kwargs)
+        writes = given.arguments.pop("inplace", False)
+        y = function(*given.args, **given.kwargs)
+        return given.arguments["input"].copy_(y) if writes else y
+
+    return spelt
+
+
+def _in_place(spelling: Any) -> Any:
+    """What writes its result into its operand; torch has no such form of it here."""
+
+    def spelt(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x.copy_(spelling(x, *args, **kwargs))
+
+    return spelt
+
+
+_ACTIVATIONS = ("celu", "elu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu",
+                "relu6", "selu", "silu", "threshold")  # fmt: skip
+SPELT: dict[Any, Any] = {
+    **{(f := getattr(F, name)): _or_in_place(f) for name in _ACTIVATIONS},
+    torch.where: where,
+    Tensor.where: lambda x, condition, other: where(condition, x, other),
+    torch.rms_norm: _rms_norm,
+    F.rms_norm: _rms_norm,
+    torch.cosine_similarity: _cosine_similarity,
+    F.batch_norm: _batch_norm,
+    torch.nan_to_num: _nan_to_num,
+    Tensor.nan_to_num: _nan_to_num,
+    torch.diag_embed: _diag_embed,
+    Tensor.diag_embed: _diag_embed,
+    torch.triu: _triangle(torch.triu),
+    Tensor.triu: _triangle(torch.triu),
+    torch.tril: _triangle(torch.tril),
+    Tensor.tril: _triangle(torch.tril),
+    torch.pairwise_distance: _pairwise_distance,
+    F.pairwise_distance: _pairwise_distance,
+    Tensor.nan_to_num_: _in_place(_nan_to_num),
+    **dict.fromkeys((Tensor.square_, torch.square_), _in_place(torch.square)),
+    **dict.fromkeys(
+        (Tensor.clamp_, torch.clamp_, Tensor.clip_, torch.clip_), _in_place(torch.clamp)
+    ),
+    Tensor.clamp_min_: _in_place(torch.clamp_min),
+    Tensor.clamp_max_: _in_place(torch.clamp_max),
+    F.rrelu: _or_in_place(_rrelu),
+    # What distributions ask of their arguments has no answer here, as under `python -O`.
+    torch._is_all_true: lambda x: True,  # pyright: ignore[reportPrivateImportUsage]
+}

@@ -1,0 +1,156 @@
+"""Spellings: products for which torch makes one axis of rows and heads, and counts the rows."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.functional import linear
+
+from flexrnn.engine.compiler import columns
+
+# Products that a row may sum up where it multiplies matrices of its own: generated code goes
+# through them unit by unit.
+_OWN = 8192
+
+
+def _matmul(a: Tensor, w: Tensor) -> Tensor:
+    """Products that torch spells by copies of w, for each row or by rows and heads as one axis.
+
+    `(K, N)ᵀ` on the left of a column, `(B, ..., K)` times one w for all heads, and head by head
+    `(B, G, 1, K)` times `(G, K, N)`, or `(B, G, M, K)` times `(B, G, K, N)`.
+    """
+    if a.dim() > 3 and w.dim() > 3 and columns.is_of_rows(a) and columns.is_of_rows(w):
+        return _of_heads(a, w)
+    if a.dim() == 2 and w.dim() == 3 and w.shape[-1] == 1:
+        return torch.matmul(w.squeeze(-1), a.T).unsqueeze(-1)
+    if a.dim() > 2 and w.dim() == 2:
+        return _by_heads(a, w)
+    if a.dim() == 4 and a.shape[-2] == 1 and w.dim() == 3:
+        return torch.bmm(a.squeeze(-2).transpose(0, 1), w).transpose(0, 1).unsqueeze(-2)
+    return torch.matmul(a, w)
+
+
+def _by_heads(a: Tensor, w: Tensor) -> Tensor:
+    """`(B, ..., K)` times one `(K, N)`; it lies as torch's would, for whoever views it."""
+    product = columns.by_heads(a.flatten(1, -2), w).contiguous()
+    return product.unflatten(1, a.shape[1:-1])
+
+
+def _of_heads(a: Tensor, w: Tensor) -> Tensor:
+    """Matrices of every row and head, `(B, G, M, K)` times `(B, G, K, N)`."""
+    (*_, m, k), (*heads, other, n) = a.shape, w.shape
+    small = min(m, k, n) == 1 or math.prod(heads[1:]) * m * k * n <= _OWN
+    if k != other or a.dtype != w.dtype or not small:
+        return torch.matmul(a, w)  # which says what is wrong
+    if k == 1:
+        return a * w
+    if n == 1:
+        return (a * w.transpose(-1, -2)).sum(-1, keepdim=True)
+    return (a.unsqueeze(-1) * w.unsqueeze(-3)).sum(-2)
+
+
+def _einsum(equation: Any, *operands: Any) -> Tensor:
+    """Torch makes one axis of all that operands and result share: of rows and heads, too."""
+    if not isinstance(equation, str):
+        return torch.einsum(equation, *operands)
+    if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
+        operands = (*operands[0],)
+    read, arrow, result = equation.replace(" ", "").partition("->")
+    labels = read.split(",")
+    if arrow and (shared := _shared(labels, operands, result)) is not None:
+        return shared
+    summed = "".join(dict.fromkeys(label for label in "".join(labels) if label not in result))
+    if not arrow or not summed or not _is_of_heads(labels, operands, result):
+        return torch.einsum(equation, *operands)
+    order, product = result + summed, None
+    for own, x in zip(labels, operands, strict=True):
+        x = x.permute([own.index(label) for label in order if label in own])
+        x = x[tuple(slice(None) if label in own else None for label in order)]
+        product = x if product is None else product * x
+    assert product is not None
+    return product.sum(tuple(range(len(result), len(order))))
+
+
+def _shared(labels: Sequence[str], operands: Sequence[Any], result: str) -> Tensor | None:
+    """An einsum of rows and of one weight for all that it leaves of them: `bjc,ij->bic`."""
+    if len(labels) != 2 or len(operands) != 2 or not all(isinstance(x, Tensor) for x in operands):
+        return None
+    (own, x), (other, w) = sorted(
+        zip(labels, operands, strict=True), key=lambda pair: not columns.is_of_rows(pair[1])
+    )
+    pairs = ((own, x), (other, w))
+    if any(not len({*names}) == len(names) == tensor.dim() for names, tensor in pairs):
+        return None
+    if own[:1] != result[:1] or own[:1] in other or len({*result}) < len(result) or "." in own:
+        return None
+    kept = [label for label in own if label in result]
+    summed = [label for label in own if label not in result]
+    new = [label for label in other if label not in summed]
+    if len(kept + summed) < 3 or not summed or {*kept, *new} != {*result} or {*kept} & {*other}:
+        return None
+    if not {*summed} <= {*other}:
+        return None
+    rows = x.permute([own.index(label) for label in (*kept, *summed)]).flatten(len(kept))
+    weight = w.permute([other.index(label) for label in (*summed, *new)])
+    weight = weight.reshape(rows.shape[-1], -1)
+    sizes = [w.shape[other.index(label)] for label in new]
+    product = _by_heads(rows, weight) if len(kept) > 1 else rows @ weight
+    product = product.unflatten(-1, sizes) if new else product.squeeze(-1)
+    names = [*kept, *new]
+    return product.permute([names.index(label) for label in result])
+
+
+def _is_of_heads(labels: Sequence[str], operands: Sequence[Tensor], result: str) -> bool:
+    """Whether all operands of an einsum are of rows and share more, and are no large matrices."""
+    by_rows = all(map(columns.is_of_rows, operands)) and {own[:1] for own in labels} == {result[:1]}
+    alike = len(labels) == len(operands) > 1 and len({x.dtype for x in operands}) == 1
+    if not by_rows or not alike or len({*result}.intersection(*labels)) < 2:
+        return False
+    pairs = [*zip(labels, operands, strict=True)]
+    if any(not len(own) == len({*own}) == x.dim() for own, x in pairs):
+        return False
+    if len({*result}) < len(result) or not {*result} <= {*"".join(labels)}:
+        return False
+    sizes: dict[str, int] = {}
+    for own, x in pairs:
+        sizes |= {label: n for label, n in zip(own[1:], x.shape[1:], strict=True) if n != 1}
+    most = max(math.prod(x.shape[1:]) for x in operands)
+    return math.prod(sizes.values()) <= max(most, _OWN)
+
+
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Of `(B, ..., I)` torch makes rows and heads one axis."""
+    if input.dim() < 3:
+        return linear(input, weight, bias)
+    y = _matmul(input, weight.T)
+    return y if bias is None else y + bias
+
+
+def _bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Torch's is not written down. `(B, I)`, `(B, J)` and `(N, I, J)`: a product, and N sums."""
+    n, *sizes = weight.shape
+    fits = sizes == [input1.shape[-1], input2.shape[-1]] and (bias is None or bias.shape == (n,))
+    if not (fits and columns.is_of_rows(input1) and input1.dim() == input2.dim() == 2):
+        return F.bilinear(input1, input2, weight, bias)
+    products = (input1 @ weight.transpose(0, 1).flatten(1)).unflatten(1, (n, sizes[1]))
+    y = (products * input2.unsqueeze(1)).sum(-1)
+    return y if bias is None else y + bias
+
+
+def _baddbmm(y: Tensor, a: Tensor, w: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """Torch's cannot stretch y where the batch has no number."""
+    return beta * y + alpha * torch.bmm(a, w)
+
+
+SPELT: dict[Any, Any] = {
+    torch.matmul: _matmul,
+    Tensor.matmul: _matmul,
+    Tensor.__matmul__: _matmul,
+    torch.einsum: _einsum,
+    torch.baddbmm: _baddbmm,
+    F.linear: _linear,
+    F.bilinear: _bilinear,
+}

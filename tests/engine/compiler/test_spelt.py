@@ -1,0 +1,209 @@
+"""What public code is full of: heads that share a map, rows stacked first, writes in place."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, Normal
+from torch.nn import functional as F  # noqa: N812
+
+import flexrnn
+from flexrnn.cells import HiddenState
+
+from .written import halves
+
+
+def clamped(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    y = x @ c.W + h
+    y.clamp_(-1, 1)
+    y[:, :2].square_()
+    y.clamp_min_(-0.5).clamp_max_(0.9)
+    return y.clip_(max=0.8) + torch.clamp_(h * 2, min=0) + F.hardtanh(h * 3, inplace=True)
+
+
+def numbers_again(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    y = torch.where(h > 0.3, math.inf, h)
+    y = torch.where(h < -0.3, math.nan, y)
+    z = -torch.where(h > 0.2, math.inf, h)
+    return x @ c.W + y.nan_to_num(0.5).clamp(-2, 2) + z.nan_to_num_(posinf=1.0, neginf=-1.0)
+
+
+WRITTEN: dict[str, Callable[..., Any]] = {
+    # heads that share a map
+    "a map by heads, viewed": lambda c, x, h: (halves(h) @ c.U[:2, :2]).view(-1, 4) + x @ c.W,
+    "linear by heads, viewed": lambda c, x, h: (
+        F.linear(h.view(x.shape[0], 2, 2), c.U[:2, :2], c.b[:2]).view(x.shape[0], -1) + x @ c.W
+    ),
+    "a map of four axes": lambda c, x, h: (
+        (h.view(-1, 2, 1, 2) @ c.U[:2, :2]).flatten(1)
+        + F.linear(h.view(-1, 1, 2, 2), c.U[2:, 2:]).flatten(1) + x @ c.W
+    ),
+    "a graph convolution": lambda c, x, h: (
+        torch.einsum("ij,bjc->bic", c.U[:2, :2], halves(h)).flatten(1)
+        + torch.einsum("bjc,ij->bic", halves(h), c.U[2:, :2]).flatten(1) + x @ c.W
+    ),
+    "one matrix for all heads": lambda c, x, h: (
+        torch.einsum("bkd,de->bke", halves(h), c.U[:2, :2]).flatten(1)
+        + torch.einsum("bhj,ij->bhi", halves(h), c.U[:2, 1:3]).reshape(-1, 4)
+        + torch.einsum("bkd,d->bk", halves(h), c.b[:2]).repeat(1, 2) + x @ c.W
+    ),
+    "one matrix for all heads, turned": lambda c, x, h: (
+        torch.einsum("de, bkd -> bek", c.U[:2], halves(h)).flatten(1)[:, 2:6]
+        + torch.einsum("bkd,kde->be", halves(h), c.U.view(2, 2, 4)) + x @ c.W
+    ),
+    # rows stacked in front of the batch
+    "stacked first": lambda c, x, h: (
+        torch.stack([h, x @ c.W]).sum(0) + torch.stack((h, h * 2, x @ c.W), dim=0).mean(0)
+        + torch.stack([h, x @ c.W])[1] + torch.stack([h, x @ c.W]).max(0)[0]
+        + torch.stack([x @ c.W, h]).unbind(0)[0]
+        + torch.stack([x @ c.W, h]).amax(0, keepdim=True)[0]
+    ),
+    "stacked first, weighted": lambda c, x, h: (
+        (torch.stack([h, x @ c.W]).softmax(0) * torch.stack([h, h])).sum(0)
+        + (c.b[:2].view(2, 1, 1) * torch.stack([h, x @ c.W])).logsumexp(0)
+        + torch.stack([h, x @ c.W]).var(0) + torch.stack([h, x @ c.W]).norm(dim=0)
+    ),
+    "stacked first, summed behind": lambda c, x, h: (
+        torch.stack([h, x @ c.W]).sum(-1).t().repeat(1, 2) + torch.stack([h, h]).prod(2)[0][:, None]
+        + x @ c.W
+    ),
+    "joined first": lambda c, x, h: (
+        torch.cat([h[None], (x @ c.W)[None], h[None] * 2]).mean(0) + torch.stack([h]).squeeze(0)
+    ),
+    "a weight repeated for every row": lambda c, x, h: (
+        torch.bmm(h.unsqueeze(1), c.U.unsqueeze(0).repeat(x.shape[0], 1, 1)).squeeze(1)
+        + torch.bmm(h.unsqueeze(1), c.U.repeat(x.size(0), 1, 1)).squeeze(1)
+        + c.b.repeat(x.shape[0], 1) + c.b[:2].repeat((h.shape[0], 2)) + x @ c.W
+    ),
+    # in place, and whole functions
+    "clamped in place": clamped,
+    "nan_to_num": numbers_again,
+    "diagonals and triangles": lambda c, x, h: (
+        (torch.diag_embed(h) @ x[:, :1].unsqueeze(1).expand(-1, 4, 1)).squeeze(-1)
+        + (h[:, :, None] * (x @ c.W)[:, None]).triu(1).sum(2) + x @ c.W
+        + torch.tril(h[:, :, None] * (x @ c.W)[:, None]).sum(2) + h @ c.U.tril()
+    ),
+    "pairwise_distance": lambda c, x, h: x @ c.W + F.pairwise_distance(h, x @ c.W, keepdim=True),
+    "activations in place": lambda c, x, h: (
+        x @ c.W + F.rrelu(h) + F.leaky_relu(h * 2, inplace=True) + F.elu(h * 3, 1.0, True)
+        + nn.SiLU(inplace=True)(h * 1) + F.relu6(input=h * 9, inplace=True) + F.relu(h * 1, True)
+    ),
+    "distributions": lambda c, x, h: (
+        x @ c.W + Normal(h, h.exp() + 0.1).log_prob(x @ c.W) + Categorical(logits=h).probs
+        + Normal(h, 1.0).mean
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_a_person_writes_is_the_reference(name: str, judge: Callable[..., None]) -> None:
+    judge(WRITTEN[name])
+
+
+class Normed(flexrnn.Cell):
+    """Batch norm by running statistics, as in `eval`."""
+
+    State = HiddenState
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, **options: Any):
+        super().__init__(input_size, hidden_size)
+        self.inner = nn.Linear(input_size + hidden_size, hidden_size, bias, **options)
+        self.norms = nn.ModuleList(
+            [nn.BatchNorm1d(hidden_size, **options), nn.BatchNorm1d(2, affine=False, **options)]
+        )
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        y = self.norms[0](self.inner(torch.cat([x, state.h], -1)))
+        return HiddenState(torch.tanh(y + self.norms[1](y.view(-1, 2, y.shape[1] // 2)).flatten(1)))
+
+
+def test_batch_norm_by_running_statistics(same_by_program: Callable[..., None]) -> None:
+    layer = flexrnn.FlexRNN(Normed, 3, 4, dtype=torch.float64)
+    for norm in layer.cells[0].norms:  # pyright: ignore[reportGeneralTypeIssues]  # a module's
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 2)
+    x = torch.randn(4, 3, 3, dtype=torch.float64, requires_grad=True)
+    same_by_program(layer.eval(), x)
+
+
+def test_batch_norm_by_the_batch_is_refused(function_layer: Any) -> None:
+    layer = function_layer(lambda c, z, h: z + F.batch_norm(h, None, None, training=True))
+    with (
+        flexrnn.backend("cpu"),
+        pytest.raises(RuntimeError, match=r"batch_norm .* across the batch"),
+    ):
+        layer(torch.randn(2, 3, 3, dtype=torch.float64))
+
+
+def test_a_distribution_says_what_it_takes_where_a_step_is_run(function_layer: Any) -> None:
+    layer = function_layer(lambda c, z, h: z + Normal(h, h - h).log_prob(z).clamp(-1, 1))
+    x = torch.randn(2, 3, 3, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer(x)
+    with flexrnn.backend("reference"), pytest.raises(ValueError, match="scale"):
+        layer(x)
+
+
+def norm(y: Tensor) -> Tensor:
+    return F.layer_norm(y, y.shape[-1:])
+
+
+# Rows and heads as one axis.
+JOINED: dict[str, Callable[..., Any]] = {
+    "a norm by heads": lambda c, x, h: norm(h.reshape(-1, 2)).view(h.shape) + x @ c.W,
+    "a map by heads": lambda c, x, h: (
+        F.linear(h.view(-1, 2), c.U[:2, :2], c.b[:2]).view(-1, 4)
+        + (halves(h).flatten(0, 1) @ c.U[2:, :2]).view(x.shape[0], 2, 2).flatten(1) + x @ c.W
+    ),
+    "counted": lambda c, x, h: (
+        F.linear(h.view(h.shape[0] * 2, 2), c.U[:2, 2:]).view(h.size(0), 4) + x @ c.W
+    ),
+    "a network by heads": lambda c, x, h: (
+        (norm((h.view(-1, 2) @ c.U[:2] + c.b).relu()) @ c.low).softmax(-1).reshape(-1, 2, 2).mean(1)
+        .repeat(1, 2) + x @ c.W
+    ),
+    "every number by itself": lambda c, x, h: (
+        (h.reshape(-1, 1) @ c.row[:, :1]).view_as(h) + x @ c.W
+    ),
+    "both sides": lambda c, x, h: (
+        ((h.view(-1, 2) * (x @ c.W).view(-1, 2)).sum(1, keepdim=True) * h.view(-1, 2)).view(-1, 4)
+        + torch.cat([h.view(-1, 2), (x @ c.W).view(-1, 2)], 1)[:, 1:3].reshape(-1, 4)
+    ),
+    "chosen by heads": lambda c, x, h: (
+        torch.where(h.view(-1, 2) > 0, h.view(-1, 2), c.b[:2]).view(-1, 4)
+        + h.view(-1, 2).amax(-1).view(-1, 2).repeat(1, 2) + x @ c.W
+        + (h.view(-1, 2) > h.view(-1, 2).mean(1, keepdim=True)).view(-1, 4) * h
+    ),
+    "joined again": lambda c, x, h: (
+        (norm(h.view(-1, 2)).view(-1, 1) * 2).view(-1, 2, 2).tanh().flatten(1) + x @ c.W
+        + h.view(-1, 2).chunk(2, -1)[0].view(-1, 2).repeat(1, 2)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_rows_and_heads_as_one_axis(name: str, judge: Callable[..., None]) -> None:
+    judge(JOINED[name])
+
+
+ACROSS: dict[str, Callable[..., Any]] = {
+    "a mean of all": lambda c, z, h: z + h.view(-1, 1).mean(0),
+    "several heads": lambda c, z, h: (
+        z + (h.repeat(1, 2).view(-1, 2) @ h[:2, :2]).view(-1, 10)[:, :5]
+    ),
+    "of two kinds": lambda c, z, h: (
+        z + (h.repeat(1, 2).view(-1, 5) * h.view(-1, 1)[:2]).view(-1, 10)[:, :5]
+    ),
+    "turned": lambda c, z, h: z + h.view(-1, 1).t().view(5, -1).t(),
+}
+
+
+@pytest.mark.parametrize("name", ACROSS)
+def test_across_joined_rows(name: str, function_layer: Any) -> None:
+    with flexrnn.backend("cpu"), pytest.raises(RuntimeError, match="cannot be compiled"):
+        function_layer(ACROSS[name])(torch.randn(2, 3, 3, dtype=torch.float64))
