@@ -19,9 +19,9 @@ from torch.utils._pytree import tree_map_only
 
 from flexrnn.engine.compiler.batch import BatchSize
 from flexrnn.engine.compiler.chance import Chance
-from flexrnn.engine.compiler.columns import is_of_rows
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, is_users, users_line
-from flexrnn.engine.compiler.respell import RESPELT
+from flexrnn.engine.compiler.spelt.columns import is_of_rows
+from flexrnn.engine.compiler.spelt.table import RESPELT
 
 
 class Spelling(TorchFunctionMode):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.functional import linear
 
-from flexrnn.engine.compiler import columns
+from flexrnn.engine.compiler.spelt import columns
 
 # Products that a row may sum up where it multiplies matrices of its own: generated code goes
 # through them unit by unit.

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from flexrnn.engine.compiler import columns
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
+from flexrnn.engine.compiler.spelt import columns
 
 
 def where(condition: Tensor, *values: Any) -> Any:

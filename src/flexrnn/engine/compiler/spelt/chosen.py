@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from flexrnn.engine.compiler import columns
-from flexrnn.engine.compiler.columns import as_torch, by_heads, has_real_units, is_of_rows
 from flexrnn.engine.compiler.cuts import MOST
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
+from flexrnn.engine.compiler.spelt import columns
+from flexrnn.engine.compiler.spelt.columns import as_torch, by_heads, has_real_units, is_of_rows
 
 _MOST = 8  # of the largest units that are looked for one after another
 _WIDE = 4096  # units among which a number is looked for: each takes a comparison

@@ -1,4 +1,4 @@
-"""Spellings: what a person writes that torch would turn into what no longer says what was meant."""
+"""The table of spellings, and those that are a few lines each."""
 
 import math
 from typing import Any
@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.functional import linear
 
-from flexrnn.engine.compiler import chosen, columns, composed, matrices, stacked
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
+from flexrnn.engine.compiler.spelt import chosen, columns, composed, matrices, stacked
 
 
 def _attention(
