@@ -73,7 +73,7 @@ def reason_of(error: Exception, operation: str) -> str:
     if "autograd.Function" in str(error) or "custom_function_call" in str(error):
         return (
             "a torch.autograd.Function cannot be compiled: its derivative is its own; "
-            "s + (y - s).detach() has the value of y and the derivative of s"
+            "y.detach() + (s - s.detach()) has the value of y and the derivative of s"
         )
     what = f"{operation} cannot be compiled" if operation else "the step cannot be traced"
     if operation == "__bool__":
