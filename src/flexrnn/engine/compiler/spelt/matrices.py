@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.functional import linear
 
 from flexrnn.engine.compiler.spelt import columns
 
@@ -121,10 +120,10 @@ def _is_of_heads(labels: Sequence[str], operands: Sequence[Tensor], result: str)
     return math.prod(sizes.values()) <= max(most, _OWN)
 
 
-def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Of `(B, ..., I)` torch makes rows and heads one axis."""
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`: of `(B, ..., I)` torch makes rows and heads one axis."""
     if input.dim() < 3:
-        return linear(input, weight, bias)
+        return F.linear(input, weight, bias)
     y = _matmul(input, weight.T)
     return y if bias is None else y + bias
 
@@ -151,6 +150,6 @@ SPELT: dict[Any, Any] = {
     Tensor.__matmul__: _matmul,
     torch.einsum: _einsum,
     torch.baddbmm: _baddbmm,
-    F.linear: _linear,
+    F.linear: linear,
     F.bilinear: _bilinear,
 }

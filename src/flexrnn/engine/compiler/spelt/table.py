@@ -1,6 +1,5 @@
 """The table of spellings, and those that are a few lines each."""
 
-import math
 from typing import Any
 
 import torch
@@ -9,47 +8,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.functional import linear
 
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
-from flexrnn.engine.compiler.spelt import chosen, columns, composed, matrices, stacked
-
-
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """Torch's asks for the batch size; rows have queries, keys and values of their own."""
-    if dropout_p:
-        return composed.drawn("scaled_dot_product_attention")
-    sizes = (query.shape[-2], key.shape[-2])
-    if is_causal and attn_mask is None:
-        attn_mask = torch.ones(sizes, dtype=torch.bool, device=query.device).tril()
-        is_causal = False
-    own = columns.is_of_rows(query) and query.dim() == key.dim() == value.dim() > 2
-    fits = query.shape[-1] == key.shape[-1] and key.shape[-2] == value.shape[-2]
-    if attn_mask is not None:
-        fits = fits and attn_mask.dtype in (torch.bool, query.dtype)
-        pairs = zip(reversed(attn_mask.shape), reversed(sizes), strict=False)
-        fits = fits and all(m in (1, n) for m, n in pairs)
-    if not own or not fits or is_causal or enable_gqa:
-        return F.scaled_dot_product_attention(  # which says what is wrong
-            query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
-    scaled = query * (query.shape[-1] ** -0.5 if scale is None else scale)
-    scores = (scaled.unsqueeze(-2) * key.unsqueeze(-3)).sum(-1)
-    if attn_mask is None:
-        weights = scores.softmax(-1)
-    else:  # where nothing is chosen there is 0, and no number that is none on the way to it
-        masked = attn_mask.dtype == torch.bool
-        scores = composed.where(attn_mask, scores, -math.inf) if masked else scores + attn_mask
-        chosen = scores != -math.inf
-        some = composed.where(chosen, scores, torch.finfo(scores.dtype).min / 2)
-        weights = composed.where(chosen, some.softmax(-1), 0.0)
-    return (weights.unsqueeze(-1) * value.unsqueeze(-3)).sum(-2)
+from flexrnn.engine.compiler.spelt import attention, chosen, columns, composed, matrices, stacked
 
 
 def _lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
@@ -158,7 +117,6 @@ _SPELT: dict[Any, Any] = {
     torch.lerp: _lerp,
     Tensor.lerp: _lerp,
     F.gumbel_softmax: _gumbel_softmax,
-    F.scaled_dot_product_attention: _attention,
     F.pad: _pad,
     torch.lstm_cell: _lstm_cell,
     torch.gru_cell: _gru_cell,
@@ -166,6 +124,7 @@ _SPELT: dict[Any, Any] = {
     torch.rnn_relu_cell: _rnn_cell(torch.relu),
 }
 RESPELT: dict[Any, Any] = {
+    **attention.SPELT,
     **columns.SPELT,
     **chosen.SPELT,
     **composed.SPELT,
