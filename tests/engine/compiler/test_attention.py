@@ -18,17 +18,9 @@ class Relational(flexrnn.Cell):
 
     State = HiddenState
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        how: str = "",
-        device: Any = None,
-        dtype: Any = None,
-    ):
+    def __init__(self, input_size: int, hidden_size: int, bias: bool, how: str, **kwargs: Any):
         super().__init__(input_size, hidden_size)
-        self.how, kwargs = how, {"device": device, "dtype": dtype}
+        self.how = how
         sizes: dict[str, Any] = {"kdim": 3, "vdim": 3} if how == "cross" else {}
         self.inner = nn.Linear(input_size, WIDTH, **kwargs)
         self.attention = nn.MultiheadAttention(
