@@ -22,6 +22,10 @@ class CannotRunError(RuntimeError):
     """An engine cannot run here; the message says what is missing and what would help."""
 
 
+class NotAgainError(CannotRunError):
+    """Nor can it later in this process: what has failed is not tried again."""
+
+
 class Native(NamedTuple):
     """A kernel of torch's own that computes a step, and its weights."""
 

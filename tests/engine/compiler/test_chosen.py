@@ -46,6 +46,19 @@ def of_nan(c: Any, x: Tensor, h: Tensor) -> Tensor:
     return x @ c.W + y.argmax(-1, keepdim=True) + (h * 0).argmin(1, keepdim=True)
 
 
+def open_units(h: Tensor) -> Tensor:
+    """Which units may follow each; the others are -inf."""
+    closed = torch.ones(4, 4, dtype=torch.bool).triu(1)
+    return torch.where(closed, torch.full((), -INF, dtype=h.dtype), 0.0)
+
+
+def least_of_nan(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    """What is no number is larger than all that are."""
+    y = torch.where(h >= h.topk(3)[0][:, 1:2], math.nan, h)
+    values = y.topk(3, largest=False)[0]
+    return x @ c.W + values[:, :1] + values[:, 1:2] + values[:, 2:].isnan()
+
+
 WRITTEN: dict[str, Callable[..., Any]] = {
     "a count": lambda c, x, h: x @ c.W + h * (h > 0).sum(-1, keepdim=True),
     "a share": lambda c, x, h: x @ c.W / (h > 0).sum(-1, keepdim=True).clamp(min=1) + h,
@@ -88,6 +101,16 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "rows of a parameter": lambda c, x, h: (
         x @ c.W + c.U[h.argmax(-1)] * h + c.V[h.argmin(-1)][:, :1]
     ),
+    "rows of a parameter from its end": lambda c, x, h: (
+        x @ c.W + c.U[h.argmax(-1) - 1] + torch.take_along_dim(h, h.argmax(1, keepdim=True) - 4, -1)
+    ),
+    "a table with inf": lambda c, x, h: (
+        x @ c.W + (h + open_units(h)[h.argmax(-1)]).softmax(-1)
+        + F.embedding(h.topk(2)[1], open_units(h)).amax(1).clamp(min=0)
+    ),
+    "a long table": lambda c, x, h: (
+        x @ c.W + F.embedding((h.sigmoid() * 20).long(), c.U.repeat(5, 1)).mean(1)
+    ),
     "gather": lambda c, x, h: (
         x @ c.W + h.gather(-1, h.topk(2).indices).repeat(1, 2)
     ),
@@ -99,6 +122,7 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     ),
     "topk": lambda c, x, h: x @ c.W + h.topk(3, -1).values.sum(-1, keepdim=True) * h,
     "the least": lambda c, x, h: x @ c.W + torch.topk(h, 2, largest=False)[0].repeat(1, 2),
+    "the least of what is no number": least_of_nan,
     "topk of heads": lambda c, x, h: (
         x @ c.W + halves(h).topk(1, dim=1).values.flatten(1).repeat(1, 2)
     ),
@@ -148,6 +172,15 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "the largest of all rows": (lambda c, z, h: h + h.argmax(), "aten.argmax"),
     "the largest row": (lambda c, z, h: h + h.argmax(0), "argmax"),
     "many of the largest": (lambda c, z, h: h + h.repeat(1, 3).topk(9)[0].sum(-1, True), "topk"),
+    "whole numbers gathered": (
+        lambda c, z, h: h + h * (h * 3).long().gather(1, h.argmin(1, keepdim=True)), "int64"),
+    "classes of none": (
+        lambda c, z, h: h + F.one_hot(h.argmax(-1), 0).sum(-1, True), "a number in a row"),
+    "classes by shorter numbers": (
+        lambda c, z, h: h + F.one_hot(h.argmax(-1).int(), 5), "one_hot"),
+    "a table that is too large": (
+        lambda c, z, h: h + F.embedding(h.argmax(-1), c.inner.weight.repeat(9000, 1))[:, :1],
+        "embedding"),
     "shifted counts": (lambda c, z, h: h + ((h > 0).sum(-1, keepdim=True) << 2), "int64"),
 }  # fmt: skip
 
@@ -157,3 +190,19 @@ def test_refused(name: str, function_layer: Any) -> None:
     function, reason = REFUSED[name]
     with flexrnn.backend("cpu"), pytest.raises(RuntimeError, match=reason):
         function_layer(function)(torch.randn(2, 3, 3, dtype=torch.float64))
+
+
+def test_of_two_values_for_a_unit_the_last_stays(function_layer: Any) -> None:
+    """Torch hands both of them the derivative of what one of them wrote."""
+
+    def twice(c: Any, z: Tensor, h: Tensor) -> Tensor:
+        places = (z[:, :2] * 0).long()
+        return torch.zeros_like(h).scatter(1, places, z[:, 1:3])
+
+    layer, x = function_layer(twice), torch.randn(1, 3, 3, dtype=torch.float64)
+    with flexrnn.backend("cpu"):
+        output = layer(x)[0]
+    with flexrnn.backend("reference"):
+        torch.testing.assert_close(output, layer(x)[0])
+    output.sum().backward()
+    assert (layer.inner_bias_l0.grad != 0).tolist() == [False, False, True, False, False]

@@ -55,6 +55,11 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         torch.einsum("de, bkd -> bek", c.U[:2], halves(h)).flatten(1)[:, 2:6]
         + torch.einsum("bkd,kde->be", halves(h), c.U.view(2, 2, 4)) + x @ c.W
     ),
+    "einsum, stretched": lambda c, x, h: (
+        x @ c.W + torch.einsum("bjk,ijk->bi", h.view(-1, 1, 4), c.U.view(4, 4, 1))
+        + torch.einsum("bjc,ij->bic", h.view(-1, 1, 4), c.U).mean(1)
+        + h * torch.einsum("gjk,ijk->gi", c.W[:, :1, None], c.U.view(4, 2, 2)[:, :1]).sum(0)
+    ),
     # rows stacked in front of the batch
     "stacked first": lambda c, x, h: (
         torch.stack([h, x @ c.W]).sum(0) + torch.stack((h, h * 2, x @ c.W), dim=0).mean(0)
@@ -82,6 +87,14 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     # in place, and whole functions
     "clamped in place": clamped,
     "nan_to_num": numbers_again,
+    "a number as a view": lambda c, x, h: x @ c.W + h * c.one.view(()) + c.b.sum().reshape([]),
+    "a diagonal of inf": lambda c, x, h: (
+        x @ c.W + torch.where(h > 0, math.inf, h).diag_embed().amax(-1).clamp(-2, 2)
+    ),
+    "arguments by their names": lambda c, x, h: (
+        x @ c.W + h @ torch.triu(input=c.U) + torch.diag_embed(input=h).sum(1)
+        + torch.nan_to_num(input=h, nan=0.0, posinf=1.0, neginf=2.0) + c.row.repeat(repeats=(1, 1))
+    ),
     "diagonals and triangles": lambda c, x, h: (
         (torch.diag_embed(h) @ x[:, :1].unsqueeze(1).expand(-1, 4, 1)).squeeze(-1)
         + (h[:, :, None] * (x @ c.W)[:, None]).triu(1).sum(2) + x @ c.W
@@ -179,6 +192,10 @@ JOINED: dict[str, Callable[..., Any]] = {
         + h.view(-1, 2).amax(-1).view(-1, 2).repeat(1, 2) + x @ c.W
         + (h.view(-1, 2) > h.view(-1, 2).mean(1, keepdim=True)).view(-1, 4) * h
     ),
+    "an axis more": lambda c, x, h: (
+        (h.view(-1, 2).unsqueeze(-2) * c.low.view(4, 2)).softmax(1).sum(1).view(-1, 4)
+        + h.view(-1, 2).unsqueeze(1).mean(-2).view(-1, 4) + x @ c.W
+    ),
     "joined again": lambda c, x, h: (
         (norm(h.view(-1, 2)).view(-1, 1) * 2).view(-1, 2, 2).tanh().flatten(1) + x @ c.W
         + h.view(-1, 2).chunk(2, -1)[0].view(-1, 2).repeat(1, 2)
@@ -199,6 +216,12 @@ ACROSS: dict[str, Callable[..., Any]] = {
     "of two kinds": lambda c, z, h: (
         z + (h.repeat(1, 2).view(-1, 5) * h.view(-1, 1)[:2]).view(-1, 10)[:, :5]
     ),
+    "an axis in front": lambda c, z, h: (
+        z + (h.view(-1, 1) * c.inner.bias[:1].view(1, 1, 1)).softmax(1).view(-1, 5)
+    ),
+    "an axis in front, of its own": lambda c, z, h: (
+        z + h.view(-1, 1).unsqueeze(-3).softmax(1).view(-1, 5)
+    ),
     "turned": lambda c, z, h: z + h.view(-1, 1).t().view(5, -1).t(),
 }
 
@@ -207,3 +230,10 @@ ACROSS: dict[str, Callable[..., Any]] = {
 def test_across_joined_rows(name: str, function_layer: Any) -> None:
     with flexrnn.backend("cpu"), pytest.raises(RuntimeError, match="cannot be compiled"):
         function_layer(ACROSS[name])(torch.randn(2, 3, 3, dtype=torch.float64))
+
+
+def test_batch_norm_of_other_sizes(function_layer: Any) -> None:
+    layer = function_layer(lambda c, z, h: z + F.batch_norm(h, h.new_zeros(1), h.new_ones(1)))
+    for backend in ("cpu", "reference"):
+        with flexrnn.backend(backend), pytest.raises(RuntimeError):
+            layer(torch.randn(2, 3, 3, dtype=torch.float64))

@@ -77,3 +77,16 @@ def test_few_places_are_taken_in_turn(rows: int, columns: int, is_turned: bool) 
     column = graph.add("reshape", flat, shape=(BATCH, rows, 1))
     product = graph.add("mul", column, graph.input("param.w", (rows, columns)))
     assert (turned(graph, product) is not None) is is_turned
+
+
+def test_a_long_chain_is_taken_in_turn() -> None:
+    graph = Graph()
+    flat = graph.input("x0", (BATCH, 9))
+    column = graph.add("reshape", flat, shape=(BATCH, 9, 1))
+    chain = graph.add("mul", column, graph.input("param.w", (9, 9)))
+    for _ in range(50):
+        chain = graph.add("tanh", chain)
+    assert turned(graph, chain) is not None
+    for _ in range(5000):
+        chain = graph.add("tanh", chain)
+    assert turned(graph, chain) is None

@@ -21,7 +21,7 @@ from flexrnn.engine.cpu import kernel, plan
 from flexrnn.engine.cpu.build import cache, compiler
 from flexrnn.engine.cpu.build.isa import ISAS, machine
 from flexrnn.engine.cpu.build.toolchain import Toolchain, cache_key
-from flexrnn.engine.step import CannotRunError
+from flexrnn.engine.step import CannotRunError, NotAgainError
 
 SEVEN = 'extern "C" __attribute__((visibility("default"))) int answer() { return 7; }\n'
 EIGHT = SEVEN.replace("7", "8")
@@ -315,7 +315,7 @@ def test_a_loop_that_failed_is_not_written_again(monkeypatch: pytest.MonkeyPatch
 
     def library(text: str) -> None:
         asked.append(text)
-        raise CannotRunError("the compiler has not ended")
+        raise NotAgainError("the compiler has not ended")
 
     monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
     monkeypatch.setattr(kernel, "library", library)
@@ -325,3 +325,14 @@ def test_a_loop_that_failed_is_not_written_again(monkeypatch: pytest.MonkeyPatch
             with torch.no_grad(), pytest.raises(CannotRunError, match="has not ended"):
                 layer(x)
     assert len(asked) == 1
+
+
+def test_what_may_pass_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
+    layer, x = flexrnn.GRU(3, 4), torch.randn(5, 2, 3)
+    with flexrnn.backend("cpu"):
+        with monkeypatch.context() as patch:
+            patch.setenv("FLEXRNN_ISA", "bogus")
+            with pytest.raises(CannotRunError, match="bogus"):
+                layer(x)
+        layer(x)

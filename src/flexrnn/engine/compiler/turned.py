@@ -12,6 +12,7 @@ from flexrnn.engine.compiler.graph import BATCH, Graph, Shape
 from flexrnn.engine.compiler.ops import OPS
 
 _MOST = 256  # nodes that are computed once more
+_DEEP = 64  # of them one behind another
 _FEW = 8  # places that do not take long to compile one by one
 _VECTOR = 16  # numbers that are computed at once, or about as many
 
@@ -29,9 +30,10 @@ def turned(graph: Graph, a: int) -> int | None:
         return None
     known: dict[int, int | None] = {}
 
-    def turn(index: int) -> int | None:
+    def turn(index: int, depth: int = 0) -> int | None:
         if index not in known:
-            known[index] = _turned(graph, index, turn) if len(known) < _MOST else None
+            few = len(known) < _MOST and depth < _DEEP
+            known[index] = _turned(graph, index, lambda i: turn(i, depth + 1)) if few else None
         return known[index]
 
     return turn(a)

@@ -18,7 +18,7 @@ from flexrnn.engine.cpu.build.isa import last_cache
 from flexrnn.engine.cpu.emit import ROWS_IN_PLACE, Shape
 from flexrnn.engine.cpu.kernel import STARTS, Kernel
 from flexrnn.engine.lowering.extract import Extract, extract
-from flexrnn.engine.step import CannotRunError
+from flexrnn.engine.step import CannotRunError, NotAgainError
 from flexrnn.engine.tables import trim
 
 # Rows over all steps up to which laying out weights costs more than it saves; and how often weights
@@ -98,11 +98,11 @@ def plan_of(program: Program, keep: Sequence[str], kind: Kind) -> Plan:
     plans, failed, *_ = _of(program)
     key = (tuple(keep), kind)
     if key in failed:
-        raise CannotRunError(failed[key])
+        raise NotAgainError(failed[key])
     if key not in plans:
         try:
             plans[key] = _compiled(program, keep, kind)
-        except CannotRunError as error:
+        except NotAgainError as error:
             failed[key] = str(error)
             raise
     return plans[key]

@@ -7,8 +7,9 @@ for every row is the same for every head of every row.
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from flexrnn.engine.compiler.aten import elementwise, reductions, shapes, views
+from flexrnn.engine.compiler.aten import elementwise, reductions, views
 from flexrnn.engine.compiler.aten.builder import TO_THE_END, Builder, Ref, Unsupported, Value
+from flexrnn.engine.compiler.aten.shapes import UNMOVED
 from flexrnn.engine.compiler.graph import BATCH
 from flexrnn.engine.compiler.ops import OPS
 
@@ -26,7 +27,7 @@ class Joined(NamedTuple):
 
 
 VIEWS = ("view", "_unsafe_view", "reshape")
-_BY_ROWS = ("mm", "addmm", "native_layer_norm", "_to_copy", "detach", *shapes.UNMOVED)
+_BY_ROWS = ("mm", "addmm", "native_layer_norm", "_to_copy", "detach", *UNMOVED)
 # Where an operation names axes.
 _AXES = dict.fromkeys((*reductions.ALONG, "cat", "slice", "select", "unbind", "unsqueeze"), 1)
 _AXES |= {"linalg_vector_norm": 2, "split": 2, "split_with_sizes": 2}
@@ -58,8 +59,12 @@ def lower(
     """
     values = [*_values(args)]
     heads = {b.shape(value.base)[1] for value in values if isinstance(value, Joined)}
-    others = (value for value in values if isinstance(value, (Ref, views.View)))
-    if len(heads) > 1 or any(BATCH in views.shape_of(b.graph, value) for value in others):
+    others = [value for value in values if isinstance(value, (Ref, views.View))]
+    shapes = [views.shape_of(b.graph, value) for value in others]
+    rank = min(len(b.shape(v.base)) - 1 for v in values if isinstance(v, Joined))
+    if any(len(shape) > rank for shape in shapes) and _is_elementwise(name):
+        raise Unsupported("it puts an axis in front of the batch, which another has joined")
+    if len(heads) > 1 or any(BATCH in shape for shape in shapes):
         raise Unsupported("it joins the batch with another axis, beside what is not so joined")
     plain = _apart(args)
     if name in VIEWS:
@@ -67,14 +72,17 @@ def lower(
     if name == "slice" and args[1:3] in ((0, 0), (0, None)) and args[3:] in ((), (TO_THE_END,)):
         return args[0]
     if name in _AXES:
-        first = next(value for value in values if isinstance(value, Joined))
-        plain = _behind(plain, _AXES[name], len(b.shape(first.base)) - 1)
-    elif name not in OPS and name not in elementwise.SPELT and name not in _BY_ROWS:
+        plain = _behind(plain, _AXES[name], rank + (name == "unsqueeze"))
+    elif not _is_elementwise(name) and name not in _BY_ROWS:
         raise Unsupported("it takes the batch and another axis as one; an axis of its own may do")
     made = lowered(b, name, plain, kwargs)
     several = isinstance(made, list)
     found = [Joined(views.settle(b.graph, value)) for value in (made if several else [made])]
     return found if several else found[0]
+
+
+def _is_elementwise(name: str) -> bool:
+    return name in OPS or name in elementwise.SPELT
 
 
 def _behind(args: tuple[Any, ...], place: int, rank: int) -> tuple[Any, ...]:

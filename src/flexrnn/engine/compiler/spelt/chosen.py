@@ -16,9 +16,10 @@ from torch.nn import functional as F  # noqa: N812
 from flexrnn.engine.compiler.cuts import MOST
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
 from flexrnn.engine.compiler.spelt import columns
-from flexrnn.engine.compiler.spelt.columns import as_torch, by_heads, has_real_units, is_of_rows
+from flexrnn.engine.compiler.spelt.columns import as_torch, has_real_units, is_of_rows
 
 _MOST = 8  # of the largest units that are looked for one after another
+_TABLE = 1 << 16  # numbers of a table, through all of which a row goes
 _WIDE = 4096  # units among which a number is looked for: each takes a comparison
 
 
@@ -33,11 +34,12 @@ def _numbers(x: Tensor, dim: int) -> Tensor:
     return numbers.view(-1, *(1 for _ in range(x.dim() - 1 - dim % x.dim())))
 
 
-def _first(x: Tensor, dim: int, taken: Tensor | None = None) -> Tensor:
-    """The number of the largest unit that is not taken: the first of several, or what is nan."""
-    free = x if taken is None else torch.where(taken, torch.full((), -math.inf, dtype=x.dtype), x)
-    found = (free == free.amax(dim, keepdim=True)) | (free != free)
-    found = found if taken is None else found & ~taken
+def _first(x: Tensor, dim: int, free: Tensor | None = None) -> Tensor:
+    """The number of the largest unit of those that are free: the first of several, or of nan."""
+    if free is not None:
+        x = torch.where(free, x, torch.full((), -math.inf, dtype=x.dtype))
+    found = (x == x.amax(dim, keepdim=True)) | (x != x)
+    found = found if free is None else found & free
     size = torch.full((), float(x.shape[dim]), dtype=x.dtype)
     return torch.where(found, _numbers(x, dim), size).amin(dim, keepdim=True)
 
@@ -73,14 +75,19 @@ def _topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bo
     if not (_has_units(input, dim) and 0 < k <= min(_MOST, input.shape[dim])):
         return torch.topk(input, k, dim, largest, sorted)
     order, numbers = input if largest else -input, _numbers(input, dim)
-    zero, taken = torch.full((), 0.0, dtype=input.dtype), None
+    zero, free = torch.full((), 0.0, dtype=input.dtype), input == input
+    free = free | ~free  # of every unit
     values, places = list[Tensor](), list[Tensor]()
     for _ in range(k):
-        place = _first(order, dim, taken)
+        best = free
+        if not largest:  # nan is larger than all numbers
+            some = free & (input == input)
+            best = some | (free & ~some.any(dim, keepdim=True))
+        place = _first(order, dim, best)
         here = numbers == place
         values.append(torch.where(here, input, zero).sum(dim, keepdim=True))
         places.append(place)
-        taken = here if taken is None else taken | here
+        free = free & ~here
     return torch.return_types.topk((torch.cat(values, dim), torch.cat(places, dim).long()))
 
 
@@ -95,7 +102,7 @@ def _are(numbers: Tensor, size: int, dtype: torch.dtype = torch.int64) -> Tensor
 
 
 def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
-    if not _is_number(tensor):
+    if not _is_number(tensor) or tensor.dtype != torch.int64 or num_classes == 0:
         return F.one_hot(tensor, num_classes)
     if num_classes < 0:
         raise CannotCompileError(
@@ -114,7 +121,7 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Tensor:
-    """A product with ones and zeros; nan where there is no such row."""
+    """The row of each number; nan where there is no such row."""
     usual = max_norm is None and not scale_grad_by_freq and not sparse
     if not (usual and _is_number(input) and _is_table(weight)):
         return F.embedding(
@@ -124,19 +131,15 @@ def _embedding(
     if padding_idx is not None:  # that row learns nothing
         rows = torch.arange(size, device=weight.device).unsqueeze(-1)
         weight = torch.where(rows == padding_idx % size, weight.detach(), weight)
-    here = _are(input, size)
-    ones = here.to(weight.dtype)
-    if input.dim() == 1:
-        picked = ones @ weight
-    else:
-        picked = by_heads(ones.flatten(1, -2), weight).unflatten(1, input.shape[1:])
-    return _or_nan(here, picked)
+    here, zero = _are(input, size), torch.full((), 0.0, dtype=weight.dtype)
+    # Not by a product, to which a single inf or nan in the table would be one in every row.
+    return _or_nan(here, torch.where(here.unsqueeze(-1), weight, zero).sum(-2))
 
 
 def _is_table(weight: Tensor) -> bool:
     """Whether this is `(N, E)`, the same for all rows, and not too long to be looked through."""
     whole = weight.dim() == 2 and weight.is_floating_point() and not is_of_rows(weight)
-    return whole and weight.shape[0] <= _WIDE
+    return whole and weight.shape[0] <= _WIDE and weight.numel() <= _TABLE
 
 
 def _or_nan(here: Tensor, picked: Tensor) -> Tensor:
@@ -149,13 +152,18 @@ def _or_nan(here: Tensor, picked: Tensor) -> Tensor:
 def get_item(x: Tensor, index: Any) -> Tensor:
     """`x[numbers]`, where every row has its number of a parameter's row; or as units are picked."""
     if _is_number(index) and _is_table(x):
-        return _embedding(index, x)
+        return _embedding(_from_the_end(index, x.shape[0]), x)
     return columns.get_item(x, index)
+
+
+def _from_the_end(numbers: Tensor, size: int) -> Tensor:
+    """Numbers of which those below 0 count from the end."""
+    return torch.where(numbers < 0, numbers + size, numbers)
 
 
 def _fits(x: Tensor, dim: int, index: Any) -> bool:
     """Whether numbers of rows pick units of them along an axis, with nothing left out beside it."""
-    if not (_is_number(index) and is_of_rows(x) and x.dim() == index.dim() > 1):
+    if not (_is_number(index) and has_real_units(x, dim) and x.dim() == index.dim() > 1):
         return False
     dim %= x.dim()
     beside = zip(x.shape[1:], index.shape[1:], strict=True)
@@ -174,11 +182,14 @@ def _gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False
 def _take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
     if dim is None or not _fits(input, dim, indices):
         return torch.take_along_dim(input, indices, dim)
-    return _gather(input, dim, indices)
+    return _gather(input, dim, _from_the_end(indices, input.shape[dim]))
 
 
 def _scatter(input: Tensor, dim: int, index: Tensor, src: Any) -> Tensor:
-    """Of several values for one unit it keeps the last, as torch does on a CPU."""
+    """Of several values for one unit the last stays, as with torch on a CPU.
+
+    It alone has a derivative, which torch hands to all of them.
+    """
     alike = not isinstance(src, Tensor) or (src.shape == index.shape and src.dtype == input.dtype)
     if not (alike and _fits(input, dim, index) and index.shape[dim] <= MOST):
         return torch.scatter(input, dim, index, src)
@@ -207,7 +218,7 @@ SPELT: dict[Any, Any] = {
         (_extremes(torch.min, torch.return_types.min, -1), (torch.min, Tensor.min)),
         (_topk, (torch.topk, Tensor.topk)),
         (_one_hot, (F.one_hot,)),
-        (_embedding, (F.embedding, torch.embedding)),
+        (_embedding, (F.embedding,)),
         (_gather, (torch.gather, Tensor.gather)),
         (_take_along_dim, (torch.take_along_dim, Tensor.take_along_dim)),
         (_scatter, (torch.scatter, Tensor.scatter)),

@@ -62,6 +62,10 @@ def _batch_norm(
             "batch_norm cannot be compiled: it works across the batch, but for running statistics "
             f"in eval(), {users_line(frames())}"
         )
+    if not x.shape[1:2] == running_mean.shape == running_var.shape:
+        return F.batch_norm(
+            x, running_mean, running_var, weight, bias, eps=eps
+        )  # says what is wrong
     wide = (-1, *(1 for _ in x.shape[2:]))
     y = (x - running_mean.view(wide)) * (running_var + eps).rsqrt().view(wide)
     y = y if weight is None else y * weight.view(wide)
@@ -69,31 +73,36 @@ def _batch_norm(
 
 
 def _nan_to_num(
-    x: Tensor, nan: float | None = None, posinf: float | None = None, neginf: float | None = None
+    input: Tensor,
+    nan: float | None = None,
+    posinf: float | None = None,
+    neginf: float | None = None,
 ) -> Tensor:
     """Torch fills in the largest numbers of the dtype where nobody sees it."""
-    limits = torch.finfo(x.dtype)
-    low, high = (limits.min, limits.max)
-    return torch.nan_to_num(
-        x, nan or 0.0, high if posinf is None else posinf, low if neginf is None else neginf
-    )
+    if not input.is_floating_point():
+        return input
+    limits = torch.finfo(input.dtype)
+    high = limits.max if posinf is None else posinf
+    low = limits.min if neginf is None else neginf
+    return torch.nan_to_num(input, nan or 0.0, high, low)
 
 
-def _diag_embed(x: Tensor, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Tensor:
+def _diag_embed(input: Tensor, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Tensor:
     """Torch writes into zeros."""
     if (offset, dim1, dim2) != (0, -2, -1):
-        return torch.diag_embed(x, offset, dim1, dim2)
-    return x.unsqueeze(-1) * torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+        return torch.diag_embed(input, offset, dim1, dim2)
+    here = torch.eye(input.shape[-1], dtype=torch.bool, device=input.device)
+    return where(here, input.unsqueeze(-1), 0.0)
 
 
 def _triangle(original: Any) -> Any:
     """`torch.triu` or `torch.tril`."""
 
-    def spelt(x: Tensor, diagonal: int = 0) -> Tensor:
-        if not columns.is_of_rows(x) or x.dim() < 3:
-            return original(x, diagonal)
-        ones = torch.ones(x.shape[-2:], dtype=torch.bool, device=x.device)
-        return where(original(ones, diagonal), x, 0.0)
+    def spelt(input: Tensor, diagonal: int = 0) -> Tensor:
+        if not columns.is_of_rows(input) or input.dim() < 3:
+            return original(input, diagonal)
+        ones = torch.ones(input.shape[-2:], dtype=torch.bool, device=input.device)
+        return where(original(ones, diagonal), input, 0.0)
 
     return spelt
 

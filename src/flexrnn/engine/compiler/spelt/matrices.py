@@ -83,6 +83,8 @@ def _shared(labels: Sequence[str], operands: Sequence[Any], result: str) -> Tens
     pairs = ((own, x), (other, w))
     if any(not len({*names}) == len(names) == tensor.dim() for names, tensor in pairs):
         return None
+    if not columns.is_of_rows(x) or columns.is_of_rows(w) or x.dtype != w.dtype:
+        return None
     if own[:1] != result[:1] or own[:1] in other or len({*result}) < len(result) or "." in own:
         return None
     kept = [label for label in own if label in result]
@@ -90,7 +92,9 @@ def _shared(labels: Sequence[str], operands: Sequence[Any], result: str) -> Tens
     new = [label for label in other if label not in summed]
     if len(kept + summed) < 3 or not summed or {*kept, *new} != {*result} or {*kept} & {*other}:
         return None
-    if not {*summed} <= {*other}:
+    if not {*summed} <= {*other} or any(
+        x.shape[own.index(label)] != w.shape[other.index(label)] for label in summed
+    ):  # one of them may be stretched
         return None
     rows = x.permute([own.index(label) for label in (*kept, *summed)]).flatten(len(kept))
     weight = w.permute([other.index(label) for label in (*summed, *new)])

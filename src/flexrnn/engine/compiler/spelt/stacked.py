@@ -29,8 +29,9 @@ def _is_behind(x: Tensor) -> bool:
     return x.dim() > 1 and not is_of_rows(x) and is_of_rows(x[0])
 
 
-def _repeat(x: Tensor, *sizes: Any) -> Tensor:
+def _repeat(x: Tensor, *sizes: Any, **named: Any) -> Tensor:
     """Torch's makes copies, and wants to know how many: of a parameter for every row."""
+    sizes = sizes or (*named.values(),)
     times: Sequence[Any] = sizes[0] if len(sizes) == 1 and not _is_size(sizes[0]) else sizes
     if is_of_rows(x) or not times or not isinstance(times[0], torch.SymInt):
         return x.repeat(*times)

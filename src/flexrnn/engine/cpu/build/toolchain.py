@@ -14,7 +14,7 @@ import torch
 
 from flexrnn.engine.cpu.build import cache, compiler, openmp
 from flexrnn.engine.cpu.build.isa import Isa, features, machine
-from flexrnn.engine.step import CannotRunError
+from flexrnn.engine.step import CannotRunError, NotAgainError
 
 
 class Toolchain:
@@ -41,8 +41,9 @@ class Toolchain:
             isa: the instructions to compile for; those of this machine by default.
 
         Raises:
-            CannotRunError: this is not Linux, there is no compiler, it fails or hangs, the folder
-                of libraries is open to others, or there is no room for a library.
+            CannotRunError: this is not Linux, or the instructions are not known here.
+            NotAgainError: there is no compiler, it fails or hangs, the folder of libraries is open
+                to others, or there is no room for a library.
         """
         if sys.platform != "linux":
             raise CannotRunError(f"generated code: expected Linux, got {sys.platform}")
@@ -54,7 +55,7 @@ class Toolchain:
             if key in self._libraries:
                 return self._libraries[key]
             if failure := self._unusable or self._failures.get(key):
-                raise CannotRunError(failure)
+                raise NotAgainError(failure)
             try:
                 self._libraries[key] = _library(source, isa)
             except compiler.UnusableError as error:
@@ -62,10 +63,10 @@ class Toolchain:
                     self._failures[key] = str(error)
                 else:
                     self._unusable = str(error)
-                raise
+                raise NotAgainError(str(error)) from error
             except CannotRunError as error:
                 self._failures[key] = str(error)
-                raise
+                raise NotAgainError(str(error)) from error
             return self._libraries[key]
 
 
