@@ -106,7 +106,7 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         + nn.SiLU(inplace=True)(h * 1) + F.relu6(input=h * 9, inplace=True) + F.relu(h * 1, True)
     ),
     "distributions": lambda c, x, h: (
-        x @ c.W + Normal(h, h.exp() + 0.1).log_prob(x @ c.W) + Categorical(logits=h).probs
+        x @ c.W + Normal(h, h.exp() + 0.1, True).log_prob(x @ c.W) + Categorical(logits=h).probs
         + Normal(h, 1.0).mean
     ),
 }  # fmt: skip
@@ -153,7 +153,9 @@ def test_batch_norm_by_the_batch_is_refused(function_layer: Any) -> None:
 
 
 def test_a_distribution_says_what_it_takes_where_a_step_is_run(function_layer: Any) -> None:
-    layer = function_layer(lambda c, z, h: z + Normal(h, h - h).log_prob(z).clamp(-1, 1))
+    layer = function_layer(
+        lambda c, z, h: z + Normal(h, h - h, validate_args=True).log_prob(z).clamp(-1, 1)
+    )
     x = torch.randn(2, 3, 3, dtype=torch.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
