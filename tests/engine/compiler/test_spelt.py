@@ -88,6 +88,7 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "clamped in place": clamped,
     "nan_to_num": numbers_again,
     "a number as a view": lambda c, x, h: x @ c.W + h * c.one.view(()) + c.b.sum().reshape([]),
+    "frequencies": lambda c, x, h: x @ c.W + h * torch.fft.fftfreq(4, dtype=h.dtype),
     "a diagonal of inf": lambda c, x, h: (
         x @ c.W + torch.where(h > 0, math.inf, h).diag_embed().amax(-1).clamp(-2, 2)
     ),

@@ -58,6 +58,11 @@ def _chain(last: TracebackType | None) -> Iterator[TracebackType]:
         last = last.tb_next
 
 
+def refused(operation: str, why: str) -> CannotCompileError:
+    """That an operation cannot be compiled, at the person's line that is running."""
+    return CannotCompileError(f"{operation} cannot be compiled: {why}, {users_line(frames())}")
+
+
 def reason_of(error: Exception, operation: str) -> str:
     """What an exception says of a step that was run on tensors without values.
 

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 from flexrnn.engine.compiler.batch import BatchSize
 from flexrnn.engine.compiler.chance import Chance
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, is_users, users_line
-from flexrnn.engine.compiler.spelt.columns import is_of_rows
+from flexrnn.engine.compiler.spelt.rows import is_of_rows
 from flexrnn.engine.compiler.spelt.table import RESPELT
 
 
@@ -77,7 +77,8 @@ class Spelling(TorchFunctionMode):
         self.check_chance(place)
         if torch.is_inference_mode_enabled() != self.infers:
             raise CannotCompileError(f"inference mode is switched inside the step, {place}")
-        if (name in _COMPLEX or name.startswith("fft_")) and args and is_of_rows(args[0]):
+        complexes = name in _COMPLEX or name.startswith("fft_")
+        if complexes and args and isinstance(args[0], Tensor) and is_of_rows(args[0]):
             raise CannotCompileError(
                 f"{name} cannot be compiled: it makes complex numbers, which two real ones can be, "
                 f"{place}"

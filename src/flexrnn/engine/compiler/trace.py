@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from flexrnn.engine.compiler import dtypes
 from flexrnn.engine.compiler.aten import (
     DECOMPOSED,
+    VIEWS,
     Builder,
     Joined,
     Ref,
@@ -253,7 +254,7 @@ def _lowered(
         )
     try:
         _check(node, values, parameters.dtype)
-        viewed = result if name in ("view", "_unsafe_view", "reshape") else None
+        viewed = result if name in VIEWS else None
         args: Any = fx.map_arg(node.args[:1] if viewed is not None else node.args, value)
         kwargs: Any = fx.map_arg(node.kwargs, value)
         if isinstance(viewed, Tensor):

@@ -9,12 +9,13 @@ from typing import Any
 
 from flexrnn.engine.compiler.aten import elementwise, joined, reductions, shapes, views
 from flexrnn.engine.compiler.aten.builder import Builder, Ref, Unsupported, Value, number
-from flexrnn.engine.compiler.aten.joined import Joined, Rows
+from flexrnn.engine.compiler.aten.joined import VIEWS, Joined, Rows
 from flexrnn.engine.compiler.aten.views import settle
 from flexrnn.engine.compiler.ops import OPS
 
 __all__ = [
     "DECOMPOSED",
+    "VIEWS",
     "Builder",
     "Joined",
     "Ref",
@@ -48,7 +49,7 @@ def lower(b: Builder, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         Unsupported: it has no form in the graph.
         ValueError: the operands' shapes do not fit.
     """
-    if name in joined.VIEWS and args[1] and isinstance(args[1][0], Rows):
+    if name in VIEWS and args[1] and isinstance(args[1][0], Rows):
         return joined.join(b, args[0], args[1])
     if joined.is_joined(args):
         return joined.lower(b, name, args, kwargs, lower)
@@ -80,7 +81,7 @@ def lower(b: Builder, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
 
 def promotes(name: str) -> bool:
     """Whether an aten operation takes operands of several dtypes."""
-    return name in OPS or name in elementwise.SPELT
+    return elementwise.is_elementwise(name)
 
 
 def _settled(b: Builder, arg: Any) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flexrnn.engine.compiler.aten.builder import Builder, Handlers, Ref, Unsupported
+from flexrnn.engine.compiler.ops import OPS
 
 
 def _add(b: Builder, x: Any, y: Any, *, alpha: float = 1) -> Ref:
@@ -130,3 +131,8 @@ SPELT: Handlers = {
 SPELT |= {  # on truth values; on integers the tracer never gets this far
     f"bitwise_{name}": SPELT[f"logical_{name}"] for name in ("and", "or", "xor", "not")
 }
+
+
+def is_elementwise(name: str) -> bool:
+    """Whether an aten operation takes numbers one by one, and so operands of several dtypes."""
+    return name in OPS or name in SPELT

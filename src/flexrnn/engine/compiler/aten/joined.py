@@ -11,7 +11,6 @@ from flexrnn.engine.compiler.aten import elementwise, reductions, views
 from flexrnn.engine.compiler.aten.builder import TO_THE_END, Builder, Ref, Unsupported, Value
 from flexrnn.engine.compiler.aten.shapes import UNMOVED
 from flexrnn.engine.compiler.graph import BATCH
-from flexrnn.engine.compiler.ops import OPS
 
 
 class Rows(NamedTuple):
@@ -29,8 +28,8 @@ class Joined(NamedTuple):
 VIEWS = ("view", "_unsafe_view", "reshape")
 _BY_ROWS = ("mm", "addmm", "native_layer_norm", "_to_copy", "detach", *UNMOVED)
 # Where an operation names axes.
-_AXES = dict.fromkeys((*reductions.ALONG, "cat", "slice", "select", "unbind", "unsqueeze"), 1)
-_AXES |= {"linalg_vector_norm": 2, "split": 2, "split_with_sizes": 2}
+_AXES = reductions.ALONG | {"cat": 1, "slice": 1, "select": 1, "unbind": 1, "unsqueeze": 1,
+                            "split": 2, "split_with_sizes": 2}  # fmt: skip
 
 
 def join(b: Builder, value: Value, sizes: list[Any]) -> Joined:
@@ -62,7 +61,7 @@ def lower(
     others = [value for value in values if isinstance(value, (Ref, views.View))]
     shapes = [views.shape_of(b.graph, value) for value in others]
     rank = min(len(b.shape(v.base)) - 1 for v in values if isinstance(v, Joined))
-    if any(len(shape) > rank for shape in shapes) and _is_elementwise(name):
+    if any(len(shape) > rank for shape in shapes) and elementwise.is_elementwise(name):
         raise Unsupported("it puts an axis in front of the batch, which another has joined")
     if len(heads) > 1 or any(BATCH in shape for shape in shapes):
         raise Unsupported("it joins the batch with another axis, beside what is not so joined")
@@ -73,16 +72,12 @@ def lower(
         return args[0]
     if name in _AXES:
         plain = _behind(plain, _AXES[name], rank + (name == "unsqueeze"))
-    elif not _is_elementwise(name) and name not in _BY_ROWS:
+    elif not elementwise.is_elementwise(name) and name not in _BY_ROWS:
         raise Unsupported("it takes the batch and another axis as one; an axis of its own may do")
     made = lowered(b, name, plain, kwargs)
     several = isinstance(made, list)
     found = [Joined(views.settle(b.graph, value)) for value in (made if several else [made])]
     return found if several else found[0]
-
-
-def _is_elementwise(name: str) -> bool:
-    return name in OPS or name in elementwise.SPELT
 
 
 def _behind(args: tuple[Any, ...], place: int, rank: int) -> tuple[Any, ...]:

@@ -261,28 +261,26 @@ def _logsumexp(b: Builder, a: Ref, dims: Any, keepdim: bool = False) -> Ref:
     return b.reshape(b.op("add", b.op("log", total), shift), _left(b.shape(a), axes, keepdim))
 
 
-# Of these the dimensions come second; of a norm third.
-ALONG = {"sum", "mean", "amax", "amin", "max", "min", "prod", "any", "all", "var", "std",
-         "_softmax", "logsumexp", "cumprod", "linalg_vector_norm"}  # fmt: skip
+# Which operand names the axes.
+ALONG = dict.fromkeys(
+    ("sum", "mean", "amax", "amin", "max", "min", "prod", "any", "all", "var", "std", "_softmax",
+     "logsumexp", "cumprod"), 1
+) | {"linalg_vector_norm": 2}  # fmt: skip
 
 
 def reordered(
     b: Builder, name: str, order: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """A reduction of a view whose batch is not first, by one whose batch is; then back again."""
-    place = 2 if name == "linalg_vector_norm" else 1
-    dims = args[place] if len(args) > place else kwargs.get("dim")
+    place = ALONG[name]
+    dims = args[place] if len(args) > place else None
     if dims is None or dims == []:
         raise Unsupported("it works across the batch")
     gone = [d % len(order) for d in ([dims] if isinstance(dims, int) else dims)]
     moved = [order.index(d) for d in gone]
-    a = views.settle(b.graph, views.reordered(b.graph, args[0], order))
     given = list(args)
-    given[0] = a
-    if len(args) > place:
-        given[place] = moved[0] if isinstance(dims, int) else moved
-    else:
-        kwargs = kwargs | {"dim": moved[0] if isinstance(dims, int) else moved}
+    given[0] = views.settle(b.graph, views.reordered(b.graph, args[0], order))
+    given[place] = moved[0] if isinstance(dims, int) else moved
     made = HANDLERS[name](b, *given, **kwargs)
 
     def back(result: Ref) -> views.View:

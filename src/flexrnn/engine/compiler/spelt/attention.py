@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
-from flexrnn.engine.compiler.spelt import columns, composed
-from flexrnn.engine.compiler.spelt.columns import as_torch
+from flexrnn.engine.compiler.refusal import refused
 from flexrnn.engine.compiler.spelt.matrices import linear
+from flexrnn.engine.compiler.spelt.rows import as_torch, drawn, is_of_rows, where
 
 
 def _attention(
@@ -25,12 +24,12 @@ def _attention(
 ) -> Tensor:
     """Torch's asks for the batch size; rows have queries, keys and values of their own."""
     if dropout_p:
-        return composed.drawn("scaled_dot_product_attention")
+        return drawn("scaled_dot_product_attention")
     sizes = (query.shape[-2], key.shape[-2])
     if is_causal and attn_mask is None:
         attn_mask = torch.ones(sizes, dtype=torch.bool, device=query.device).tril()
         is_causal = False
-    own = columns.is_of_rows(query) and query.dim() == key.dim() == value.dim() > 2
+    own = is_of_rows(query) and query.dim() == key.dim() == value.dim() > 2
     fits = query.shape[-1] == key.shape[-1] and key.shape[-2] == value.shape[-2]
     if attn_mask is not None:
         fits = fits and attn_mask.dtype in (torch.bool, query.dtype)
@@ -41,15 +40,23 @@ def _attention(
             query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     scaled = query * (query.shape[-1] ** -0.5 if scale is None else scale)
-    scores = (scaled.unsqueeze(-2) * key.unsqueeze(-3)).sum(-1)
+    scores = _scores(scaled, key)
     if attn_mask is None:
         weights = scores.softmax(-1)
     else:  # where nothing is chosen there is 0, and no number that is none on the way to it
         masked = attn_mask.dtype == torch.bool
-        scores = composed.where(attn_mask, scores, -math.inf) if masked else scores + attn_mask
+        scores = where(attn_mask, scores, -math.inf) if masked else scores + attn_mask
         chosen = scores != -math.inf
-        some = composed.where(chosen, scores, torch.finfo(scores.dtype).min / 2)
-        weights = composed.where(chosen, some.softmax(-1), 0.0)
+        some = where(chosen, scores, torch.finfo(scores.dtype).min / 2)
+        weights = where(chosen, some.softmax(-1), 0.0)
+    return _mixed(weights, value)
+
+
+def _scores(query: Tensor, key: Tensor) -> Tensor:
+    return (query.unsqueeze(-2) * key.unsqueeze(-3)).sum(-1)
+
+
+def _mixed(weights: Tensor, value: Tensor) -> Tensor:
     return (weights.unsqueeze(-1) * value.unsqueeze(-3)).sum(-2)
 
 
@@ -82,19 +89,19 @@ def _multi_head(
 ) -> tuple[Tensor, Tensor | None]:
     """Torch's, `(L, B, E)`, joins rows and heads. `nn.MultiheadAttention` comes by here."""
     if dropout_p and training:
-        composed.drawn("multi_head_attention_forward")
+        drawn("multi_head_attention_forward")
     rows = [x.transpose(0, 1) for x in (query, key, value) if x.dim() == 3]
     more = (bias_k, bias_v, static_k, static_v)
     if (
         len(rows) < 3
-        or not all(map(columns.is_of_rows, rows))
+        or not all(map(is_of_rows, rows))
         or any(x is not None for x in more)
         or add_zero_attn
         or (attn_mask is not None and attn_mask.dim() != 2)
     ):
-        raise CannotCompileError(
-            "multi_head_attention_forward cannot be compiled: it takes more than queries, keys and "
-            f"values of rows of the batch, {users_line(frames())}"
+        raise refused(
+            "multi_head_attention_forward",
+            "it takes more than queries, keys and values of rows of the batch",
         )
     weights: Any = (q_proj_weight, k_proj_weight, v_proj_weight)
     if not use_separate_proj_weight:
@@ -110,15 +117,14 @@ def _multi_head(
         padding = _added(key_padding_mask, q.dtype)[:, None, None]
         mask = padding if mask is None else mask + padding
     if need_weights:  # which are nan where nothing is chosen, and so is what they weigh
-        scores = (q.unsqueeze(-2) * k.unsqueeze(-3)).sum(-1) * q.shape[-1] ** -0.5
+        scores = _scores(q * q.shape[-1] ** -0.5, k)
         chosen = (scores if mask is None else scores + mask).softmax(-1)
-        mixed = (chosen.unsqueeze(-1) * v.unsqueeze(-3)).sum(-2)
+        mixed = _mixed(chosen, v)
         told = chosen.mean(1) if average_attn_weights else chosen
     else:
         mixed, told = _attention(q, k, v, mask), None
-    return linear(mixed.transpose(1, 2).flatten(2), out_proj_weight, out_proj_bias).transpose(
-        0, 1
-    ), told
+    y = linear(mixed.transpose(1, 2).flatten(2), out_proj_weight, out_proj_bias)
+    return y.transpose(0, 1), told
 
 
 def _added(mask: Tensor | None, dtype: torch.dtype) -> Any:

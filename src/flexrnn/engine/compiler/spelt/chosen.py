@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from flexrnn.engine.compiler.cuts import MOST
-from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
+from flexrnn.engine.compiler.refusal import refused
 from flexrnn.engine.compiler.spelt import columns
-from flexrnn.engine.compiler.spelt.columns import as_torch, has_real_units, is_of_rows
+from flexrnn.engine.compiler.spelt.rows import as_torch, has_real_units, is_of_rows, where
 
 _MOST = 8  # of the largest units that are looked for one after another
 _TABLE = 1 << 16  # numbers of a table, through all of which a row goes
@@ -37,11 +37,10 @@ def _numbers(x: Tensor, dim: int) -> Tensor:
 def _first(x: Tensor, dim: int, free: Tensor | None = None) -> Tensor:
     """The number of the largest unit of those that are free: the first of several, or of nan."""
     if free is not None:
-        x = torch.where(free, x, torch.full((), -math.inf, dtype=x.dtype))
+        x = where(free, x, -math.inf)
     found = (x == x.amax(dim, keepdim=True)) | (x != x)
     found = found if free is None else found & free
-    size = torch.full((), float(x.shape[dim]), dtype=x.dtype)
-    return torch.where(found, _numbers(x, dim), size).amin(dim, keepdim=True)
+    return where(found, _numbers(x, dim), float(x.shape[dim])).amin(dim, keepdim=True)
 
 
 def _extreme(original: Callable[..., Tensor], sign: int) -> Callable[..., Tensor]:
@@ -75,8 +74,7 @@ def _topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bo
     if not (_has_units(input, dim) and 0 < k <= min(_MOST, input.shape[dim])):
         return torch.topk(input, k, dim, largest, sorted)
     order, numbers = input if largest else -input, _numbers(input, dim)
-    zero, free = torch.full((), 0.0, dtype=input.dtype), input == input
-    free = free | ~free  # of every unit
+    free = torch.ones_like(input, dtype=torch.bool)
     values, places = list[Tensor](), list[Tensor]()
     for _ in range(k):
         best = free
@@ -85,7 +83,7 @@ def _topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bo
             best = some | (free & ~some.any(dim, keepdim=True))
         place = _first(order, dim, best)
         here = numbers == place
-        values.append(torch.where(here, input, zero).sum(dim, keepdim=True))
+        values.append(where(here, input, 0.0).sum(dim, keepdim=True))
         places.append(place)
         free = free & ~here
     return torch.return_types.topk((torch.cat(values, dim), torch.cat(places, dim).long()))
@@ -96,18 +94,18 @@ def _is_number(x: Any) -> bool:
     return isinstance(x, Tensor) and is_of_rows(x) and x.dtype in (torch.int64, torch.int32)
 
 
-def _are(numbers: Tensor, size: int, dtype: torch.dtype = torch.int64) -> Tensor:
+def _are(numbers: Tensor, size: int) -> Tensor:
     """Behind each number, of every unit whether it is that one."""
-    return numbers.unsqueeze(-1) == torch.arange(size, dtype=dtype, device=numbers.device)
+    return numbers.unsqueeze(-1) == torch.arange(size, device=numbers.device)
 
 
 def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     if not _is_number(tensor) or tensor.dtype != torch.int64 or num_classes == 0:
         return F.one_hot(tensor, num_classes)
     if num_classes < 0:
-        raise CannotCompileError(
-            "one_hot cannot be compiled: how many classes there are is not known before the step "
-            f"runs; num_classes says it, {users_line(frames())}"
+        raise refused(
+            "one_hot",
+            "how many classes there are is not known before the step runs; num_classes says it",
         )
     return _are(tensor, num_classes).long()
 
@@ -131,9 +129,9 @@ def _embedding(
     if padding_idx is not None:  # that row learns nothing
         rows = torch.arange(size, device=weight.device).unsqueeze(-1)
         weight = torch.where(rows == padding_idx % size, weight.detach(), weight)
-    here, zero = _are(input, size), torch.full((), 0.0, dtype=weight.dtype)
+    here = _are(input, size)
     # Not by a product, to which a single inf or nan in the table would be one in every row.
-    return _or_nan(here, torch.where(here.unsqueeze(-1), weight, zero).sum(-2))
+    return _or_nan(here, where(here.unsqueeze(-1), weight, 0.0).sum(-2))
 
 
 def _is_table(weight: Tensor) -> bool:
@@ -144,9 +142,8 @@ def _is_table(weight: Tensor) -> bool:
 
 def _or_nan(here: Tensor, picked: Tensor) -> Tensor:
     """What has been picked; nan for a number that no unit has, where torch raises an error."""
-    nan = torch.full((), math.nan, dtype=picked.dtype)
     there = here.any(-1).view(*here.shape[:-1], *(1 for _ in range(picked.dim() - here.dim() + 1)))
-    return torch.where(there, picked, nan)
+    return where(there, picked, math.nan)
 
 
 def get_item(x: Tensor, index: Any) -> Tensor:
@@ -175,8 +172,8 @@ def _gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False
     if not _fits(input, dim, index):
         return torch.gather(input, dim, index, sparse_grad=sparse_grad)
     here = _are(index.movedim(dim, -1), input.shape[dim])
-    rows, zero = input.movedim(dim, -1).unsqueeze(-2), torch.full((), 0.0, dtype=input.dtype)
-    return _or_nan(here, torch.where(here, rows, zero).sum(-1)).movedim(-1, dim)
+    rows = input.movedim(dim, -1).unsqueeze(-2)
+    return _or_nan(here, where(here, rows, 0.0).sum(-1)).movedim(-1, dim)
 
 
 def _take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:

@@ -6,31 +6,15 @@ it, its derivative is one more, and torch makes the matrix ahead, out of the num
 by a product is exact; but where one unit is inf or nan, the whole row becomes nan.
 """
 
-import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flexrnn.engine.compiler.cuts import MOST
-from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
-
-
-def as_torch(original: Callable[..., Any], spelling: Callable[..., Any]) -> Callable[..., Any]:
-    """A spelling for calls that it has the arguments of; others are torch's own."""
-    signature = inspect.signature(spelling)
-
-    def spelt(*args: Any, **kwargs: Any) -> Any:
-        if "axis" in kwargs:  # torch takes it for `dim`
-            kwargs["dim"] = kwargs.pop("axis")
-        try:
-            signature.bind(*args, **kwargs)
-        except TypeError:
-            return original(*args, **kwargs)
-        return spelling(*args, **kwargs)
-
-    return spelt
+from flexrnn.engine.compiler.refusal import refused
+from flexrnn.engine.compiler.spelt.rows import as_torch, has_real_units, is_behind_batch
 
 
 def cumsum(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -52,9 +36,10 @@ def get_item(x: Tensor, index: Any) -> Tensor:
     """`x[..., numbers]`, where one axis has a list of units, or a tensor of their numbers."""
     parts = tuple(map(_plain, index if isinstance(index, tuple) else (index,)))
     if any(isinstance(part, Tensor) and part.dtype == torch.bool for part in parts):
-        raise CannotCompileError(
-            "indexing by a mask cannot be compiled: how many it picks is not known before the step "
-            f"runs; torch.where, or a product with the mask, would do, {users_line(frames())}"
+        raise refused(
+            "indexing by a mask",
+            "how many it picks is not known before the step runs; torch.where, or a product with "
+            "the mask, would do",
         )
     places = [k for k, part in enumerate(parts) if _are_numbers(part)]
     if len(places) != 1 or not _is_in_place(parts, places[0]):
@@ -67,7 +52,7 @@ def get_item(x: Tensor, index: Any) -> Tensor:
     else:
         dim = sum(type(part) is not int for part in before)
     if not isinstance(numbers, Tensor):
-        spans = _spans(numbers, rest.shape[dim]) if _is_behind_batch(rest, dim) else []
+        spans = _spans(numbers, rest.shape[dim]) if is_behind_batch(rest, dim) else []
         if 0 < len(spans) <= MOST:
             return torch.cat([rest.narrow(dim, k, count) for k, count in spans], dim)
     if not has_real_units(rest, dim):
@@ -114,21 +99,6 @@ def _spans(numbers: Sequence[int], size: int) -> list[tuple[int, int]]:
         else:
             spans.append((number % size, 1))
     return spans
-
-
-def is_of_rows(x: Tensor) -> bool:
-    """Whether the first axis is the batch."""
-    return x.dim() > 0 and isinstance(x.shape[0], torch.SymInt)
-
-
-def _is_behind_batch(x: Tensor, dim: int) -> bool:
-    """Whether this is an axis behind the batch."""
-    return is_of_rows(x) and -x.dim() <= dim < x.dim() and dim % x.dim() != 0
-
-
-def has_real_units(x: Tensor, dim: int) -> bool:
-    """Whether this is an axis behind the batch, of real numbers."""
-    return x.is_floating_point() and _is_behind_batch(x, dim)
 
 
 def _one_hot(x: Tensor, dim: int) -> Tensor:

@@ -9,25 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
-from flexrnn.engine.compiler.spelt import columns
-
-
-def where(condition: Tensor, *values: Any) -> Any:
-    """A number would come as a tensor from nowhere."""
-    if len(values) != 2:
-        return torch.where(condition, *values)
-    dtype = torch.result_type(*values)
-    return torch.where(
-        condition,
-        *(v if isinstance(v, Tensor) else torch.full((), v, dtype=dtype) for v in values),
-    )
-
-
-def drawn(name: str) -> Any:
-    """Refuse what draws random numbers."""
-    where = users_line(frames())
-    raise CannotCompileError(f"{name} cannot be compiled: it draws random numbers, {where}")
+from flexrnn.engine.compiler.refusal import refused
+from flexrnn.engine.compiler.spelt.rows import drawn, is_of_rows, where
 
 
 def _rms_norm(
@@ -58,14 +41,13 @@ def _batch_norm(
 ) -> Tensor:
     """Torch's is one operation, whether it is elementwise, as in `eval`, or not."""
     if training or running_mean is None or running_var is None:
-        raise CannotCompileError(
-            "batch_norm cannot be compiled: it works across the batch, but for running statistics "
-            f"in eval(), {users_line(frames())}"
+        raise refused(
+            "batch_norm", "it works across the batch, but for running statistics in eval()"
         )
     if not x.shape[1:2] == running_mean.shape == running_var.shape:
-        return F.batch_norm(
+        return F.batch_norm(  # which says what is wrong
             x, running_mean, running_var, weight, bias, eps=eps
-        )  # says what is wrong
+        )
     wide = (-1, *(1 for _ in x.shape[2:]))
     y = (x - running_mean.view(wide)) * (running_var + eps).rsqrt().view(wide)
     y = y if weight is None else y * weight.view(wide)
@@ -99,7 +81,7 @@ def _triangle(original: Any) -> Any:
     """`torch.triu` or `torch.tril`."""
 
     def spelt(input: Tensor, diagonal: int = 0) -> Tensor:
-        if not columns.is_of_rows(input) or input.dim() < 3:
+        if not is_of_rows(input) or input.dim() < 3:
             return original(input, diagonal)
         ones = torch.ones(input.shape[-2:], dtype=torch.bool, device=input.device)
         return where(original(ones, diagonal), input, 0.0)

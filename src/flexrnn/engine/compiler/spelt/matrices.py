@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from flexrnn.engine.compiler.spelt import columns
+from flexrnn.engine.compiler.spelt.rows import is_of_rows
 
 # Products that a row may sum up where it multiplies matrices of its own: generated code goes
 # through them unit by unit.
@@ -21,7 +22,7 @@ def _matmul(a: Tensor, w: Tensor) -> Tensor:
     `(K, N)ᵀ` on the left of a column, `(B, ..., K)` times one w for all heads, and head by head
     `(B, G, 1, K)` times `(G, K, N)`, or `(B, G, M, K)` times `(B, G, K, N)`.
     """
-    if a.dim() > 3 and w.dim() > 3 and columns.is_of_rows(a) and columns.is_of_rows(w):
+    if a.dim() > 3 and w.dim() > 3 and is_of_rows(a) and is_of_rows(w):
         return _of_heads(a, w)
     if a.dim() == 2 and w.dim() == 3 and w.shape[-1] == 1:
         return torch.matmul(w.squeeze(-1), a.T).unsqueeze(-1)
@@ -78,12 +79,12 @@ def _shared(labels: Sequence[str], operands: Sequence[Any], result: str) -> Tens
     if len(labels) != 2 or len(operands) != 2 or not all(isinstance(x, Tensor) for x in operands):
         return None
     (own, x), (other, w) = sorted(
-        zip(labels, operands, strict=True), key=lambda pair: not columns.is_of_rows(pair[1])
+        zip(labels, operands, strict=True), key=lambda pair: not is_of_rows(pair[1])
     )
     pairs = ((own, x), (other, w))
     if any(not len({*names}) == len(names) == tensor.dim() for names, tensor in pairs):
         return None
-    if not columns.is_of_rows(x) or columns.is_of_rows(w) or x.dtype != w.dtype:
+    if not is_of_rows(x) or is_of_rows(w) or x.dtype != w.dtype:
         return None
     if own[:1] != result[:1] or own[:1] in other or len({*result}) < len(result) or "." in own:
         return None
@@ -108,7 +109,7 @@ def _shared(labels: Sequence[str], operands: Sequence[Any], result: str) -> Tens
 
 def _is_of_heads(labels: Sequence[str], operands: Sequence[Tensor], result: str) -> bool:
     """Whether all operands of an einsum are of rows and share more, and are no large matrices."""
-    by_rows = all(map(columns.is_of_rows, operands)) and {own[:1] for own in labels} == {result[:1]}
+    by_rows = all(map(is_of_rows, operands)) and {own[:1] for own in labels} == {result[:1]}
     alike = len(labels) == len(operands) > 1 and len({x.dtype for x in operands}) == 1
     if not by_rows or not alike or len({*result}.intersection(*labels)) < 2:
         return False
@@ -136,7 +137,7 @@ def _bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | Non
     """Torch's is not written down. `(B, I)`, `(B, J)` and `(N, I, J)`: a product, and N sums."""
     n, *sizes = weight.shape
     fits = sizes == [input1.shape[-1], input2.shape[-1]] and (bias is None or bias.shape == (n,))
-    if not (fits and columns.is_of_rows(input1) and input1.dim() == input2.dim() == 2):
+    if not (fits and is_of_rows(input1) and input1.dim() == input2.dim() == 2):
         return F.bilinear(input1, input2, weight, bias)
     products = (input1 @ weight.transpose(0, 1).flatten(1)).unflatten(1, (n, sizes[1]))
     y = (products * input2.unsqueeze(1)).sum(-1)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexrnn.engine.compiler.spelt.columns import as_torch, is_of_rows
+from flexrnn.engine.compiler.spelt.rows import as_torch, is_of_rows
 
 
 def _stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.functional import linear
 
-from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
+from flexrnn.engine.compiler.refusal import refused
 from flexrnn.engine.compiler.spelt import attention, chosen, columns, composed, matrices, stacked
+from flexrnn.engine.compiler.spelt.rows import drawn, is_of_rows
 
 
 def _lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
@@ -52,11 +53,11 @@ def _fill_diagonal(x: Tensor, value: Any, wrap: bool = False) -> Tensor:
 
 def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Torch asks for the number of elements, which has no value here."""
-    return composed.drawn("dropout") if training and p else x
+    return drawn("dropout") if training and p else x
 
 
 def _gumbel_softmax(*args: Any, **kwargs: Any) -> Tensor:
-    return composed.drawn("gumbel_softmax")
+    return drawn("gumbel_softmax")
 
 
 def _other_dropout(x: Tensor, p: float = 0.5, training: bool = False, *rest: Any) -> Tensor:
@@ -96,10 +97,10 @@ def _tensor(data: Any, **options: Any) -> Tensor:
 
 def _len(x: Tensor) -> int:
     """Python wants a number."""
-    if columns.is_of_rows(x):
-        raise CannotCompileError(
-            "len cannot be compiled: the batch size has no number here, and Python wants one; "
-            f"shape[0] would do, {users_line(frames())}"
+    if is_of_rows(x):
+        raise refused(
+            "len",
+            "the batch size has no number here, and Python wants one; shape[0] would do",
         )
     return len(x)
 

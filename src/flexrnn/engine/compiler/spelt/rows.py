@@ -1,0 +1,57 @@
+"""What spellings share: whether rows come first, and how a spelling stands in torch's place."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexrnn.engine.compiler.refusal import refused
+
+
+def is_of_rows(x: Tensor) -> bool:
+    """Whether the first axis is the batch."""
+    return x.dim() > 0 and isinstance(x.shape[0], torch.SymInt)
+
+
+def is_behind_batch(x: Tensor, dim: int) -> bool:
+    """Whether this is an axis behind the batch."""
+    return is_of_rows(x) and -x.dim() <= dim < x.dim() and dim % x.dim() != 0
+
+
+def has_real_units(x: Tensor, dim: int) -> bool:
+    """Whether this is an axis behind the batch, of real numbers."""
+    return x.is_floating_point() and is_behind_batch(x, dim)
+
+
+def as_torch(original: Callable[..., Any], spelling: Callable[..., Any]) -> Callable[..., Any]:
+    """A spelling for calls that it has the arguments of; others are torch's own."""
+    signature = inspect.signature(spelling)
+
+    def spelt(*args: Any, **kwargs: Any) -> Any:
+        if "axis" in kwargs:  # torch takes it for `dim`
+            kwargs["dim"] = kwargs.pop("axis")
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError:
+            return original(*args, **kwargs)
+        return spelling(*args, **kwargs)
+
+    return spelt
+
+
+def where(condition: Tensor, *values: Any) -> Any:
+    """A number would come as a tensor from nowhere."""
+    if len(values) != 2:
+        return torch.where(condition, *values)
+    dtype = torch.result_type(*values)
+    return torch.where(
+        condition,
+        *(v if isinstance(v, Tensor) else torch.full((), v, dtype=dtype) for v in values),
+    )
+
+
+def drawn(name: str) -> Any:
+    """Refuse what draws random numbers."""
+    raise refused(name, "it draws random numbers")
