@@ -48,7 +48,7 @@ def _turned(graph: Graph, index: int, turn: Callable[[int], int | None]) -> int 
         return index
     wide = shape if len(shape) > 1 else (1, *shape)
     if 1 in wide[-2:]:
-        return _in_shape(graph, index, exchanged(wide))
+        return _in_shape(graph, index, _exchanged(wide))
     if BATCH not in shape:
         return graph.add("transpose", index)
     if node.op not in OPS and node.op not in ("detach", "expand"):
@@ -58,11 +58,11 @@ def _turned(graph: Graph, index: int, turn: Callable[[int], int | None]) -> int 
     if len(found) < len(args):
         return None
     if node.op == "expand":
-        return graph.add("expand", *found, shape=exchanged(shape))
+        return graph.add("expand", *found, shape=_exchanged(shape))
     return graph.add(node.op, *found, **dict(node.attrs))
 
 
-def exchanged(shape: Shape) -> Shape:
+def _exchanged(shape: Shape) -> Shape:
     """A shape with its last two axes exchanged."""
     return (*shape[:-2], shape[-1], shape[-2])
 
