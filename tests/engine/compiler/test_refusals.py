@@ -103,16 +103,6 @@ def drawn_by_numpy(c: Any, z: Tensor, h: Tensor) -> Tensor:
     return z * numpy.random.rand() + h
 
 
-class Straight(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> Any:
-        return args[0].sign()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        return grads
-
-
 def switched_on(c: Any, z: Tensor, h: Tensor) -> Tensor:
     with torch.enable_grad():
         return h + z
@@ -126,11 +116,6 @@ def slope_by_backward(c: Any, z: Tensor, h: Tensor) -> Tensor:
 
 def heads(z: Tensor) -> Tensor:
     return torch.stack([z, z], 1)  # (B, 2, 5)
-
-
-def custom(c: Any, z: Tensor, h: Tensor) -> Tensor:
-    signs: Any = Straight.apply(z)
-    return h + signs
 
 
 REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
@@ -166,7 +151,6 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "alpha dropout": (lambda c, z, h: F.alpha_dropout(z, 0.1, True) + h, "dropout cannot be"),
     "Python's random": (drawn_by_python, "it draws random numbers, by Python or NumPy"),
     "NumPy's random": (drawn_by_numpy, "it draws random numbers, by Python or NumPy"),
-    "a derivative of one's own": (custom, "autograd.Function"),
     "dropout": (lambda c, z, h: F.dropout(z) + h, "dropout cannot be compiled: it draws random"),
     "gumbel_softmax": (lambda c, z, h: F.gumbel_softmax(z) + h, "it draws random numbers"),
     "noise for nobody": (lambda c, z, h: (torch.randn_like(z), z + h)[1], "it draws random"),

@@ -8,6 +8,7 @@ belongs into the loop is not decided here: it follows from what depends on what.
 from collections import Counter
 from collections.abc import Callable, Collection
 
+from flexrnn.engine.compiler import custom
 from flexrnn.engine.compiler.cuts import added_up, cut
 from flexrnn.engine.compiler.graph import BATCH, Expr, Graph, Node, Shape, added, rewrite
 from flexrnn.engine.compiler.ops import OPS
@@ -46,7 +47,7 @@ def differentiate(graph: Graph, wanted: Collection[str]) -> Graph:
         total = backward.total(new.inputs[name])
         if total is not None:
             new.outputs[f"grad.{name}"] = total
-    return _without_unwanted_columns(_tidied(new))
+    return _without_unwanted_columns(_tidied(custom.plain(new)))
 
 
 def _without_unwanted_columns(graph: Graph) -> Graph:
@@ -224,10 +225,16 @@ def _amax(b: _Backward, index: int, node: Node, g: int) -> None:
     b.give(a, (Expr(graph, g) * share).index)
 
 
+def _custom(b: _Backward, index: int, node: Node, g: int) -> None:
+    for x, gradient in custom.gradients(b.graph, node, g):
+        b.give(x, gradient)
+
+
 _RULES: dict[str, Callable[[_Backward, int, Node, int], None]] = {
     "product": _product,
     "concat": _concat,
     "amax": _amax,
+    "custom_vjp": _custom,
     "transpose": lambda b, index, node, g: b.give(node.args[0], b.graph.add("transpose", g)),
     "reshape": lambda b, index, node, g: b.give(
         node.args[0], b.graph.add("reshape", g, shape=b.graph.nodes[node.args[0]].shape)

@@ -245,7 +245,7 @@ class Structure(NamedTuple):
     """An operation that is not elementwise: the rule for its shape, and what it takes."""
 
     rule: Callable[[tuple[Shape, ...], dict[str, Any]], Shape]
-    operands: int  # of `concat` any number above 0
+    operands: int  # of `concat` any number above 0, of `custom_vjp` pairs besides
     attributes: tuple[str, ...] = ()
 
 
@@ -259,6 +259,8 @@ SHAPES: dict[str, Structure] = {
     "reshape": Structure(_reshape, 1, ("shape",)),
     "expand": Structure(_expand, 1, ("shape",)),
     "detach": Structure(lambda shapes, attrs: shapes[0], 1),  # the value without its derivative
+    "custom_vjp": Structure(lambda shapes, attrs: shapes[0], 2),  # `custom.py`
+    "cotangent": Structure(lambda shapes, attrs: attrs["shape"], 0, ("shape", "number")),
     "sum": Structure(_last_axis, 1),
     "amax": Structure(_last_axis, 1),
     "batch_sum": Structure(_batch_sum, 1, ("shape",)),  # over batch, time, and what was stretched
@@ -269,7 +271,8 @@ _KINDS = {"axis": int, "start": int, "stop": int, "shape": tuple}  # the others 
 def _check_signature(op: str, shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> None:
     if op in SHAPES:
         _, operands, names = SHAPES[op]
-        fits = len(shapes) > 0 if op == "concat" else len(shapes) == operands
+        several = {"concat": len(shapes) > 0, "custom_vjp": len(shapes) % 2 == 0}
+        fits = several.get(op, len(shapes) == operands)
     elif op in OPS:
         names = tuple(name for name, _ in OPS[op].attributes)
         fits = len(shapes) == len(OPS[op].domain)

@@ -75,11 +75,6 @@ def reason_of(error: Exception, operation: str) -> str:
             "a tensor is used that is neither input, state nor an attribute of the cell; "
             "register_buffer makes it one"
         )
-    if "autograd.Function" in str(error) or "custom_function_call" in str(error):
-        return (
-            "a torch.autograd.Function cannot be compiled: its derivative is its own; "
-            "y.detach() + (s - s.detach()) has the value of y and the derivative of s"
-        )
     what = f"{operation} cannot be compiled" if operation else "the step cannot be traced"
     if operation == "__bool__":
         return f"{what}: {TAKEN}, as `if` and `assert` do; torch.where chooses row by row"

@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from flexrnn.engine.compiler import dtypes
 from flexrnn.engine.compiler.aten import (
+    CUSTOM,
     DECOMPOSED,
     VIEWS,
     Builder,
@@ -48,6 +49,7 @@ from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.parameters import Made, Parameters
 from flexrnn.engine.compiler.refusal import TAKEN, CannotCompileError, place_of, reason_of
 from flexrnn.engine.compiler.spelling import Spelling
+from flexrnn.engine.compiler.spelt.unseen import seen
 
 _UNKNOWN = object()  # a number that depends on the batch size
 
@@ -113,7 +115,7 @@ def _traced(
         return step(xs, state, params)
 
     try:
-        with mode, traceback.preserve_node_meta(), spelling:
+        with mode, traceback.preserve_node_meta(), spelling, seen():
             traced = make_fx(functionalize(pure), _decompositions())(*args)
             spelling.check_chance("at the end of the step")
     except CannotCompileError:
@@ -248,7 +250,7 @@ def _lowered(
     if not isinstance(node.target, OpOverload) or not isinstance(result, (Tensor, list, tuple)):
         return _size(result)  # arithmetic on sizes
     name = node.target.overloadpacket.__name__
-    if node.target.namespace != "aten":
+    if node.target.namespace != "aten" and name not in CUSTOM:
         raise CannotCompileError(
             f"{node.target} cannot be compiled: it is not torch's own, {where}"
         )
@@ -265,7 +267,8 @@ def _lowered(
             return kind(made) if isinstance(made, Ref) else Joined(kind(made.base))
         return made
     except (Unsupported, ValueError) as reason:
-        raise CannotCompileError(f"{node.target} cannot be compiled: {reason}, {where}") from None
+        what = node.args[1] if name == "custom_vjp" else node.target
+        raise CannotCompileError(f"{what} cannot be compiled: {reason}, {where}") from None
 
 
 def _check(node: fx.Node, values: dict[fx.Node, Value], dtype: torch.dtype) -> None:

@@ -7,13 +7,14 @@ Axes that are only moved about are followed (`views.py`); an elementwise operati
 
 from typing import Any
 
-from flexrnn.engine.compiler.aten import elementwise, joined, reductions, shapes, views
+from flexrnn.engine.compiler.aten import custom, elementwise, joined, reductions, shapes, views
 from flexrnn.engine.compiler.aten.builder import Builder, Ref, Unsupported, Value, number
 from flexrnn.engine.compiler.aten.joined import VIEWS, Joined, Rows
 from flexrnn.engine.compiler.aten.views import settle
 from flexrnn.engine.compiler.ops import OPS
 
 __all__ = [
+    "CUSTOM",
     "DECOMPOSED",
     "VIEWS",
     "Builder",
@@ -27,7 +28,8 @@ __all__ = [
     "settle",
 ]
 
-HANDLERS = shapes.HANDLERS | reductions.HANDLERS
+HANDLERS = shapes.HANDLERS | reductions.HANDLERS | custom.HANDLERS
+CUSTOM = tuple(custom.HANDLERS)  # not aten's
 
 # What torch itself can say by simpler operations, as autograd differentiates it.
 DECOMPOSED = (

@@ -1,0 +1,286 @@
+# pyright: reportIncompatibleMethodOverride=false, reportPrivateUsage=false
+# A function of autograd's has the arguments that a person gives it.
+"""`torch.autograd.Function` in a step: its forward, and the backward that a person wrote for it."""
+
+import threading
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+import flexrnn
+from flexrnn.engine.compiler.spelt.unseen import seen
+
+
+class Function(torch.autograd.Function):
+    """One of torch's, with types that a person need not write."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Any:
+        raise NotImplementedError
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise NotImplementedError
+
+    apply: Any
+
+
+class Surrogate(Function):
+    """A spike (Zenke & Ganguli 2018), as tutorials write it."""
+
+    scale = 10.0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        out = torch.zeros_like(x)
+        out[x > 0] = 1.0
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        g = g.clone()
+        return g / (Surrogate.scale * torch.abs(x) + 1.0) ** 2
+
+
+spike = Surrogate.apply  # a name of one's own
+
+
+class Arctan(Function):
+    """A spike with a number, which asks whether it is to be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, alpha: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.alpha = alpha
+        return x.gt(0).to(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        if not ctx.needs_input_grad[0]:
+            return None, None
+        x = ctx.saved_tensors[0]
+        return ctx.alpha / 2 / (1 + (torch.pi / 2 * ctx.alpha * x).pow_(2)) * g, None
+
+
+class Several(Function):
+    """Two results of two inputs and a truth value, in the newer form."""
+
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, k: float = 2.0) -> Any:
+        return x * w, (x + w).tanh().view(-1, 2, 2), x > 0, x.cos(), "a name"
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        x, w, ctx.k = inputs
+        ctx.save_for_backward(x, w, output[1])
+        ctx.mark_non_differentiable(output[2], output[3])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, a: Tensor, b: Tensor, *others: Any) -> Any:
+        x, w, y = ctx.saved_tensors
+        d = (b * (1 - y * y)).flatten(1) * ctx.k
+        return (a * w).clamp(-0.1, 0.1) + d, a * x + d, None
+
+
+class Straight(Function):
+    """A sign with the derivative of what it is of."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor) -> Tensor:
+        return w.sign()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g
+
+
+class Clipped(Function):
+    """What it is given; its gradient is cut off, which is not linear."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g.clamp(-0.2, 0.2)
+
+
+class Nested(Function):
+    """Applies another, forward and backward, and multiplies by a weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return spike(x) @ w
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        x, w = ctx.saved_tensors
+        return Clipped.apply(g @ w.t()) * Straight.apply(x), None
+
+
+class Reversed(Function):
+    """Gradients the other way round (Ganin & Lempitsky 2015)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return -g
+
+
+class Constant(Function):
+    """Nothing flows back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> None:
+        return None
+
+
+class Threshold(Function):
+    """A learnt number for every unit, whose gradient has a row for every sequence."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, level: Tensor) -> Tensor:
+        ctx.save_for_backward(x, level)
+        return (x > level).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        x, level = ctx.saved_tensors
+        near = torch.where((x - level).abs() < 0.5, g.clamp(max=0.3), torch.zeros_like(g))
+        return near, -near
+
+
+def several(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    a, b, mask, turned, name = Several.apply(h + x @ c.W, c.b)
+    assert name == "a name"
+    return a * mask + b.flatten(1) * turned
+
+
+def scripted_gate(a: Tensor, b: Tensor) -> Tensor:
+    return torch.sigmoid(a) * torch.tanh(b)
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)
+    scripted: Any = torch.jit.script(scripted_gate)
+
+ALIKE: dict[str, Callable[..., Tensor]] = {
+    "by a name of one's own": lambda c, x, h: spike(x @ c.W + h @ c.U - 0.1),
+    "twice": lambda c, x, h: spike(x @ c.W + h) + spike(h - x @ c.W) * h,
+    "with a number": lambda c, x, h: Arctan.apply(x @ c.W + h @ c.U, 2.0),
+    "several results": several,
+    "of a parameter": lambda c, x, h: torch.tanh(x @ c.W + h @ Straight.apply(c.U)),
+    "of a parameter that torch makes": lambda c, x, h: torch.tanh(
+        x @ c.W + h @ Straight.apply(torch.linalg.matrix_exp(c.U) - 1)),
+    "not linear": lambda c, x, h: torch.tanh(x @ c.W + Clipped.apply(h @ c.U)),
+    "within another": lambda c, x, h: torch.tanh(x @ c.W + Nested.apply(h, c.U)),
+    "reversed": lambda c, x, h: torch.tanh(Reversed.apply(x @ c.W) + h),
+    "a constant": lambda c, x, h: torch.tanh(Constant.apply(h) + x @ c.W),
+    "a learnt threshold": lambda c, x, h: Threshold.apply(x @ c.W + h @ c.U, c.b),
+    "nobody differentiates": lambda c, x, h: torch.tanh(spike(h).detach() + x @ c.W),
+    "written into": lambda c, x, h: spike(h + x @ c.W).mul_(0.5).add_(h),
+    "of heads": lambda c, x, h: Clipped.apply(h.view(-1, 2, 2).mT).flatten(1) + x @ c.W,
+    "scripted": lambda c, x, h: scripted(x @ c.W, h @ c.U),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_the_gradient_is_what_backward_says(judge: Callable[..., None], name: str) -> None:
+    judge(ALIKE[name])
+
+
+class Short(Function):
+    """One gradient of two."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, k: float) -> Tensor:
+        return x * k
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g
+
+
+class Wide(Straight):
+    """A gradient of another shape."""
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g.sum(-1, keepdim=True)
+
+
+class InPlace(Straight):
+    """It writes where it reads."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor) -> Tensor:
+        ctx.mark_dirty(w)
+        return w.neg_()
+
+
+class OfRowsAndAParameter(Function):
+    """A product in which torch calls backward for each step, and a program once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return w * 2
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        x, _ = ctx.saved_tensors
+        return g.expand_as(x), g
+
+
+REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
+    "not linear, of a parameter": (lambda c, z, h: z + Clipped.apply(c.inner.bias) * h, "Clipped"),
+    "too few gradients": (lambda c, z, h: Short.apply(z, 2.0) + h, "1 gradients of 2 arguments"),
+    "of another shape": (lambda c, z, h: Wide.apply(z) + h, "Wide cannot be compiled: backward"),
+    "it writes": (lambda c, z, h: InPlace.apply(z * 1) + h, "InPlace cannot be compiled: it wri"),
+    "rows and none": (lambda c, z, h: OfRowsAndAParameter.apply(z, c.inner.bias) + h, "no rows"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(function_layer: Any, name: str) -> None:
+    function, reason = REFUSED[name]
+    with flexrnn.backend("interpreter"), pytest.raises(RuntimeError, match=reason) as caught:
+        function_layer(function)(torch.randn(2, 3, 3, dtype=torch.float64))
+    assert __file__ in str(caught.value)
+
+
+def test_others_apply_functions_meanwhile() -> None:
+    """Only the thread that traces finds another `apply`, and afterwards nobody does."""
+    x = torch.randn(4, requires_grad=True)
+    code, call = torch.autograd.Function.apply.__code__, torch._C.ScriptFunction.__call__
+    found: list[Tensor] = []
+
+    def other() -> None:
+        found.append(spike(x))
+        found.append(scripted(x, x))
+
+    with seen():
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert "Surrogate" in str(found[0].grad_fn)
+    assert found[1].requires_grad
+    assert torch.autograd.Function.apply.__code__ is code
+    assert torch._C.ScriptFunction.__call__ is call
