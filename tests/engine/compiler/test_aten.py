@@ -104,6 +104,10 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "concatenation": lambda c, x, h: torch.cat([h, x @ c.W], -1) @ c.wide.T,
     "inner product of rows": lambda c, x, h: x @ c.W * (h * h).sum(-1, keepdim=True),
     # constants
+    "ones and zeros of float32": lambda c, x, h: (
+        x @ c.W * torch.ones(h.shape[0], 4) + torch.full((h.shape[0], 1), 0.5) * h
+        + torch.cat([h, torch.zeros(h.size(0), 2)], 1)[:, 2:]
+        + torch.zeros(h.size(0), 4).type_as(h)),
     "new tensors": lambda c, x, h: x @ c.W * h.new_ones(4) + h.new_full((1,), 2.0) * h,
     "zeros of the batch": lambda c, x, h: x @ c.W + h + h.new_zeros(x.shape[0], 4),
     "a tensor of a number": lambda c, x, h: x @ c.W + h * torch.tensor(0.1, dtype=h.dtype),

@@ -185,7 +185,8 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "numbers of several dtypes": (
         lambda c, z, h: h + z * torch.where(h > 0, (h > 1).half(), torch.tensor(0.1)),
         "torch.float16"),
-    "ones of the batch": (lambda c, z, h: h * torch.ones(h.shape[0], 5) + z, "torch.float32"),
+    "tenths of the batch": (
+        lambda c, z, h: h * torch.full((h.shape[0], 5), 0.1) + z, "torch.float32"),
     "units by a mask": (
         lambda c, z, h: h + z[:, torch.arange(5) % 2 == 0].sum(-1, keepdim=True),
         "how many it picks is not known"),

@@ -1,7 +1,8 @@
 """Dtypes: a program has one. What a step computes in another is refused, unless it is the same.
 
-So it is with what is 1 or 0 for truth values, and with what is chosen of single numbers: torch
-makes float32 of `torch.where(mask, 1.0, -1.0)`, and a state of float64 does not notice.
+So it is with what is 1 or 0 for truth values, with what is chosen of single numbers, and with zeros
+and ones: torch makes float32 of `torch.where(mask, 1.0, -1.0)` and of `torch.ones(B, 5)`, and a state
+of float64 does not notice.
 """
 
 from collections.abc import Sequence
@@ -60,6 +61,9 @@ def _is_exact(node: fx.Node, name: str, dtype: torch.dtype) -> bool:
         return dtype in _EXACT and _is_whole(node, name, dtype)
     if not result.is_floating_point():
         return False
+    if name in ("zeros", "ones", "full"):
+        value: Any = node.args[1] if name == "full" else 0.0
+        return torch.tensor(value, dtype=result.dtype).item() == value
     if name not in ("_to_copy", "where") or torch.promote_types(result.dtype, dtype) != dtype:
         return False
     if name == "_to_copy" and node.all_input_nodes[0].meta["val"].dtype in WHOLE:
