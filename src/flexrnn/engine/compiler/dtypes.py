@@ -1,8 +1,8 @@
 """Dtypes: a program has one. What a step computes in another is refused, unless it is the same.
 
 So it is with what is 1 or 0 for truth values, with what is chosen of single numbers, and with zeros
-and ones: torch makes float32 of `torch.where(mask, 1.0, -1.0)` and of `torch.ones(B, 5)`, and a state
-of float64 does not notice.
+and ones: torch makes float32 of `torch.where(mask, 1.0, -1.0)` and of `torch.ones(B, 5)`, and a
+state of float64 does not notice.
 """
 
 from collections.abc import Sequence
