@@ -171,7 +171,6 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
         lambda c, z, h: h + F.one_hot(h.argmax(-1))[:, :1], "num_classes"),
     "the largest of all rows": (lambda c, z, h: h + h.argmax(), "aten.argmax"),
     "the largest row": (lambda c, z, h: h + h.argmax(0), "argmax"),
-    "many of the largest": (lambda c, z, h: h + h.repeat(1, 3).topk(9)[0].sum(-1, True), "topk"),
     "whole numbers gathered": (
         lambda c, z, h: h + h * (h * 3).long().gather(1, h.argmin(1, keepdim=True)), "int64"),
     "classes of none": (

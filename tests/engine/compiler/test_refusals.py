@@ -211,7 +211,7 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "pairs of rows": (lambda c, z, h: h + (z[:, None] * z[None]).sum(1), "the batch"),
     "a Gram matrix": (lambda c, z, h: h + h @ (z.T @ z), "the batch"),
     "a table of rows": (lambda c, z, h: h + (z.sum(-1) * z.sum(-1, keepdim=True))[:, :1], "batch"),
-    "sorting": (lambda c, z, h: h + z.sort(-1).values, "aten.sort"),
+    "sorting of many": (lambda c, z, h: h + z.repeat(1, 30).sort(-1)[0][:, :5], "aten.sort"),
     "the inverse of erf": (lambda c, z, h: h + torch.erfinv(z.tanh() / 2), "aten.erfinv"),
     "whole numbers": (lambda c, z, h: h + (z > 0).sum(-1, keepdim=True) ** 2, "torch.int64"),
     "other floats": (lambda c, z, h: h + (z.half() * 2).double(), "torch.float16"),

@@ -18,38 +18,38 @@ from flexrnn.engine.compiler.refusal import refused
 from flexrnn.engine.compiler.spelt import columns
 from flexrnn.engine.compiler.spelt.rows import as_torch, has_real_units, is_of_rows, where
 
-_MOST = 8  # of the largest units that are looked for one after another
 _TABLE = 1 << 16  # numbers of a table, through all of which a row goes
+PAIRS = 1 << 14  # comparisons of a row of numbers with all units
 _WIDE = 4096  # units among which a number is looked for: each takes a comparison
 
 
-def _has_units(x: Tensor, dim: int) -> bool:
+def has_units(x: Tensor, dim: int) -> bool:
     """Whether this is an axis behind the batch, of so few units that their numbers are exact."""
     return has_real_units(x, dim) and x.shape[dim] <= 2 / torch.finfo(x.dtype).eps
 
 
-def _numbers(x: Tensor, dim: int) -> Tensor:
+def unit_numbers(x: Tensor, dim: int) -> Tensor:
     """The numbers of an axis, so that they lie along it."""
     numbers = torch.arange(x.shape[dim], dtype=x.dtype, device=x.device)
     return numbers.view(-1, *(1 for _ in range(x.dim() - 1 - dim % x.dim())))
 
 
-def _first(x: Tensor, dim: int, free: Tensor | None = None) -> Tensor:
+def first(x: Tensor, dim: int, free: Tensor | None = None) -> Tensor:
     """The number of the largest unit of those that are free: the first of several, or of nan."""
     if free is not None:
         x = where(free, x, -math.inf)
     found = (x == x.amax(dim, keepdim=True)) | (x != x)
     found = found if free is None else found & free
-    return where(found, _numbers(x, dim), float(x.shape[dim])).amin(dim, keepdim=True)
+    return where(found, unit_numbers(x, dim), float(x.shape[dim])).amin(dim, keepdim=True)
 
 
 def _extreme(original: Callable[..., Tensor], sign: int) -> Callable[..., Tensor]:
     """`torch.argmax` or `torch.argmin`."""
 
     def spelt(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
-        if dim is None or not _has_units(input, dim):
+        if dim is None or not has_units(input, dim):
             return original(input, dim, keepdim)
-        number = _first(input * sign, dim).long()
+        number = first(input * sign, dim).long()
         return number if keepdim else number.squeeze(dim)
 
     return spelt
@@ -62,31 +62,12 @@ def _extremes(original: Callable[..., Any], kind: Any, sign: int) -> Callable[..
         if isinstance(dim, Tensor):  # of two tensors
             return original(input, dim)
         found = original(input, dim, keepdim)
-        if not _has_units(input, dim):
+        if not has_units(input, dim):
             return found
-        number = _first(input * sign, dim).long()
+        number = first(input * sign, dim).long()
         return kind((found[0], number if keepdim else number.squeeze(dim)))
 
     return spelt
-
-
-def _topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
-    if not (_has_units(input, dim) and 0 < k <= min(_MOST, input.shape[dim])):
-        return torch.topk(input, k, dim, largest, sorted)
-    order, numbers = input if largest else -input, _numbers(input, dim)
-    free = torch.ones_like(input, dtype=torch.bool)
-    values, places = list[Tensor](), list[Tensor]()
-    for _ in range(k):
-        best = free
-        if not largest:  # nan is larger than all numbers
-            some = free & (input == input)
-            best = some | (free & ~some.any(dim, keepdim=True))
-        place = _first(order, dim, best)
-        here = numbers == place
-        values.append(where(here, input, 0.0).sum(dim, keepdim=True))
-        places.append(place)
-        free = free & ~here
-    return torch.return_types.topk((torch.cat(values, dim), torch.cat(places, dim).long()))
 
 
 def _is_number(x: Any) -> bool:
@@ -165,7 +146,7 @@ def _fits(x: Tensor, dim: int, index: Any) -> bool:
     dim %= x.dim()
     beside = zip(x.shape[1:], index.shape[1:], strict=True)
     fits = all(a == b for k, (a, b) in enumerate(beside, 1) if k != dim)
-    return dim > 0 and fits and x.shape[dim] * index.shape[dim] <= _WIDE
+    return dim > 0 and fits and x.shape[dim] * index.shape[dim] <= PAIRS
 
 
 def _gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Tensor:
@@ -213,7 +194,6 @@ SPELT: dict[Any, Any] = {
         (_extreme(torch.argmin, -1), (torch.argmin, Tensor.argmin)),
         (_extremes(torch.max, torch.return_types.max, 1), (torch.max, Tensor.max)),
         (_extremes(torch.min, torch.return_types.min, -1), (torch.min, Tensor.min)),
-        (_topk, (torch.topk, Tensor.topk)),
         (_one_hot, (F.one_hot,)),
         (_embedding, (F.embedding,)),
         (_gather, (torch.gather, Tensor.gather)),

@@ -8,7 +8,15 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.functional import linear
 
 from flexrnn.engine.compiler.refusal import refused
-from flexrnn.engine.compiler.spelt import attention, chosen, columns, composed, matrices, stacked
+from flexrnn.engine.compiler.spelt import (
+    attention,
+    chosen,
+    columns,
+    composed,
+    matrices,
+    ranked,
+    stacked,
+)
 from flexrnn.engine.compiler.spelt.rows import drawn, is_of_rows
 
 
@@ -130,6 +138,7 @@ RESPELT: dict[Any, Any] = {
     **chosen.SPELT,
     **composed.SPELT,
     **matrices.SPELT,
+    **ranked.SPELT,
     **stacked.SPELT,
     **_SPELT,
 }

@@ -1,0 +1,121 @@
+"""Spellings: units in their order.
+
+Of few the largest are looked for one after another. Else, where a unit stands in the order of its
+row is how many come before it, which compares all with all; and what stands at a place is picked
+by comparing places.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexrnn.engine.compiler.spelt.chosen import PAIRS, first, has_units, unit_numbers
+from flexrnn.engine.compiler.spelt.rows import as_torch, where
+
+_ONE_BY_ONE = 8  # of the largest units that are looked for one after another
+
+
+def _sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Any:
+    if not _is_ranked(input, dim):
+        return torch.sort(input, dim, descending)
+    return torch.return_types.sort(
+        _standing(input, dim, range(input.shape[dim]), descending=descending)
+    )
+
+
+def _argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Any:
+    if not _is_ranked(input, dim):
+        return torch.argsort(input, dim, descending)
+    return _sort(input, dim, descending)[1]
+
+
+def _topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    if not (has_units(input, dim) and 0 < k <= input.shape[dim]):
+        return torch.topk(input, k, dim, largest, sorted)
+    if k <= _ONE_BY_ONE:
+        return torch.return_types.topk(_one_by_one(input, k, dim, largest=largest))
+    if not _is_ranked(input, dim):
+        return torch.topk(input, k, dim, largest, sorted)
+    return torch.return_types.topk(_standing(input, dim, range(k), descending=largest))
+
+
+def _kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
+    if not (_is_ranked(input, dim) and 0 < k <= input.shape[dim]):
+        return torch.kthvalue(input, k, dim, keepdim)
+    value, number = _standing(input, dim, [k - 1])
+    found = (value, number) if keepdim else (value.squeeze(dim), number.squeeze(dim))
+    return torch.return_types.kthvalue(found)
+
+
+def _median(input: Tensor, dim: int, keepdim: bool = False) -> Any:
+    """The lower one of two; nan where one unit is."""
+    if not _is_ranked(input, dim):
+        return torch.median(input, dim, keepdim)
+    nan = input != input
+    some = nan.any(dim, keepdim=True)
+    value, number = _standing(input, dim, [(input.shape[dim] - 1) // 2])
+    value = where(some, math.nan, value)
+    number = torch.where(some, first(nan.to(input.dtype), dim).long(), number)
+    found = (value, number) if keepdim else (value.squeeze(dim), number.squeeze(dim))
+    return torch.return_types.median(found)
+
+
+def _is_ranked(x: Tensor, dim: int) -> bool:
+    return has_units(x, dim) and x.shape[dim] ** 2 <= PAIRS
+
+
+def _one_by_one(input: Tensor, k: int, dim: int, *, largest: bool) -> tuple[Tensor, Tensor]:
+    """The largest units, or the smallest, and their numbers: each is the first of those left."""
+    order, numbers = input if largest else -input, unit_numbers(input, dim)
+    free = torch.ones_like(input, dtype=torch.bool)
+    values, places = list[Tensor](), list[Tensor]()
+    for _ in range(k):
+        best = free
+        if not largest:  # nan is larger than all numbers
+            some = free & (input == input)
+            best = some | (free & ~some.any(dim, keepdim=True))
+        place = first(order, dim, best)
+        here = numbers == place
+        values.append(where(here, input, 0.0).sum(dim, keepdim=True))
+        places.append(place)
+        free = free & ~here
+    return torch.cat(values, dim), torch.cat(places, dim).long()
+
+
+def _standing(
+    input: Tensor, dim: int, places: Sequence[int], *, descending: bool = False
+) -> tuple[Tensor, Tensor]:
+    """What stands at some places of the order, and the numbers of these units.
+
+    Of several alike the first comes first; nan is larger than all numbers.
+    """
+    row, numbers = input.movedim(dim, -1), torch.arange(input.shape[dim], device=input.device)
+    this, other = row.unsqueeze(-1), row.unsqueeze(-2)
+    before, behind = _exceeds(this, other), _exceeds(other, this)
+    if descending:
+        before, behind = behind, before
+    rank = (before | (~behind & (numbers < numbers.unsqueeze(-1)))).sum(-1)
+    here = rank.unsqueeze(-2) == torch.tensor([*places], device=input.device).unsqueeze(-1)
+    values = where(here, other, 0.0).sum(-1)
+    found = where(here, numbers.to(input.dtype), 0.0).sum(-1).long()
+    return values.movedim(-1, dim), found.movedim(-1, dim)
+
+
+def _exceeds(a: Tensor, b: Tensor) -> Tensor:
+    return (a > b) | ((a != a) & (b == b))
+
+
+SPELT: dict[Any, Any] = {
+    original: as_torch(original, spelling)
+    for spelling, originals in (
+        (_sort, (torch.sort, Tensor.sort)),
+        (_argsort, (torch.argsort, Tensor.argsort)),
+        (_topk, (torch.topk, Tensor.topk)),
+        (_kthvalue, (torch.kthvalue, Tensor.kthvalue)),
+        (_median, (torch.median, Tensor.median)),
+    )
+    for original in originals
+}
