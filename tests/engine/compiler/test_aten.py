@@ -104,6 +104,17 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "concatenation": lambda c, x, h: torch.cat([h, x @ c.W], -1) @ c.wide.T,
     "inner product of rows": lambda c, x, h: x @ c.W * (h * h).sum(-1, keepdim=True),
     # constants
+    "a column of a parameter": lambda c, x, h: x @ c.W + h * c.U[:, 1] + c.U.T[2] * c.wide[:, 5],
+    "columns of a parameter": lambda c, x, h: (
+        x @ c.W + h * c.wide[:, 2:3].reshape(4) * c.low.mT.reshape(8)[2:6]),
+    "a part of a parameter as another": lambda c, x, h: (
+        x @ c.W + h * c.wide[1:3, ::4].flatten() + h * c.wide[2:3, 1:5].reshape(4)),
+    "a parameter stretched and reshaped": lambda c, x, h: (
+        x @ c.W + h * c.low[:2, :1].expand(2, 2).reshape(4)
+        + h * c.b[:2].detach().expand(2, 2).reshape(-1)),
+    "parts of heads without their derivative": lambda c, x, h: (
+        x @ c.W + h + halves(h)[..., 1:].detach().reshape(-1, 2).repeat(1, 2)
+        + halves(h)[:, :1].expand(-1, 2, 2).detach().flatten(1)),
     "ones and zeros of float32": lambda c, x, h: (
         x @ c.W * torch.ones(h.shape[0], 4) + torch.full((h.shape[0], 1), 0.5) * h
         + torch.cat([h, torch.zeros(h.size(0), 2)], 1)[:, 2:]

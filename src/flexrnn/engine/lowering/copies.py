@@ -6,7 +6,7 @@ they lie. Where that is not in one piece, a node is put in between that some sta
 
 from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.ops import OPS
-from flexrnn.engine.lowering.places import sizes_of
+from flexrnn.engine.lowering.places import lies_whole
 from flexrnn.engine.step import CannotRunError
 
 
@@ -22,7 +22,7 @@ def with_copies(graph: Graph) -> Graph:
         args = node.args
         if node.op == "concat":
             args = tuple(a if _is_computed(graph, a) else _copy(graph, a) for a in args)
-        elif node.op == "reshape" and _in_pieces(graph, args[0]):
+        elif node.op == "reshape" and not lies_whole(graph, args[0]):
             args = (_copy(graph, args[0]),)
         elif node.op == "product" and graph.nodes[args[0]].op == "expand":
             args = (_copy(graph, args[0]), args[1])
@@ -36,12 +36,6 @@ def _rowed(graph: Graph, index: int) -> bool:
 
 def _is_computed(graph: Graph, index: int) -> bool:
     return graph.nodes[index].op in OPS and _rowed(graph, index)
-
-
-def _in_pieces(graph: Graph, index: int) -> bool:
-    """Whether a node is stretched, or a part of each head of something."""
-    node = graph.nodes[index]
-    return node.op == "expand" or (node.op == "slice" and len(sizes_of(node.shape)) > 1)
 
 
 def _copy(graph: Graph, index: int) -> int:

@@ -20,6 +20,7 @@ from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.compiler.split import Dependence, dependences
+from flexrnn.engine.lowering.places import lies_whole
 
 _ALIASES = ("slice", "reshape", "expand", "detach", "constant")
 
@@ -144,6 +145,8 @@ def _inlined(graph: Graph) -> list[bool]:
     for node, users in zip(graph.nodes, graph.users(), strict=True):
         parts = all(lies[a] for a in node.args)
         alias = node.op in _ALIASES
+        if node.op == "reshape":
+            parts &= lies_whole(graph, node.args[0])
         cheap = node.op in OPS and OPS[node.op].cheap and BATCH not in node.shape
         cheap &= all(graph.nodes[u].op not in _ALIASES for u in users)  # whose base is in memory
         lies.append(node.op in ("input", "constant") or (alias and parts))

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
-from flexrnn.engine.compiler.graph import BATCH, Shape
+from flexrnn.engine.compiler.graph import BATCH, Graph, Shape
 
 
 class Domain(NamedTuple):
@@ -58,6 +58,22 @@ def in_one_piece(buffer: str, sizes: tuple[int, ...]) -> Place:
     """A place whose numbers lie side by side."""
     strides = tuple(math.prod(sizes[k + 1 :]) for k in range(len(sizes)))
     return Place(buffer, 0, strides)
+
+
+def lies_whole(graph: Graph, index: int) -> bool:
+    """Whether the numbers of a view lie side by side, so that its axes may be others."""
+    while True:
+        node = graph.nodes[index]
+        if node.op == "slice":
+            before = sizes_of(node.shape)[: node.attr("axis")]
+            if any(size != 1 for size in before):
+                return False
+        elif node.op == "expand":
+            if domain_of(node.shape) != domain_of(graph.nodes[node.args[0]].shape):
+                return False
+        elif node.op != "detach":  # what is reshaped lies whole, or has been copied
+            return True
+        index = node.args[0]
 
 
 class Named(Protocol):
