@@ -10,6 +10,7 @@ from flexrnn.engine.batches import Time
 from flexrnn.engine.compiler.graph import BATCH, Node
 from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.step import CannotRunError
 
 Values = dict[int, Tensor]
 
@@ -231,6 +232,13 @@ def compute(node: Node, args: list[Tensor], batch: tuple[int, ...], like: Tensor
             return torch.einsum("...gk,...gn->gkn", a, g)
         case "transpose":
             return args[0].transpose(-1, -2)
+        case "opaque":
+            if torch.is_grad_enabled() and args[0].requires_grad:  # see `recompute`
+                raise CannotRunError(
+                    "gradients of gradients of a step with a torch.autograd.Function are computed "
+                    'by flexrnn.backend("reference") alone'
+                )
+            return args[0]
         case "detach":
             return args[0].detach()  # autograd may be recording: see `recompute`
         case "slice":

@@ -290,7 +290,7 @@ REFUSED = {
     "an operation of somebody's": (lambda c, x, h: h * twice(c.p), "it is not torch's own"),
     "one that is called like torch's": (lambda c, x, h: twice(h), "it is not torch's own"),
     "a product of two dtypes": (lambda c, x, h: h @ c.U.half().triu(), "torch.float16"),
-    "not of parameters alone": (lambda c, x, h: h.sort(-1)[0], "not among the operations"),
+    "not of parameters alone": (lambda c, x, h: torch.erfinv(h), "not among the operations"),
 }
 
 

@@ -70,6 +70,17 @@ def squared_matrices(c: Any, x: Tensor, h: Tensor) -> Tensor:
     return (m @ (m.mT + k[..., None])).sum(-1).flatten(1)
 
 
+def aside(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    e = (x @ c.W - h).detach()
+    return h + e * 3.0 + e @ c.U
+
+
+def numbers_multiplied(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    u = torch.zeros_like(h)
+    u[:, :2] = 0.5
+    return x @ c.W + h + u @ c.U + torch.zeros_like(h)[:, :2] @ c.high + torch.ones_like(h) @ c.V
+
+
 def matrices_by_einsum(c: Any, x: Tensor, h: Tensor) -> Tensor:
     k, m = matrices(c, x, h)
     one = torch.einsum("bhij,bhj->bhi", m, k) + torch.einsum("bhij, bhi -> bjh", [m, k]).mT
@@ -115,6 +126,18 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "parts of heads without their derivative": lambda c, x, h: (
         x @ c.W + h + halves(h)[..., 1:].detach().reshape(-1, 2).repeat(1, 2)
         + halves(h)[:, :1].expand(-1, 2, 2).detach().flatten(1)),
+    "a value without its derivative, beside a product of it": aside,
+    "attention without its derivative, beside a product of it": lambda c, x, h: (
+        x @ c.W + h.softmax(-1).detach() * h
+        + h.softmax(-1).detach() @ c.U),
+    "a stretched unit multiplied": lambda c, x, h: (
+        h + (x @ c.W)[:, :1].expand(-1, 4)[:, :2] @ c.high
+        + h[:, :1].expand(-1, 4).detach() @ c.U
+        + h.mean(1, keepdim=True).expand_as(h).chunk(2, 1)[1] @ c.high
+        + c.one.expand_as(h)[:, :2] @ c.high),
+    "numbers multiplied": numbers_multiplied,
+    "a part of a choice that is none": lambda c, x, h: (
+        x @ c.W * torch.where(h > 0, h, h)[:, :1] + torch.where(h > 0, h @ c.U, h @ c.U)[:, 1:2]),
     "ones and zeros of float32": lambda c, x, h: (
         x @ c.W * torch.ones(h.shape[0], 4) + torch.full((h.shape[0], 1), 0.5) * h
         + torch.cat([h, torch.zeros(h.size(0), 2)], 1)[:, 2:]

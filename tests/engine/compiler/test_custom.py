@@ -15,6 +15,8 @@ from torch.autograd.function import once_differentiable
 import flexrnn
 from flexrnn.engine.compiler.spelt.unseen import seen
 
+from .written import Cell
+
 
 class Function(torch.autograd.Function):
     """One of torch's, with types that a person need not write."""
@@ -204,6 +206,16 @@ ALIKE: dict[str, Callable[..., Tensor]] = {
 @pytest.mark.parametrize("name", ALIKE)
 def test_the_gradient_is_what_backward_says(judge: Callable[..., None], name: str) -> None:
     judge(ALIKE[name])
+
+
+def test_gradients_of_gradients_are_refused() -> None:
+    """Autograd, which differentiates a program once more, knows nothing of what backward says."""
+    layer = flexrnn.FlexRNN(Cell, 3, 4, dtype=torch.float64, function=ALIKE["not linear"])
+    x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
+    with flexrnn.backend("cpu"), pytest.raises(RuntimeError, match="gradients of gradients"):
+        torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
+    with flexrnn.backend("reference"):
+        torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
 
 
 class Short(Function):

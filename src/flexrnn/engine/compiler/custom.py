@@ -2,7 +2,7 @@
 
 A node `custom_vjp(value, cotangent, x, gradient, ...)` has the value of its first operand, and
 hands to every x the gradient beside it, in which `cotangent` stands for its own. Autodiff puts that
-in its place; no such node is in a program.
+in its place. In a program such a value is `opaque`: autograd would find another derivative.
 """
 
 from flexrnn.engine.compiler.graph import Graph, Node, rewrite
@@ -53,11 +53,14 @@ def is_zero(graph: Graph, index: int) -> bool:
 
 
 def plain(graph: Graph) -> Graph:
-    """A graph without custom derivatives, when nothing is left to differentiate."""
+    """A graph with values alone, when nothing is left to differentiate."""
+
+    def rule(new: Graph, node: Node, args: tuple[int, ...], _: int) -> int | None:
+        return new.add("opaque", args[0]) if node.op == "custom_vjp" else None
+
     if all(node.op != "custom_vjp" for node in graph.nodes):
         return graph
-    values = rewrite(graph, lambda _, node, args, __: args[0] if node.op == "custom_vjp" else None)
-    return rewrite(values, lambda *_: None)  # leaves out what is unused
+    return rewrite(rewrite(graph, rule), lambda *_: None)  # the second leaves out what is unused
 
 
 def _readers(graph: Graph, roots: list[int], place: int) -> set[int]:

@@ -259,6 +259,7 @@ SHAPES: dict[str, Structure] = {
     "reshape": Structure(_reshape, 1, ("shape",)),
     "expand": Structure(_expand, 1, ("shape",)),
     "detach": Structure(lambda shapes, attrs: shapes[0], 1),  # the value without its derivative
+    "opaque": Structure(lambda shapes, attrs: shapes[0], 1),  # what autograd need not look into
     "custom_vjp": Structure(lambda shapes, attrs: shapes[0], 2),  # `custom.py`
     "cotangent": Structure(lambda shapes, attrs: attrs["shape"], 0, ("shape", "number")),
     "sum": Structure(_last_axis, 1),

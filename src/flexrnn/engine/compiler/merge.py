@@ -40,7 +40,7 @@ class _Rules:
         }
 
     def __call__(self, new: Graph, node: Node, args: tuple[int, ...], index: int) -> int | None:
-        if node.op == "slice" and node.args[0] in self.cut:
+        if node.op == "slice" and node.args[0] in self.cut and new.nodes[args[0]].op in OPS:
             return _slice_of_elementwise(new, args[0], *(v for _, v in node.attrs))
         return _rule(new, node, args)
 

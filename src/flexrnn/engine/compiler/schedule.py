@@ -21,7 +21,7 @@ from flexrnn.engine.compiler.graph import Graph, Node
 from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.compiler.split import Dependence, dependences
 
-_VIEWS = ("slice", "concat", "reshape", "expand", "detach")
+_VIEWS = ("slice", "concat", "reshape", "expand", "detach", "opaque")
 _PART = 8  # of a row, and less, that is saved in its place
 
 

@@ -43,7 +43,7 @@ def pieces(graph: Graph, index: int, box: Box, given: Mapping[str, Tensor]) -> l
             tensor = given[node.attr("name")]
             offset = sum(lo * stride for (lo, _), stride in zip(box, tensor.stride(), strict=True))
             return [Piece(node.attr("name"), offset, box, tensor.stride())]
-        case "detach":
+        case "detach" | "opaque":
             return pieces(graph, node.args[0], box, given)
         case "transpose":
             found = pieces(graph, node.args[0], _swapped(box), given)

@@ -24,7 +24,7 @@ def with_copies(graph: Graph) -> Graph:
             args = tuple(a if _is_computed(graph, a) else _copy(graph, a) for a in args)
         elif node.op == "reshape" and not lies_whole(graph, args[0]):
             args = (_copy(graph, args[0]),)
-        elif node.op == "product" and graph.nodes[args[0]].op == "expand":
+        elif node.op == "product" and _is_stretched(graph, args[0]):
             args = (_copy(graph, args[0]), args[1])
         graph.nodes[index] = node._replace(args=args)
     return _sorted(graph)
@@ -36,6 +36,12 @@ def _rowed(graph: Graph, index: int) -> bool:
 
 def _is_computed(graph: Graph, index: int) -> bool:
     return graph.nodes[index].op in OPS and _rowed(graph, index)
+
+
+def _is_stretched(graph: Graph, index: int) -> bool:
+    while graph.nodes[index].op == "slice":
+        index = graph.nodes[index].args[0]
+    return graph.nodes[index].op == "expand"
 
 
 def _copy(graph: Graph, index: int) -> int:

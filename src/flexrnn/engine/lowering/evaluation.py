@@ -49,8 +49,6 @@ class Evaluation:
         here = low.in_register(index, self.number, self.stage.domain)
         if here and (index in low.blocks or node.op in REDUCTIONS):
             return ()
-        if node.op == "detach":
-            return () if low.in_memory(index) else node.args
         inline = not low.rowed(index)  # of parameters alone
         if node.op not in OPS or not (here or inline):
             return ()
@@ -63,9 +61,7 @@ class Evaluation:
         node, low = self.graph.nodes[index], self.low
         here = low.in_register(index, self.number, self.stage.domain)
         read = [self.use(a) for a in self._read(index)]
-        if node.op == "detach" and read:
-            self.names[index] = read[0]
-        elif here and index in low.blocks:
+        if here and index in low.blocks:
             self.names[index] = self.block(index)
         elif here and node.op in REDUCTIONS:
             self.names[index] = self.total(index)

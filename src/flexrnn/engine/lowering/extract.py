@@ -22,7 +22,7 @@ from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.compiler.split import Dependence, dependences
 from flexrnn.engine.lowering.places import lies_whole
 
-_ALIASES = ("slice", "reshape", "expand", "detach", "constant")
+_ALIASES = ("slice", "reshape", "expand", "detach", "opaque", "constant")
 
 
 class Part(NamedTuple):
@@ -105,7 +105,10 @@ class _Loop:
                         continue
                     copies = [self.where[a] for a in args]
                     copies += [self._weight(a) for a in node.args[len(args) :]]
-                    found = self.graph.add(node.op, *copies, **dict(node.attrs))
+                    if node.op in ("detach", "opaque"):  # nobody differentiates a loop
+                        found = copies[0]
+                    else:
+                        found = self.graph.add(node.op, *copies, **dict(node.attrs))
                 self.where[pending[-1]] = found
             pending.pop()
         return self.where[index]

@@ -71,7 +71,7 @@ def lies_whole(graph: Graph, index: int) -> bool:
         elif node.op == "expand":
             if domain_of(node.shape) != domain_of(graph.nodes[node.args[0]].shape):
                 return False
-        elif node.op != "detach":  # what is reshaped lies whole, or has been copied
+        elif node.op not in ("detach", "opaque"):  # what is reshaped lies whole, or has been copied
             return True
         index = node.args[0]
 

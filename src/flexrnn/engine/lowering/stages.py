@@ -20,7 +20,7 @@ from flexrnn.engine.lowering.sink import sink
 from flexrnn.engine.step import CannotRunError
 
 REDUCTIONS = ("sum", "amax")
-_ALIASES = ("slice", "reshape", "expand", "detach")
+_ALIASES = ("slice", "reshape", "expand")
 
 
 class Store(NamedTuple):
@@ -184,8 +184,6 @@ class Lowering:
         if index in self.blocks:
             stage = self.stage[index]
             return stage if self.stages[stage].domain == domain else stage + 1
-        if node.op == "detach":
-            return self._ready(node.args[0], domain)
         if node.op in _ALIASES:
             return self._ready(node.args[0], None)
         if index not in self.stage:
@@ -207,10 +205,6 @@ class Lowering:
         while node.op in _ALIASES:
             node = self.nodes[node.args[0]]
         return node.attr("value") if node.op == "constant" else None
-
-    def in_memory(self, index: int) -> bool:
-        """Whether a node has got a place in memory."""
-        return index in self.memory
 
     # Where it lies ----------------------------------------------------------------------------
 
@@ -262,9 +256,7 @@ class Lowering:
         node = self.nodes[index]
         if self.in_register(index, stage, domain) or self.constant_of(index) is not None:
             return
-        if node.op == "detach":
-            self._make_readable(node.args[0], stage, domain)
-        elif not self.rowed(index) and node.op in OPS:
+        if not self.rowed(index) and node.op in OPS:
             for arg in node.args:
                 self._make_readable(arg, stage, domain)
         else:
