@@ -40,7 +40,10 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "softmax over the batch": (lambda c, z, h: F.softmax(z, 0) + h, "it works across the batch"),
     "flipping the batch": (lambda c, z, h: z.flip(0) + h, "it works across the batch"),
     "a product of two rows": (lambda c, z, h: (h @ z.T) @ h, "the batch"),
-    "sorting": (lambda c, z, h: z.sort(-1).values + h, "aten.sort.default cannot be compiled"),
+    "a Bessel function": (
+        lambda c, z, h: torch.special.i0e(z) + h,
+        "aten.special_i0e.default cannot be compiled",
+    ),
     "another dtype": (lambda c, z, h: (z.float() + 1).double() + h, "torch.float32"),
     "a number taken out": (lambda c, z, h: h * float(z.detach().sum()), "takes a number out"),
 }
