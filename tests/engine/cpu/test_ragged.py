@@ -150,7 +150,7 @@ FAULTS = {
         "f.rows.last = other.rows.first = f.rows.first;",
     ),
     "the last states are not put aside": ("r = most(stay,", "r = most(f.all.last,"),
-    "a thread leaves out its last row": ("(mine.last, last)};", "(mine.last, last) - 1};"),
+    "a thread leaves out its last row": ("(mine.last, rows)};", "(mine.last, rows) - 1};"),
     "a step lies where another does": ("here = at ? at[now]", "here = at ? at[now] - (now > 1)"),
 }
 

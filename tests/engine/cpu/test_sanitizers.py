@@ -244,7 +244,7 @@ FAULTS = [
     # Who waits for nobody.
     ("thread", r"together<Frame>\(team", f"{NOBODY} together<Frame>(nobody", "data race"),
     # What each thread has of its own, in one place for all.
-    ("thread", r"\(f\.part \* f\.B \+ r\) \* f\.temporary", "r * f.temporary", "data race"),
+    ("thread", r"\(f\.id \* f\.B \+ r\) \* f\.temporary", "r * f.temporary", "data race"),
 ]
 
 

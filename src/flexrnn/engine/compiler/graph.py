@@ -303,6 +303,9 @@ class Expr(Expression):
     def __sub__(self, other: Any) -> "Expr":
         return self.apply("sub", self, other)
 
+    def __rsub__(self, other: Any) -> "Expr":
+        return self.apply("sub", other, self)
+
     def __mul__(self, other: Any) -> "Expr":
         return self.apply("mul", self, other)
 

@@ -111,17 +111,17 @@ def _d_gelu_tanh(g: Any, y: Any, x: Any) -> Any:
     k = math.sqrt(2 / math.pi)
     t = call("tanh", (x + x * x * x * 0.044715) * k)
     inner = (x * x * (3 * 0.044715) + 1.0) * k
-    return g * ((t + 1.0) * 0.5 + x * (-(t * t) + 1.0) * inner * 0.5)
+    return g * ((t + 1.0) * 0.5 + x * (1.0 - t * t) * inner * 0.5)
 
 
 def _d_silu(g: Any, y: Any, x: Any) -> Any:
     s = call("sigmoid", x)
-    return g * (s + y * (-s + 1.0))
+    return g * (s + y * (1.0 - s))
 
 
 def _d_mish(g: Any, y: Any, x: Any) -> Any:
     t, s = call("tanh", call("softplus", x)), call("sigmoid", x)
-    return g * (t + x * s * (-(t * t) + 1.0))
+    return g * (t + x * s * (1.0 - t * t))
 
 
 def _d_logaddexp(g: Any, y: Any, a: Any, b: Any) -> Any:
@@ -183,7 +183,7 @@ _ROWS = [
             REAL, POSITIVE),
     _binary("remainder", torch.remainder, lambda g, y, a, b: (g, -(g * call("floor", a / b))),
             REAL, POSITIVE),
-    Op("lerp", torch.lerp, lambda g, y, a, b, w: (g * (-w + 1.0), g * w, g * (b - a)),
+    Op("lerp", torch.lerp, lambda g, y, a, b, w: (g * (1.0 - w), g * w, g * (b - a)),
        (REAL, REAL, (0.0, 1.0))),
     # Triton 3.6 takes -x for 0 - x, which has the other zero.
     _unary("neg", torch.neg, lambda g, y, x: -g, form="-{a}", triton="{a} * -1.0"),
@@ -209,17 +209,17 @@ _ROWS = [
            triton=OWN),
     _unary("log10", torch.log10, lambda g, y, x: g / x * (1 / math.log(10)), POSITIVE, cheap=False),
     _unary("log1p", torch.log1p, lambda g, y, x: g / (x + 1.0), UNIT, cheap=False),
-    _unary("sigmoid", torch.sigmoid, lambda g, y, x: g * y * (-y + 1.0), cheap=False),
+    _unary("sigmoid", torch.sigmoid, lambda g, y, x: g * y * (1.0 - y), cheap=False),
     _unary("log_sigmoid", F.logsigmoid, lambda g, y, x: g * call("sigmoid", -x), cheap=False),
     _unary("softplus", F.softplus, lambda g, y, x: _select(  # torch's is x itself above 20
         call("gt", x, 20.0), g, g * call("sigmoid", x)), cheap=False),
-    _unary("tanh", torch.tanh, lambda g, y, x: g * (-(y * y) + 1.0), cheap=False),
+    _unary("tanh", torch.tanh, lambda g, y, x: g * (1.0 - y * y), cheap=False),
     _unary("sinh", torch.sinh, lambda g, y, x: g * call("cosh", x), cheap=False),
     _unary("cosh", torch.cosh, lambda g, y, x: g * call("sinh", x), cheap=False),
     _unary("asinh", torch.asinh, lambda g, y, x: g * call("rsqrt", x * x + 1.0), cheap=False),
     _unary("acosh", torch.acosh, lambda g, y, x: g * call("rsqrt", x * x - 1.0), (1.1, 3.0),
            cheap=False),
-    _unary("atanh", torch.atanh, lambda g, y, x: g / (-(x * x) + 1.0), UNIT, cheap=False),
+    _unary("atanh", torch.atanh, lambda g, y, x: g / (1.0 - x * x), UNIT, cheap=False),
     _unary("erf", torch.erf, lambda g, y, x: g * call("exp", -(x * x)) * (2 / math.sqrt(math.pi)),
            cheap=False, triton=OWN),
     _unary("erfc", torch.erfc,
@@ -228,9 +228,9 @@ _ROWS = [
     _unary("sin", torch.sin, lambda g, y, x: g * call("cos", x), cheap=False, triton=OWN),
     _unary("cos", torch.cos, lambda g, y, x: -(g * call("sin", x)), cheap=False, triton=OWN),
     _unary("tan", torch.tan, lambda g, y, x: g * (y * y + 1.0), (-1.2, 1.2), cheap=False),
-    _unary("asin", torch.asin, lambda g, y, x: g * call("rsqrt", -(x * x) + 1.0), UNIT,
+    _unary("asin", torch.asin, lambda g, y, x: g * call("rsqrt", 1.0 - x * x), UNIT,
            cheap=False),
-    _unary("acos", torch.acos, lambda g, y, x: -(g * call("rsqrt", -(x * x) + 1.0)), UNIT,
+    _unary("acos", torch.acos, lambda g, y, x: -(g * call("rsqrt", 1.0 - x * x)), UNIT,
            cheap=False),
     _unary("atan", torch.atan, lambda g, y, x: g / (x * x + 1.0), cheap=False),
     # activations

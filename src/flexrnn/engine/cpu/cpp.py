@@ -35,6 +35,22 @@ def literal(value: float) -> str:
     return f"REAL({value.hex()})"
 
 
+def vectors(count: int) -> str:
+    """So many vectors, as a distance in numbers."""
+    return "VL" if count == 1 else f"{count} * VL"
+
+
+def vector(memory: str, number: int) -> str:
+    """Where a vector of a memory lies."""
+    return f"{memory} + {vectors(number)}" if number else memory
+
+
+def vector_of_row(memory: str, row: str, count: int, number: int) -> str:
+    """Where a vector of a row lies, if every row has so many."""
+    row = row if count == 1 else f"{row} * {count}"
+    return f"{memory} + ({row} + {number}) * VL" if number else f"{memory} + {row} * VL"
+
+
 @cache
 def prologue(real: str, isa: Isa, names: Sequence[str] = _LOOP) -> str:
     """What stands in front of generated source: vectors, and functions on them.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from flexrnn.engine.lowering.places import Place, identifier, sizes_of
 from flexrnn.engine.lowering.stages import Loop
 
-_PLAIN = (0.0, 1.0, 2.0, 0.5, -1.0, -0.5, -2.0)  # constants that no size can be
+_PLAIN = (0.0, 1.0, 2.0, 0.5, -1.0, -0.5, -2.0)  # constants that stand in the text
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Context:
         self.sizes: dict[str, int] = {}
         self.buffers: dict[str, Buffer] = {}
         self.constants: list[float] = []
+        self.rowed: set[str] = set()  # buffers of which it matters how far rows are apart
         self.weights: dict[Packed, Packed] = {}
         self.reads: Counter[str] = Counter()  # stages that read a packed weight
 
@@ -82,6 +83,19 @@ class Context:
             self.buffers[name] = Buffer(identifier(name, self.buffers), self._kind(name))
         return self.buffers[name].name
 
+    def row(self, name: str) -> str:
+        """How far rows of a piece of memory are apart, or what a `sum` has in a row."""
+        self.rowed.add(name)
+        return f"f.{self.buffer(name)}_row"
+
+    def headed(self, stage: int) -> bool:
+        """Whether the units of a stage are divided into heads."""
+        return self.loop.stages[stage].domain.heads > 1
+
+    def heads(self, stage: int) -> str:
+        """How many heads a stage has."""
+        return self.size(f"G{stage}", self.loop.stages[stage].domain.heads)
+
     def _kind(self, name: str) -> str:
         word = name.partition(".")[0]
         if word in ("const", "param", "once", "temporary", "partial"):
@@ -96,8 +110,11 @@ class Context:
         """A constant, told at run time where it may depend on a size."""
         if value in _PLAIN and (value or math.copysign(1, value) > 0):
             return f"broadcast({value:g})"
-        self.constants.append(value)
-        return f"broadcast(f.constants[{len(self.constants) - 1}])"
+        known = [number.hex() for number in self.constants]  # which knows -0.0 and NaN
+        if value.hex() not in known:
+            self.constants.append(value)
+            known.append(value.hex())
+        return f"broadcast(f.constants[{known.index(value.hex())}])"
 
     def load(self, index: int, stage: int) -> str:
         """The expression that reads a node from memory, at row r and this head and unit."""
@@ -116,8 +133,8 @@ class Context:
         name = self.buffer(place.buffer)
         terms = [f"f.{name}"]
         if rowed:
-            row = "(f.part * f.B + r)" if place.buffer in self.loop.copied else "r"
-            terms.append(f"{row} * f.{name}_row")
+            row = "(f.id * f.B + r)" if place.buffer in self.loop.copied else "r"
+            terms.append(f"{row} * {self.row(place.buffer)}")
         if place.offset:
             terms.append(self.offset(place.offset, stage))
         for axis in range(-len(sizes), -1):

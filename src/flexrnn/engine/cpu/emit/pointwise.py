@@ -1,6 +1,6 @@
 """The values of a stage: a function that computes them for some rows of one vector of units."""
 
-from flexrnn.engine.cpu.cpp import expression
+from flexrnn.engine.cpu.cpp import expression, vector_of_row
 from flexrnn.engine.cpu.emit.context import Context
 from flexrnn.engine.lowering.accumulate import Accumulators
 from flexrnn.engine.lowering.evaluation import Evaluation
@@ -10,11 +10,13 @@ from flexrnn.engine.lowering.stages import Store
 _EARLY = 2  # rows ahead of the present one whose saved values are asked for
 
 
-def partial(context: Context, index: int, part: str = "f.part") -> str:
-    """The vector that a part of a row gives to a reduction, as it lies in memory."""
-    name = context.buffer(context.loop.partial_name(index))
-    heads = context.size(f"{name}_heads", context.low.partial[index].heads)
-    return f"*(vec*)(f.{name} + (({part} * f.B + r) * {heads} + head) * VL)"
+def partial(context: Context, index: int, thread: str = "f.id") -> str:
+    """The vector that a thread's units of a row give to a reduction, as it lies in memory."""
+    name, heads = context.buffer(context.loop.partial_name(index)), context.low.partial[index].heads
+    row = f"({thread} * f.B + r)"
+    if heads > 1:
+        row = f"({row} * {context.size(f'{name}_heads', heads)} + head)"
+    return f"*(vec*)(f.{name} + {row} * VL)"
 
 
 class Pointwise(Evaluation):
@@ -41,9 +43,10 @@ class Pointwise(Evaluation):
             self._gather(k, index)
         sums = [self._sum(k, store) for k, store in enumerate(self.stage.sums)]
         k = self.number
+        head = "long head, " if self.context.headed(k) else ""
         if not self.several:
             gathered = "".join(f", vec& {name}" for name in self.gathered)
-            rest = "long head, long unit, int n"
+            rest = f"{head}long unit, int n"
             text = _function(
                 f"INLINE void point{k}(const Frame& f, long r, {rest}{gathered})",
                 [*self.once, *self.lines],
@@ -52,8 +55,8 @@ class Pointwise(Evaluation):
             return text + (total if sums else "")
         how, tile = ("static", "const REAL* tile, ") if self.stage.products else ("INLINE", "")
         return _function(
-            f"{how} void point{k}(const Frame& f, {tile}long first, long rows, long head, "
-            "long unit, int n)",
+            f"{how} void point{k}(const Frame& f, {tile}long first, long rows, {head}long unit, "
+            "int n)",
             [
                 *self.once,
                 *(f"vec sum{k} = {{}};" for k in range(len(sums))),
@@ -85,7 +88,7 @@ class Pointwise(Evaluation):
     def accumulator(self, number: int) -> str:
         """The expression of a sum of products."""
         count = self.accumulators.count * self.width
-        return f"*(const vec*)(tile + (i * {count} + {number * self.width}) * VL)"
+        return f"*(const vec*)({vector_of_row('tile', 'i', count, number * self.width)})"
 
     def block(self, index: int) -> str:
         """The variable of a block of a product's columns."""
@@ -110,9 +113,8 @@ class Pointwise(Evaluation):
             if buffer.kind == "timed":
                 sizes = sizes_of(self.graph.nodes[index].shape)
                 address = self.context.address(place, sizes, self.number)
-                self.lines.append(
-                    f"__builtin_prefetch({address} + {_EARLY} * f.{buffer.name}_row);"
-                )
+                row = self.context.row(place.buffer)
+                self.lines.append(f"__builtin_prefetch({address} + {_EARLY} * {row});")
         return self.assign(index, text)
 
     def _beside(self) -> list[int]:
@@ -131,19 +133,19 @@ class Pointwise(Evaluation):
                 f"{into} += TAIL ? select(lanes_below(n), {value}, vec{{}}) : {value};"
             )
         else:
-            inside = f"select(lanes_below(n), {value}, broadcast(-REAL(__builtin_inf())))"
+            inside = f"select(lanes_below(n), {value}, broadcast(-HUGE))"
             self.lines.append(f"{into} = maximum({into}, TAIL ? {inside} : {value});")
 
     def total(self, index: int) -> str:
         """The variable with what all threads have found together."""
         name = f"total{index}"
         operation = self.graph.nodes[index].op
-        first, other = (partial(self.context, index, part) for part in ("0", "part"))
+        first, other = (partial(self.context, index, thread) for thread in ("0", "other"))
         self.lines.append(f"vec {name} = {first};")
         joined = f"{name} += {other};"
         if operation != "sum":
             joined = f"{name} = maximum({name}, {other});"
-        self.lines.append(f"for (long part = 1; part < f.parts; part++) {joined}")
+        self.lines.append(f"for (long other = 1; other < f.of; other++) {joined}")
         whole = "sum" if operation == "sum" else "max"
         return self.assign(index, f"broadcast({whole}({name}))")
 
@@ -153,7 +155,7 @@ class Pointwise(Evaluation):
         value = f"real({value})" if node.boolean else value
         address = self.context.address(store.place, sizes_of(node.shape), self.number)
         shared = self.stage.alone and store.place.buffer not in self.context.loop.copied
-        where = "if (f.part == 0) " if shared else ""
+        where = "if (f.id == 0) " if shared else ""
         one = self.stage.domain.units == 1
         stored = f"*({address}) = {value}[0];" if one else f"store<TAIL>({address}, {value}, n);"
         self.lines.append(f"{where}{stored}")
@@ -167,7 +169,7 @@ class Pointwise(Evaluation):
         value = self.use(store.node)
         sizes = sizes_of(self.graph.nodes[store.node].shape)
         address = self.context.address(store.place, sizes, self.number, rowed=False)
-        part = f"f.{self.context.buffer(store.place.buffer)}_row"
+        part = self.context.row(store.place.buffer)
         if self.several:
             self.lines.append(f"sum{k} += {value};")
             return f"add_exactly<TAIL>({address}, {part}, sum{k}, n);"

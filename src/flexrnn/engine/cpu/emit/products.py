@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
+from flexrnn.engine.cpu.cpp import vector, vector_of_row, vectors
 from flexrnn.engine.cpu.emit.context import Context, Packed
 from flexrnn.engine.cpu.emit.functions import Functions
 from flexrnn.engine.lowering.accumulate import Accumulators
@@ -120,7 +121,7 @@ class Products:
                         stage=self.number,
                         blocks=tuple(block for block, which in blocks.items() if which in sums),
                         inner=f"f.K{self.number}_{k}",
-                        per_head=per_head,
+                        per_head=per_head and context.headed(self.number),
                         width=self.tile.width,
                         shape=(heads, int(weight.shape[-2]), self.stage.domain.units),
                     )
@@ -131,7 +132,7 @@ class Products:
         left = context.low.place(product.left)
         sizes = sizes_of(context.graph.nodes[product.left].shape)
         address = context.address(left, (*sizes[:-1], 1), self.number)  # of k = 0
-        self.left.append((address, f"f.{context.buffer(left.buffer)}_row"))
+        self.left.append((address, context.row(left.buffer)))
 
     def _cut(self, sums: list[int]) -> list[list[int]]:
         """Sums that products share, cut into those that are made together."""
@@ -156,7 +157,7 @@ class Products:
 
     def _added_in_place(self) -> list[str]:
         """Weights are read where they lie, and sums are added to the tile."""
-        apart = f"{self.accumulators.count} * VL"
+        apart = vectors(self.accumulators.count)
         lines = [f"for (int i = 0; i < R * {apart}; i += VL) *(vec*)(out + i) = vec{{}};"]
         for k, (product, (packed,)) in enumerate(
             zip(self.stage.products, self.packed, strict=True)
@@ -173,12 +174,14 @@ class Products:
     def terms(self) -> list[str]:
         """What tells the functions of the products of a tile with some rows."""
         lines = [f"const {'TermInPlace' if self.in_place else 'Term'} terms[] = {{"]
+        shared = "next.at % tiles" if self.context.headed(self.number) else "next.at"
         for parts, (address, row) in zip(self.packed, self.left, strict=True):
             for weight in parts:
-                which = ("at, next.at" if weight.per_head else "tile, next.at % tiles") + ", next"
+                which = "at, next.at" if weight.per_head else f"tile, {shared}"
                 where = (
                     f"{weight.inner}, f.{weight.pointer}, {len(weight.blocks) * self.tile.width}"
                 )
+                which += ", next"
                 if self.in_place:
                     which = f"{'head' if weight.per_head else '0'}, tile * VL, units"
                     where = f"f.p, f.{weight.pointer}, f.{weight.pointer}_count"
@@ -198,10 +201,10 @@ class Products:
         lines = ["{", f"    vec acc[{chains}][R][{len(places)}] = {{}};"]
         for k in products:
             lines += [f"    {line}" for line in self._term(k, parts, places)]
-        lines += ["#pragma GCC unroll 8", "    for (int i = 0; i < R; i++) {"]
+        lines += ["    #pragma GCC unroll 8", "    for (int i = 0; i < R; i++) {"]
         for j, place in enumerate(places):
             total = " + ".join(f"acc[{chain}][i][{j}]" for chain in range(chains))
-            lines.append(f"        *(vec*)(out + (i * {row} + {place}) * VL) = {total};")
+            lines.append(f"        *(vec*)({vector_of_row('out', 'i', row, place)}) = {total};")
         return [*lines, "    }", "}"]
 
     def _term(self, k: int, parts: Sequence[int], places: list[int]) -> list[str]:
@@ -230,25 +233,28 @@ class Products:
     def _loop(self, reads: list[list[int]], steps: int) -> list[str]:
         """`steps` values of k at once, each into a chain of its own."""
         panels = [len(read) for read in reads]
-        onward = ", ".join(f"w{p} += {steps * panel} * VL" for p, panel in enumerate(panels))
-        lines = [f"    for (; k + {steps} <= inner; k += {steps}, {onward}) {{"]
+        onward = ", ".join(f"w{p} += {vectors(steps * panel)}" for p, panel in enumerate(panels))
+        whole = "k < inner; k++" if steps == 1 else f"k + {steps} <= inner; k += {steps}"
+        lines = [f"    for (; {whole}, {onward}) {{"]
         if steps == 1:
             hints = (f"hint<{panel}>(w{p}, ahead{p} + k * VL);" for p, panel in enumerate(panels))
             lines += [f"        if (R > 2) {hint}" for hint in hints]
-        vectors = [(p, j, acc) for p, read in enumerate(reads) for j, acc in enumerate(read)]
+        columns = [(p, j, acc) for p, read in enumerate(reads) for j, acc in enumerate(read)]
         for step in range(steps):
-            names = [f"v{step}_{n}" for n in range(len(vectors))]
+            names = [f"v{step}_{n}" for n in range(len(columns))]
+            for name, (p, j, _) in zip(names, columns, strict=True):
+                at = vector(f"w{p}", step * panels[p] + j)
+                lines.append(f"        const vec {name} = *(const vec*)({at});")
             sums = " ".join(
                 f"acc[{step}][i][{acc}] += x * {name};"
-                for name, (*_, acc) in zip(names, vectors, strict=True)
+                for name, (*_, acc) in zip(names, columns, strict=True)
             )
+            here = f"k + {step}" if step else "k"
             lines += [
-                *(f"        const vec {name} = *(const vec*)(w{p} + {step * panels[p] + j} * VL);"
-                  for name, (p, j, _) in zip(names, vectors, strict=True)),
-                "#pragma GCC unroll 8",
+                "        #pragma GCC unroll 8",
                 "        for (int i = 0; i < R; i++) {",
-                f"            const vec x = broadcast(a[i * row + k + {step}]);",
+                f"            const vec x = broadcast(a[i * row + {here}]);",
                 f"            {sums}",
                 "        }",
-            ]  # fmt: skip
+            ]
         return [*lines, "    }"]

@@ -1,5 +1,6 @@
 """What a thread does: it packs its share of the weights, then goes through time."""
 
+from flexrnn.engine.cpu.cpp import vectors
 from flexrnn.engine.cpu.emit.context import Context, Packed
 
 _TOGETHER = 8  # rows that stages without products go through one after another
@@ -40,12 +41,11 @@ def run(context: Context, weights: list[Packed], *, in_place: bool) -> str:
         "    f.B = B;",
         "    f.all = f.rows = mine;",
         "    f.next = nullptr;",
-        "    f.id = f.part = across ? id : 0;",
-        "    f.of = f.parts = across ? count : 1;",
+        "    f.id = across ? id : 0;",
+        "    f.of = across ? count : 1;",
         "    f.constants = c;",
         *begin,
         *packing,
-        "    if (!across) team.count = 1;",
         "    team.helps = !at || patience == Team::NONE;  // who sees to ends is not overtaken",
         "    f.added = 0;",
         loop,
@@ -90,12 +90,6 @@ class _Run:
         self.names = list(context.buffers.values())
         self.strides = len(HEAD) + len(context.sizes)
 
-    def _pointer(self, k: int, which: int) -> str:
-        return f"(REAL*)p[{1 + 2 * k + which}]"
-
-    def _stride(self, k: int, which: int) -> str:
-        return f"s[{self.strides + 3 * k + which}]"
-
     def buffers(self) -> tuple[list[str], list[str]]:
         """Where buffers lie: lines before the loop, and at every step."""
         begin = [f"    f.{name} = s[{len(HEAD) + k}];" for k, name in enumerate(self.context.sizes)]
@@ -105,26 +99,23 @@ class _Run:
                 "        const long past = reverse ? now + 1 : now - 1;",
                 "        [[maybe_unused]] const long behind = at && t ? at[past] : past;",
             ]
-        for k, buffer in enumerate(self.names):
-            base, first = self._pointer(k, 0), self._pointer(k, 1)
-            time, brief = self._stride(k, 0), self._stride(k, 2)
-            begin.append(f"    f.{buffer.name}_row = {self._stride(k, 1)};")
+        for k, (name, buffer) in enumerate(self.context.buffers.items()):
+            memory, own = f"{buffer.name}_buffer", f"f.{buffer.name}"
+            begin.append(f"    const Buffer {memory}(p + {1 + 2 * k}, s + {self.strides + 3 * k});")
+            if name in self.context.rowed:
+                begin.append(f"    {own}_row = {memory}.row;")
             if buffer.kind == "fixed":
-                begin.append(f"    f.{buffer.name} = {base};")
+                begin.append(f"    {own} = {memory}.base;")
             elif buffer.kind == "sum":
-                begin.append(f"    f.{buffer.name} = {base} + id * 3 * f.{buffer.name}_row;")
+                begin.append(f"    {own} = {memory}.base + id * 3 * {memory}.row;")
             elif buffer.kind == "timed":
-                place = f"(here - ({brief} ? chunk : 0)) * {time}"
-                steps.append(f"        f.{buffer.name} = {base} + {place};")
+                steps.append(f"        {own} = {memory}.of(here, chunk);")
             elif buffer.kind == "after":
-                place = f"({brief} ? done & 1 : here) * {time}"
-                steps.append(f"        f.{buffer.name} = {base} + {place};")
-            elif self._is_carry(buffer.name):
-                place = f"{base} + (done - 1 & 1) * {time}"
-                steps.append(f"        f.{buffer.name} = done ? {place} : {first};")
+                steps.append(f"        {own} = {memory}.of_state(here, done);")
             else:
-                place = f"({brief} ? t - 1 & 1 : behind) * {time}"
-                steps.append(f"        f.{buffer.name} = t ? {base} + {place} : {first};")
+                before = "done" if self._is_carry(buffer.name) else "t"
+                place = f"{memory}.of_state(behind, {before} - 1)"
+                steps.append(f"        {own} = {before} ? {place} : {memory}.end;")
         return begin, steps
 
     def _is_carry(self, name: str) -> bool:
@@ -135,32 +126,43 @@ class _Run:
 
         Whoever comes from the end meets rows that begin only now, and read the first state.
         """
-        firsts = [(k, b) for k, b in enumerate(self.names) if b.kind == "before"]
+        lines = [
+            "if (at) {",
+            "    const long rows = at[now + 1] - here;",
+            "    f.all = f.rows = {least(mine.first, rows), least(mine.last, rows)};",
+            *(f"    {line}" for line in self._beginning()),
+            "}",
+        ]
+        return [f"        {line}" for line in lines]
+
+    def _beginning(self) -> list[str]:
+        """Rows that begin at this step read the first state, and have a frame of their own."""
+        firsts = [b.name for b in self.names if b.kind == "before"]
+        if not firsts:
+            return []
         # Going back through time, the derivatives by the states come from the step behind.
-        later = ["!reverse" if self._is_carry(b.name) else "reverse" for _, b in firsts]
-        either = " || ".join(dict.fromkeys(later)) or "false"
+        when = {name: "!reverse" if self._is_carry(name) else "reverse" for name in firsts}
+        ways = set(when.values())
+        some = f"{ways.pop()} && " if len(ways) == 1 else ""
+        always = "" if some else "if ({}) "
         return [
-            "        if (at) {",
-            "            const long last = at[now + 1] - here;",
-            "            const long later = now + 1 < T ? at[now + 2] - at[now + 1] : 0;",
-            "            f.all = f.rows = {least(mine.first, last), least(mine.last, last)};",
-            "            f.next = nullptr;",
-            f"            if (({either}) && later < f.all.last) {{",
-            "                other = f;",
-            "                if (later > f.all.first) {",
-            "                    f.rows.last = other.rows.first = later;",
-            "                    f.next = &other;",
-            "                }",
-            "                Frame& begins = f.next ? other : f;",
-            *(f"                if ({where}) begins.{b.name} = {self._pointer(k, 1)};"
-              for (k, b), where in zip(firsts, later, strict=True)),
-            "            }",
-            "        }",
+            "const long later = now + 1 < T ? at[now + 2] - at[now + 1] : 0;",
+            "f.next = nullptr;",
+            f"if ({some}later < f.all.last) {{",
+            "    other = f;",
+            "    if (later > f.all.first) {",
+            "        f.rows.last = other.rows.first = later;",
+            "        f.next = &other;",
+            "    }",
+            "    Frame& begins = f.next ? other : f;",
+            *(f"    {always.format(way)}begins.{name} = {name}_buffer.end;"
+              for name, way in when.items()),
+            "}",
         ]  # fmt: skip
 
     def ends(self) -> list[str]:
         """Where steps have unlike numbers of rows: put aside the last state of those that end."""
-        afters = [(k, b) for k, b in enumerate(self.names) if b.kind == "after"]
+        afters = [b.name for b in self.names if b.kind == "after"]
         if not afters:
             return []
         onward = "!reverse" if not self.context.backward else "reverse"
@@ -169,8 +171,7 @@ class _Run:
             f"            const long next = {onward} ? now + 1 : now - 1;",
             "            const long stay = next < 0 || next == T ? 0 : at[next + 1] - at[next];",
             "            for (long r = most(stay, f.all.first); r < f.all.last; r++) {",
-            *(f"                copy({self._pointer(k, 1)} + r * f.{b.name}_row, "
-              f"f.{b.name} + r * f.{b.name}_row, f.{b.name}_row);" for k, b in afters),
+            *(f"                {name}_buffer.put_aside(f.{name}, r);" for name in afters),
             "            }",
             "        }",
         ]  # fmt: skip
@@ -296,18 +297,21 @@ class _Run:
         for k, weight in enumerate(self.weights):
             first, count = self._pieces(k)
             pointer = f"(REAL*)p[{1 + 2 * len(self.names) + k}]"
-            heads = f"f.G{weight.stage}" if weight.per_head else "1"
-            panel = len(weight.blocks) * weight.width
+            panel, width = len(weight.blocks) * weight.width, vectors(weight.width)
             pointers.append(f"    f.{weight.pointer} = {pointer};")
+            tiles, which, head = "tiles", "i", "0"
+            if weight.per_head:
+                tiles = f"{self.context.heads(weight.stage)} * tiles"
+                which, head = "i % tiles", "i / tiles"
             lines += [
                 "    {",
-                f"        const long tiles = ceil_div(f.W{weight.stage}, {weight.width} * VL);",
-                f"        const Range some = share({heads} * tiles, who, count);",
+                f"        const long tiles = ceil_div(f.W{weight.stage}, {width});",
+                f"        const Range some = share({tiles}, who, count);",
                 "        for (long i = some.first; i < some.last; i++)",
-                f"            pack(f.{weight.pointer} + i * {weight.inner} * {panel} * VL, p, "
+                f"            pack(f.{weight.pointer} + i * {weight.inner} * {vectors(panel)}, p, "
                 f"(const Piece*)(s + {first}), {count},",
-                f"                 i / tiles, {len(weight.blocks)}, "
-                f"i % tiles * {weight.width} * VL, f.W{weight.stage}, {weight.width} * VL);",
+                f"                 {head}, {len(weight.blocks)}, {which} * {width}, "
+                f"f.W{weight.stage}, {width});",
                 "    }",
             ]
         if not lines:

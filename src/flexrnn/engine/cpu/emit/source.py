@@ -1,7 +1,9 @@
 """The source of one loop: its frame, its stages, and the function that a thread runs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flexrnn.engine.cpu.cpp import vectors
 from flexrnn.engine.cpu.emit.context import Buffer, Context, Packed
 from flexrnn.engine.cpu.emit.functions import Functions
 from flexrnn.engine.cpu.emit.pointwise import Pointwise, partial
@@ -49,14 +51,16 @@ def source(loop: Loop, *, backward: bool, registers: int, lanes: int, shape: Sha
     in_place = shape is Shape.FEW
     for number, stage in enumerate(loop.stages):
         context.size(f"W{number}", stage.domain.units)
-        context.size(f"G{number}", stage.domain.heads)
         products = f"{len(stage.products)} products, " if stage.products else ""
         texts.append(f"// Stage {number}: {products}{len(stage.values)} values.\n")
         accumulators = Accumulators(loop, number)
         if stage.products:
-            vectors = -(-stage.domain.units // lanes)
             tile = tile_of(
-                accumulators.widest, registers, shape, full=accumulators.full, vectors=vectors
+                accumulators.widest,
+                registers,
+                shape,
+                full=accumulators.full,
+                vectors=-(-stage.domain.units // lanes),
             )
             writer = Products(context, number, accumulators, tile, functions, in_place=in_place)
             texts.append(Pointwise(context, number, accumulators, tile.width).text())
@@ -86,7 +90,11 @@ def source(loop: Loop, *, backward: bool, registers: int, lanes: int, shape: Sha
 
 def _frame(context: Context, weights: list[Packed], in_place: bool) -> str:
     sizes = [f"    long {name};" for name in context.sizes]
-    buffers = [f"    REAL* {b.name};\n    long {b.name}_row;" for b in context.buffers.values()]
+    buffers = list[str]()
+    for name, buffer in context.buffers.items():
+        buffers.append(f"    REAL* {buffer.name};")
+        if name in context.rowed:
+            buffers.append(f"    long {buffer.name}_row;")
     sums = [b for b in context.buffers.values() if b.kind == "sum"]
     packed = [f"    REAL* {w.pointer};" for w in weights]
     if in_place:
@@ -101,7 +109,6 @@ def _frame(context: Context, weights: list[Packed], in_place: bool) -> str:
         "    Range rows;  // those of them that read the states where this frame says",
         "    const Frame* next;  // of the others, if there are some",
         "    long id, of;  // its share of the units, where threads share those",
-        "    long part, parts;  // which of how many partial results is its own",
         "    bool down;  // from its last tile to its first one",
         "    long added;  // rows that were added up as they are, and not yet exactly",
         "    const double* constants;",
@@ -111,7 +118,7 @@ def _frame(context: Context, weights: list[Packed], in_place: bool) -> str:
         "",
         "    Frame seen_by(long who) const {  // the same, of another thread that shares units",
         "        Frame f = *this;",
-        "        f.id = f.part = who;",
+        "        f.id = who;",
         *(f"        f.{b.name} += (who - id) * 3 * {b.name}_row;" for b in sums),
         "        return f;",
         "    }",
@@ -124,18 +131,23 @@ def _tiles(context: Context, products: Products, count: int) -> str:
     number, tile = products.number, products.tile
     cases = [f"case {r}: {products.call(r)} break;" for r in range(1, tile.rows + 1)]
     groups = f"ceil_div(f.rows.last - r, {tile.rows})"
+    headed = context.headed(number)
     indent = " " * 16
+    at = "f.down ? mine.last - 1 - (i - mine.first) : i"
+    which = [f"const long tile = {at};"]
+    if headed:
+        which = [f"const long at = {at};", "const long head = at / tiles, tile = at % tiles;"]
+    now = "at" if headed else "tile"
     return "\n".join([
         f"static void stage{number}(const Frame& f) {{",
         f"    alignas(64) REAL out[{tile.rows * count * tile.width} * VL];",
-        f"    const long units = f.W{number}, tiles = ceil_div(units, {tile.width} * VL);",
-        f"    const Range mine = share(f.G{number} * tiles, f.id, f.of);",
+        f"    const long units = f.W{number}, tiles = ceil_div(units, {vectors(tile.width)});",
+        f"    const Range mine = {_share(context, number)};",
         *_cleared(context, number),
         "    for (long i = mine.first; i < mine.last; i++) {",
         "        // Up and down in turn: what was read last is still in the cache.",
-        "        const long at = f.down ? mine.last - 1 - (i - mine.first) : i;",
-        "        const long head = at / tiles, tile = at % tiles;",
-        "        Ahead next{i + 1 < mine.last ? f.down ? at - 1 : at + 1 : at};",
+        *(f"        {line}" for line in which),
+        f"        Ahead next{{i + 1 < mine.last ? f.down ? {now} - 1 : {now} + 1 : {now}}};",
         "        for (const Frame* some = &f; some; some = some->next) {",
         "            const Frame& f = *some;",
         "            for (long r = f.rows.first, n; r < f.rows.last; r += n, next.group++) {",
@@ -144,15 +156,7 @@ def _tiles(context: Context, products: Products, count: int) -> str:
         f"{indent}switch (n) {{",
         *(f"{indent}{line}" for line in cases),
         f"{indent}}}",
-        f"                for (long v = 0; v < {tile.width}; v++) {{",
-        f"                    const long unit = (tile * {tile.width} + v) * VL;",
-        "                    const long left = units - unit;",
-        "                    if (left >= VL)",
-        f"                        point{number}<false>(f, out + v * VL, r, n, head, unit, VL);",
-        "                    else if (left > 0)",
-        f"                        point{number}<true>(f, out + v * VL, r, n, head, unit, "
-        "int(left));",
-        "                }",
+        *(f"{indent}{line}" for line in _behind(number, tile.width, headed)),
         "            }",
         "        }",
         "    }",
@@ -160,13 +164,36 @@ def _tiles(context: Context, products: Products, count: int) -> str:
     ])  # fmt: skip
 
 
+def _behind(number: int, width: int, headed: bool) -> list[str]:
+    """What follows the products of a tile: its values, a vector of units at a time."""
+    which = "head, unit" if headed else "unit"
+    tile = "tile" if width == 1 else f"(tile * {width} + v)"
+    point, out = f"point{number}", "out" if width == 1 else "out + v * VL"
+    lines = [
+        f"const long unit = {tile} * VL, left = units - unit;",
+        "if (left >= VL)",
+        f"    {point}<false>(f, {out}, r, n, {which}, VL);",
+        "else if (left > 0)",
+        f"    {point}<true>(f, {out}, r, n, {which}, int(left));",
+    ]
+    if width == 1:
+        del lines[3]  # a tile of one vector has some
+        lines.insert(3, "else")
+        return lines
+    return [
+        f"for (long v = 0; v < {width}; v++) {{",
+        *(f"    {line}" for line in lines),
+        "}",
+    ]
+
+
 def _rows(context: Context, point: Pointwise) -> str:
     """A function that goes through some rows of a thread, and the units of each."""
     number, stage = point.number, context.loop.stages[point.number]
     head = f"static void stage{number}(const Frame& f, Range rows) {{"
     if stage.alone:
-        all_rows = "rows.first, rows.last - rows.first"
-        return "\n".join([head, f"    point{number}<true>(f, {all_rows}, 0, 0, 1);", "}\n"])
+        given = "rows.first, rows.last - rows.first, 0, 1"
+        return "\n".join([head, f"    point{number}<true>(f, {given});", "}\n"])
     # Row by row, so that memory is read in order, and what a row gives to reductions stays in
     # registers.
     begin, end = [], []
@@ -174,48 +201,75 @@ def _rows(context: Context, point: Pointwise) -> str:
         begin.append(f"vec {name} = {_begin(context, index)};")
         end.append(f"{partial(context, index)} = {name};")
     given = "".join(f", {name}" for name in point.gathered)
-    row = _heads(number, f"point{number}", f"f, r, head, unit, {{}}{given}", begin, end)
+    row = _units(context, number, f"point{number}", "f, r", given, begin, end)
     share = [
         f"    const long tiles = ceil_div(f.W{number}, VL);",
-        f"    const Range mine = share(f.G{number} * tiles, f.id, f.of);",
+        f"    const Range mine = {_share(context, number)};",
     ]
     lines = [
         head,
         *share,
-        "    for (long r = rows.first; r < rows.last; r++)",
+        "    for (long r = rows.first; r < rows.last; r++) {",
         *(f"        {line}" for line in row),
+        "    }",
         "}\n",
     ]
     if stage.sums:
-        units = _heads(number, f"total{number}", "f, head, unit, {}", [], [])
         lines += [
             f"static void totals{number}(const Frame& f) {{",
             *share,
-            *(f"    {line}" for line in units),
+            *(f"    {line}" for line in _units(context, number, f"total{number}", "f")),
             "}\n",
         ]
     return "\n".join(lines)
 
 
-def _heads(number: int, function: str, given: str, begin: list[str], end: list[str]) -> list[str]:
-    """A loop over heads that calls a function for every vector of units in a thread's share.
+def _share(context: Context, number: int) -> str:
+    """A thread's share of a stage's tiles."""
+    heads = f"{context.heads(number)} * " if context.headed(number) else ""
+    return f"share({heads}tiles, f.id, f.of)"
+
+
+def _units(
+    context: Context,
+    number: int,
+    function: str,
+    before: str,
+    after: str = "",
+    begin: Sequence[str] = (),
+    end: Sequence[str] = (),
+) -> list[str]:
+    """Lines that call a function for every vector of units, of every head, in a thread's share.
 
     Args:
+        context: of the loop.
         number: of the stage.
         function: a template of whether a vector is the tail of a row.
-        given: its arguments, with {} for how many units there are.
+        before, after: its arguments in front of which units, and behind how many there are.
         begin, end: what comes before the units of a head, and behind them.
     """
+    headed = context.headed(number)
+    which = "head, unit" if headed else "unit"
+    lines = [
+        f"const Range units = units_of(mine, {'head' if headed else '0'}, tiles, f.W{number});",
+        *begin,
+        "long unit = units.first;",
+        "for (; unit + VL <= units.last; unit += VL)",
+        f"    {function}<false>({before}, {which}, VL{after});",
+        "if (unit < units.last)",
+        f"    {function}<true>({before}, {which}, int(units.last - unit){after});",
+        *end,
+    ]
+    return _each_head(context, number, lines)
+
+
+def _each_head(context: Context, number: int, lines: Sequence[str]) -> list[str]:
+    """These lines for every head of a stage, where it has some."""
+    if not context.headed(number):
+        return [*lines]
     return [
-        f"for (long head = 0; head < f.G{number}; head++) {{",
-        f"    const Range units = units_of(mine, head, tiles, f.W{number});",
-        *(f"    {line}" for line in begin),
-        "    long unit = units.first;",
-        "    for (; unit + VL <= units.last; unit += VL)",
-        f"        {function}<false>({given.format('VL')});",
-        "    if (unit < units.last)",
-        f"        {function}<true>({given.format('int(units.last - unit)')});",
-        *(f"    {line}" for line in end),
+        f"for (long head = 0; head < {context.heads(number)}; head++) {{",
+        *(f"    {line}" for line in lines),
         "}",
     ]
 
@@ -223,20 +277,17 @@ def _heads(number: int, function: str, given: str, begin: list[str], end: list[s
 def _begin(context: Context, index: int) -> str:
     """What a reduction begins with."""
     is_sum = context.graph.nodes[index].op == "sum"
-    return "vec{}" if is_sum else "broadcast(-REAL(__builtin_inf()))"
+    return "vec{}" if is_sum else "broadcast(-HUGE)"
 
 
 def _cleared(context: Context, number: int) -> list[str]:
     """Begin the reductions that this stage gathers."""
     reduced = context.loop.stages[number].reduced
-    begin = (f"            {partial(context, k)} = {_begin(context, k)};" for k in reduced)
-    return (
-        [
-            "    for (long r = f.all.first; r < f.all.last; r++)",
-            f"        for (long head = 0; head < f.G{number}; head++) {{",
-            *begin,
-            "        }",
-        ]
-        if reduced
-        else []
-    )
+    if not reduced:
+        return []
+    begin = [f"{partial(context, k)} = {_begin(context, k)};" for k in reduced]
+    return [
+        "    for (long r = f.all.first; r < f.all.last; r++) {",
+        *(f"        {line}" for line in _each_head(context, number, begin)),
+        "    }",
+    ]

@@ -58,6 +58,26 @@ INLINE void copy(REAL* into, const REAL* from, long numbers) {
     for (long i = 0; i < numbers; i++) into[i] = from[i];
 }
 
+// A piece of memory that a loop is given, and where in it a step finds its rows.
+struct Buffer {
+    REAL* const base;
+    REAL* const end;  // of a state, what comes before the first step, or where the last one goes
+    const long time, row;  // numbers from one step to the next, and from one row to the next
+    const bool brief;  // of a state only the last two steps are there, of others those of a chunk
+
+    Buffer(void** p, const long* s)
+        : base((REAL*)p[0]), end((REAL*)p[1]), time(s[0]), row(s[1]), brief(s[2]) {}
+
+    // The rows of a step, which begin so many steps, or rows, from the first; and likewise a chunk.
+    REAL* of(long here, long chunk) const { return base + (here - (brief ? chunk : 0)) * time; }
+
+    // Those of a state. Where only two steps are there, they take turns.
+    REAL* of_state(long here, long turn) const { return base + (brief ? turn & 1 : here) * time; }
+
+    // A row's last state, from where a step has left it.
+    void put_aside(const REAL* state, long r) const { copy(end + r * row, state + r * row, row); }
+};
+
 // How far one share of the work is: which round of it somebody has begun, and which is done. Others
 // write to the first only to take a share over, so it lies apart from what they look at.
 struct Share {
