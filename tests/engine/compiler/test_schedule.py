@@ -178,6 +178,28 @@ def test_a_function_of_one_value_in_memory_is_computed_again_and_a_function_of_t
     assert saved_floats(graph, plan) == 3 * H
 
 
+@pytest.mark.parametrize("name", ["amax", "amin", "argmax"])
+def test_what_is_compared_with_the_largest_of_its_row_is_not_computed_again(name: str) -> None:
+    def step(c: Any, x: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        row = a * c.v + b * x  # cheap, and might be rounded otherwise another time
+        if name == "argmax":
+            return torch.tanh(row * x), b + nn.functional.one_hot(row.argmax(-1), H) * a
+        return torch.tanh(row * x), b + getattr(row, name)(-1, keepdim=True)
+
+    graph, plan = program(step)
+    again = {i for i in (*plan.reverse, *plan.after) if i in plan.loop}
+    again -= {i for i in again if graph.nodes[i].op == "neg"}  # which loses no bit
+    compared = {
+        arg
+        for i in (*plan.loop, *plan.reverse, *plan.after)
+        if graph.nodes[i].op in ("eq", "ge", "gt", "le", "lt")
+        for arg in graph.nodes[i].args
+        if graph.nodes[arg].shape[1:] == (H,)
+    }
+    assert compared
+    assert not compared & again
+
+
 def test_what_the_caller_has_is_not_computed_again() -> None:
     graph, plan = program(lambda c, x, a, b: (torch.tanh(b * x), b + a @ c.U))
     assert graph.outputs["state.a"] in plan.saved

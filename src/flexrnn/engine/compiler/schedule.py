@@ -10,8 +10,9 @@ computed again: cheap elementwise results all of whose operands are at hand, and
 function of one value, such as the tanh of an LSTM's c, where that value lies in memory anyway or is
 cheaply made of what does, such as a normalised gate. One function more costs about as much as
 reading its result, and its memory is saved. Of such a value less the mean of its row, the mean is
-saved if that is an eighth of the row or less. A layer's output, the first field of its state, lies
-in memory for its caller.
+saved if that is an eighth of the row or less. What is compared with the largest of its row is
+saved, too: computed again, it might differ in its last bit, and nothing would be the largest. A
+layer's output, the first field of its state, lies in memory for its caller.
 """
 
 from collections.abc import Collection
@@ -22,6 +23,8 @@ from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.compiler.split import Dependence, dependences
 
 _VIEWS = ("slice", "concat", "reshape", "expand", "detach", "opaque")
+_EXACT = ("slice", "reshape", "expand", "detach", "opaque", "neg")  # no bit is lost
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 _PART = 8  # of a row, and less, that is saved in its place
 
 
@@ -95,6 +98,7 @@ def _saved(
         for arg in graph.nodes[index].args
         if arg in forward and depends[arg] > Dependence.PARAMETER and graph.nodes[arg].op != "input"
     }
+    compared = _compared(graph) if backward else set[int]()
     saved = _states_read(graph, backward)
     plain = saved | _lying(graph, saved)  # it lies in memory, or is cheaply made of what does
     at_hand = set(saved)
@@ -110,16 +114,34 @@ def _saved(
             depends[index] == Dependence.PARAMETER,
             plain.issuperset(node.args),
         )
+        read_exactly = index in compared and depends[index] > Dependence.PARAMETER
         again = cheap and at_hand.issuperset(node.args)
         function = _is_function(node) and made_of_plain and index != output
         if parameter or (again and made_of_plain):
             plain.add(index)
-        if parameter or again or function or node.op == "input":
+        if node.op == "input" or (not read_exactly and (parameter or again or function)):
             at_hand.add(index)
-        elif index in read:
+        elif index in read or read_exactly:
             for known in (saved, plain, at_hand):
                 known.add(index)
     return saved
+
+
+def _compared(graph: Graph) -> set[int]:
+    """Values of which the largest in a row, or the smallest, is compared with some."""
+
+    def base(index: int) -> int:
+        while graph.nodes[index].op in _EXACT:
+            index = graph.nodes[index].args[0]
+        return index
+
+    found: set[int] = set()
+    for node in graph.nodes:
+        if node.op in _COMPARISONS:
+            values = {base(index) for index in node.args}
+            rows = {base(graph.nodes[i].args[0]) for i in values if graph.nodes[i].op == "amax"}
+            found |= values & rows
+    return found
 
 
 def _missing_narrow(graph: Graph, index: int, at_hand: set[int]) -> set[int]:

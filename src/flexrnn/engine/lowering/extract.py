@@ -151,7 +151,8 @@ def _inlined(graph: Graph) -> list[bool]:
         if node.op == "reshape":
             parts &= lies_whole(graph, node.args[0])
         cheap = node.op in OPS and OPS[node.op].cheap and BATCH not in node.shape
-        cheap &= all(graph.nodes[u].op not in _ALIASES for u in users)  # whose base is in memory
+        # Others read it in memory; and what is the largest of a row is looked for by torch.
+        cheap &= all(graph.nodes[u].op not in (*_ALIASES, "amax") for u in users)
         lies.append(node.op in ("input", "constant") or (alias and parts))
         inline.append(parts if alias else cheap and all(lies[a] or inline[a] for a in node.args))
     return inline
