@@ -135,8 +135,16 @@ class CellStep:
 
         Raises:
             CannotCompileError: the step changes attributes of the cell, by which it would tell the
-                next step what only the state may tell.
+                next step what only the state may tell; or a module of the cell has a hook for its
+                gradient, which nobody calls where no gradient is.
         """
+        for name, module in self.cell.named_modules():
+            if module._backward_hooks or module._backward_pre_hooks:
+                raise CannotCompileError(
+                    f"{name or type(self.cell).__name__} has a hook for its gradient "
+                    f"(register_full_backward_hook), which a program would not call, "
+                    f"{_definition(self.cell.step)}"
+                )
         step = CellStep(with_tensors(self.cell, tensors), **self.options)
         step._running.__dict__[LENT] = "trace"  # what is set is told at its line
         before = _attributes(step._running)

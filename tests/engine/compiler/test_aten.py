@@ -203,6 +203,16 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "division rounded": lambda c, x, h: (
         h + torch.div(h, 0.1, rounding_mode="floor") + torch.div(h, 0.3, rounding_mode="trunc")
     ),
+    "xlogy of nothing": lambda c, x, h: torch.xlogy(h.relu(), h.abs() + 1) + x @ c.W,
+    "bounds that cross, at one": lambda c, x, h: (
+        torch.where(h > 0, h, -0.5).clamp(0.5, -0.5) * h + x @ c.W),
+    "cosine along a stretched axis": lambda c, x, h: (
+        F.cosine_similarity(h, c.single, dim=-1).unsqueeze(-1) + x @ c.W
+        + F.cosine_similarity(x.unsqueeze(-1), h.unsqueeze(1), dim=1)),
+    "a number in a row on the left of a product": lambda c, x, h: (
+        torch.cat([h[:, :1], torch.full((h.shape[0],), 0.5, dtype=h.dtype)[:, None], h[:, 2:]], 1)
+        @ c.U + torch.full((h.shape[0],), 0.5, dtype=h.dtype).unsqueeze(1) @ c.row + x @ c.W),
+    "a row times columns": lambda c, x, h: (c.b @ h.T).unsqueeze(1) + x @ c.W,
     "bounds that cross": lambda c, x, h: h.clamp(0.5, -0.5) + x @ c.W,
     "nan_to_num": lambda c, x, h: torch.nan_to_num(h.log(), 0.5, 1.0, -1.0) + x @ c.W,
     # gradients

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._C._functorch import TransformType, peek_interpreter_stack
 from torch.fx import traceback
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from flexrnn.engine.compiler.batch import BatchSize
 from flexrnn.engine.compiler.chance import Chance
@@ -46,7 +46,7 @@ class Spelling(TorchFunctionMode):
         if func is torch._C._set_grad_enabled:
             self._switch(bool(args[0]), place)
             return func(*args)
-        self._check(func, name, args, place)
+        self._check(func, name, args, kwargs, place)
         known = self.sizes.question
         try:
             result = RESPELT.get(func, func)(*args, **kwargs)
@@ -63,8 +63,11 @@ class Spelling(TorchFunctionMode):
                 f"{name} cannot be compiled: it writes into the input, the state, a parameter or "
                 f"a buffer, {place}"
             )
-        if func in _APART or (name in _VIEWS and self._is_apart(args)):
-            self.apart += [result] if isinstance(result, Tensor) else result
+        if func in _APART:
+            self.apart.append(result)
+        else:
+            memories = {_memory(x) for x in self._apart_among((args, kwargs))}
+            self.apart += [x for x in _tensors(result) if memories and _memory(x) in memories]
         return self._without_derivative(func, name, args, kwargs, result, place)
 
     def _switch(self, on: bool, place: str) -> None:
@@ -72,7 +75,7 @@ class Spelling(TorchFunctionMode):
             raise CannotCompileError(f"gradients are switched on inside the step, {place}")
         self.stopped = self.learns and not on
 
-    def _check(self, func: Any, name: str, args: Any, place: str) -> None:
+    def _check(self, func: Any, name: str, args: Any, kwargs: Any, place: str) -> None:
         """Refuse what acts on, or asks for, what a program knows nothing of."""
         self.check_chance(place)
         if torch.is_inference_mode_enabled() != self.infers:
@@ -89,8 +92,7 @@ class Spelling(TorchFunctionMode):
             raise CannotCompileError(
                 f"data = cannot be compiled: it writes where no derivative passes, {place}"
             )
-        writes = name.endswith("_") != name.endswith("__") or name in _WRITTEN
-        if writes and self._is_apart(args):
+        if self._apart_among(_written(func, name, args, kwargs)):
             raise CannotCompileError(
                 f"{name} cannot be compiled: it writes where no derivative passes, {place}"
             )
@@ -103,8 +105,11 @@ class Spelling(TorchFunctionMode):
                 f"no part of a program, {place}"
             )
 
-    def _is_apart(self, args: Any) -> bool:
-        return bool(args) and any(args[0] is tensor for tensor in self.apart)
+    def _apart_among(self, given: Any) -> list[Tensor]:
+        """Those of some operands that share memory with what has a derivative of its own."""
+        if not self.apart:
+            return []
+        return [x for x in _tensors(given) if any(x is tensor for tensor in self.apart)]
 
     def check_chance(self, place: str) -> None:
         """Refuse random numbers that torch does not draw: they would be the same at every step."""
@@ -127,6 +132,26 @@ class Spelling(TorchFunctionMode):
         return tree_map_only(Tensor, Tensor.detach, result)
 
 
+def _tensors(given: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(given) if isinstance(x, Tensor)]
+
+
+def _memory(x: Tensor) -> int:
+    """What views of one memory have in common while a step is traced."""
+    return x.untyped_storage()._cdata
+
+
+def _written(func: Any, name: str, args: Any, kwargs: Any) -> list[Any]:
+    """The operands to which an operation writes."""
+    first = args[:1] or (*kwargs.values(),)[:1]
+    if name.endswith("_") != name.endswith("__") or name in _WRITTEN:
+        return [first, kwargs.get("out")]
+    names = func.__code__.co_varnames if inspect.isfunction(func) else ()
+    place = names.index("inplace") if "inplace" in names else len(args)
+    in_place = args[place] if place < len(args) else kwargs.get("inplace", False)
+    return [first if in_place else (), kwargs.get("out")]
+
+
 def _asked_by_the_person() -> bool:
     """Whether the attribute that is asked for now is asked for by no code of torch's."""
     frame = inspect.currentframe()
@@ -137,9 +162,6 @@ def _asked_by_the_person() -> bool:
 
 _SET_DATA = vars(Tensor.__base__)["data"].__set__
 _APART = (torch.detach, Tensor.detach, vars(Tensor.__base__)["data"].__get__)
-_VIEWS = {"__getitem__", "chunk", "diagonal", "expand", "expand_as", "flatten", "movedim",
-          "narrow", "permute", "reshape", "select", "split", "squeeze", "swapaxes", "t",
-          "transpose", "unbind", "unflatten", "unsqueeze", "view", "view_as"}  # fmt: skip
 _WRITTEN = {"__setitem__", *(f"__i{name}__" for name in ("add", "mul", "pow", "sub", "truediv"))}
 _COMPLEX = ("complex", "polar", "view_as_complex")
 _MODE = "__torch_function__"  # torch has modes of its own around this one

@@ -39,7 +39,7 @@ def _is_computed(graph: Graph, index: int) -> bool:
 
 
 def _is_stretched(graph: Graph, index: int) -> bool:
-    while graph.nodes[index].op == "slice":
+    while graph.nodes[index].op in ("slice", "reshape"):
         index = graph.nodes[index].args[0]
     return graph.nodes[index].op == "expand"
 

@@ -40,7 +40,9 @@ def _clamp(b: Builder, x: Ref, low: Any = None, high: Any = None, **bounds: Any)
         x = x if low is None else b.op("where", b.op("lt", x, low), low, x)
         return x if high is None else b.op("where", b.op("gt", x, high), high, x)
     low, high = -math.inf if low is None else low, math.inf if high is None else high
-    return b.op("clamp", x, low=float(min(low, high)), high=float(high))
+    if low > high:  # it is the upper one, whatever x is
+        return b.op("clamp", b.op("detach", x), low=float(high), high=float(high))
+    return b.op("clamp", x, low=float(low), high=float(high))
 
 
 def _hardtanh(b: Builder, x: Ref, low: float = -1.0, high: float = 1.0) -> Ref:
@@ -75,8 +77,9 @@ def _nan_to_num(b: Builder, x: Ref, nan: float, high: float, low: float) -> Ref:
 
 
 def _xlogy(b: Builder, x: Any, y: Any) -> Ref:
-    """0 where x is, unless y is not a number, and flat there."""
-    flat = b.op("and", b.op("eq", x, 0.0), b.op("eq", y, y))
+    """0 where x is, unless y is not a number; and flat where then there is no logarithm."""
+    none = b.op("or", b.op("le", y, 0.0), b.op("eq", y, math.inf))
+    flat = b.op("and", b.op("eq", x, 0.0), none)
     return b.op("where", flat, 0.0, b.op("mul", x, b.op("log", b.op("where", flat, 1.0, y))))
 
 

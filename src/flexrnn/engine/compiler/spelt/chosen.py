@@ -154,7 +154,7 @@ def _gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False
         return torch.gather(input, dim, index, sparse_grad=sparse_grad)
     here = _are(index.movedim(dim, -1), input.shape[dim])
     rows = input.movedim(dim, -1).unsqueeze(-2)
-    return _or_nan(here, where(here, rows, 0.0).sum(-1)).movedim(-1, dim)
+    return _or_nan(here, where(here, rows, 0.0).sum(-1)).movedim(-1, dim).contiguous()
 
 
 def _take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
@@ -176,7 +176,7 @@ def _scatter(input: Tensor, dim: int, index: Tensor, src: Any) -> Tensor:
         src = torch.full((), src, dtype=input.dtype).expand(index.shape)
     for k, value in enumerate(src.movedim(dim, -1).split(1, -1)):
         put = torch.where(here.select(-2, k), value, put)
-    return put.movedim(-1, dim)
+    return put.movedim(-1, dim).contiguous()
 
 
 def _scatter_in(input: Tensor, dim: int, index: Tensor, src: Any) -> Tensor:

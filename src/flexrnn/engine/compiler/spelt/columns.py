@@ -106,12 +106,15 @@ def _one_hot(x: Tensor, dim: int) -> Tensor:
 
 
 def _times(x: Tensor, matrix: Tensor, dim: int) -> Tensor:
-    """Along one axis of `(B, ...)`, which is not the batch, units `(N,)` times `(N, M)`."""
+    """Along one axis of `(B, ...)`, which is not the batch, units `(N,)` times `(N, M)`.
+
+    It lies as torch's would, for whoever views it.
+    """
     x = x.movedim(dim, -1)
     between = x.shape[1:-1]
     if not between:
         return x @ matrix
-    return by_heads(x.flatten(1, -2), matrix).unflatten(1, between).movedim(-1, dim)
+    return by_heads(x.flatten(1, -2), matrix).unflatten(1, between).movedim(-1, dim).contiguous()
 
 
 def by_heads(x: Tensor, weight: Tensor) -> Tensor:

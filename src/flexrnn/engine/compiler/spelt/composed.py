@@ -25,6 +25,7 @@ def _rms_norm(
 
 def _cosine_similarity(a: Tensor, b: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """Torch's writes in place where nobody rewrites it."""
+    a, b = torch.broadcast_tensors(a, b)  # `dim` may be an axis that one of them has not
     norms = [x.norm(dim=dim, keepdim=True).clamp(min=eps) for x in (a, b)]
     return (a / norms[0] * (b / norms[1])).sum(dim)
 

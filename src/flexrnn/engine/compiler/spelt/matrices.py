@@ -19,16 +19,18 @@ _OWN = 8192
 def _matmul(a: Tensor, w: Tensor) -> Tensor:
     """Products that torch spells by copies of w, for each row or by rows and heads as one axis.
 
-    `(K, N)ᵀ` on the left of a column, `(B, ..., K)` times one w for all heads, and head by head
-    `(B, G, 1, K)` times `(G, K, N)`, or `(B, G, M, K)` times `(B, G, K, N)`.
+    `(K,)` or `(K, N)ᵀ` on the left of columns, `(B, ..., K)` times one w for all heads, and head by
+    head `(B, G, 1, K)` times `(G, K, N)`, or `(B, G, M, K)` times `(B, G, K, N)`.
     """
     if a.dim() > 3 and w.dim() > 3 and is_of_rows(a) and is_of_rows(w):
         return _of_heads(a, w)
+    if a.dim() == 1 and w.dim() == 2:  # torch's drops an axis in place
+        return torch.matmul(w.T, a)
     if a.dim() == 2 and w.dim() == 3 and w.shape[-1] == 1:
         return torch.matmul(w.squeeze(-1), a.T).unsqueeze(-1)
     if a.dim() > 2 and w.dim() == 2:
         return _by_heads(a, w)
-    if a.dim() == 4 and a.shape[-2] == 1 and w.dim() == 3:
+    if a.dim() == 4 and a.shape[-2] == 1 and w.dim() == 3 and a.shape[1] == w.shape[0]:
         return torch.bmm(a.squeeze(-2).transpose(0, 1), w).transpose(0, 1).unsqueeze(-2)
     return torch.matmul(a, w)
 
@@ -60,6 +62,8 @@ def _einsum(equation: Any, *operands: Any) -> Tensor:
         operands = (*operands[0],)
     read, arrow, result = equation.replace(" ", "").partition("->")
     labels = read.split(",")
+    if arrow and read.isalpha() and sorted({*read}) == sorted(read) == sorted(result):
+        return operands[0].permute([read.index(label) for label in result])
     if arrow and (shared := _shared(labels, operands, result)) is not None:
         return shared
     summed = "".join(dict.fromkeys(label for label in "".join(labels) if label not in result))

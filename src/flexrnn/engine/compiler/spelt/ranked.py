@@ -101,7 +101,7 @@ def _standing(
     here = rank.unsqueeze(-2) == torch.tensor([*places], device=input.device).unsqueeze(-1)
     values = where(here, other, 0.0).sum(-1)
     found = where(here, numbers.to(input.dtype), 0.0).sum(-1).long()
-    return values.movedim(-1, dim), found.movedim(-1, dim)
+    return values.movedim(-1, dim).contiguous(), found.movedim(-1, dim).contiguous()
 
 
 def _exceeds(a: Tensor, b: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from flexrnn.engine.compiler.spelt import (
     chosen,
     columns,
     composed,
+    itself,
     matrices,
     ranked,
     stacked,
@@ -68,7 +69,9 @@ def _gumbel_softmax(*args: Any, **kwargs: Any) -> Tensor:
     return drawn("gumbel_softmax")
 
 
-def _other_dropout(x: Tensor, p: float = 0.5, training: bool = False, *rest: Any) -> Tensor:
+def _other_dropout(
+    x: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False
+) -> Tensor:
     return _dropout(x, p, training)
 
 
@@ -137,6 +140,7 @@ RESPELT: dict[Any, Any] = {
     **columns.SPELT,
     **chosen.SPELT,
     **composed.SPELT,
+    **itself.SPELT,
     **matrices.SPELT,
     **ranked.SPELT,
     **stacked.SPELT,

@@ -1,0 +1,59 @@
+"""Spellings: operations that may give their operand back, or a view of it.
+
+Traced as one operation the result would be a copy, and a write to it would not reach the operand.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexrnn.engine.compiler.spelt.rows import as_torch
+
+
+def _type_as(x: Tensor, other: Tensor) -> Tensor:
+    return x.to(other.device, other.dtype)
+
+
+def _several(*tensors: Any) -> Any:
+    """The operands of a function that takes one tensor, several, or a sequence of them."""
+    return tensors[0] if len(tensors) == 1 else tensors
+
+
+def _at_least_1d(*tensors: Any) -> Any:
+    given = _several(*tensors)
+    if not isinstance(given, Tensor):
+        return tuple(map(_at_least_1d, given))
+    return given.view(given.shape or (1,))
+
+
+def _at_least_2d(*tensors: Any) -> Any:
+    given = _several(*tensors)
+    if not isinstance(given, Tensor):
+        return tuple(map(_at_least_2d, given))
+    x = _at_least_1d(given)
+    return x.unsqueeze(0) if x.dim() == 1 else x
+
+
+def _at_least_3d(*tensors: Any) -> Any:
+    given = _several(*tensors)
+    if not isinstance(given, Tensor):
+        return tuple(map(_at_least_3d, given))
+    x = _at_least_2d(given)
+    return x.unsqueeze(-1) if x.dim() == 2 else x
+
+
+def _broadcast_tensors(*tensors: Any) -> Any:
+    given = _several(*tensors)
+    given = (given,) if isinstance(given, Tensor) else given
+    shape = torch.broadcast_tensors(*given)[0].shape
+    return tuple(x.expand(shape) for x in given)
+
+
+SPELT: dict[Any, Any] = {
+    Tensor.type_as: as_torch(Tensor.type_as, _type_as),
+    torch.atleast_1d: _at_least_1d,
+    torch.atleast_2d: _at_least_2d,
+    torch.atleast_3d: _at_least_3d,
+    torch.broadcast_tensors: _broadcast_tensors,
+}
