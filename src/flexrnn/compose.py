@@ -25,6 +25,7 @@ _INSTEAD = {
     "_flat_weight_refs": "; a module such as nn.GRUCell is for a step",
     "weight": "; what is in torch.nn.utils.parametrizations changes none",
 }
+_OF_GRADIENTS = ("_backward_hooks", "_backward_pre_hooks")  # of a module of torch's
 
 
 class CellStep:
@@ -139,7 +140,7 @@ class CellStep:
                 gradient, which nobody calls where no gradient is.
         """
         for name, module in self.cell.named_modules():
-            if module._backward_hooks or module._backward_pre_hooks:
+            if any(vars(module).get(hooks) for hooks in _OF_GRADIENTS):
                 raise CannotCompileError(
                     f"{name or type(self.cell).__name__} has a hook for its gradient "
                     f"(register_full_backward_hook), which a program would not call, "
