@@ -198,6 +198,21 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "copysign": lambda c, x, h: (
         torch.copysign(h, x @ c.W) + torch.copysign(x @ c.W, -h.relu()) + h.copysign(-2.0)
     ),
+    "xlogy at zero": lambda c, x, h: (
+        torch.xlogy(h - h.detach(), c.b.exp()) + torch.xlogy(h - h.detach(), -h.exp()) + x @ c.W
+    ),
+    "signs and angles": lambda c, x, h: (
+        h * torch.signbit(h) + torch.signbit(-h.relu()) * h + h.sgn() * h + torch.rad2deg(h) / 50
+        + torch.deg2rad(h) + torch.logaddexp2(h, x @ c.W)
+    ),
+    "which are close": lambda c, x, h: (
+        h * torch.isclose(h, h.relu()) + h * h.isclose(x @ c.W, atol=0.3) + x @ c.W
+        + h * torch.isclose(h.log(), h.log()) - h * h.log().isclose(h.log(), equal_nan=True)
+        + h * torch.isclose(h.relu().log(), h.relu().log()) + h * torch.isinf(h.relu().log())
+    ),
+    "addmv and addr": lambda c, x, h: (
+        h * torch.addmv(h[:, 0], h, c.b)[:, None] + torch.addr(x @ c.W, h[:, 0], c.b, beta=0.5)
+    ),
     "sinc": lambda c, x, h: torch.sinc(h) + torch.sinc(h.relu()) * h + x @ c.W,
     "even power": lambda c, x, h: h**4 + x @ c.W,
     "division rounded": lambda c, x, h: (
@@ -296,9 +311,13 @@ def test_what_a_person_writes_is_the_reference(name: str, judge: Callable[..., N
     judge(WRITTEN[name])
 
 
-def test_nothing_beside_the_state_is_left_to_the_reference() -> None:
+def test_nothing_beside_the_state_is_nothing(judge: Callable[..., None]) -> None:
+    judge(lambda c, x, h: torch.cat([h, h @ c.U[:, :0]], 1) + x @ c.W)
+
+
+def test_a_sum_of_nothing_is_left_to_the_reference() -> None:
     layer = flexrnn.FlexRNN(
-        Cell, 3, 4, function=lambda c, x, h: torch.cat([h, h @ c.U[:, :0]], 1) + x @ c.W
+        Cell, 3, 4, function=lambda c, x, h: (h @ c.U[:, :0]).sum(1, True) + x @ c.W + h
     )
     x = torch.randn(2, 3, 3)
     with pytest.warns(flexrnn.FallbackWarning, match="a number in a row"):

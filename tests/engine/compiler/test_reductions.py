@@ -36,6 +36,15 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "norm of order inf": lambda c, x, h: (
         h / (1 + torch.linalg.vector_norm(h, math.inf, -1, keepdim=True)) + x @ c.W
     ),
+    "norms of other orders": lambda c, x, h: (
+        h / (1 + h.norm(3, -1, keepdim=True)) + torch.linalg.vector_norm(h, 1.5, 1, True) + x @ c.W
+        + halves(h).norm(4, 1).repeat(1, 2) + torch.norm(h, 0.5, dim=-1)[:, None]
+        + h * torch.linalg.vector_norm(h.relu(), 0, 1, True) + F.normalize(h, 3, 1)
+    ),
+    "norms of nothing": lambda c, x, h: (
+        (h * 0).norm(3, -1, keepdim=True) + torch.linalg.vector_norm(h.relu(), 1.5, 1, True)
+        + torch.linalg.vector_norm(h.relu(), -math.inf, 1, True) * h + x @ c.W
+    ),
     "layer_norm of heads": lambda c, x, h: (
         F.layer_norm(halves(x @ c.W + h), (2, 2), c.U[:2, :2], c.V[:2, :2]).flatten(1)
     ),
@@ -84,6 +93,18 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "cumprod": lambda c, x, h: (  # a stick is broken
         h.sigmoid() * F.pad((1 - h.sigmoid()).cumprod(-1)[:, :-1], (1, 0), value=1.0)
         + halves(h).cumprod(1).flatten(1) + h.relu().cumprod(1)[:, 1:2] + x @ c.W
+    ),
+    "running maxima": lambda c, x, h: (
+        h.cummax(-1).values * h + halves(h).cummin(1)[0].flatten(1) + x @ c.W
+        + equals(h).cummax(1)[0] + torch.cummin(equals(h), -1).values * h.cos()
+        + torch.where(h > 0.5, math.nan, h).cummax(1)[0].isnan() * h
+    ),
+    "sums of what is a number": lambda c, x, h: (
+        h * h.log().nansum(-1, keepdim=True) + h.log().nanmean(-1)[:, None] + x @ c.W
+        + h.exp().nanmean((1,), True)
+    ),
+    "aminmax": lambda c, x, h: (
+        torch.cat(h.relu().aminmax(dim=1, keepdim=True), 1).sum(1, keepdim=True) + x @ c.W + h
     ),
     "amin": lambda c, x, h: h - h.amin(-1, keepdim=True) + x @ c.W,
     "softmin": lambda c, x, h: F.softmin(h, -1) + x @ c.W,

@@ -44,9 +44,9 @@ def written_part(c: Any, z: Tensor, h: Tensor) -> Tensor:
     return h + z
 
 
-def units_written(c: Any, z: Tensor, h: Tensor) -> Tensor:
+def rows_written(c: Any, z: Tensor, h: Tensor) -> Tensor:
     y = z.tanh()
-    y[:, [0, 2]] = h[:, :2]
+    y[[0]] = 0.5
     return y
 
 
@@ -160,14 +160,15 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "one row": (lambda c, z, h: h + z[0], ACROSS),
     "rows shifted": (lambda c, z, h: h + z.roll(1, 0), ACROSS),
     "all rows shifted": (lambda c, z, h: h + z.roll(1), ACROSS),
-    "the third norm": (lambda c, z, h: h + z.norm(3, -1, keepdim=True), "a norm of order 3"),
+    "a norm of a negative order": (
+        lambda c, z, h: h + torch.linalg.vector_norm(z, -2, -1, True), "a norm of order -2"),
     "units regrouped": (
         lambda c, z, h: h + z.repeat(1, 845).view(-1, 65, 65).mT.reshape(-1, 4225)[:, :5],
         "it swaps axes behind the batch of 65 and 65 places"),
     "the place of a maximum of all": (lambda c, z, h: h + z.argmax(), "aten.argmax"),
     "products of many, one by one": (
         lambda c, z, h: h + z.repeat(1, 20).cumprod(-1)[:, :5], "it multiplies 100 numbers"),
-    "units by number, written": (units_written, "other than units of real numbers"),
+    "rows by number, written": (rows_written, "other than units of real numbers"),
     "units of two axes": (
         lambda c, z, h: h + heads(z)[:, [0, 1], [1, 2]].sum(-1, True), "units of real numbers"),
     "truth values by number": (
@@ -205,7 +206,7 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "rows flattened": (lambda c, z, h: h + z.reshape(5, -1).T, "the batch"),
     "rows but one": (lambda c, z, h: h + F.pad(z[1:], (0, 0, 0, 1)), "the batch"),
     "a running sum": (lambda c, z, h: h + z.cumsum(0), ACROSS),
-    "a running sum of truth values": (lambda c, z, h: h + (z > 0).cumsum(-1), "torch.int64"),
+    "a running sum of rows' truth values": (lambda c, z, h: h + (z > 0).cumsum(0), "torch.int64"),
     "rows sorted": (lambda c, z, h: h + z.sort(0).values, UNKNOWN),
     "rows chosen": (lambda c, z, h: h + z[torch.arange(5) % 2 == 0], "by a mask"),
     "pairs of rows": (lambda c, z, h: h + (z[:, None] * z[None]).sum(1), "the batch"),

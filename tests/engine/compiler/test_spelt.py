@@ -32,7 +32,21 @@ def numbers_again(c: Any, x: Tensor, h: Tensor) -> Tensor:
     return x @ c.W + y.nan_to_num(0.5).clamp(-2, 2) + z.nan_to_num_(posinf=1.0, neginf=-1.0)
 
 
+def copies_written(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    """They are copies: the parameter stays as it is."""
+    y = c.b.repeat(h.shape[0], 1)
+    y[:, 0] = h[:, 1]
+    y[:, 2:].mul_(h[:, 2:])
+    return x @ c.W + y * c.b
+
+
 WRITTEN: dict[str, Callable[..., Any]] = {
+    "copies, written": copies_written,
+    "a form of two vectors": lambda c, x, h: (
+        torch.einsum("bi,bj,ij->b", h, x @ c.W, c.U)[:, None] * h
+        + torch.einsum("bi,ijk,bj->bk", h[:, :2], c.wide.view(2, 2, 8)[..., :4], h[:, 2:])
+        + torch.einsum("bhi,ij,bhj->bh", halves(h), c.U[:2, :2], halves(x @ c.W)).repeat(1, 2)
+    ),
     # heads that share a map
     "a map by heads, viewed": lambda c, x, h: (halves(h) @ c.U[:2, :2]).view(-1, 4) + x @ c.W,
     "linear by heads, viewed": lambda c, x, h: (

@@ -136,6 +136,24 @@ def test_tensors_without_numbers_are_the_references() -> None:
         flexrnn.scan(lambda x, s: s + x, randn(2, 0), randn(3, 2, 0))
 
 
+class Idle(flexrnn.GRUCell):
+    """Holds a parameter without numbers, which no step reads."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.idle = torch.nn.Parameter(torch.empty(0, dtype=self.weight_hh.dtype))
+
+
+def test_a_parameter_without_numbers_that_no_step_reads() -> None:
+    layer = flexrnn.FlexRNN(Idle, 2, 3)
+    with flexrnn.backend("cpu"):
+        output, _ = layer(torch.randn(4, 2, 2))
+    output.sum().backward()
+    gradients = {name: parameter.grad for name, parameter in layer.named_parameters()}
+    assert gradients["weight_hh_l0"] is not None
+    assert gradients["idle_l0"] is None or gradients["idle_l0"].numel() == 0
+
+
 def test_a_program_that_nobody_holds_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "_programs", {})
     gc.collect()

@@ -95,6 +95,11 @@ class Graph:
             if name.startswith("state.") and self.outputs.get(name) == index
         }
 
+    def has_empty(self) -> bool:
+        """Whether an output comes from a tensor without a number; one that nobody reads may be."""
+        needed = self.ancestors([*self.outputs.values()])
+        return any(0 in self.nodes[index].shape for index in needed)
+
     def ancestors(self, roots: "set[int] | list[int]") -> set[int]:
         """The given nodes and everything that they are computed from."""
         found, pending = set(), list(roots)

@@ -109,7 +109,7 @@ def plan_of(program: Program, keep: Sequence[str], kind: Kind) -> Plan:
 
 
 def _compiled(program: Program, keep: Sequence[str], kind: Kind) -> Plan:
-    if any(0 in node.shape for node in program.graph.nodes):
+    if program.graph.has_empty():
         raise CannotRunError("the cpu engine wants every tensor to have a number in a row")
     parts = extract(program, hoist=kind.hoist, keep=keep)
     how: Any = {"shape": kind.shape, "dtype": kind.dtype}

@@ -44,7 +44,7 @@ def plan_of(program: Program, keep: Sequence[str], dtype: torch.dtype) -> Plan:
 
 
 def _made(program: Program, keep: tuple[str, ...], dtype: torch.dtype) -> Plan:
-    if any(0 in node.shape for node in program.graph.nodes):
+    if program.graph.has_empty():
         raise CannotRunError("the cuda engine wants every tensor to have a number in a row")
     # The input's product is one large one for all steps, and so are sums over batch and time.
     parts = extract(program, hoist=True, keep=keep, sum_inside=False)

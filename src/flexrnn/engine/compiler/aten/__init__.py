@@ -2,12 +2,20 @@
 
 Axes that are only moved about are followed (`views.py`); an elementwise operation has a row in
 `ops.OPS`, or is spelt by rows (`elementwise.py`); the rest is products, shapes and constants
-(`shapes.py`) and what works along the hidden axis (`reductions.py`).
+(`shapes.py`, `windows.py`) and what works along the hidden axis (`reductions.py`).
 """
 
 from typing import Any
 
-from flexrnn.engine.compiler.aten import custom, elementwise, joined, reductions, shapes, views
+from flexrnn.engine.compiler.aten import (
+    custom,
+    elementwise,
+    joined,
+    reductions,
+    shapes,
+    views,
+    windows,
+)
 from flexrnn.engine.compiler.aten.builder import Builder, Ref, Unsupported, Value, number
 from flexrnn.engine.compiler.aten.joined import VIEWS, Joined, Rows
 from flexrnn.engine.compiler.aten.views import settle
@@ -28,7 +36,7 @@ __all__ = [
     "settle",
 ]
 
-HANDLERS = shapes.HANDLERS | reductions.HANDLERS | custom.HANDLERS
+HANDLERS = shapes.HANDLERS | windows.HANDLERS | reductions.HANDLERS | custom.HANDLERS
 CUSTOM = tuple(custom.HANDLERS)  # not aten's
 
 # What torch itself can say by simpler operations, as autograd differentiates it.
@@ -36,6 +44,9 @@ DECOMPOSED = (
     *("addcdiv", "addcmul", "celu", "glu", "hardshrink", "softshrink", "threshold"),
     *("_log_softmax", "logit", "masked_fill", "mv", "_prelu_kernel", "special_entr"),
     *("new_full", "new_ones", "new_zeros"),
+    *("addmv", "addr", "deg2rad", "rad2deg", "isinf", "isneginf", "isposinf", "nansum"),
+    *("channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "rot90", "mse_loss", "aminmax"),
+    "soft_margin_loss",
 )
 
 

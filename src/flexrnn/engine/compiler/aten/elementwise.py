@@ -88,10 +88,18 @@ def _fmax(b: Builder, x: Any, y: Any, better: str = "ge") -> Ref:
     return b.op("where", b.op("or", b.op(better, x, y), b.op("ne", y, y)), x, y)
 
 
+def _signbit(b: Builder, x: Any) -> Ref:
+    return b.op("or", b.op("lt", x, 0.0), b.op("lt", b.op("reciprocal", x), 0.0))  # -0.0, too
+
+
 def _copysign(b: Builder, x: Any, y: Any) -> Ref:
-    below = b.op("or", b.op("lt", y, 0.0), b.op("lt", b.op("reciprocal", y), 0.0))  # -0.0, too
     size = b.op("abs", x)
-    return b.op("where", below, b.op("neg", size), size)
+    return b.op("where", _signbit(b, y), b.op("neg", size), size)
+
+
+def _logaddexp2(b: Builder, x: Any, y: Any) -> Ref:
+    x, y = (b.op("mul", a, math.log(2)) for a in (x, y))
+    return b.op("mul", b.op("logaddexp", x, y), 1 / math.log(2))
 
 
 def _sinc(b: Builder, x: Ref) -> Ref:
@@ -122,7 +130,10 @@ SPELT: Handlers = {
     "special_xlogy": _xlogy,
     "fmax": _fmax,
     "fmin": lambda b, x, y: _fmax(b, x, y, "le"),
+    "signbit": _signbit,
+    "sgn": lambda b, x: b.op("sign", x),
     "copysign": _copysign,
+    "logaddexp2": _logaddexp2,
     "sinc": _sinc,
     "special_sinc": _sinc,
     "isnan": lambda b, x: b.op("ne", x, x),

@@ -6,7 +6,7 @@ from functools import reduce
 from itertools import accumulate
 from typing import Any
 
-from flexrnn.engine.compiler.aten import views
+from flexrnn.engine.compiler.aten import elementwise, views
 from flexrnn.engine.compiler.aten.builder import Builder, Handlers, Ref, Unsupported, handles
 from flexrnn.engine.compiler.cuts import MOST, added_up, places
 from flexrnn.engine.compiler.graph import BATCH, Shape
@@ -108,6 +108,28 @@ def _cumprod(b: Builder, a: Ref, dim: int, **kwargs: Any) -> Ref:
     return b.concat([*products], axis)
 
 
+def _running(no_better: str) -> Callable[..., list[Ref]]:
+    """Of every place the best one up to there, of several the last; it gets the derivative."""
+
+    def cummax(b: Builder, a: Ref, dim: int) -> list[Ref]:
+        def better(best: Ref, other: Ref) -> Ref:
+            nan = b.op("ne", other, other)
+            stays = b.op("not", b.op("or", nan, b.op(no_better, best, other)))
+            return b.op("where", stays, best, other)
+
+        axis = b.axis(a, dim)
+        if (size := int(b.shape(a)[axis])) > MOST:
+            raise Unsupported(
+                f"it compares {size} numbers, of which a program has {MOST} at the most"
+            )
+        return [b.concat([*accumulate(map(Ref, places(b.graph, a, axis)), better)], axis)]
+
+    return cummax
+
+
+HANDLERS |= {"cummax": _running("le"), "cummin": _running("ge")}
+
+
 @handles(HANDLERS, "any")
 def _any(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False) -> Ref:
     return b.truth(_amax(b, b.real(b.truth(a)), dims, keepdim))
@@ -187,7 +209,18 @@ def _root(b: Builder, a: Ref) -> Ref:
     return b.op("where", zero, 0.0, b.op("sqrt", b.op("where", zero, 1.0, a)))
 
 
-@handles(HANDLERS, "linalg_vector_norm")
+def _of_order(b: Builder, a: Ref, order: float, dims: Any, keepdim: bool) -> Ref:
+    """A norm by powers; flat at units that are 0, and where all of them are."""
+
+    def power(a: Ref, exponent: float) -> Ref:
+        zero = b.op("eq", a, 0.0)
+        safe = b.op("where", zero, 1.0, a)
+        return b.op("where", zero, 0.0, elementwise.SPELT["pow"](b, safe, exponent))
+
+    return power(_sum(b, power(b.op("abs", a), order), dims, keepdim), 1 / order)
+
+
+@handles(HANDLERS, "linalg_vector_norm", "norm")
 def _norm(
     b: Builder, a: Ref, order: float = 2, dims: Any = None, keepdim: bool = False, **kwargs: Any
 ) -> Ref:
@@ -195,8 +228,14 @@ def _norm(
         return _sum(b, b.op("abs", a), dims, keepdim)
     if order == math.inf:
         return _amax(b, b.op("abs", a), dims, keepdim)
+    if order == -math.inf:
+        return _amin(b, b.op("abs", a), dims, keepdim)
+    if order == 0:
+        return _sum(b, b.op("ne", a, 0.0), dims, keepdim)
     if order != 2:
-        raise Unsupported(f"a norm of order {order}")
+        if order < 0:
+            raise Unsupported(f"a norm of order {order}")
+        return _of_order(b, a, float(order), dims, keepdim)
     return _root(b, _sum(b, b.op("mul", a, a), dims, keepdim))
 
 
@@ -264,8 +303,8 @@ def _logsumexp(b: Builder, a: Ref, dims: Any, keepdim: bool = False) -> Ref:
 # Which operand names the axes.
 ALONG = dict.fromkeys(
     ("sum", "mean", "amax", "amin", "max", "min", "prod", "any", "all", "var", "std", "_softmax",
-     "logsumexp", "cumprod"), 1
-) | {"linalg_vector_norm": 2}  # fmt: skip
+     "logsumexp", "cumprod", "cummax", "cummin"), 1
+) | {"linalg_vector_norm": 2, "norm": 2}  # fmt: skip
 
 
 def reordered(

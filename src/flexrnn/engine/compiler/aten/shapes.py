@@ -84,9 +84,7 @@ def _slice(b: Builder, a: Ref, dim: int = 0, start=None, stop=None, step: int = 
     axis = b.axis(a, dim)
     first, last, _ = slice(start, stop).indices(int(shape[axis]))
     last = max(first, last)
-    if step == 1:
-        return b.slice(a, axis, first, last)
-    return _strided(b, a, axis, range(first, last, step))
+    return slice_of(b, a, axis, range(first, last, step))
 
 
 def _groups(size: int, at: range) -> tuple[int, int, int]:
@@ -103,8 +101,10 @@ def _groups(size: int, at: range) -> tuple[int, int, int]:
     raise AssertionError("all groups but the last have a place behind them")
 
 
-def _strided(b: Builder, a: Ref, axis: int, at: range) -> Ref:
+def slice_of(b: Builder, a: Ref, axis: int, at: range) -> Ref:
     """Every n-th place along an axis: one of each group."""
+    if at.step == 1:
+        return b.slice(a, axis, at.start, at.stop)
     shape = b.shape(a)
     if BATCH not in shape:
         raise Unsupported("a slice with a step")  # torch does it once, ahead of the program
@@ -118,6 +118,14 @@ def _strided(b: Builder, a: Ref, axis: int, at: range) -> Ref:
     if count < len(at):
         parts.append(b.slice(a, axis, at[-1], at[-1] + 1))
     return b.concat(parts, axis)
+
+
+def written_into(b: Builder, a: Ref, part: Ref, axis: int, at: range) -> Ref:
+    """`a` with a part at some places of an axis."""
+    first, last = at.start, at.stop
+    if at.step != 1 and at:
+        part, first, last = _among(b, a, part, axis, at)
+    return _written(b, a, part, axis, first, last)
 
 
 def _among(b: Builder, a: Ref, part: Ref, axis: int, at: range) -> tuple[Ref, int, int]:
@@ -200,10 +208,7 @@ def _slice_scatter(
         return part
     axis = b.axis(a, dim)
     first, last, _ = slice(start, stop).indices(int(b.shape(a)[axis]))
-    last = max(first, last)
-    if step != 1 and last > first:
-        part, first, last = _among(b, a, part, axis, range(first, last, step))
-    return _written(b, a, part, axis, first, last)
+    return written_into(b, a, part, axis, range(first, max(first, last), step))
 
 
 @handles(HANDLERS, "select_scatter")

@@ -3,6 +3,7 @@
 """Spellings: functions that torch has as a whole, in ways of which nothing can be written down."""
 
 import inspect
+import math
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from flexrnn.engine.compiler.refusal import refused
-from flexrnn.engine.compiler.spelt.rows import drawn, is_of_rows, where
+from flexrnn.engine.compiler.spelt.rows import as_torch, drawn, in_place, is_of_rows, where
 
 
 def _rms_norm(
@@ -90,6 +91,31 @@ def _triangle(original: Any) -> Any:
     return spelt
 
 
+def _trace(input: Tensor) -> Tensor:
+    """Torch's, of rows, ends in a trace of C++."""
+    if is_of_rows(input):
+        raise refused("trace", "it works across the batch")
+    return torch.trace(input)
+
+
+def _isclose(
+    input: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
+) -> Tensor:
+    """Torch's writes in place where nobody rewrites it."""
+    if not input.is_floating_point() or input.dtype != other.dtype or min(rtol, atol) < 0:
+        return torch.isclose(input, other, rtol, atol, equal_nan)
+    distance = (input - other).abs()
+    near = (distance <= atol + (rtol * other).abs()) & (distance < math.inf)
+    near = near | (input == other)
+    return near | ((input != input) & (other != other)) if equal_nan else near
+
+
+def _nanmean(input: Tensor, dim: Any = None, keepdim: bool = False) -> Tensor:
+    """Torch's writes in place where nobody rewrites it."""
+    number = input == input
+    return where(number, input, 0.0).sum(dim, keepdim) / number.sum(dim, keepdim)
+
+
 def _pairwise_distance(
     x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
 ) -> Tensor:
@@ -119,15 +145,6 @@ def _or_in_place(function: Any) -> Any:
     return spelt
 
 
-def _in_place(spelling: Any) -> Any:
-    """What writes its result into its operand; torch has no such form of it here."""
-
-    def spelt(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return x.copy_(spelling(x, *args, **kwargs))
-
-    return spelt
-
-
 _ACTIVATIONS = ("celu", "elu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu",
                 "relu6", "selu", "silu", "threshold")  # fmt: skip
 SPELT: dict[Any, Any] = {
@@ -146,15 +163,21 @@ SPELT: dict[Any, Any] = {
     Tensor.triu: _triangle(torch.triu),
     torch.tril: _triangle(torch.tril),
     Tensor.tril: _triangle(torch.tril),
+    torch.trace: _trace,
+    Tensor.trace: _trace,
+    torch.nanmean: as_torch(torch.nanmean, _nanmean),
+    Tensor.nanmean: as_torch(Tensor.nanmean, _nanmean),
+    torch.isclose: as_torch(torch.isclose, _isclose),
+    Tensor.isclose: as_torch(Tensor.isclose, _isclose),
     torch.pairwise_distance: _pairwise_distance,
     F.pairwise_distance: _pairwise_distance,
-    Tensor.nan_to_num_: _in_place(_nan_to_num),
-    **dict.fromkeys((Tensor.square_, torch.square_), _in_place(torch.square)),
+    Tensor.nan_to_num_: in_place(_nan_to_num),
+    **dict.fromkeys((Tensor.square_, torch.square_), in_place(torch.square)),
     **dict.fromkeys(
-        (Tensor.clamp_, torch.clamp_, Tensor.clip_, torch.clip_), _in_place(torch.clamp)
+        (Tensor.clamp_, torch.clamp_, Tensor.clip_, torch.clip_), in_place(torch.clamp)
     ),
-    Tensor.clamp_min_: _in_place(torch.clamp_min),
-    Tensor.clamp_max_: _in_place(torch.clamp_max),
+    Tensor.clamp_min_: in_place(torch.clamp_min),
+    Tensor.clamp_max_: in_place(torch.clamp_max),
     F.rrelu: _or_in_place(_rrelu),
     # What distributions ask of their arguments has no answer here, as under `python -O`.
     torch._is_all_true: lambda x: True,  # pyright: ignore[reportPrivateImportUsage]

@@ -64,6 +64,15 @@ def _einsum(equation: Any, *operands: Any) -> Tensor:
     labels = read.split(",")
     if arrow and read.isalpha() and sorted({*read}) == sorted(read) == sorted(result):
         return operands[0].permute([read.index(label) for label in result])
+    if arrow and (pair := _pair(labels, operands)) is not None:  # which is a product
+        rest = [k for k in range(len(labels)) if k not in pair]
+        wanted = result + "".join(labels[k] for k in rest)
+        own = dict.fromkeys("".join(labels[k] for k in pair))
+        left = "".join(label for label in own if label in wanted)
+        read = ",".join(labels[k] for k in pair)
+        made = _einsum(f"{read}->{left}", *(operands[k] for k in pair))
+        read = ",".join([left, *(labels[k] for k in rest)])
+        return _einsum(f"{read}->{result}", made, *(operands[k] for k in rest))
     if arrow and (shared := _shared(labels, operands, result)) is not None:
         return shared
     summed = "".join(dict.fromkeys(label for label in "".join(labels) if label not in result))
@@ -76,6 +85,19 @@ def _einsum(equation: Any, *operands: Any) -> Tensor:
         product = x if product is None else product * x
     assert product is not None
     return product.sum(tuple(range(len(result), len(order))))
+
+
+def _pair(labels: Sequence[str], operands: Sequence[Any]) -> tuple[int, int] | None:
+    """Of more than two the one weight, behind the first of rows that has a label of it."""
+    several = len(labels) == len(operands) > 2 and "." not in "".join(labels)
+    if not several or not all(isinstance(x, Tensor) for x in operands):
+        return None
+    weights = [k for k, x in enumerate(operands) if not is_of_rows(x)]
+    rows = [k for k in range(len(labels)) if k not in weights]
+    if len(weights) != 1 or not rows:
+        return None
+    fit = (k for k in rows if {*labels[k]} & {*labels[weights[0]]})
+    return next(((k, weights[0]) for k in fit), None)
 
 
 def _shared(labels: Sequence[str], operands: Sequence[Any], result: str) -> Tensor | None:
@@ -148,6 +170,13 @@ def _bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | Non
     return y if bias is None else y + bias
 
 
+def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "") -> Tensor:
+    """Torch's is not written down: of every pair the norm of a difference."""
+    if x1.dim() < 2 or x2.dim() < 2 or not 0 < p < math.inf:
+        return torch.cdist(x1, x2, p)
+    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
+
+
 def _baddbmm(y: Tensor, a: Tensor, w: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """Torch's cannot stretch y where the batch has no number."""
     return beta * y + alpha * torch.bmm(a, w)
@@ -159,6 +188,7 @@ SPELT: dict[Any, Any] = {
     Tensor.__matmul__: _matmul,
     torch.einsum: _einsum,
     torch.baddbmm: _baddbmm,
+    torch.cdist: _cdist,
     F.linear: linear,
     F.bilinear: _bilinear,
 }

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import torch
@@ -37,6 +38,16 @@ def as_torch(original: Callable[..., Any], spelling: Callable[..., Any]) -> Call
         except TypeError:
             return original(*args, **kwargs)
         return spelling(*args, **kwargs)
+
+    return spelt
+
+
+def in_place(spelling: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """What writes its result into its first operand; torch has no such form of it here."""
+
+    @wraps(spelling)
+    def spelt(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x.copy_(spelling(x, *args, **kwargs))
 
     return spelt
 

@@ -30,7 +30,7 @@ def _is_behind(x: Tensor) -> bool:
 
 
 def _repeat(x: Tensor, *sizes: Any, **named: Any) -> Tensor:
-    """Torch's makes copies, and wants to know how many: of a parameter for every row."""
+    """Torch's wants to know how many copies it makes: of a parameter for every row."""
     sizes = sizes or (*named.values(),)
     times: Sequence[Any] = sizes[0] if len(sizes) == 1 and not _is_size(sizes[0]) else sizes
     if is_of_rows(x) or not times or not isinstance(times[0], torch.SymInt):
@@ -40,7 +40,7 @@ def _repeat(x: Tensor, *sizes: Any, **named: Any) -> Tensor:
     if x.shape[0] != 1:
         return x.repeat(*times)
     once = x.repeat(1, *times[1:])
-    return once.expand(times[0], *once.shape[1:])
+    return once.expand(times[0], *once.shape[1:]).clone()
 
 
 def _is_size(value: Any) -> bool:
