@@ -16,7 +16,7 @@ from torch.nn import functional as F  # noqa: N812
 from flexrnn.engine.compiler.cuts import MOST
 from flexrnn.engine.compiler.refusal import refused
 from flexrnn.engine.compiler.spelt import columns
-from flexrnn.engine.compiler.spelt.rows import as_torch, has_real_units, is_of_rows, where
+from flexrnn.engine.compiler.spelt.rows import as_torch, has_real_units, in_place, is_of_rows, where
 
 _TABLE = 1 << 16  # numbers of a table, through all of which a row goes
 PAIRS = 1 << 14  # comparisons of a row of numbers with all units
@@ -70,25 +70,25 @@ def _extremes(original: Callable[..., Any], kind: Any, sign: int) -> Callable[..
     return spelt
 
 
-def _is_number(x: Any) -> bool:
+def is_number(x: Any) -> bool:
     """Whether every row has numbers of its own."""
     return isinstance(x, Tensor) and is_of_rows(x) and x.dtype in (torch.int64, torch.int32)
 
 
-def _are(numbers: Tensor, size: int) -> Tensor:
+def are(numbers: Tensor, size: int) -> Tensor:
     """Behind each number, of every unit whether it is that one."""
     return numbers.unsqueeze(-1) == torch.arange(size, device=numbers.device)
 
 
 def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
-    if not _is_number(tensor) or tensor.dtype != torch.int64 or num_classes == 0:
+    if not is_number(tensor) or tensor.dtype != torch.int64 or num_classes == 0:
         return F.one_hot(tensor, num_classes)
     if num_classes < 0:
         raise refused(
             "one_hot",
             "how many classes there are is not known before the step runs; num_classes says it",
         )
-    return _are(tensor, num_classes).long()
+    return are(tensor, num_classes).long()
 
 
 def _embedding(
@@ -102,7 +102,7 @@ def _embedding(
 ) -> Tensor:
     """The row of each number; nan where there is no such row."""
     usual = max_norm is None and not scale_grad_by_freq and not sparse
-    if not (usual and _is_number(input) and _is_table(weight)):
+    if not (usual and is_number(input) and _is_table(weight)):
         return F.embedding(
             input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse
         )
@@ -110,9 +110,9 @@ def _embedding(
     if padding_idx is not None:  # that row learns nothing
         rows = torch.arange(size, device=weight.device).unsqueeze(-1)
         weight = torch.where(rows == padding_idx % size, weight.detach(), weight)
-    here = _are(input, size)
+    here = are(input, size)
     # Not by a product, to which a single inf or nan in the table would be one in every row.
-    return _or_nan(here, where(here.unsqueeze(-1), weight, 0.0).sum(-2))
+    return or_nan(here, where(here.unsqueeze(-1), weight, 0.0).sum(-2))
 
 
 def _is_table(weight: Tensor) -> bool:
@@ -121,7 +121,7 @@ def _is_table(weight: Tensor) -> bool:
     return whole and weight.shape[0] <= _WIDE and weight.numel() <= _TABLE
 
 
-def _or_nan(here: Tensor, picked: Tensor) -> Tensor:
+def or_nan(here: Tensor, picked: Tensor) -> Tensor:
     """What has been picked; nan for a number that no unit has, where torch raises an error."""
     there = here.any(-1).view(*here.shape[:-1], *(1 for _ in range(picked.dim() - here.dim() + 1)))
     return where(there, picked, math.nan)
@@ -129,9 +129,16 @@ def _or_nan(here: Tensor, picked: Tensor) -> Tensor:
 
 def get_item(x: Tensor, index: Any) -> Tensor:
     """`x[numbers]`, where every row has its number of a parameter's row; or as units are picked."""
-    if _is_number(index) and _is_table(x):
+    if not is_number(index) or is_of_rows(x):
+        return columns.get_item(x, index)
+    if _is_table(x):
         return _embedding(_from_the_end(index, x.shape[0]), x)
-    return columns.get_item(x, index)
+    if x.dim() != 1 or len(x) > _WIDE:
+        return columns.get_item(x, index)
+    if x.is_floating_point():
+        return _embedding(_from_the_end(index, len(x)), x.unsqueeze(-1)).squeeze(-1)
+    here = are(_from_the_end(index, len(x)), len(x))
+    return (here & x).any(-1) if x.dtype == torch.bool else torch.where(here, x, 0).sum(-1)
 
 
 def _from_the_end(numbers: Tensor, size: int) -> Tensor:
@@ -141,7 +148,7 @@ def _from_the_end(numbers: Tensor, size: int) -> Tensor:
 
 def _fits(x: Tensor, dim: int, index: Any) -> bool:
     """Whether numbers of rows pick units of them along an axis, with nothing left out beside it."""
-    if not (_is_number(index) and has_real_units(x, dim) and x.dim() == index.dim() > 1):
+    if not (is_number(index) and has_real_units(x, dim) and x.dim() == index.dim() > 1):
         return False
     dim %= x.dim()
     beside = zip(x.shape[1:], index.shape[1:], strict=True)
@@ -152,12 +159,14 @@ def _fits(x: Tensor, dim: int, index: Any) -> bool:
 def _gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Tensor:
     if not _fits(input, dim, index):
         return torch.gather(input, dim, index, sparse_grad=sparse_grad)
-    here = _are(index.movedim(dim, -1), input.shape[dim])
+    here = are(index.movedim(dim, -1), input.shape[dim])
     rows = input.movedim(dim, -1).unsqueeze(-2)
-    return _or_nan(here, where(here, rows, 0.0).sum(-1)).movedim(-1, dim).contiguous()
+    return or_nan(here, where(here, rows, 0.0).sum(-1)).movedim(-1, dim).contiguous()
 
 
 def _take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
+    if is_of_rows(input) and indices.dim() == input.dim() and indices.shape[0] == 1:
+        indices = indices.expand(input.shape[0], *indices.shape[1:])
     if dim is None or not _fits(input, dim, indices):
         return torch.take_along_dim(input, indices, dim)
     return _gather(input, dim, _from_the_end(indices, input.shape[dim]))
@@ -171,7 +180,7 @@ def _scatter(input: Tensor, dim: int, index: Tensor, src: Any) -> Tensor:
     alike = not isinstance(src, Tensor) or (src.shape == index.shape and src.dtype == input.dtype)
     if not (alike and _fits(input, dim, index) and index.shape[dim] <= MOST):
         return torch.scatter(input, dim, index, src)
-    here, put = _are(index.movedim(dim, -1), input.shape[dim]), input.movedim(dim, -1)
+    here, put = are(index.movedim(dim, -1), input.shape[dim]), input.movedim(dim, -1)
     if not isinstance(src, Tensor):
         src = torch.full((), src, dtype=input.dtype).expand(index.shape)
     for k, value in enumerate(src.movedim(dim, -1).split(1, -1)):
@@ -179,8 +188,19 @@ def _scatter(input: Tensor, dim: int, index: Tensor, src: Any) -> Tensor:
     return put.movedim(-1, dim).contiguous()
 
 
-def _scatter_in(input: Tensor, dim: int, index: Tensor, src: Any) -> Tensor:
-    return input.copy_(_scatter(input, dim, index, src))
+def _scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
+    if not (_fits(input, dim, index) and src.shape == index.shape and src.dtype == input.dtype):
+        return torch.scatter_add(input, dim, index, src)
+    here = are(index.movedim(dim, -1), input.shape[dim])
+    return input + where(here, src.movedim(dim, -1).unsqueeze(-1), 0.0).sum(-2).movedim(-1, dim)
+
+
+def _scatter_reduce(
+    input: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
+) -> Tensor:
+    if reduce == "sum" and include_self:
+        return _scatter_add(input, dim, index, src)
+    return torch.scatter_reduce(input, dim, index, src, reduce, include_self=include_self)
 
 
 def _count(input: Tensor, dim: Any = None) -> Tensor:
@@ -199,7 +219,10 @@ SPELT: dict[Any, Any] = {
         (_gather, (torch.gather, Tensor.gather)),
         (_take_along_dim, (torch.take_along_dim, Tensor.take_along_dim)),
         (_scatter, (torch.scatter, Tensor.scatter)),
-        (_scatter_in, (Tensor.scatter_,)),
+        (in_place(_scatter), (Tensor.scatter_,)),
+        (_scatter_add, (torch.scatter_add, Tensor.scatter_add)),
+        (in_place(_scatter_add), (Tensor.scatter_add_,)),
+        (_scatter_reduce, (torch.scatter_reduce, Tensor.scatter_reduce)),
         (_count, (torch.count_nonzero, Tensor.count_nonzero)),
     )
     for original in originals

@@ -22,35 +22,51 @@ def cumsum(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tens
     if not has_real_units(input, dim) or dtype not in (None, input.dtype):
         return torch.cumsum(input, dim, dtype=dtype)
     sizes = (input.shape[dim], input.shape[dim])
-    return _times(input, torch.ones(sizes, dtype=input.dtype, device=input.device).triu(), dim)
+    return times(input, torch.ones(sizes, dtype=input.dtype, device=input.device).triu(), dim)
 
 
 def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """`torch.index_select`."""
     if not has_real_units(input, dim) or not index.numel():
         return torch.index_select(input, dim, index)
-    return _times(input, _one_hot(input, dim).index_select(1, index), dim)
+    return times(input, _one_hot(input, dim).index_select(1, index), dim)
 
 
-def get_item(x: Tensor, index: Any) -> Tensor:
-    """`x[..., numbers]`, where one axis has a list of units, or a tensor of their numbers."""
+def along(x: Tensor, index: Any, *, masks: bool = False) -> tuple[Tensor, int, Any] | None:
+    """`x` less what an index leaves out of other axes, the axis that is picked from, and by what.
+
+    Args:
+        x: the tensor.
+        index: of it; one axis has a list of numbers, or a tensor of them.
+        masks: whether truth values may stand for numbers.
+    """
     parts = tuple(map(_plain, index if isinstance(index, tuple) else (index,)))
-    if any(isinstance(part, Tensor) and part.dtype == torch.bool for part in parts):
-        raise refused(
-            "indexing by a mask",
-            "how many it picks is not known before the step runs; torch.where, or a product with "
-            "the mask, would do",
-        )
-    places = [k for k, part in enumerate(parts) if _are_numbers(part)]
+    places = [k for k, part in enumerate(parts) if _are_numbers(part, masks=masks)]
     if len(places) != 1 or not _is_in_place(parts, places[0]):
-        return x[index]
-    place, numbers = places[0], parts[places[0]]
+        return None
+    place = places[0]
     before, behind = parts[:place], parts[place + 1 :]
     rest = x[(*before, slice(None), *behind)]
     if any(part is Ellipsis for part in before):
         dim = rest.dim() - 1 - sum(type(part) is not int for part in behind)
     else:
         dim = sum(type(part) is not int for part in before)
+    return rest, dim, parts[place]
+
+
+def get_item(x: Tensor, index: Any) -> Tensor:
+    """`x[..., numbers]`, where one axis has a list of units, or a tensor of their numbers."""
+    parts = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(part, Tensor) and part.dtype == torch.bool for part in parts):
+        raise refused(
+            "indexing by a mask",
+            "how many it picks is not known before the step runs; torch.where, or a product with "
+            "the mask, would do",
+        )
+    picked = along(x, index)
+    if picked is None:
+        return x[index]
+    rest, dim, numbers = picked
     if not isinstance(numbers, Tensor):
         spans = _spans(numbers, rest.shape[dim]) if is_behind_batch(rest, dim) else []
         if 0 < len(spans) <= MOST:
@@ -58,7 +74,7 @@ def get_item(x: Tensor, index: Any) -> Tensor:
     if not has_real_units(rest, dim):
         return x[index]
     matrix = _one_hot(rest, dim)[:, numbers]  # (N,) and the shape of the numbers
-    return _times(rest, matrix.flatten(1), dim).unflatten(dim, matrix.shape[1:])
+    return times(rest, matrix.flatten(1), dim).unflatten(dim, matrix.shape[1:])
 
 
 def _plain(part: Any) -> Any:
@@ -68,8 +84,10 @@ def _plain(part: Any) -> Any:
     return part if isinstance(part, Tensor) or not hasattr(part, "tolist") else part.tolist()
 
 
-def _are_numbers(part: Any) -> bool:
+def _are_numbers(part: Any, *, masks: bool) -> bool:
     if isinstance(part, Tensor):
+        if masks and part.dtype == torch.bool:
+            return part.dim() == 1
         return part.dtype in (torch.int64, torch.int32) and part.dim() > 0 and part.numel() > 0
     return isinstance(part, list) and {type(number) for number in part} in ({int}, {bool})
 
@@ -83,21 +101,25 @@ def _is_in_place(parts: tuple[Any, ...], place: int) -> bool:
     return whole and picked == [*range(picked[0], picked[-1] + 1)]
 
 
-def _spans(numbers: Sequence[int], size: int) -> list[tuple[int, int]]:
-    """First number and length of every run of numbers that follow one another, of so many units.
+def numbers_of(listed: Sequence[int], size: int) -> list[int]:
+    """Numbers of units, of so many, that a list of numbers or of truth values stands for.
 
     Nothing where they are no such numbers: torch says what is wrong.
     """
-    if type(numbers[0]) is bool:
-        numbers = [k for k, chosen in enumerate(numbers) if chosen] if len(numbers) == size else []
+    if type(listed[0]) is bool:
+        listed = [k for k, chosen in enumerate(listed) if chosen] if len(listed) == size else []
+    fit = all(-size <= number < size for number in listed)
+    return [number % size for number in listed] if fit else []
+
+
+def _spans(numbers: Sequence[int], size: int) -> list[tuple[int, int]]:
+    """First number and length of every run of numbers that follow one another, of so many units."""
     spans: list[tuple[int, int]] = []
-    for number in numbers:
-        if not -size <= number < size:
-            return []
-        if spans and number % size == sum(spans[-1]):
+    for number in numbers_of(numbers, size):
+        if spans and number == sum(spans[-1]):
             spans[-1] = (spans[-1][0], spans[-1][1] + 1)
         else:
-            spans.append((number % size, 1))
+            spans.append((number, 1))
     return spans
 
 
@@ -105,7 +127,7 @@ def _one_hot(x: Tensor, dim: int) -> Tensor:
     return torch.eye(x.shape[dim], dtype=x.dtype, device=x.device)
 
 
-def _times(x: Tensor, matrix: Tensor, dim: int) -> Tensor:
+def times(x: Tensor, matrix: Tensor, dim: int) -> Tensor:
     """Along one axis of `(B, ...)`, which is not the batch, units `(N,)` times `(N, M)`.
 
     It lies as torch's would, for whoever views it.

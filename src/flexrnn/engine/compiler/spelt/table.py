@@ -14,7 +14,10 @@ from flexrnn.engine.compiler.spelt import (
     columns,
     composed,
     itself,
+    losses,
     matrices,
+    placed,
+    pooled,
     ranked,
     stacked,
 )
@@ -40,16 +43,6 @@ def _pad(x: Tensor, pad: Any, mode: str = "constant", value: float | None = None
         ends = [[x.new_full(size, value or 0.0)] if size[axis] > 0 else [] for size in sizes]
         x = torch.cat([*ends[0], x, *ends[1]], axis)
     return x
-
-
-def _set_item(tensor: Tensor, index: Any, value: Any) -> None:
-    """A number would come as a tensor from nowhere, and a mask as places without a number."""
-    if not isinstance(value, Tensor):
-        value = torch.full((), value, dtype=tensor.dtype)
-    if isinstance(index, Tensor) and index.dtype == torch.bool and index.shape == tensor.shape:
-        tensor.copy_(torch.where(index, value, tensor))
-    else:
-        tensor[index] = value
 
 
 def _fill_diagonal(x: Tensor, value: Any, wrap: bool = False) -> Tensor:
@@ -119,7 +112,6 @@ def _len(x: Tensor) -> int:
 _SPELT: dict[Any, Any] = {
     Tensor.__len__: _len,
     vars(Tensor.__base__)["data"].__get__: Tensor.detach,
-    Tensor.__setitem__: _set_item,
     torch.tensor: _tensor,
     Tensor.fill_diagonal_: _fill_diagonal,
     torch.dropout: lambda x, p, train: _dropout(x, p, train),
@@ -141,7 +133,10 @@ RESPELT: dict[Any, Any] = {
     **chosen.SPELT,
     **composed.SPELT,
     **itself.SPELT,
+    **losses.SPELT,
     **matrices.SPELT,
+    **placed.SPELT,
+    **pooled.SPELT,
     **ranked.SPELT,
     **stacked.SPELT,
     **_SPELT,
