@@ -230,7 +230,8 @@ def _lowered(
         if found is _UNKNOWN or isinstance(found, Rows):
             raise Unsupported("it depends on the batch size")
         if isinstance(found, Made):
-            return parameters.input(builder, found, promotes=promotes(name))
+            mixes = promotes(name) or dtypes.moves(name)
+            return parameters.input(builder, found, promotes=mixes)
         return found
 
     where = node.meta.get("stack_trace") or ""

@@ -1,0 +1,81 @@
+"""Spellings: whole numbers that come from reals by comparing, and those that are divided."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from flexrnn.engine.compiler.spelt import columns
+from flexrnn.engine.compiler.spelt.chosen import PAIRS
+from flexrnn.engine.compiler.spelt.rows import as_torch, is_behind_batch, is_of_rows
+
+
+def _floor_divide(input: Any, other: Any) -> Tensor:
+    """Torch's has no derivative, and of whole numbers needs none."""
+    real = any(isinstance(x, float) or _is_real(x) for x in (input, other))
+    if real:
+        return torch.floor_divide(input, other)
+    return torch.div(input, other, rounding_mode="floor")
+
+
+def _is_real(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def _bucketize(
+    input: Tensor, boundaries: Tensor, *, out_int32: bool = False, right: bool = False
+) -> Tensor:
+    """How many boundaries are not above a number, or below it; of no number all of them."""
+    fits = isinstance(input, Tensor) and is_of_rows(input) and boundaries.dim() == 1
+    if not fits or input.dtype != boundaries.dtype or is_of_rows(boundaries):
+        return torch.bucketize(input, boundaries, out_int32=out_int32, right=right)
+    x = input.unsqueeze(-1)
+    found = (~(boundaries > x if right else boundaries >= x)).sum(-1)
+    return found.int() if out_int32 else found
+
+
+def _searchsorted(
+    sorted_sequence: Tensor,
+    input: Tensor,
+    *,
+    out_int32: bool = False,
+    right: bool = False,
+    side: str | None = None,
+) -> Tensor:
+    if sorted_sequence.dim() != 1 or side not in (None, "left", "right"):
+        return torch.searchsorted(
+            sorted_sequence, input, out_int32=out_int32, right=right, side=side
+        )
+    right = right or side == "right"
+    return _bucketize(input, sorted_sequence, out_int32=out_int32, right=right)
+
+
+def _cumsum(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    """Of truth values and whole numbers, how many there are up to each place."""
+    whole = input.dtype in (torch.bool, torch.int64) and is_behind_batch(input, dim)
+    if not whole or dtype not in (None, torch.int64) or input.shape[dim] ** 2 > PAIRS:
+        return columns.cumsum(input, dim, dtype=dtype)
+    sizes = (input.shape[dim], input.shape[dim])
+    before = torch.ones(sizes, dtype=torch.bool, device=input.device).tril()
+    units = input.movedim(dim, -1).unsqueeze(-2)
+    return torch.where(before, units, 0).sum(-1).movedim(-1, dim)
+
+
+def _ldexp(input: Tensor, other: Tensor) -> Tensor:
+    """Torch's power of two is of float32."""
+    if not input.is_floating_point() or not isinstance(other, Tensor):
+        return torch.ldexp(input, other)
+    return input * torch.exp2(other.to(input.dtype))
+
+
+SPELT: dict[Any, Any] = {
+    original: as_torch(original, spelling)
+    for spelling, originals in (
+        (_bucketize, (torch.bucketize,)),
+        (_searchsorted, (torch.searchsorted,)),
+        (_cumsum, (torch.cumsum, Tensor.cumsum)),
+        (_ldexp, (torch.ldexp, Tensor.ldexp)),
+        (_floor_divide, (torch.floor_divide, Tensor.floor_divide, Tensor.__floordiv__)),
+    )
+    for original in originals
+} | {Tensor.__rfloordiv__: lambda x, other: _floor_divide(other, x)}

@@ -1,0 +1,111 @@
+"""Whole numbers that are divided, multiplied and added up; where reals lie among boundaries."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+import flexrnn
+
+from .written import halves
+
+EDGES = (-0.5, 0.0, 1.0)
+
+
+def edges(h: Tensor) -> Tensor:
+    return torch.tensor(EDGES, dtype=h.dtype)
+
+
+def among(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    """At a boundary, between two, and what is no number."""
+    y = torch.cat([h[:, :2].round(), torch.where(h[:, 2:] > 0, math.nan, h[:, 2:])], 1)
+    return (
+        torch.bucketize(y, edges(h)) * h + torch.bucketize(y, edges(h), right=True)
+        + torch.searchsorted(edges(h), y, side="right", out_int32=True) * h + x @ c.W
+    )  # fmt: skip
+
+
+def count(h: Tensor) -> Tensor:
+    return (h > 0).sum(-1, keepdim=True)
+
+
+WRITTEN: dict[str, Callable[..., Any]] = {
+    "remainders": lambda c, x, h: (
+        x @ c.W + h * (count(h) % 2) + h * ((h * 9).long() % -3) + (h * 9).long() % (count(h) + 1)
+        + torch.fmod((h * 9).long(), 4) + 7 % (count(h) + 1)
+    ),
+    "quotients": lambda c, x, h: (
+        x @ c.W + h * (count(h) // 2) + (h * 9).long() // -2 + (h * 9).long() // (count(h) + 1)
+        + 7 // (count(h) + 1) + torch.div((h * 9).long(), 2, rounding_mode="trunc")
+    ),
+    "an even count": lambda c, x, h: x @ c.W + torch.where(count(h) % 2 == 0, h, -h),
+    "places of places": lambda c, x, h: (
+        x @ c.W + h * c.wide.flatten()[2 * h.argmax(-1) + 1][:, None] + c.U[h.argmax(-1) // 2]
+    ),
+    "counts side by side": lambda c, x, h: (
+        x @ c.W + h * torch.stack([h.argmax(-1), h.argmin(-1)], -1).sum(-1, keepdim=True)
+        + count(h).repeat(1, 4)
+    ),
+    "running counts": lambda c, x, h: (
+        x @ c.W + h * (h > 0).cumsum(-1) + halves((h * 3).long()).cumsum(1).flatten(1)
+    ),
+    "halves of whole numbers": lambda c, x, h: (
+        x @ c.W + h * (F.one_hot(h.argmax(-1), 4) * 0.5) + (1 - 0.75 * count(h)) * h + count(h) / 4
+    ),
+    "truth values as reals": lambda c, x, h: (
+        x @ c.W + h * (2 * (h > 0).float() - 1) + (h > 0).float().mean(-1, keepdim=True) * h
+        + (h > 1).float().sum(-1, keepdim=True) / 8 + (h > 0).float() * (h < 1)
+    ),
+    "powers of two": lambda c, x, h: x @ c.W + torch.ldexp(h, count(h)) + h.ldexp(torch.tensor(2)),
+    "among boundaries": among,
+    "an embedding of a range": lambda c, x, h: (
+        x @ c.W + c.U[torch.bucketize(h[:, 0].clone(), edges(h))] * h
+    ),
+    "numbers of a parameter": lambda c, x, h: (
+        x @ c.W + c.b[h.argmax(-1) - 1][:, None] * h + c.b[h.topk(4).indices]
+    ),
+    "numbers of a buffer": lambda c, x, h: (
+        x @ c.W + c.places[h.argmax(-1)][:, None] * h + c.mask[h.argsort(-1)] * h
+    ),
+    "scatter_add": lambda c, x, h: (
+        (x @ c.W).scatter_add(1, h.topk(2).indices, h[:, :2]) * h
+        + halves(h).clone().scatter_add_(1, halves(h > 0).long(), halves(h)).flatten(1)
+        + h.scatter_reduce(1, (h[:, :3] > 0).long(), h[:, 1:], "sum")
+    ),
+    "numbers of a buffer for every row": lambda c, x, h: (
+        x @ c.W + h.gather(1, c.places.expand(h.shape[0], 4)) * h
+        + h.gather(1, c.places.repeat(h.shape[0], 1)[:, :1])
+        + torch.take_along_dim(h, c.places[None, :3], 1).sum(-1, keepdim=True)
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_a_person_writes_is_the_reference(name: str, judge: Callable[..., None]) -> None:
+    judge(WRITTEN[name])
+
+
+REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
+    "tenths": (lambda c, z, h: h * (F.one_hot(h.argmax(-1), 5) * 0.1) + z, "torch.float32"),
+    "a fifth": (lambda c, z, h: h * (z > 0).float().mean(-1, keepdim=True), "torch.float32"),
+    "a third of a half": (
+        lambda c, z, h: h * ((z > 0).float() * 0.5 / 3) + z, "torch.float32"),
+    "a quotient of counts": (lambda c, z, h: h * (count(z) / (count(h) + 1)), "torch.float32"),
+    "tenths that were chosen": (
+        lambda c, z, h: h * (torch.where(z > 0, 0.1, 0.2) * 3), "torch.float32"),
+    "products of large numbers": (lambda c, z, h: h * (count(z) * 5000), "int64"),
+    "a quotient of reals": (lambda c, z, h: h + z // 0.3, "floor_divide"),
+    "a running count of many": (
+        lambda c, z, h: h + (z > 0).repeat(1, 30).cumsum(-1)[:, :5], "cumsum"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str, function_layer: Any) -> None:
+    function, reason = REFUSED[name]
+    with flexrnn.backend("cpu"), pytest.raises(RuntimeError, match=reason):
+        function_layer(function)(torch.randn(2, 3, 3, dtype=torch.float64))
