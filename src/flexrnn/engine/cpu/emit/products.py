@@ -34,6 +34,7 @@ class Tile(NamedTuple):
     at_once: int  # sums of a row that are made together, in registers
     few: int  # rows up to which all sums are; 0 where those of one are too many
     chains: int  # sums of alternate k that are kept apart until the end
+    alone: bool = False  # those of `few` rows take all registers, and what surrounds them has none
 
 
 def tile_of(sums: int, registers: int, shape: Shape, *, full: bool, vectors: int) -> Tile:
@@ -68,7 +69,7 @@ def tile_of(sums: int, registers: int, shape: Shape, *, full: bool, vectors: int
     width = min(range(max(1, (_NARROW if apart else _WIDE) // sums), 0, -1), key=time)
     rows = rows_of(width)
     few = min(rows, registers // (sums * width)) if at_once < sums else rows
-    return Tile(rows, width, at_once, few, 1)
+    return Tile(rows, width, at_once, few, 1, alone=few * sums * width == registers)
 
 
 class Products:
@@ -190,8 +191,9 @@ class Products:
 
     def call(self, rows: int) -> str:
         """What makes the sums of a tile with so many rows."""
-        name = self._few if rows <= self.tile.few else self._many
-        return f"{name}<{rows}>(terms, out);"
+        name = f"{self._few if rows <= self.tile.few else self._many}<{rows}>"
+        by_itself = rows == self.tile.few and self.tile.alone
+        return f"alone<{name}>(terms, out);" if by_itself else f"{name}(terms, out);"
 
     def _part(self, products: list[int], parts: Sequence[int], sums: list[int]) -> list[str]:
         """These sums into the tile, for which these parts of weights are read."""
