@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import flexrnn
-from flexrnn.engine.cpu import after, layout, outer, plan
+from flexrnn.engine.cpu import after, outer, plan, shares
 from flexrnn.engine.cpu.build import toolchain
 from flexrnn.engine.cpu.build.isa import runnable
 
@@ -32,9 +32,9 @@ def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 @pytest.fixture(autouse=True)
 def threads_where_one_would_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the sizes of tests, loops would otherwise never share units; three threads always do."""
-    monkeypatch.setattr(layout, "_LITTLE", 0)
-    monkeypatch.setattr(layout, "_BRIEF", 0)
-    monkeypatch.setattr(layout, "is_thin", lambda batch, threads, tiles: threads == 3)
+    monkeypatch.setattr(shares, "_LITTLE", 0)
+    monkeypatch.setattr(shares, "_BRIEF", 0)
+    monkeypatch.setattr(shares, "is_thin", lambda batch, threads, tiles: threads == 3)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 
 import flexrnn
 from flexrnn import cells
-from flexrnn.engine.cpu import kernel, layout, plan
+from flexrnn.engine.cpu import kernel, plan, shares
 from flexrnn.engine.cpu.build.isa import machine
 from flexrnn.engine.cpu.emit import Shape
-from flexrnn.engine.cpu.layout import is_thin
+from flexrnn.engine.cpu.shares import is_thin
 
 Threads = Callable[[int], Any]
 Results = Callable[..., dict[str, Tensor]]
@@ -127,14 +127,14 @@ def test_what_a_loop_is_told(
         return launch(self, *args, **options)
 
     monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
-    monkeypatch.setattr(layout, "is_thin", asked_for)
+    monkeypatch.setattr(shares, "is_thin", asked_for)
     monkeypatch.setattr(kernel.Kernel, "launch", noted)
     layer, lanes = flexrnn.LSTM(3, 40, backend="cpu"), machine().vector_bytes // 4
     with threads(3), torch.no_grad():
         layer(torch.randn(*((9, 4) if shape is Shape.ROWS else (1, 4)), 3))
         assert asked == [(4, 3, -(-40 // lanes))]
         assert told == [thin]
-        monkeypatch.setattr(layout, "_BRIEF", 4 * 40 * 43 * 4 + 1)  # bytes: too little to share
+        monkeypatch.setattr(shares, "_BRIEF", 4 * 40 * 43 * 4 + 1)  # bytes: too little to share
         layer(torch.randn(*((9, 5) if shape is Shape.ROWS else (1, 5)), 3))
     assert told == [thin, False]
 

@@ -33,9 +33,8 @@ class Rows(NamedTuple):
     time: int = 0  # numbers from one time step to the next
     row: int = 0  # from one row of the batch to the next
     brief: bool = False  # of a state only the last two steps are there, of others those of a chunk
-    first: str = (
-        ""  # of a state: the tensor with what comes before the first step, or gets the last
-    )
+    # Of a state: the tensor with what comes before the first step, or gets the last.
+    first: str = ""
     offset: int = 0  # numbers from the tensor's first
 
 

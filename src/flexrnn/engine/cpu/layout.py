@@ -12,19 +12,10 @@ from flexrnn.engine.cpu.chunks import Chunk
 from flexrnn.engine.cpu.emit import Packed, Shape
 from flexrnn.engine.cpu.kernel import SCRATCH, Area, Kernel, Rows
 from flexrnn.engine.cpu.pieces import Box, Piece, pieces
-from flexrnn.engine.cpu.plan import MANY_ROWS, Sizes, is_far
+from flexrnn.engine.cpu.plan import Sizes
 from flexrnn.engine.cpu.pool import POOL
+from flexrnn.engine.cpu.shares import shares
 from flexrnn.engine.lowering.places import in_one_piece
-
-# Bytes of weights above which threads of few rows share units instead of rows; those of many do so
-# where weights are far away.
-_CACHED_WEIGHTS = 4 << 20
-_LITTLE = (
-    256 << 10
-)  # bytes of weights, times steps and rows, for which a second thread comes too late
-_BRIEF = 48 << 10  # bytes of weights a stage, for which threads wait longer than they work
-_FULL = 4  # rows that take a core as long as one of them, for it waits for weights
-_WORTH = 0.8  # of the time for rows of one's own: it makes up for meeting
 
 
 class Layout:
@@ -56,17 +47,8 @@ class Layout:
         for name in self.kernel.source.buffers:
             if name not in self.rows and not name.startswith(("temporary", "partial")):
                 self.rows[name] = self._input(name, given)
-        steps, batch, reverse, threads, fewer = self.sizes
-        there, read = self.kernel.weight_bytes, self.kernel.read_bytes
-        if self.kernel.shape is Shape.FEW and steps * batch * read < _LITTLE:
-            threads = 1
-        few = batch < MANY_ROWS * threads
-        far = (few and there > _CACHED_WEIGHTS) or is_far(there)
-        waits = sum(not stage.alone for stage in self.kernel.loop.stages)
-        brief = read < _BRIEF * waits
-        if batch == 1 and brief:
-            threads = 1
-        thin = not brief and is_thin(batch, threads, self.kernel.tiles)
+        steps, batch, reverse, _, fewer = self.sizes
+        threads, across = shares(self.kernel, self.sizes)
         self._launch = self.kernel.launch(
             self.rows,
             weights,
@@ -75,7 +57,7 @@ class Layout:
             batch=batch,
             reverse=reverse,
             fewer=fewer,
-            across=threads > 1 and (batch < threads or far or thin),
+            across=across,
             threads=threads,
         )
         self.before = Before(self.program.graph, self._computed)
@@ -165,19 +147,6 @@ class Layout:
         whole = (*piece.box[:-2], piece.box[-1]) == (*box[:-2], box[-1])
         # In place, rows or columns are read by vectors.
         return whole and (self.kernel.shape is not Shape.FEW or 1 in piece.strides[-2:])
-
-
-def is_thin(batch: int, threads: int, tiles: int) -> bool:
-    """Whether threads with rows of their own have so few that they are sooner done sharing units.
-
-    Args:
-        batch: rows.
-        threads: how many.
-        tiles: of units, which threads share as a whole.
-    """
-    rows = max(_FULL, -(-batch // threads))  # as a thread takes for all units
-    units = max(_FULL, batch) * -(-tiles // threads) / tiles
-    return units <= _WORTH * rows
 
 
 def values_of(program: Program, given: Mapping[str, Tensor]) -> dict[int, Tensor]:

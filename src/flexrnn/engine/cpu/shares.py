@@ -1,0 +1,49 @@
+"""How many threads a call of a loop has, and whether they share its rows or its units."""
+
+from flexrnn.engine.cpu.emit import Shape
+from flexrnn.engine.cpu.kernel import Kernel
+from flexrnn.engine.cpu.plan import MANY_ROWS, Sizes, is_far
+
+# Bytes of weights, times steps and rows, for which a second thread comes too late.
+_LITTLE = 256 << 10
+# Bytes of weights a stage, for which threads wait longer than they work.
+_BRIEF = 48 << 10
+# Bytes of weights above which threads of few rows share units instead of rows; those of many do so
+# where weights are far away.
+_CACHED = 4 << 20
+_FULL = 4  # rows that take a core as long as one of them, for it waits for weights
+_WORTH = 0.8  # of the time for rows of one's own: it makes up for meeting
+
+
+def shares(kernel: Kernel, sizes: Sizes) -> tuple[int, bool]:
+    """How many threads run a loop, and whether they share the units of all rows, not the rows.
+
+    Args:
+        kernel: the loop.
+        sizes: of the call, with the threads that there are.
+    """
+    steps, batch, _, threads, _ = sizes
+    there, read = kernel.weight_bytes, kernel.read_bytes
+    if kernel.shape is Shape.FEW and steps * batch * read < _LITTLE:
+        threads = 1
+    waits = sum(not stage.alone for stage in kernel.loop.stages)
+    brief = read < _BRIEF * waits
+    if batch == 1 and brief:
+        threads = 1
+    few = batch < MANY_ROWS * threads
+    far = (few and there > _CACHED) or is_far(there)
+    thin = not brief and is_thin(batch, threads, kernel.tiles)
+    return threads, threads > 1 and (batch < threads or far or thin)
+
+
+def is_thin(batch: int, threads: int, tiles: int) -> bool:
+    """Whether threads with rows of their own have so few that they are sooner done sharing units.
+
+    Args:
+        batch: rows.
+        threads: how many.
+        tiles: of units, which threads share as a whole.
+    """
+    rows = max(_FULL, -(-batch // threads))  # as a thread takes for all units
+    units = max(_FULL, batch) * -(-tiles // threads) / tiles
+    return units <= _WORTH * rows
