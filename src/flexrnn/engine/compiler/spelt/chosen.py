@@ -132,16 +132,16 @@ def get_item(x: Tensor, index: Any) -> Tensor:
     if not is_number(index) or is_of_rows(x):
         return columns.get_item(x, index)
     if _is_table(x):
-        return _embedding(_from_the_end(index, x.shape[0]), x)
+        return _embedding(from_the_end(index, x.shape[0]), x)
     if x.dim() != 1 or len(x) > _WIDE:
         return columns.get_item(x, index)
     if x.is_floating_point():
-        return _embedding(_from_the_end(index, len(x)), x.unsqueeze(-1)).squeeze(-1)
-    here = are(_from_the_end(index, len(x)), len(x))
+        return _embedding(from_the_end(index, len(x)), x.unsqueeze(-1)).squeeze(-1)
+    here = are(from_the_end(index, len(x)), len(x))
     return (here & x).any(-1) if x.dtype == torch.bool else torch.where(here, x, 0).sum(-1)
 
 
-def _from_the_end(numbers: Tensor, size: int) -> Tensor:
+def from_the_end(numbers: Tensor, size: int) -> Tensor:
     """Numbers of which those below 0 count from the end."""
     return torch.where(numbers < 0, numbers + size, numbers)
 
@@ -169,7 +169,7 @@ def _take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> T
         indices = indices.expand(input.shape[0], *indices.shape[1:])
     if dim is None or not _fits(input, dim, indices):
         return torch.take_along_dim(input, indices, dim)
-    return _gather(input, dim, _from_the_end(indices, input.shape[dim]))
+    return _gather(input, dim, from_the_end(indices, input.shape[dim]))
 
 
 def _scatter(input: Tensor, dim: int, index: Tensor, src: Any) -> Tensor:

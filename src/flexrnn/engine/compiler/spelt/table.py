@@ -17,6 +17,7 @@ from flexrnn.engine.compiler.spelt import (
     itself,
     losses,
     matrices,
+    owned,
     placed,
     pooled,
     ranked,
@@ -138,6 +139,7 @@ RESPELT: dict[Any, Any] = {
     **losses.SPELT,
     **matrices.SPELT,
     **placed.SPELT,
+    **owned.SPELT,  # which gives others' items back
     **pooled.SPELT,
     **ranked.SPELT,
     **stacked.SPELT,
