@@ -92,6 +92,34 @@ def test_a_write_where_no_derivative_passes_is_refused(name: str) -> None:
         layer(torch.randn(2, 3, 3, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("view", [torch.detach, lambda y: y.data[:, :2], lambda y: y[:, :1]])
+def test_a_view_from_no_grad_is_not_written_to(view: Callable[[Tensor], Tensor]) -> None:
+    def step(c: Any, x: Tensor, h: Tensor) -> Tensor:
+        y = x @ c.W + h * 2
+        with torch.no_grad():
+            v = view(y)
+        v.mul_(2)
+        return y + h
+
+    layer = flexrnn.FlexRNN(Cell, 3, 4, dtype=torch.float64, function=step)
+    with (
+        flexrnn.backend("cpu"),
+        pytest.raises(RuntimeError, match="writes where no derivative passes"),
+    ):
+        layer(torch.randn(2, 3, 3, dtype=torch.float64))
+
+
+def added_to_itself(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    y = x @ c.W + h
+    y.add_(y.detach()).mul_(2)
+    y.view_as(y.detach()).mul_(0.5)
+    return F.dropout(y, 0.5, False, True) + F.dropout(h.detach(), 0.5, False, True)
+
+
+def test_what_has_a_derivative_may_be_written_to(judge: Callable[..., None]) -> None:
+    judge(added_to_itself)
+
+
 def test_a_copy_of_what_has_no_derivative_may_be_written_to(judge: Callable[..., None]) -> None:
     judge(lambda c, x, h: x @ c.W + h @ c.U + h.detach().clone().mul_(2).T.mul_(0.5).T)
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import flexrnn
 
-from .written import halves
+from .written import Cell, halves
 
 EDGES = (-0.5, 0.0, 1.0)
 
@@ -109,3 +109,26 @@ def test_refused(name: str, function_layer: Any) -> None:
     function, reason = REFUSED[name]
     with flexrnn.backend("cpu"), pytest.raises(RuntimeError, match=reason):
         function_layer(function)(torch.randn(2, 3, 3, dtype=torch.float64))
+
+
+def many(h: Tensor) -> Tensor:
+    return (h > 0).sum(-1, keepdim=True)
+
+
+ROUNDED: dict[str, Callable[..., Tensor]] = {
+    "a part that is lost": lambda c, x, h: h * (1 + many(h) / 2**26),
+    "parts of parts": lambda c, x, h: h * (((many(h) / 2**30 + 1) - 1) / 2.0**-30),
+    "a product of three": lambda c, x, h: h * ((h > 0).float() * 1000.5 * 1000.25 * 1000.125),
+    "a number that is too large": lambda c, x, h: h * (((h > 0).float() + 16777216) - 16777216),
+    "a factor that is": lambda c, x, h: h * ((h > 0).float() * 16777217 - 16777216),
+    "a sum of unlike ones": lambda c, x, h: (
+        h * torch.cat([many(h).float(), many(h) / 2**26], -1).sum(-1, keepdim=True)),
+    "whole numbers multiplied again": lambda c, x, h: h * ((many(h) * 4096 * 4096 + 1) % 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ROUNDED)
+def test_what_torch_rounds_to_fewer_bits_is_refused(name: str) -> None:
+    layer = flexrnn.FlexRNN(Cell, 3, 4, dtype=torch.float64, function=ROUNDED[name])
+    with flexrnn.backend("cpu"), pytest.raises(RuntimeError, match=r"torch\.(float32|int64)"):
+        layer(torch.randn(2, 3, 3, dtype=torch.float64))

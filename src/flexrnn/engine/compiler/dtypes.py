@@ -30,9 +30,9 @@ def check(node: fx.Node, operands: Sequence[fx.Node], dtype: torch.dtype) -> Non
     """
     target: Any = node.target
     name, result = target.overloadpacket.__name__, node.meta.get("val")
-    short = _is_short(node, name, dtype)
-    if short or _is_exact(node, name, dtype):
-        node.meta |= {"exact": True, "short": short}
+    bits = _bits(node, name, dtype)
+    if bits is not None or _is_exact(node, name, dtype):
+        node.meta |= {"exact": True, "bits": bits}
         return
     rows = [arg.meta.get("val") for arg in node.all_input_nodes]
     mixes = promotes(name) or name == "cat"
@@ -85,65 +85,89 @@ def moves(name: str) -> bool:
 def _is_whole(node: fx.Node, name: str, dtype: torch.dtype) -> bool:
     """Whether whole numbers are made of such, or of truth values, or by cutting off what is behind.
 
-    A product of them may be too large for a real number that has as many bits; not so that with a
-    number of Python's as large as those of units are.
+    A product of them may be too large for a real number that has as many bits; not so a single one
+    with a number of Python's as large as those of units are.
     """
     if name == "_to_copy" and node.all_input_nodes[0].meta["val"].dtype == dtype:
         return True
-    if name == "mul" and not any(_is_number(arg, _MOST) for arg in node.args):
-        return False
+    grown = name == "mul" or any("grown" in arg.meta for arg in node.all_input_nodes)
+    if name == "mul":
+        few = any(isinstance(arg, int) and abs(arg) <= _MOST for arg in node.args)
+        if not few or any("grown" in arg.meta for arg in node.all_input_nodes):
+            return False
+    node.meta |= {"grown": True} if grown else {}
     return name in (*_COUNTS, *_OF_WHOLE) and all(
         arg.meta["val"].dtype == torch.bool or arg.meta["val"].dtype in WHOLE
         for arg in node.all_input_nodes
     )
 
 
-def _is_short(node: fx.Node, name: str, dtype: torch.dtype) -> bool:
-    """Whether a real result of a lesser dtype is made of whole numbers and has few bits, as halves.
+def _bits(node: fx.Node, name: str, dtype: torch.dtype) -> tuple[int, int] | None:
+    """Of a real result of a lesser dtype that is made of whole numbers, how many bits it has.
 
-    Then nothing of it has been rounded.
+    They are those of the largest, and those behind the point. Together they are no more than that
+    dtype has, so that nothing has been rounded; else there is no answer.
     """
     result = node.meta.get("val")
     if not isinstance(result, Tensor) or (result.dtype, dtype) != (torch.float32, torch.float64):
-        return False
-    inputs = (arg.meta for arg in node.all_input_nodes)
-    operands = [meta for meta in inputs if isinstance(meta["val"], Tensor)]
-    if not operands or not all(
-        meta.get("short") or meta["val"].dtype in (torch.bool, *WHOLE) for meta in operands
-    ):
-        return False
-    if moves(name) or name == "_to_copy":
-        return True
-    numbers = [arg for arg in (*node.args, *node.kwargs.values()) if not isinstance(arg, fx.Node)]
-    few = all(_is_number(x, _MOST, 256) for x in numbers if isinstance(x, float))
-    if name == "mean":
-        before, left = (math.prod(size for size in value.shape if isinstance(size, int))
-                        for value in (operands[0]["val"], result))  # fmt: skip
-        return _is_power(before / left)
-    if name == "div":
-        return isinstance(node.args[1], (int, float)) and _is_power(node.args[1])
-    if name == "mul":
-        return few and (len(numbers) == 1 or torch.bool in [meta["val"].dtype for meta in operands])
-    return few and name in _COUNTS
+        return None
+    metas = [arg.meta for arg in node.all_input_nodes if isinstance(arg.meta["val"], Tensor)]
+    tensors = [_bits_of(meta) for meta in metas]
+    given = [x for arg in node.args for x in (arg if isinstance(arg, (list, tuple)) else (arg,))]
+    numbers = [x for x in (*given, *node.kwargs.values()) if isinstance(x, (int, float))]
+    if not tensors or None in tensors or not all(map(math.isfinite, numbers)):
+        return None
+    known = [pair for pair in tensors if pair is not None]
+    size, behind = max(m for m, _ in known), max(f for _, f in known)
+    if name in ("sum", "mean"):
+        before, left = (math.prod(n for n in value.shape if isinstance(n, int))
+                        for value in (metas[0]["val"], result))  # fmt: skip
+        more = math.ceil(math.log2(max(1, before / left)))
+        if name == "mean" and not _is_power(before / left):
+            return None
+        found = (size + more, behind) if name == "sum" else (size, behind + more)
+    elif name == "div" and len(known) == len(numbers) == 1 and _is_power(numbers[0]):
+        shift = math.frexp(numbers[0])[1] - 1
+        found = (size - shift, max(0, behind + shift))
+    elif name == "mul":
+        known += map(_bits_of_number, numbers)
+        found = (sum(m for m, _ in known), sum(f for _, f in known))
+    elif moves(name):
+        found = size, behind
+    elif name in _COUNTS and not node.kwargs.get("alpha"):
+        if name not in ("_to_copy", "cat"):  # whose numbers say other things
+            known += map(_bits_of_number, numbers)
+        added = name in ("add", "sub", "rsub")
+        found = max(m for m, _ in known) + added, max(f for _, f in known)
+    else:
+        return None
+    return found if sum(found) <= _BITS and found[1] <= _BITS else None
 
 
-def _is_number(value: Any, most: float, parts: int = 1) -> bool:
-    """Whether this is a number of Python's that is a few wholes, halves, or lesser parts."""
-    return (
-        isinstance(value, (int, float)) and abs(value) <= most and float(value * parts).is_integer()
-    )
+def _bits_of(meta: dict[str, Any]) -> tuple[int, int] | None:
+    if meta["val"].dtype == torch.bool:
+        return 0, 0
+    return (_LARGE, 0) if meta["val"].dtype in WHOLE else meta.get("bits")
+
+
+def _bits_of_number(value: float) -> tuple[int, int]:
+    """Of the largest number, and behind the point."""
+    size, parts = math.frexp(abs(value))[1], value.as_integer_ratio()[1].bit_length() - 1
+    return (size - _is_power(value) if value else 0), parts
 
 
 def _is_power(value: float) -> bool:
-    return abs(math.frexp(value)[0]) == 0.5
+    return math.frexp(value)[0] == 0.5
 
 
 WHOLE = (torch.int64, torch.int32)
 _EXACT = (torch.float64, torch.float32)  # of whole numbers up to two to the power of 24
 _COUNTS = ("_to_copy", "sum", "amax", "amin", "where", "cat", "add", "sub", "rsub", "neg", "abs",
            "clamp", "clamp_min", "clamp_max", "maximum", "minimum")  # fmt: skip
-_OF_WHOLE = ("mul", "remainder", "fmod", "div", "stack")  # of reals, these round
+_OF_WHOLE = ("mul", "remainder", "fmod", "div", "stack")
 _MOST = 4096  # as many are units among which numbers are looked for
+_BITS = 24  # of float32
+_LARGE = 16  # bits that a whole number is taken to have, where it becomes a part of others
 _MOVES = ("detach", "clone", "alias", "slice", "select", "unsqueeze", "squeeze", "view",
           "_unsafe_view", "reshape", "expand", "repeat", "permute", "transpose", "t")  # fmt: skip
 

@@ -23,7 +23,7 @@ from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.compiler.split import Dependence, dependences
 
 _VIEWS = ("slice", "concat", "reshape", "expand", "detach", "opaque")
-_EXACT = ("slice", "reshape", "expand", "detach", "opaque", "neg")  # no bit is lost
+_LOSSLESS = ("slice", "reshape", "expand", "detach", "opaque", "neg")  # no bit is lost
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 _PART = 8  # of a row, and less, that is saved in its place
 
@@ -131,7 +131,7 @@ def _compared(graph: Graph) -> set[int]:
     """Values of which the largest in a row, or the smallest, is compared with some."""
 
     def base(index: int) -> int:
-        while graph.nodes[index].op in _EXACT:
+        while graph.nodes[index].op in _LOSSLESS:
             index = graph.nodes[index].args[0]
         return index
 

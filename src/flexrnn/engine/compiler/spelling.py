@@ -63,12 +63,10 @@ class Spelling(TorchFunctionMode):
                 f"{name} cannot be compiled: it writes into the input, the state, a parameter or "
                 f"a buffer, {place}"
             )
-        if func in _APART:
-            self.apart.append(result)
-        else:
-            memories = {_memory(x) for x in self._apart_among((args, kwargs))}
-            self.apart += [x for x in _tensors(result) if memories and _memory(x) in memories]
-        return self._without_derivative(func, name, args, kwargs, result, place)
+        found = self._without_derivative(func, name, args, kwargs, result, place)
+        if self.apart or self.stopped or func in _APART:
+            self._keep_apart((args, kwargs), found, cut=self.stopped or func in _APART)
+        return found
 
     def _switch(self, on: bool, place: str) -> None:
         if on and not self.learns:
@@ -111,6 +109,21 @@ class Spelling(TorchFunctionMode):
             return []
         return [x for x in _tensors(given) if any(x is tensor for tensor in self.apart)]
 
+    def _keep_apart(self, given: Any, result: Any, *, cut: bool) -> None:
+        """Remember results that share an operand's memory, and not its derivative.
+
+        Args:
+            given: the operands.
+            result: of the operation.
+            cut: it is the operation that no derivative passes.
+        """
+        operands = _tensors(given)
+        apart = operands if cut else self._apart_among(operands)
+        numbers = {id(x) for x in apart}
+        joined = {_memory(x) for x in operands if id(x) not in numbers}
+        memories = {_memory(x) for x in apart} - joined
+        self.apart += [x for x in _tensors(result) if _memory(x) in memories]
+
     def check_chance(self, place: str) -> None:
         """Refuse random numbers that torch does not draw: they would be the same at every step."""
         if self.chance.drawn():
@@ -146,9 +159,10 @@ def _written(func: Any, name: str, args: Any, kwargs: Any) -> list[Any]:
     first = args[:1] or (*kwargs.values(),)[:1]
     if name.endswith("_") != name.endswith("__") or name in _WRITTEN:
         return [first, kwargs.get("out")]
-    names = func.__code__.co_varnames if inspect.isfunction(func) else ()
+    asks = inspect.isfunction(func) and "dropout" not in name  # where nothing is dropped
+    names = func.__code__.co_varnames if asks else ()
     place = names.index("inplace") if "inplace" in names else len(args)
-    in_place = args[place] if place < len(args) else kwargs.get("inplace", False)
+    in_place = args[place] if place < len(args) else asks and kwargs.get("inplace", False)
     return [first if in_place else (), kwargs.get("out")]
 
 

@@ -226,4 +226,4 @@ SPELT: dict[Any, Any] = {
         (_count, (torch.count_nonzero, Tensor.count_nonzero)),
     )
     for original in originals
-} | {Tensor.__getitem__: get_item}
+}

@@ -145,10 +145,6 @@ def by_heads(x: Tensor, weight: Tensor) -> Tensor:
 
 
 SPELT: dict[Any, Any] = {
-    original: as_torch(original, spelling)
-    for spelling, originals in (
-        (cumsum, (torch.cumsum, Tensor.cumsum)),
-        (index_select, (torch.index_select, Tensor.index_select)),
-    )
-    for original in originals
-} | {Tensor.__getitem__: get_item}
+    original: as_torch(original, index_select)
+    for original in (torch.index_select, Tensor.index_select)
+}

@@ -42,7 +42,7 @@ def _searchsorted(
     right: bool = False,
     side: str | None = None,
 ) -> Tensor:
-    if sorted_sequence.dim() != 1 or side not in (None, "left", "right"):
+    if sorted_sequence.dim() != 1 or side not in (None, "right" if right else "left", "right"):
         return torch.searchsorted(
             sorted_sequence, input, out_int32=out_int32, right=right, side=side
         )
@@ -58,11 +58,11 @@ def _cumsum(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Ten
     sizes = (input.shape[dim], input.shape[dim])
     before = torch.ones(sizes, dtype=torch.bool, device=input.device).tril()
     units = input.movedim(dim, -1).unsqueeze(-2)
-    return torch.where(before, units, 0).sum(-1).movedim(-1, dim)
+    return torch.where(before, units, 0).sum(-1).movedim(-1, dim).contiguous()
 
 
 def _ldexp(input: Tensor, other: Tensor) -> Tensor:
-    """Torch's power of two is of float32."""
+    """Torch's power of two is of float32, and so is 0 in its derivative where it is below 1."""
     if not input.is_floating_point() or not isinstance(other, Tensor):
         return torch.ldexp(input, other)
     return input * torch.exp2(other.to(input.dtype))

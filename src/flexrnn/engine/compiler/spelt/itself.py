@@ -43,11 +43,9 @@ def _at_least_3d(*tensors: Any) -> Any:
     return x.unsqueeze(-1) if x.dim() == 2 else x
 
 
-def _broadcast_tensors(*tensors: Any) -> Any:
-    given = _several(*tensors)
-    given = (given,) if isinstance(given, Tensor) else given
-    shape = torch.broadcast_tensors(*given)[0].shape
-    return tuple(x.expand(shape) for x in given)
+def _broadcast_tensors(*tensors: Tensor) -> Any:
+    shape = torch.broadcast_tensors(*tensors)[0].shape
+    return tuple(x.expand(shape) for x in tensors)
 
 
 SPELT: dict[Any, Any] = {

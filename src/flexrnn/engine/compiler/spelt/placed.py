@@ -30,7 +30,7 @@ def set_item(tensor: Tensor, index: Any, value: Any) -> None:
     """`tensor[..., numbers] = value`, of units by number, or by a mask of them or of rows."""
     if not isinstance(value, Tensor):  # a number would come as a tensor from nowhere
         value = torch.full((), value, dtype=tensor.dtype)
-    if _is_of_rows(tensor, index, value):
+    if value.dtype == tensor.dtype and _is_of_rows(tensor, index, value):
         wide = index.view(*index.shape, *(1 for _ in range(tensor.dim() - index.dim())))
         tensor.copy_(torch.where(wide, value, tensor))
         return
@@ -155,7 +155,7 @@ def _index_add(
     return input + alpha * columns.times(source, units.index_select(0, index), dim)
 
 
-SPELT: dict[Any, Any] = {Tensor.__setitem__: set_item}
+SPELT: dict[Any, Any] = {}
 for _name, _spelling in (
     ("index_fill", _index_fill),
     ("index_copy", _index_copy),
