@@ -58,6 +58,17 @@ def function_layer() -> Callable[..., flexrnn.FlexRNN]:
 
 
 @pytest.fixture
+def refuses(function_layer: Callable[..., flexrnn.FlexRNN]) -> Callable[..., None]:
+    """Assert that the cpu engine refuses a step, for a reason that matches."""
+
+    def check(function: Callable[..., Tensor], reason: str) -> None:
+        with flexrnn.backend("cpu"), pytest.raises(RuntimeError, match=reason):
+            function_layer(function)(torch.randn(2, 3, 3, dtype=torch.float64))
+
+    return check
+
+
+@pytest.fixture
 def program_of() -> Callable[..., Program]:
     """The program of a cell in float64, with every gradient or those that are named."""
 

@@ -90,12 +90,12 @@ def _is_whole(node: fx.Node, name: str, dtype: torch.dtype) -> bool:
     """
     if name == "_to_copy" and node.all_input_nodes[0].meta["val"].dtype == dtype:
         return True
-    grown = name == "mul" or any("grown" in arg.meta for arg in node.all_input_nodes)
-    if name == "mul":
-        few = any(isinstance(arg, int) and abs(arg) <= _MOST for arg in node.args)
-        if not few or any("grown" in arg.meta for arg in node.all_input_nodes):
-            return False
-    node.meta |= {"grown": True} if grown else {}
+    grown = any("grown" in arg.meta for arg in node.all_input_nodes)
+    few = any(isinstance(arg, int) and abs(arg) <= _MOST for arg in node.args)
+    if name == "mul" and (grown or not few):
+        return False
+    if grown or name == "mul":
+        node.meta["grown"] = True
     return name in (*_COUNTS, *_OF_WHOLE) and all(
         arg.meta["val"].dtype == torch.bool or arg.meta["val"].dtype in WHOLE
         for arg in node.all_input_nodes

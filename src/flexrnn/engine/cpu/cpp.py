@@ -8,7 +8,7 @@ from importlib import resources
 from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.cpu.build.isa import Isa, hints
 
-_LOOP = ("vector.h", "math.h", "loop.h")
+_LOOP = ("vector.h", "math.h", "loop.h", "weights.h")
 
 
 def expression(name: str, *operands: str, **attributes: float) -> str:

@@ -240,7 +240,7 @@ class Kernel:
 
 
 def _place(piece: Piece, blocks: Sequence[int], units: int) -> tuple[int, ...]:
-    """A piece as loop.h has it: block, first, last, and the strides of head, row and column."""
+    """A piece as weights.h has it: block, first, last, and the strides of head, row and column."""
     (first, last), (column, _) = piece.box[-2:]
     head = piece.strides[0] if len(piece.strides) == 3 else 0
     return (blocks.index(column // units), first, last, head, *piece.strides[-2:])

@@ -21,7 +21,7 @@ from flexrnn.engine.cpu.build.toolchain import library
 from flexrnn.engine.cpu.pool import POOL
 from flexrnn.engine.replay import is_watched
 
-_TEXTS = ("vector.h", "loop.h", "outer.h")
+_TEXTS = ("vector.h", "loop.h", "weights.h", "outer.h")
 _REAL = {torch.float32: "float", torch.float64: "double"}
 _HIGH = 6  # rows of a tile
 # Rows of a block, and bytes of what a thread has laid out of the left and of the right matrices: a

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 
 class Functions:
-    """Collects the functions of a loop; they are told of terms, as in loop.h, to add up."""
+    """Collects the functions of a loop; they are told of terms, as in weights.h, to add up."""
 
     def __init__(self):
         self._names: dict[tuple[str, tuple[str, ...]], str] = {}

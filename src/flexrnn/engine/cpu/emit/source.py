@@ -24,8 +24,8 @@ class Source:
     `sizes`; of every buffer the distances from time to time and from row to row, and whether not
     all steps are there: of a state the last two, of others those of the chunk; of every weight
     where in the sizes its pieces begin and how many there are; then the pieces, as `Piece` in
-    loop.h. Where steps have unlike numbers of rows, the distance from time to time is that from row
-    to row.
+    weights.h. Where steps have unlike numbers of rows, the distance from time to time is that from
+    row to row.
     """
 
     text: str
@@ -169,16 +169,15 @@ def _behind(number: int, width: int, headed: bool) -> list[str]:
     which = "head, unit" if headed else "unit"
     tile = "tile" if width == 1 else f"(tile * {width} + v)"
     point, out = f"point{number}", "out" if width == 1 else "out + v * VL"
+    rest = "else" if width == 1 else "else if (left > 0)"  # a tile of one vector has some
     lines = [
         f"const long unit = {tile} * VL, left = units - unit;",
         "if (left >= VL)",
         f"    {point}<false>(f, {out}, r, n, {which}, VL);",
-        "else if (left > 0)",
+        rest,
         f"    {point}<true>(f, {out}, r, n, {which}, int(left));",
     ]
     if width == 1:
-        del lines[3]  # a tile of one vector has some
-        lines.insert(3, "else")
         return lines
     return [
         f"for (long v = 0; v < {width}; v++) {{",
