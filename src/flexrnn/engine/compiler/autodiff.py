@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Collection
 
 from flexrnn.engine.compiler import custom
-from flexrnn.engine.compiler.cuts import added_up, cut
+from flexrnn.engine.compiler.cuts import added_up
 from flexrnn.engine.compiler.graph import BATCH, Expr, Graph, Node, Shape, added, rewrite
 from flexrnn.engine.compiler.ops import OPS
+from flexrnn.engine.compiler.tidy import tidied
 
 
 def differentiate(graph: Graph, wanted: Collection[str]) -> Graph:
@@ -47,57 +48,7 @@ def differentiate(graph: Graph, wanted: Collection[str]) -> Graph:
         total = backward.total(new.inputs[name])
         if total is not None:
             new.outputs[f"grad.{name}"] = total
-    return _without_unwanted_columns(_tidied(custom.plain(new)))
-
-
-def _without_unwanted_columns(graph: Graph) -> Graph:
-    """Of weights side by side those at an edge may be constant, and have no gradient."""
-    users = graph.users()
-    whole = set(graph.outputs.values())
-    spans: dict[int, tuple[int, int, int]] = {}  # an axis, and the part of it that anybody reads
-    for index, node in enumerate(graph.nodes):
-        parts = [graph.nodes[user] for user in users[index]]
-        if node.op != "outer" or index in whole or any(part.op != "slice" for part in parts):
-            continue
-        axes = {part.attr("axis") for part in parts}
-        if axes in ({-1}, {-2}):
-            axis = axes.pop()
-            start, stop = min(p.attr("start") for p in parts), max(p.attr("stop") for p in parts)
-            if (start, stop) != (0, node.shape[axis]):
-                spans[index] = axis, start, stop
-
-    def rule(new: Graph, node: Node, args: tuple[int, ...], index: int) -> int | None:
-        if index in spans:
-            axis, start, stop = spans[index]
-            left, right = args
-            if axis == -1:
-                return new.add("outer", left, cut(new, right, -1, start, stop))
-            return new.add("outer", cut(new, left, -1, start, stop), right)
-        if node.op != "slice" or node.args[0] not in spans:
-            return None
-        axis, first, _ = spans[node.args[0]]
-        return cut(new, args[0], axis, node.attr("start") - first, node.attr("stop") - first)
-
-    return _tidied(rewrite(graph, rule)) if spans else graph
-
-
-def _tidied(graph: Graph) -> Graph:
-    return rewrite(rewrite(graph, _tidy), lambda *_: None)  # the second drops what is replaced
-
-
-def _tidy(new: Graph, node: Node, args: tuple[int, ...], _: int) -> int | None:
-    """What the rules above leave behind: (aᵀ g)ᵀ is gᵀ a, and sums side by side are one sum."""
-    operands = [new.nodes[arg] for arg in args]
-    if node.op == "transpose" and operands[0].op == "outer":
-        return new.add("outer", *reversed(operands[0].args))
-    if node.op == "transpose" and operands[0].op == "transpose":
-        return operands[0].args[0]
-    if node.op == "concat" and all(o.op == "batch_sum" and len(o.shape) == 1 for o in operands):
-        terms = [new.nodes[o.args[0]].shape for o in operands]
-        if all(term == (BATCH, *o.shape) for term, o in zip(terms, operands, strict=True)):
-            joined = new.add("concat", *(o.args[0] for o in operands), axis=-1)
-            return new.add("batch_sum", joined, shape=node.shape)
-    return None
+    return tidied(custom.plain(new))
 
 
 def _descendants(graph: Graph, roots: set[int]) -> set[int]:

@@ -1,0 +1,78 @@
+"""What derivatives leave behind is said shorter, and stays what it is."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import flexrnn
+from flexrnn.engine.compiler.graph import BATCH, Expr, Graph
+from flexrnn.engine.compiler.pretty import pretty
+from flexrnn.engine.compiler.tidy import tidied
+
+ROW, ONE = (BATCH, 5), (BATCH, 1)
+Write = Callable[[Expr, Expr, Expr, Expr], Expr]
+
+# What is written of two rows and a factor, and of one number a row; operations that are left of it.
+SHORTER: dict[str, tuple[Write, list[str]]] = {
+    "a minus sign that is added": (lambda g, a, b, n: a + (-b), ["sub"]),
+    "one in front": (lambda g, a, b, n: (-a) + b, ["sub"]),
+    "one that is taken away": (lambda g, a, b, n: a - (-b), ["add"]),
+    "a common factor": (lambda g, a, b, n: g * a + g * b, ["add", "mul"]),
+    "on another side": (lambda g, a, b, n: a * g - g * b, ["sub", "mul"]),
+    "behind a sign": (lambda g, a, b, n: g * a + (-(g * b)), ["sub", "mul"]),
+    "of a number a row": (lambda g, a, b, n: g * a + g * n, ["add", "mul"]),
+    "a square": (lambda g, a, b, n: g * g + g * b, ["add", "mul"]),
+    # As they are written:
+    "a number is the factor": (lambda g, a, b, n: n * a + n * b, ["mul", "mul", "add"]),
+    "another reads a part": (lambda g, a, b, n: (g * a + g * b) / (g * a), [
+        "mul", "mul", "add", "div",
+    ]),
+    "both sides signed": (lambda g, a, b, n: (-b) - a, ["neg", "sub"]),
+}  # fmt: skip
+
+
+def written(write: Write) -> Graph:
+    """A graph with a gradient that is written so, and a forward step that adds a negative."""
+    graph = Graph()
+    g, a, b = (Expr(graph, graph.input(name, ROW)) for name in ("cotangent.h", "x0", "x1"))
+    n = Expr(graph, graph.input("state.n", ONE))
+    graph.outputs["state.h"] = graph.add("add", b.index, (-a).index)
+    graph.outputs["grad.x0"] = write(g, a, b, n).index
+    return graph
+
+
+@pytest.mark.parametrize("name", SHORTER)
+def test_shorter(name: str) -> None:
+    write, left = SHORTER[name]
+    graph = tidied(written(write))
+    forward = graph.ancestors([graph.outputs["state.h"]])
+    rest = graph.ancestors([graph.outputs["grad.x0"]]) - forward
+    assert [graph.nodes[i].op for i in sorted(rest) if graph.nodes[i].op != "input"] == left
+
+
+def test_a_step_stays_as_it_is_written() -> None:
+    graph = tidied(written(lambda g, a, b, n: g * a))
+    assert [node.op for node in graph.nodes] == ["input"] * 4 + ["neg", "add", "mul"]
+
+
+def test_a_gru_goes_back_as_a_hand_would_write_it() -> None:
+    program = flexrnn.explain(flexrnn.GRU(3, 4), torch.randn(5, 2, 3)).steps[0].program
+    assert program is not None
+    assert "dh * (h - v" in pretty(program)
+
+
+def test_signs_and_factors_do_not_change_a_gradient() -> None:
+    def step(x: Tensor, h: Tensor) -> Tensor:
+        z = torch.sigmoid(x + h)
+        return (1 - z) * torch.tanh(x * h) - z * (h - x) + z * x
+
+    x, h = (torch.randn(k, 2, 3, dtype=torch.float64, requires_grad=True) for k in (5, 1))
+    found = []
+    for engine in ("interpreter", "reference"):
+        with flexrnn.backend(engine):
+            states, _ = flexrnn.scan(step, h[0], x)
+        found.append(torch.autograd.grad(states.square().sum(), (x, h)))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
