@@ -54,6 +54,7 @@ class Context:
         self.buffers: dict[str, Buffer] = {}
         self.constants: list[float] = []
         self.rowed: set[str] = set()  # buffers of which it matters how far rows are apart
+        self.apart = False  # some memory has rows of their own for every thread
         self.weights: dict[Packed, Packed] = {}
         self.reads: Counter[str] = Counter()  # stages that read a packed weight
 
@@ -87,6 +88,16 @@ class Context:
         """How far rows of a piece of memory are apart, or what a `sum` has in a row."""
         self.rowed.add(name)
         return f"f.{self.buffer(name)}_row"
+
+    def own_row(self, thread: str = "f.id") -> str:
+        """The number of row r where every thread has rows of its own."""
+        self.apart = True
+        return f"({thread} * f.B + r)"
+
+    def adds_up(self, *stages: int) -> bool:
+        """Whether one of some stages, or of all, adds up over rows as they come, one by one."""
+        chosen = [self.loop.stages[k] for k in stages] or self.loop.stages
+        return any(stage.sums and not stage.products and not stage.alone for stage in chosen)
 
     def headed(self, stage: int) -> bool:
         """Whether the units of a stage are divided into heads."""
@@ -133,7 +144,7 @@ class Context:
         name = self.buffer(place.buffer)
         terms = [f"f.{name}"]
         if rowed:
-            row = "(f.id * f.B + r)" if place.buffer in self.loop.copied else "r"
+            row = self.own_row() if place.buffer in self.loop.copied else "r"
             terms.append(f"{row} * {self.row(place.buffer)}")
         if place.offset:
             terms.append(self.offset(place.offset, stage))

@@ -13,7 +13,7 @@ _EARLY = 2  # rows ahead of the present one whose saved values are asked for
 def partial(context: Context, index: int, thread: str = "f.id") -> str:
     """The vector that a thread's units of a row give to a reduction, as it lies in memory."""
     name, heads = context.buffer(context.loop.partial_name(index)), context.low.partial[index].heads
-    row = f"({thread} * f.B + r)"
+    row = context.own_row(thread)
     if heads > 1:
         row = f"({row} * {context.size(f'{name}_heads', heads)} + head)"
     return f"*(vec*)(f.{name} + {row} * VL)"

@@ -38,16 +38,16 @@ def run(context: Context, weights: list[Packed], *, in_place: bool) -> str:
         "                                            : share(B, id, count);",
         "    Team team{shares, id, count, patience};",
         "    Frame f, other;",
-        "    f.B = B;",
+        *(["    f.B = B;"] if context.apart else []),
         "    f.all = f.rows = mine;",
         "    f.next = nullptr;",
         "    f.id = across ? id : 0;",
         "    f.of = across ? count : 1;",
-        "    f.constants = c;",
+        *(["    f.constants = c;"] if context.constants else []),
         *begin,
         *packing,
         "    team.helps = !at || patience == Team::NONE;  // who sees to ends is not overtaken",
-        "    f.added = 0;",
+        *(["    f.added = 0;"] if context.adds_up() else []),
         loop,
         "        f.down = t & 1;",
         "        const long now = reverse ? T - 1 - t : t;",
@@ -203,7 +203,7 @@ class _Run:
         for itself.
         """
         lines, part = list[str](), list[str]()
-        counts = [k for k in range(len(self.context.loop.stages)) if self._adds_up(k)]
+        counts = [k for k in range(len(self.context.loop.stages)) if self.context.adds_up(k)]
         for k, stage in enumerate(self.context.loop.stages):
             if stage.products:
                 part.append(f"stage{k}(f);")
@@ -248,7 +248,7 @@ class _Run:
 
         They follow one another a few rows at a time, for what one writes the next one reads.
         """
-        adds_up = any(self._adds_up(k) for k in numbers)
+        adds_up = any(self.context.adds_up(k) for k in numbers)
         together = _TOGETHER if len(numbers) > 1 else _SUMMED
         return [
             "for (const Frame* g = &f; g; g = g->next)",
@@ -263,17 +263,13 @@ class _Run:
             "    }",
         ]
 
-    def _adds_up(self, number: int) -> bool:
-        stage = self.context.loop.stages[number]
-        return bool(stage.sums) and not stage.products and not stage.alone
-
     def settled(self) -> tuple[str, list[str]]:
         """A function that adds exactly what has been added up since; and what is behind the loop.
 
         Both are nothing where nothing is added up.
         """
         stages = range(len(self.context.loop.stages))
-        totals = [f"    totals{k}(f);" for k in stages if self._adds_up(k)]
+        totals = [f"    totals{k}(f);" for k in stages if self.context.adds_up(k)]
         if not totals:
             return "", []
         function = [

@@ -102,16 +102,17 @@ def _frame(context: Context, weights: list[Packed], in_place: bool) -> str:
             "    void** p;",
             *(f"    const Piece* {w.pointer};\n    long {w.pointer}_count;" for w in weights),
         ]
+    added = "    long added;  // rows that were added up as they are, and not yet exactly"
     return "\n".join([
         "struct Frame {  // what a thread knows at a step",
-        "    long B;",
+        *(["    long B;"] if context.apart else []),
         "    Range all;  // rows of the batch that are this thread's at the step",
         "    Range rows;  // those of them that read the states where this frame says",
         "    const Frame* next;  // of the others, if there are some",
         "    long id, of;  // its share of the units, where threads share those",
         "    bool down;  // from its last tile to its first one",
-        "    long added;  // rows that were added up as they are, and not yet exactly",
-        "    const double* constants;",
+        *([added] if context.adds_up() else []),
+        *(["    const double* constants;"] if context.constants else []),
         *sizes,
         *buffers,
         *packed,
@@ -127,41 +128,56 @@ def _frame(context: Context, weights: list[Packed], in_place: bool) -> str:
 
 
 def _tiles(context: Context, products: Products, count: int) -> str:
-    """A function that goes through the tiles of a thread, each for all its rows."""
+    """A function that goes through the tiles of a thread, and one for the rows of each."""
     number, tile = products.number, products.tile
-    cases = [f"case {r}: {products.call(r)} break;" for r in range(1, tile.rows + 1)]
-    groups = f"ceil_div(f.rows.last - r, {tile.rows})"
     headed = context.headed(number)
-    indent = " " * 16
-    at = "f.down ? mine.last - 1 - (i - mine.first) : i"
-    which = [f"const long tile = {at};"]
-    if headed:
-        which = [f"const long at = {at};", "const long head = at / tiles, tile = at % tiles;"]
-    now = "at" if headed else "tile"
+    which = "at" if headed else "tile"  # of all, or of all of a head
     return "\n".join([
+        *_tile(context, products, count, f"long {which}, Ahead& next"),
         f"static void stage{number}(const Frame& f) {{",
-        f"    alignas(64) REAL out[{tile.rows * count * tile.width} * VL];",
-        f"    const long units = f.W{number}, tiles = ceil_div(units, {vectors(tile.width)});",
+        f"    const long tiles = ceil_div(f.W{number}, {vectors(tile.width)});",
         f"    const Range mine = {_share(context, number)};",
         *_cleared(context, number),
         "    for (long i = mine.first; i < mine.last; i++) {",
         "        // Up and down in turn: what was read last is still in the cache.",
-        *(f"        {line}" for line in which),
-        f"        Ahead next{{i + 1 < mine.last ? f.down ? {now} - 1 : {now} + 1 : {now}}};",
-        "        for (const Frame* some = &f; some; some = some->next) {",
-        "            const Frame& f = *some;",
-        "            for (long r = f.rows.first, n; r < f.rows.last; r += n, next.group++) {",
-        f"                n = ceil_div(f.rows.last - r, {groups});",
-        *(f"{indent}{line}" for line in products.terms()),
-        f"{indent}switch (n) {{",
-        *(f"{indent}{line}" for line in cases),
-        f"{indent}}}",
-        *(f"{indent}{line}" for line in _behind(number, tile.width, headed)),
-        "            }",
-        "        }",
+        f"        const long {which} = f.down ? mine.last - 1 - (i - mine.first) : i;",
+        f"        Ahead next{{i + 1 < mine.last ? f.down ? {which} - 1 : {which} + 1 : {which}}};",
+        f"        for (const Frame* some = &f; some; some = some->next) "
+        f"tile{number}(*some, {which}, next);",
         "    }",
         "}\n",
     ])  # fmt: skip
+
+
+def _tile(context: Context, products: Products, count: int, given: str) -> list[str]:
+    """A function for the rows of a tile: their sums, and what follows from these."""
+    number, tile = products.number, products.tile
+    cases = [f"case {r}: {products.call(r)} break;" for r in range(1, tile.rows + 1)]
+    groups = f"ceil_div(f.rows.last - r, {tile.rows})"
+    headed = context.headed(number)
+    lines = [f"const long units = f.W{number};"]
+    if headed:
+        lines += [
+            f"const long tiles = ceil_div(units, {vectors(tile.width)});",
+            "const long head = at / tiles, tile = at % tiles;",
+        ]
+    body = [
+        f"n = ceil_div(f.rows.last - r, {groups});",
+        *products.terms(),
+        "switch (n) {",
+        *cases,
+        "}",
+        *_behind(number, tile.width, headed),
+    ]
+    return [
+        f"INLINE void tile{number}(const Frame& f, {given}) {{",
+        f"    alignas(64) REAL out[{tile.rows * count * tile.width} * VL];",
+        *(f"    {line}" for line in lines),
+        "    for (long r = f.rows.first, n; r < f.rows.last; r += n, next.group++) {",
+        *(f"        {line}" for line in body),
+        "    }",
+        "}\n",
+    ]
 
 
 def _behind(number: int, width: int, headed: bool) -> list[str]:
