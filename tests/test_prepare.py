@@ -1,7 +1,7 @@
 """`compile`: afterwards no compiler runs, and nothing else has changed."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -27,9 +27,9 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     texts: list[str] = []
     toolchain, compile_library = Toolchain(), compiler.compile_library
 
-    def noted(found: Any, isa: Any, source: str, folder: Path) -> Path:
+    def noted(found: Any, isa: Any, source: str, folder: Path, objects: Sequence[Path]) -> Path:
         texts.append(source)
-        return compile_library(found, isa, source, folder)
+        return compile_library(found, isa, source, folder, objects)
 
     monkeypatch.setenv("FLEXRNN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(compiler, "OPTIONS", tuple(o for o in compiler.OPTIONS if o != "-O2"))

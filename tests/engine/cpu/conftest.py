@@ -65,9 +65,10 @@ def changed() -> Callable[[str, str], tuple[Callable[[str], Any], list[int]]]:
     def change(right: str, instead: str) -> tuple[Callable[[str], Any], list[int]]:
         planted: list[int] = []
 
-        def library(text: str) -> Any:
-            planted.append(text.count(right))
-            return toolchain.library(text.replace(right, instead))
+        def library(text: str, common: str = "") -> Any:
+            planted.append(text.count(right) + common.count(right))
+            texts = (each.replace(right, instead) for each in (text, common))
+            return toolchain.library(next(texts), common=next(texts))
 
         return library, planted
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import flexrnn
-from flexrnn.engine.cpu import outer, plan
+from flexrnn.engine.cpu import cpp, outer, plan
 from flexrnn.engine.cpu.build import compiler
 from flexrnn.engine.cpu.build.isa import ISAS, Isa
 from flexrnn.engine.cpu.outer import Outer, multiply
@@ -150,7 +150,7 @@ def test_matrices_whose_numbers_are_apart() -> None:
 
 @pytest.mark.usefixtures("own", "anew")
 def test_a_layer_falls_back_before_it_has_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def library(*_: Any) -> Any:
+    def library(*_: Any, **__: Any) -> Any:
         raise CannotRunError("no products here")
 
     monkeypatch.setattr(outer, "library", library)
@@ -190,9 +190,9 @@ def test_a_fault_is_noticed(monkeypatch: pytest.MonkeyPatch, fault: str) -> None
     right, wrong = FAULTS[fault]
     compiled = outer.library
 
-    def library(text: str, isa: Isa) -> Any:
+    def library(text: str, isa: Isa, **rest: str) -> Any:
         assert right in text
-        return compiled(text.replace(right, wrong), isa)
+        return compiled(text.replace(right, wrong), isa, **rest)
 
     monkeypatch.setattr(outer, "library", library)
 
@@ -251,7 +251,7 @@ def ran(
                 "          threads.emplace_back(part); }\n"
                 "      for (std::thread& thread : threads) thread.join(); }"
             )
-        text = outer._text(real, isa)
+        text = outer._text(real, isa) + cpp.definitions()
         assert right in text
         changed = text.replace(right, wrong) if right else text
         done = sanitized.run([changed, MEMORY], calls, sanitizer, isa, tmp_path)

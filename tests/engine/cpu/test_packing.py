@@ -8,7 +8,7 @@ import pytest
 
 from flexrnn.engine.cpu.build import compiler
 from flexrnn.engine.cpu.build.isa import Isa
-from flexrnn.engine.cpu.cpp import prologue
+from flexrnn.engine.cpu.cpp import definitions, prologue
 
 from .sanitized import MEMORY
 
@@ -74,7 +74,7 @@ def test_as_it_was(
         pytest.skip(f"no {command} here")
     monkeypatch.setenv("CXX", command)
     flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"] if sanitizers else []
-    source = prologue(real, isa) + MEMORY + DRIVER
+    source = prologue(real, isa) + definitions() + MEMORY + DRIVER
     driver = compiler.compile_program(compiler.find(), isa, source, tmp_path, *flags)
     ran = subprocess.run([driver], capture_output=True, text=True, check=False)
     assert (ran.stdout, ran.stderr, ran.returncode) == ("well\n", "", 0)

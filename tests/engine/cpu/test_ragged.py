@@ -159,9 +159,9 @@ FAULTS = {
 def test_a_wrong_line_of_cpp_is_noticed(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     compiled, (right, wrong) = kernel.library, FAULTS[fault]
 
-    def library(text: str) -> Any:
+    def library(text: str, **rest: Any) -> Any:
         assert right in text
-        return compiled(text.replace(right, wrong))
+        return compiled(text.replace(right, wrong), **rest)
 
     monkeypatch.setattr(kernel, "library", library)
     monkeypatch.setattr(plan, "_known", WeakKeyDictionary())

@@ -145,7 +145,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
         noted.append(Call(source, self, dict(memory), steps, areas))
 
     class Nothing:
-        def __init__(self, text: str):
+        def __init__(self, *_: str, **__: str):
             self.run = self
 
     monkeypatch.setattr(Area, "__init__", new_area)
@@ -163,7 +163,7 @@ def program(
     calls: list[Call], change: Callable[[str], str], patience: str
 ) -> tuple[list[str], list[str]]:
     """C++ of every loop once, in a namespace of its own, and of all calls."""
-    runtime = cpp.prologue("float", machine())
+    runtime = cpp.prologue("float", machine()) + cpp.definitions()
     for right, wrong in () if patience == "0" else MEETINGS:
         assert right in runtime
         runtime = runtime.replace(right, wrong)

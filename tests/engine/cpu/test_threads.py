@@ -208,8 +208,8 @@ def test_a_call_lets_other_python_threads_run(monkeypatch: pytest.MonkeyPatch) -
     class Watched:
         """A library whose `run` notes how far the other thread has come meanwhile."""
 
-        def __init__(self, text: str):
-            self._run: Any = compiled(text).run
+        def __init__(self, text: str, **rest: Any):
+            self._run: Any = compiled(text, **rest).run
 
         @property
         def run(self) -> Any:

@@ -25,6 +25,8 @@ from flexrnn.engine.step import CannotRunError, NotAgainError
 
 SEVEN = 'extern "C" __attribute__((visibility("default"))) int answer() { return 7; }\n'
 EIGHT = SEVEN.replace("7", "8")
+NINE = "int nine() { return 9; }\n"  # what several libraries call
+CALLS = "int nine();\n" + SEVEN.replace("7", "nine()")
 PROGRAM = f"""
 from flexrnn.engine.cpu.build.toolchain import library
 print(library({SEVEN!r}).answer())
@@ -154,6 +156,29 @@ def test_a_damaged_library_is_made_anew(folder: Path, damage: str) -> None:
     entry.write_bytes(new)
     assert Toolchain().library(SEVEN).answer() == 7
     assert entry.read_bytes() != new
+
+
+def test_what_libraries_have_in_common_is_compiled_once(
+    folder: Path, compiler_script: Path
+) -> None:
+    become(compiler_script, GXX)
+    toolchain = Toolchain()
+    assert toolchain.library(CALLS, common=NINE).answer() == 9
+    assert entries(folder) == [".o", ".so"]
+    before = calls(compiler_script)
+    assert toolchain.library(f"{CALLS}// another\n", common=NINE).answer() == 9
+    assert calls(compiler_script) == before + 2  # compiled and linked
+    assert toolchain.library(CALLS, common=NINE.replace("9", "10")).answer() == 10
+
+
+def test_what_is_common_and_damaged_is_made_anew(folder: Path) -> None:
+    Toolchain().library(CALLS, common=NINE)
+    (entry,) = folder.glob("*.o")
+    content = bytearray(entry.read_bytes())
+    content[len(content) // 2] ^= 1
+    entry.write_bytes(content)
+    assert Toolchain().library(f"{CALLS}// another\n", common=NINE).answer() == 9
+    assert entry.read_bytes() != content
 
 
 def test_no_compiler_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -313,7 +338,7 @@ def test_a_loop_that_failed_is_not_written_again(monkeypatch: pytest.MonkeyPatch
     """Under `auto` every call would otherwise lower its program, only to be told the same."""
     asked: list[str] = []
 
-    def library(text: str) -> None:
+    def library(text: str, **_: str) -> None:
         asked.append(text)
         raise NotAgainError("the compiler has not ended")
 

@@ -64,6 +64,19 @@ def prologue(real: str, isa: Isa, names: Sequence[str] = _LOOP) -> str:
     lanes = isa.vector_bytes // size
     defined = f"#define REAL {real}\n#define INT {integer}\n#define VL {lanes}\n"
     defined += f"#define HINTS {int(hints())}\n"
+    return "\n".join((defined, *map(_read, names)))
+
+
+def common(real: str, isa: Isa) -> str:
+    """What loops call that is the same for every cell: the text of an object to link with them."""
+    return prologue(real, isa, ("vector.h", "loop.h", "weights.h")) + definitions()
+
+
+def definitions() -> str:
+    """What weights.h declares, to stand somewhere behind it."""
+    return _read("weights.cpp")
+
+
+def _read(name: str) -> str:
     folder = resources.files("flexrnn.engine.cpu") / "runtime"
-    texts = ((folder / name).read_text(encoding="utf-8") for name in names)
-    return "\n".join((defined, *texts))
+    return (folder / name).read_text(encoding="utf-8")

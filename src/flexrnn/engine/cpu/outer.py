@@ -185,6 +185,7 @@ def _text(real: str, isa: Isa) -> str:
 
 @cache
 def _run(dtype: torch.dtype, isa: Isa) -> Callable[..., Any]:
-    run = library(_text(_REAL[dtype], isa), isa).run
+    real = _REAL[dtype]
+    run = library(_text(real, isa), isa, common=cpp.common(real, isa)).run
     run.argtypes, run.restype = [ctypes.c_void_p] * 2 + [ctypes.c_int], None
     return run

@@ -1,8 +1,9 @@
 """Compiled libraries on disk: a private folder, whole files only, and not too many of them.
 
-An entry is a library followed by a digest of its bytes and its key, which the loader does not look
-at. It is written under another name and then renamed, so that an entry is whole or not there;
-where a disk or a crash has eaten a part of one, the digest says so.
+An entry is a library, or an object that is linked with several, and behind it a digest of its bytes
+and its key, at which neither loader nor linker looks. It is written under another name and then
+renamed, so that an entry is whole or not there; where a disk or a crash has eaten a part of one,
+the digest says so.
 """
 
 import atexit
@@ -92,18 +93,18 @@ def building(where: Path) -> Iterator[Path]:
 
 
 def put(where: Path, key: str, library: Path) -> Path:
-    """Make a library that lies in a build folder an entry."""
+    """Make a library or an object that lies in a build folder an entry."""
     content = library.read_bytes()
     library.write_bytes(content + _digest(key, content))
-    entry = where / f"{key}.so"
+    entry = where / f"{key}{library.suffix}"
     library.replace(entry)
     sweep(where, keep=entry)
     return entry
 
 
-def get(where: Path, key: str) -> Path | None:
+def get(where: Path, key: str, suffix: str = ".so") -> Path | None:
     """The entry of a key where it is there and whole; what is left of another is removed."""
-    entry = where / f"{key}.so"
+    entry = where / f"{key}{suffix}"
     try:
         content = entry.read_bytes()
         if content[-_DIGEST_BYTES:] != _digest(key, content[:-_DIGEST_BYTES]):
@@ -128,7 +129,7 @@ def sweep(where: Path, keep: Path, maximum: int = MAXIMUM_BYTES) -> None:
             found = path.lstat()
             if path.name.startswith(_BUILD) and found.st_mtime < time.time() - _ABANDONED_SECONDS:
                 shutil.rmtree(path, ignore_errors=True)
-            elif path.suffix == ".so":
+            elif path.suffix in (".so", ".o"):
                 entries.append((path != keep, -found.st_mtime, found.st_size, path))
     total = 0
     for _, _, size, path in sorted(entries):  # `keep`, then the newest

@@ -31,7 +31,7 @@ class Toolchain:
         self._lock = threading.Lock()
         self._making: dict[tuple[str, str], threading.Lock] = {}  # held while one is made
 
-    def library(self, source: str, isa: Isa | None = None) -> ctypes.CDLL:
+    def library(self, source: str, isa: Isa | None = None, common: str = "") -> ctypes.CDLL:
         """The shared library of C++ text; compiled where no process has done so before.
 
         Several threads may call it at once. What has failed is not tried again.
@@ -39,6 +39,7 @@ class Toolchain:
         Args:
             source: the whole text; it contains the graph and the dtype.
             isa: the instructions to compile for; those of this machine by default.
+            common: text of what it calls, and other libraries, too: compiled once for all of them.
 
         Raises:
             CannotRunError: this is not Linux, or the instructions are not known here.
@@ -48,7 +49,7 @@ class Toolchain:
         if sys.platform != "linux":
             raise CannotRunError(f"generated code: expected Linux, got {sys.platform}")
         isa = isa or machine()
-        key = (source, isa.name)
+        key = (common + source, isa.name)
         with self._lock:
             making = self._making.setdefault(key, threading.Lock())
         with making:
@@ -57,7 +58,7 @@ class Toolchain:
             if failure := self._unusable or self._failures.get(key):
                 raise NotAgainError(failure)
             try:
-                self._libraries[key] = _library(source, isa)
+                self._libraries[key] = _library(source, isa, common)
             except compiler.UnusableError as error:
                 if self._libraries:  # it was of use before; this source takes it too long, say
                     self._failures[key] = str(error)
@@ -73,20 +74,20 @@ class Toolchain:
 library = Toolchain().library
 
 
-def _library(source: str, isa: Isa) -> ctypes.CDLL:
+def _library(source: str, isa: Isa, common: str) -> ctypes.CDLL:
     found = compiler.find()
-    key = cache_key(source, isa, found)
     try:
-        return _from(cache.folder(), key, source, isa, found)
+        return _from(cache.folder(), source, isa, found, common)
     except OSError as error:  # read-only, full, not to be loaded from, ...
         first = error
     try:
-        return _from(cache.temporary(), key, source, isa, found)
+        return _from(cache.temporary(), source, isa, found, common)
     except OSError as second:
         raise CannotRunError(f"no folder for compiled libraries: {first}; {second}") from None
 
 
-def _from(where: Path, key: str, source: str, isa: Isa, found: compiler.Compiler) -> ctypes.CDLL:
+def _from(where: Path, source: str, isa: Isa, found: compiler.Compiler, common: str) -> ctypes.CDLL:
+    key = cache_key(common + source, isa, found)
     if entry := cache.get(where, key):
         try:
             return ctypes.CDLL(str(entry))
@@ -95,12 +96,21 @@ def _from(where: Path, key: str, source: str, isa: Isa, found: compiler.Compiler
                 raise
     with cache.building(where) as folder:
         try:
-            made = compiler.compile_library(found, isa, source, folder)
+            objects = [_object(where, common, isa, found, folder)] if common else []
+            made = compiler.compile_library(found, isa, source, folder, objects)
         except CannotRunError:
             cache.check_room(folder)  # the compiler's own words about a full disk differ
             raise
         entry = cache.put(where, key, made)
     return ctypes.CDLL(str(entry))
+
+
+def _object(where: Path, common: str, isa: Isa, found: compiler.Compiler, folder: Path) -> Path:
+    """The object of what libraries have in common; compiled in a folder where it is not there."""
+    key = cache_key(common, isa, found)
+    if entry := cache.get(where, key, ".o"):
+        return entry
+    return cache.put(where, key, compiler.compile_object(found, isa, common, folder, "common"))
 
 
 def cache_key(source: str, isa: Isa, found: compiler.Compiler) -> str:

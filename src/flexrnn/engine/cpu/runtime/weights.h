@@ -9,75 +9,14 @@ struct Piece {
 // out[n] += sum over k of a[k] * w[n * column + k], for R rows of a and of out: a weight whose
 // columns lie in one piece each.
 template <int R>
-ALONE void add_dots(REAL* out, long apart, const REAL* a, long row, const REAL* w, long K,
-                    long column, int units) {
-    constexpr int AT_ONCE = R > 2 ? 2 : 8 / R;  // columns: to hide how long a multiply-add takes
-    const long whole = K / VL * VL;
-    const int rest = int(K - whole);
-    for (int n = 0; n < units; n += AT_ONCE) {
-        vec sums[R][AT_ONCE] = {};
-        const int some = int(least(AT_ONCE, units - n));
-        const REAL* from[AT_ONCE];  // where fewer are left, the last is read several times
-        for (int j = 0; j < AT_ONCE; j++) from[j] = w + (n + least(j, some - 1)) * column;
-        for (long k = 0; k < whole; k += VL) {
-            vec weights[AT_ONCE];
-#pragma GCC unroll 8
-            for (int j = 0; j < AT_ONCE; j++) weights[j] = load<false>(from[j] + k);
-#pragma GCC unroll 8
-            for (int i = 0; i < R; i++) {
-                const vec x = load<false>(a + i * row + k);
-#pragma GCC unroll 8
-                for (int j = 0; j < AT_ONCE; j++) sums[i][j] += x * weights[j];
-            }
-        }
-        if (rest) {
-#pragma GCC unroll 8
-            for (int i = 0; i < R; i++) {
-                const vec x = load<true>(a + i * row + whole, rest);
-#pragma GCC unroll 8
-                for (int j = 0; j < AT_ONCE; j++)
-                    sums[i][j] += x * load<true>(from[j] + whole, rest);
-            }
-        }
-#pragma GCC unroll 8
-        for (int i = 0; i < R; i++)
-#pragma GCC unroll 8
-            for (int j = 0; j < AT_ONCE; j++)
-                if (j < some) out[i * apart + n + j] += sum(sums[i][j]);
-    }
-}
+void add_dots(REAL* out, long apart, const REAL* a, long row, const REAL* w, long K, long column,
+              int units);
 
 // out[n] += sum over k of a[k] * w[k * next + n], likewise: a weight whose rows lie in one piece
 // each.
 template <int R>
-ALONE void add_rows(REAL* out, long apart, const REAL* a, long row, const REAL* w, long K,
-                    long next, int units) {
-    constexpr int AT_ONCE = R > 2 ? 2 : 4 / R;  // of k
-    vec sums[R][AT_ONCE] = {};
-    long k = 0;
-    if (units == VL) {
-        for (; k + AT_ONCE <= K; k += AT_ONCE) {
-#pragma GCC unroll 8
-            for (int j = 0; j < AT_ONCE; j++) {
-                const vec weight = load<false>(w + (k + j) * next);
-#pragma GCC unroll 8
-                for (int i = 0; i < R; i++) sums[i][j] += broadcast(a[i * row + k + j]) * weight;
-            }
-        }
-    }
-    for (; k < K; k++) {
-        const vec weight = load<true>(w + k * next, units);
-#pragma GCC unroll 8
-        for (int i = 0; i < R; i++) sums[i][0] += broadcast(a[i * row + k]) * weight;
-    }
-#pragma GCC unroll 8
-    for (int i = 0; i < R; i++) {
-        vec total = sums[i][0];
-#pragma GCC unroll 8
-        for (int j = 1; j < AT_ONCE; j++) total += sums[i][j];
-        *(vec*)(out + i * apart) += total;
-    }
-}
+void add_rows(REAL* out, long apart, const REAL* a, long row, const REAL* w, long K, long next,
+              int units);
 
 // A product of a tile's rows with a weight as it lies in memory, for calls of so few steps and rows
 // that laying it out anew would take longer.
@@ -150,55 +89,9 @@ template <int PANEL> INLINE void hint(const REAL* w, const REAL* ahead) {
 
 // K values of k of `width` columns of a weight whose rows lie in one piece each; 0 behind those that
 // are there.
-static void pack_rows(REAL* into, long stride, const REAL* from, long row, long K, long there,
-                      int width) {
-    const long whole = there / VL * VL;
-    for (long k = 0; k < K; k++, from += row, into += stride) {
-        long j = 0;
-        for (; j < whole; j += VL) *(vec*)(into + j) = load<false>(from + j);
-        for (; j < width; j += VL)
-            *(vec*)(into + j) = load<true>(from + j, int(most(there - j, 0)));
-    }
-}
-
-// Likewise, of one whose columns do: squares of VL by VL are transposed.
-static void pack_columns(REAL* into, long stride, const REAL* from, long column, long K, long there,
-                         int width) {
-    for (long j = 0; j < width; j += VL, from += VL * column, into += VL) {
-        const long some = least(VL, there - j);
-        for (long k = 0; k < K; k += VL) {
-            const long deep = least(VL, K - k);
-            vec v[VL];
-            if (some == VL && deep == VL) {
-#pragma GCC unroll 16
-                for (int i = 0; i < VL; i++) v[i] = load<false>(from + i * column + k);
-            } else {
-                for (int i = 0; i < VL; i++)
-                    v[i] = i < some ? load<true>(from + i * column + k, int(deep)) : vec{};
-            }
-            transpose(v);
-#pragma GCC unroll 16
-            for (int i = 0; i < VL; i++)
-                if (i < deep) *(vec*)(into + (k + i) * stride) = v[i];
-        }
-    }
-}
+void pack_rows(REAL* into, long stride, const REAL* from, long row, long K, long there, int width);
 
 // Columns of a weight, so that a tile of a product reads memory in order: for each k, the tile's
 // `width` columns of every block.
-static void pack(REAL* out, void** p, const Piece* pieces, long count, long head, int blocks,
-                 long unit, long units, int width) {
-    const long there = least(width, units - unit), stride = long(blocks) * width;
-    for (long i = 0; i < count; i++) {
-        const Piece& piece = pieces[i];
-        const long row = piece.row, column = piece.column, K = piece.last - piece.first;
-        const REAL* from = (const REAL*)p[piece.pointer] + head * piece.head + unit * column;
-        REAL* into = out + piece.first * stride + piece.block * width;
-        if (column == 1) pack_rows(into, stride, from, row, K, there, width);
-        else if (row == 1) pack_columns(into, stride, from, column, K, there, width);
-        else
-            for (long k = 0; k < K; k++)
-                for (long j = 0; j < width; j++)
-                    into[k * stride + j] = j < there ? from[k * row + j * column] : 0;
-    }
-}
+void pack(REAL* out, void** p, const Piece* pieces, long count, long head, int blocks, long unit,
+          long units, int width);
