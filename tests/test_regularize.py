@@ -166,6 +166,7 @@ def test_weight_drop_drops_recurrent_weights_once_a_call(engine: str) -> None:
     assert_close(gradients[0], gradients[1], rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("by_reference")  # with which the next test compares every engine
 @pytest.mark.parametrize(("cell", "own"), ALL)
 def test_evaluation_knows_neither_dropout(cell: Any, own: dict[str, Any]) -> None:
     hidden = {} if cell in (cells.NaiveLSTMCell, cells.ArticlePeepholeLSTMCell) else {
@@ -211,9 +212,9 @@ def test_engines_give_the_same_numbers_and_a_seed_repeats_them(
         assert_close(again, other, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("engine", ["reference", "cpu"], indirect=True)
+@pytest.mark.usefixtures("by_reference")  # whose gradients those of every engine are, as above
 @pytest.mark.parametrize(("cell", "own"), ALL)
-def test_finite_differences_agree(cell: Any, own: dict[str, Any], engine: str) -> None:
+def test_finite_differences_agree(cell: Any, own: dict[str, Any]) -> None:
     hidden = {} if cell in (cells.NaiveLSTMCell, cells.ArticlePeepholeLSTMCell) else {
         "weight_drop": 0.2
     }  # fmt: skip

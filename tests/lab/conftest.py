@@ -2,14 +2,17 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from flexrnn.lab import compare, speed
 from flexrnn.lab.cli import app
 
+CHARACTERS = 20  # of what a trained model writes
 SMALL = {"--steps": "4", "--hidden": "5", "--seq": "12", "--batch": "3"}
 
 
@@ -31,7 +34,10 @@ def invoke(text: Path) -> Callable[..., Result]:
         for name, value in defaults.items():
             if name not in given:
                 given += [name, value]
-        return CliRunner().invoke(app, ["compare", *given])
+        with pytest.MonkeyPatch.context() as patch:  # nobody reads these times and texts
+            patch.setattr(compare, "SAMPLE", CHARACTERS)
+            patch.setattr(speed, "measure", partial(speed.measure, rounds=speed.FEWEST_ROUNDS))
+            return CliRunner().invoke(app, ["compare", *given])
 
     return call
 

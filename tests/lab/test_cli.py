@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,11 @@ import torch
 from torch import nn
 from typer.testing import CliRunner, Result
 
-from flexrnn.lab import compare, results, speed, table
+from flexrnn.lab import compare, results, table
 from flexrnn.lab.cli import app
 from flexrnn.lab.table import Entry
+
+from .conftest import CHARACTERS
 
 Invoke = Callable[..., Result]
 Found = Callable[..., dict[str, Any]]
@@ -85,7 +86,7 @@ def test_the_json_has_all_numbers(whole: tuple[str, dict[str, Any], str]):
         assert len(row["curve"]) == 5
         assert row["bits_per_character"] > 0
         assert row["characters_per_second"] > 0
-        assert len(row["sample"]) == 400
+        assert len(row["sample"]) == CHARACTERS
     assert [cell["key"] for cell in found["gates"]["cells"]] == ["vectorized", "peephole"]
     for cell in found["gates"]["cells"]:
         assert sorted(cell["units"]) == list(range(5))
@@ -243,11 +244,7 @@ def test_a_new_line_in_the_table_appears_in_all_parts(
     assert "no pictures of its inside" in page
 
 
-def test_every_cell_of_the_table_runs_through_all_parts(
-    tmp_path: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(compare, "SAMPLE", 20)
-    monkeypatch.setattr(speed, "measure", partial(speed.measure, rounds=1))
+def test_every_cell_of_the_table_runs_through_all_parts(tmp_path: Path, invoke: Invoke):
     keys = [entry.key for entry in table.TABLE]
     result = invoke("--cells", ",".join(keys), "--out", tmp_path)
     assert result.exit_code == 0, result.output
@@ -349,7 +346,7 @@ def interrupt_after(process: subprocess.Popen[str], said: str) -> tuple[str, str
 
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT to a process")
 def test_ctrl_c_while_training_keeps_whole_and_half_trained_cells(tmp_path: Path, text: Path):
-    process = start(tmp_path, text, "--only", "same,learning")
+    process = start(tmp_path, text, "--only", "same,learning", "--steps", "300")
     rest, errors = interrupt_after(process, "Naive: ")
     assert process.returncode == 130
     assert errors == ""
@@ -357,9 +354,9 @@ def test_ctrl_c_while_training_keeps_whole_and_half_trained_cells(tmp_path: Path
     r = json.loads((tmp_path / "results.json").read_text())
     assert r["state"] == "interrupted"
     assert r["agreement"]
-    assert r["learning"][0]["steps"] == 1000
+    assert r["learning"][0]["steps"] == 300
     assert r["learning"][0]["sample"]
-    assert len(r["learning"]) < 4 or r["learning"][-1]["steps"] < 1000
+    assert len(r["learning"]) < 4 or r["learning"][-1]["steps"] < 300
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "results.json"]
 
 
