@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from flexrnn.engine import autocast
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
 from flexrnn.engine.step import make_exportable
-from flexrnn.no_gates import NoGates
 
 
 class Cell(nn.Module):
@@ -31,7 +30,7 @@ class Cell(nn.Module):
             wide as `state_sizes` says. A cell whose state has one field takes and returns the
             bare tensor outside `step`.
         gates: names of the row blocks that are stacked in `weight_ih`, `weight_hh` and the biases,
-            in order; read by initialisers. May stay empty.
+            in order; read by initialisers. May be left out, or be a submodule.
         torch_equivalent: `"lstm"`, `"gru"` or `"rnn"` where torch has a kernel of its own for
             exactly this function; lost by a subclass that overrides `step`.
 
@@ -62,7 +61,7 @@ class Cell(nn.Module):
     """
 
     State: ClassVar[type[tuple[Tensor, ...]]]
-    gates: ClassVar[tuple[str, ...]] = NoGates()
+    gates: ClassVar[tuple[str, ...]]  # without a value, which would hide a submodule of this name
     torch_equivalent: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

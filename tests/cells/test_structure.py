@@ -71,7 +71,7 @@ def test_the_facts_cover_every_cell() -> None:
 
 @pytest.mark.parametrize("cell", ALL)
 def test_gates_and_torchs_equivalent_are_declared(cell: Any) -> None:
-    assert (cell.gates, cell.torch_equivalent) == FACTS[cell][:2]
+    assert (getattr(cell, "gates", ()), cell.torch_equivalent) == FACTS[cell][:2]
 
 
 @pytest.mark.parametrize("cell", ALL)
@@ -129,7 +129,7 @@ def test_tap_is_given_the_gates_that_the_update_uses(cell: Any) -> None:
     old = tuple(torch.randn(B, H, dtype=torch.float64) for _ in cell.State._fields)
     instance = Tapped(I, H, dtype=torch.float64)
     new = instance.step(torch.randn(B, I, dtype=torch.float64), cell.State(*old))
-    assert set(taps) == set(cell.gates or IFGO)
+    assert set(taps) == set(getattr(cell, "gates", IFGO))
     if cell in LSTMS:
         expected, got = taps["f"] * old[1] + taps["i"] * taps["g"], new.c
     else:

@@ -16,6 +16,7 @@ import flexrnn
 from flexrnn import cells
 from flexrnn.engine import scan
 
+from .gated import GatedCell, GatesCell
 from .rotated import RotatedCell
 
 T, B, I, H = 5, 3, 2, 4
@@ -57,6 +58,8 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "article": flexrnn.ArticlePeepholeLSTM,
     "layer norm": flexrnn.LayerNormLSTM,
     "made ahead": partial(flexrnn.FlexRNN, RotatedCell),
+    "a module `gates`": partial(flexrnn.FlexRNN, GatedCell),
+    "a parameter `gates`": partial(flexrnn.FlexRNN, GatesCell),
     "zoneout": partial(flexrnn.LSTM, zoneout=0.3),
     "recurrent dropout": partial(flexrnn.LSTM, recurrent_dropout=0.3),
     "weight drop": partial(flexrnn.LSTM, weight_drop=0.3),
@@ -285,6 +288,43 @@ def test_a_step_that_is_no_program_is_unrolled_with_a_warning() -> None:
     assert graphs.scans == [0]
     with flexrnn.backend("reference"):
         assert_close(got, flexrnn.scan(sort, torch.zeros(B, H).double(), x)[0])
+
+
+class Unseen:
+    """A descriptor that leaves an attribute to `Module.__getattr__`, which Dynamo does not see."""
+
+    def __get__(self, cell: object, owner: type) -> Any:
+        raise AttributeError
+
+
+class BrokenCell(cells.RNNCell):
+    """Its step is one that Dynamo does not follow to the end."""
+
+    scale = Unseen()
+
+    def __init__(self, input_size: int, hidden_size: int, *, breaks: str, **options: Any):
+        super().__init__(input_size, hidden_size, **options)
+        self.breaks = breaks
+        self.scale = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+    def step(self, x: Tensor, state: cells.HiddenState) -> cells.HiddenState:
+        if self.breaks == "a branch" and state.h.sum() > 1e9:
+            raise ValueError
+        if self.breaks == "a call":
+            torch._dynamo.graph_break()
+        if self.breaks == "a descriptor":
+            x = x * self.scale
+        return super().step(x, state)
+
+
+@pytest.mark.filterwarnings("ignore:__bool__ cannot be compiled")
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # of Dynamo's looking
+@pytest.mark.parametrize("breaks", ["a branch", "a call", "a descriptor"])
+def test_a_step_that_breaks_the_graph(breaks: str) -> None:
+    broken = flexrnn.FlexRNN(BrokenCell, I, H, dtype=torch.float64, breaks=breaks)
+    for layer in (broken, flexrnn.GRU(I, H, dtype=torch.float64)):  # and one that follows
+        x = sequence()
+        assert_close(torch.compile(layer, backend="aot_eager")(x)[0], layer(x)[0])
 
 
 def test_a_transform_inside_a_compiled_function() -> None:

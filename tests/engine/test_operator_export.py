@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 import flexrnn
 
+from .gated import GatedCell
 from .rotated import RotatedCell
 
 T, B, I, H = 5, 3, 2, 4
@@ -31,6 +32,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "GRU": flexrnn.GRU,
     "layer norm": flexrnn.LayerNormLSTM,
     "made ahead": partial(flexrnn.FlexRNN, RotatedCell),
+    "a module `gates`": partial(flexrnn.FlexRNN, GatedCell),
 }
 
 

@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# What `torch.compiler.disable` sets has no public name, and that function imports Dynamo.
 """A step run by its program, outside of Dynamo."""
 
 from collections.abc import Sequence
@@ -6,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch._C._dynamo import eval_frame
 
 from flexrnn.engine import autocast, native, operator, reference
 from flexrnn.engine.compiler.graph import Graph
@@ -74,6 +77,11 @@ def run(
         results = tuple(operator.scan(text, engine, reverse, fields, decided.complete(row))[:ends])
     history, final = results[: len(fields)], results[len(fields) :]
     return history, type(state)(*final) if hasattr(state, "_fields") else final
+
+
+# Where Dynamo breaks a graph above, it would take up what is called here piece by piece.
+_SKIP = eval_frame._FrameAction.SKIP
+eval_frame.set_code_exec_strategy(run.__code__, eval_frame._FrameExecStrategy(_SKIP, _SKIP))
 
 
 def ready(

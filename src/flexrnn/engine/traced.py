@@ -80,7 +80,8 @@ def specialize(on: bool) -> str:
     """Let Dynamo guard every number by its value: it does not see that the program depends on it.
 
     Should the step raise in between, the next call switches it off; until then it costs no more
-    than compilations.
+    than compilations. Where the step breaks the graph, Dynamo switches it off once for every try to
+    follow the rest.
     """
     config = torch._dynamo.config
     for name in ("specialize_float", "specialize_int"):
@@ -88,7 +89,7 @@ def specialize(on: bool) -> str:
             _usual.setdefault(name, getattr(config, name))
             setattr(config, name, True)
         else:
-            setattr(config, name, _usual.pop(name))
+            setattr(config, name, _usual.pop(name, getattr(config, name)))
     return ""
 
 
