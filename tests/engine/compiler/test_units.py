@@ -119,6 +119,16 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "units of a weight": lambda c, x, h: h[:, :2] @ c.V[[2, 0]] + h @ c.U[:, c.places] + x @ c.W,
     "cumsum": lambda c, x, h: (x @ c.W + h).softmax(-1).cumsum(-1) - h.cumsum(1),
     "cumsum over heads": lambda c, x, h: halves(h).cumsum(1).flatten(1) + x @ c.W,
+    "cumsum of other axes": lambda c, x, h: h.T.cumsum(0).T + h.clone().cumsum_(1) + x @ c.W,
+    "cumulative_trapezoid": lambda c, x, h: (
+        F.pad(torch.cumulative_trapezoid(h * c.b), (1, 0)) + x @ c.W
+        + F.pad(torch.cumulative_trapezoid(h, c.U.cumsum(1)[0], dim=1), (0, 1))
+        + torch.cumulative_trapezoid(halves(h), halves(h).square(), dim=1).flatten(1).repeat(1, 2)
+        + torch.cumulative_trapezoid(halves(h), dx=0.5, dim=-2).flatten(1).repeat(1, 2)
+    ),
+    "cumulative_trapezoid of other axes": lambda c, x, h: (
+        F.pad(torch.cumulative_trapezoid(h.T, dim=0).T, (0, 1)) + x @ c.W
+    ),
     "cumsum of a weight": lambda c, x, h: h @ c.U.cumsum(0) + x @ c.W,
     "repeat": lambda c, x, h: h[:, :1].repeat(1, 4) + x @ c.W,
     "expand": lambda c, x, h: h * c.b.expand_as(h) + c.single.expand(x.shape[0], 4) + x @ c.W,

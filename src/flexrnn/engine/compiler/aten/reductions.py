@@ -97,15 +97,27 @@ def _prod(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False, **kwargs:
     return b.reshape(product, _left(b.shape(a), axes, keepdim))
 
 
-@handles(HANDLERS, "cumprod")
-def _cumprod(b: Builder, a: Ref, dim: int, **kwargs: Any) -> Ref:
-    axis = b.axis(a, dim)
-    if (size := int(b.shape(a)[axis])) > MOST:
-        raise Unsupported(
-            f"it multiplies {size} numbers, of which a program has {MOST} at the most"
-        )
-    products = accumulate(map(Ref, places(b.graph, a, axis)), lambda x, y: b.op("mul", x, y))
-    return b.concat([*products], axis)
+def _accumulated(name: str, verb: str) -> Callable[..., Ref]:
+    """What an operation makes of the places of one axis in turn."""
+
+    def accumulated(b: Builder, a: Ref, dim: int, **kwargs: Any) -> Ref:
+        axis = b.axis(a, dim)
+        if name == "add" and BATCH not in b.shape(a):
+            raise Unsupported("it adds up what is the same for all rows, which torch does ahead")
+        if (size := int(b.shape(a)[axis])) > MOST:
+            raise Unsupported(
+                f"it {verb} {size} numbers, of which a program has {MOST} at the most"
+            )
+        made = accumulate(map(Ref, places(b.graph, a, axis)), lambda x, y: b.op(name, x, y))
+        return b.concat([*made], axis)
+
+    return accumulated
+
+
+HANDLERS |= {
+    "cumprod": _accumulated("mul", "multiplies"),
+    "cumsum": _accumulated("add", "adds up"),  # inside another of torch's; else it is spelt
+}
 
 
 def _running(no_better: str) -> Callable[..., list[Ref]]:
@@ -303,7 +315,7 @@ def _logsumexp(b: Builder, a: Ref, dims: Any, keepdim: bool = False) -> Ref:
 # Which operand names the axes.
 ALONG = dict.fromkeys(
     ("sum", "mean", "amax", "amin", "max", "min", "prod", "any", "all", "var", "std", "_softmax",
-     "logsumexp", "cumprod", "cummax", "cummin"), 1
+     "logsumexp", "cumprod", "cumsum", "cummax", "cummin"), 1
 ) | {"linalg_vector_norm": 2, "norm": 2}  # fmt: skip
 
 

@@ -220,11 +220,6 @@ def _select_scatter(b: Builder, a: Ref, part: Ref, dim: int, index: int) -> Ref:
     return _slice_scatter(b, a, b.reshape(part, wide), axis, k, k + 1)
 
 
-@handles(HANDLERS, "cumsum")
-def _cumsum(b: Builder, a: Ref, dim: int, **kwargs: Any) -> Ref:
-    raise Unsupported("it works across the batch")  # any other is spelt as a product
-
-
 @handles(HANDLERS, "repeat")
 def _repeat(b: Builder, a: Ref, times: list[Any]) -> Ref:
     shape = (1,) * (len(times) - len(b.shape(a))) + b.shape(a)

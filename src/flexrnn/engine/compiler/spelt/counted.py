@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flexrnn.engine.compiler.spelt import columns
 from flexrnn.engine.compiler.spelt.chosen import PAIRS
-from flexrnn.engine.compiler.spelt.rows import as_torch, is_behind_batch, is_of_rows
+from flexrnn.engine.compiler.spelt.rows import as_torch, in_place, is_behind_batch, is_of_rows
 
 
 def _floor_divide(input: Any, other: Any) -> Tensor:
@@ -61,6 +61,22 @@ def _cumsum(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Ten
     return torch.where(before, units, 0).sum(-1).movedim(-1, dim).contiguous()
 
 
+def _cumulative_trapezoid(
+    y: Tensor, x: Tensor | None = None, *, dx: Any = 1, dim: int = -1
+) -> Tensor:
+    """Torch calls `cumsum` where nobody respells it."""
+    if not is_behind_batch(y, dim) or (x is not None and x.dim() not in (1, y.dim())):
+        given = (y,) if x is None else (y, x)
+        return torch.cumulative_trapezoid(*given, dim=dim, **({} if given[1:] else {"dx": dx}))
+    count = y.shape[dim] - 1
+    if x is not None:
+        along = dim if x.dim() > 1 else 0
+        dx = x.diff(dim=along)
+        dx = dx if x.dim() > 1 else dx.view(-1, *(1 for _ in range(y.dim() - 1 - dim % y.dim())))
+    both = y.narrow(dim, 0, count) + y.narrow(dim, 1, count)
+    return columns.cumsum(both * dx / 2.0, dim)
+
+
 def _ldexp(input: Tensor, other: Tensor) -> Tensor:
     """Torch's power of two is of float32, and so is 0 in its derivative where it is below 1."""
     if not input.is_floating_point() or not isinstance(other, Tensor):
@@ -74,6 +90,8 @@ SPELT: dict[Any, Any] = {
         (_bucketize, (torch.bucketize,)),
         (_searchsorted, (torch.searchsorted,)),
         (_cumsum, (torch.cumsum, Tensor.cumsum)),
+        (in_place(_cumsum), (Tensor.cumsum_,)),
+        (_cumulative_trapezoid, (torch.cumulative_trapezoid,)),
         (_ldexp, (torch.ldexp, Tensor.ldexp)),
         (_floor_divide, (torch.floor_divide, Tensor.floor_divide, Tensor.__floordiv__)),
     )
