@@ -187,6 +187,13 @@ def test_results_that_do_not_fit(
     refused(lambda: scan(lambda x, s: returned, state, x0), error, message)
 
 
+@pytest.mark.parametrize("shape", [(), (5,)])
+def test_a_program_is_for_a_batch(shape: tuple[int, ...]) -> None:
+    got = r"expected a batch: .* got inputs of \(6,\) and states of \(5?,?\)"
+    with backend("interpreter"), pytest.raises(RuntimeError, match=got):
+        scan(lambda x, h: 0.5 * h + x, torch.zeros(shape), torch.ones(T))
+
+
 def test_an_exception_of_the_step_comes_through() -> None:
     def broken(x: Tensor, h: Tensor) -> Tensor:
         raise ZeroDivisionError("mine")

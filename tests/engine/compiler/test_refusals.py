@@ -218,6 +218,10 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "other floats": (lambda c, z, h: h + (z.half() * 2).double(), "torch.float16"),
     "other floats made": (lambda c, z, h: h + (z > 0) * torch.full((5,), 0.1), "torch.float32"),
     "a branch on a value": (lambda c, z, h: h + z if z.sum() > 0 else h, "it takes a number out"),
+    "another dtype than the state's": (
+        lambda c, z, h: (h + z).float(), "h to keep its dtype torch.float64, got torch.float32"),
+    "another shape than the state's": (
+        lambda c, z, h: (h + z)[:, :3], "h to keep its shape (B, 5), got (B, 3)"),
     "a tensor in a list": (lambda c, z, h: h + z * [OUTSIDE][0], "neither input, state nor"),
 }  # fmt: skip
 

@@ -159,12 +159,14 @@ def test_batch_norm_by_running_statistics(same_by_program: Callable[..., None]) 
 
 
 def test_batch_norm_by_the_batch_is_refused(function_layer: Any) -> None:
-    layer = function_layer(lambda c, z, h: z + F.batch_norm(h, None, None, training=True))
-    with (
-        flexrnn.backend("cpu"),
-        pytest.raises(RuntimeError, match=r"batch_norm .* across the batch"),
-    ):
-        layer(torch.randn(2, 3, 3, dtype=torch.float64))
+    function = function_layer(lambda c, z, h: z + F.batch_norm(h, None, None, training=True))
+    module = flexrnn.FlexRNN(Normed, 3, 4, dtype=torch.float64)  # it counts its calls
+    for layer in (function, module):
+        with (
+            flexrnn.backend("cpu"),
+            pytest.raises(RuntimeError, match=r"batch_norm .* across the batch.* layer_norm"),
+        ):
+            layer(torch.randn(2, 3, 3, dtype=torch.float64))
 
 
 def test_a_distribution_says_what_it_takes_where_a_step_is_run(function_layer: Any) -> None:

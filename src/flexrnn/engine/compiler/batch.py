@@ -1,6 +1,5 @@
 """The batch as a number without a value, and the note of the first question about its value."""
 
-import re
 import sys
 from itertools import dropwhile, islice
 from pathlib import Path
@@ -10,10 +9,8 @@ from typing import Any
 import torch
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from flexrnn.engine.compiler.graph import BATCH
-from flexrnn.engine.compiler.refusal import frames, is_users, users_line
+from flexrnn.engine.compiler.refusal import frames, is_users, users_line, with_batch
 
-_SYMBOL = re.compile(r"\bs\d+\b")  # torch's name for a size
 _ASKED = str(Path(torch.__file__))  # where `bool(size > 1)` is
 _ANSWERED = (str(Path(torch.__file__).parent / "fx"), str(Path(__file__).parent))
 
@@ -33,7 +30,7 @@ class BatchSize(ShapeEnv):
         answer = super().evaluate_expr(*args, **kwargs)
         symbolic = bool(getattr(args[0], "free_symbols", ()))
         if self.question is None and symbolic and (len(self.guards) > known or _is_persons()):
-            asked = _SYMBOL.sub(BATCH, str(args[0]))
+            asked = with_batch(str(args[0]))
             self.question = f"({asked}), {users_line(frames())}"
         return answer
 

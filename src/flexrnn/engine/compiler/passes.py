@@ -32,6 +32,10 @@ def _unlock() -> None:
 os.register_at_fork(after_in_child=_unlock)  # a thread that is not copied may hold it
 
 
+def _shapes(what: str, tensors: tuple[Tensor, ...]) -> str:
+    return f"{what} of {', '.join(str(tuple(tensor.shape)) for tensor in tensors)}"
+
+
 def compile_step(
     step: ComposedStep,
     xs: tuple[Tensor, ...],
@@ -52,7 +56,12 @@ def compile_step(
     """
     rows = [tensor.shape[lead : lead + 1] for lead, group in ((1, xs), (0, state))
             for tensor in group]  # fmt: skip
-    if not rows[0] or any(row != rows[0] for row in rows):
+    if not all(rows):
+        raise CannotCompileError(
+            "expected a batch: inputs (T, B, ...) and states (B, ...), got "
+            + _shapes("inputs", xs) + " and " + _shapes("states", state)
+        )  # fmt: skip
+    if any(row != rows[0] for row in rows):
         raise CannotCompileError("inputs and states differ in their first axis, the batch")
     key = (
         step.key(),

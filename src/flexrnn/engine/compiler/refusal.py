@@ -1,12 +1,15 @@
 """What is no program, and the line of the person's code that it stands in."""
 
 import inspect
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
 
 import torch
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+
+from flexrnn.engine.compiler.graph import BATCH
 
 
 class CannotCompileError(RuntimeError):
@@ -25,6 +28,10 @@ _NOT_THE_USERS = (
 )
 
 
+_SYMBOL = re.compile(r"\bs\d+\b")  # torch's name for a size
+NOWHERE = "at a place that is not known"
+
+
 def is_users(file: str) -> bool:
     """Whether a file is neither torch's nor one of FlexRNN's that run every step."""
     return not file.startswith(_NOT_THE_USERS)
@@ -35,7 +42,7 @@ def users_line(places: Iterable[tuple[str, int | None]]) -> str:
     for file, line in places:
         if is_users(file):
             return f"at {file}:{line}"
-    return "at a place that is not known"
+    return NOWHERE
 
 
 def frames() -> Iterator[tuple[str, int]]:
@@ -58,18 +65,31 @@ def _chain(last: TracebackType | None) -> Iterator[TracebackType]:
         last = last.tb_next
 
 
+def with_batch(text: str) -> str:
+    """A text with our name for the batch size in the place of torch's."""
+    return _SYMBOL.sub(BATCH, text)
+
+
 def refused(operation: str, why: str) -> CannotCompileError:
     """That an operation cannot be compiled, at the person's line that is running."""
     return CannotCompileError(f"{operation} cannot be compiled: {why}, {users_line(frames())}")
 
 
-def reason_of(error: Exception, operation: str) -> str:
-    """What an exception says of a step that was run on tensors without values.
+def told(error: Exception, operation: str, last: str) -> str:
+    """What an exception says of a step that was run on tensors without values, and where.
 
     Args:
         error: the exception.
         operation: the innermost one that it came from, or nothing.
+        last: place of the step's last operation.
     """
+    place = place_of(error)
+    if place == NOWHERE and not operation and last:  # of what the step has returned
+        return f"{with_batch(str(error))}; the step's last operation is {last}"
+    return f"{_reason_of(error, operation)}, {place}"
+
+
+def _reason_of(error: Exception, operation: str) -> str:
     if "convert all Tensors to FakeTensors" in str(error):
         return (
             "a tensor is used that is neither input, state nor an attribute of the cell; "
@@ -84,5 +104,10 @@ def reason_of(error: Exception, operation: str) -> str:
     return f"{what}: {first}"
 
 
+ACROSS = (
+    "it works across the batch, but for running statistics in eval(); a norm of each row, such as "
+    "layer_norm, would do"
+)
+BATCH_NORM = f"batch_norm cannot be compiled: {ACROSS}"
 TAKEN = "it takes a number out of a tensor"
 _TAKES_OUT = ("__float__", "__int__", "__index__", "item", "tolist", "numpy")

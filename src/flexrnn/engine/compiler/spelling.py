@@ -14,12 +14,19 @@ import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, peek_interpreter_stack
 from torch.fx import traceback
+from torch.nn.modules import batchnorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from flexrnn.engine.compiler.batch import BatchSize
 from flexrnn.engine.compiler.chance import Chance
-from flexrnn.engine.compiler.refusal import CannotCompileError, frames, is_users, users_line
+from flexrnn.engine.compiler.refusal import (
+    BATCH_NORM,
+    CannotCompileError,
+    frames,
+    is_users,
+    users_line,
+)
 from flexrnn.engine.compiler.spelt.rows import is_of_rows
 from flexrnn.engine.compiler.spelt.table import RESPELT
 
@@ -37,12 +44,15 @@ class Spelling(TorchFunctionMode):
         self.chance = Chance()
         self.apart: list[Tensor] = []  # they share memory with what has a derivative of its own
         self.failed = ""  # the operation that an exception came from
+        self.outside = users_line(frames())  # whose line calls what is traced
+        self.last = ""  # place of the last operation; what asks a tensor for its shape is none
         self.asked = ""  # the operation that asked for the batch size
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         place = users_line(frames())
         traceback.set_stack_trace([place])
         name, kwargs = getattr(func, "__name__", str(func)), kwargs or {}
+        self.last = self.last if name == "__get__" or place == self.outside else place
         if func is torch._C._set_grad_enabled:
             self._switch(bool(args[0]), place)
             return func(*args)
@@ -59,6 +69,8 @@ class Spelling(TorchFunctionMode):
         written = torch._functionalize_has_data_mutation  # pyright: ignore[reportAttributeAccessIssue]
         if any(map(written, self.given)):
             self.given = ()  # on its way out the error may come by here
+            if any(file == batchnorm.__file__ for file, _ in frames()):  # counts its calls
+                raise CannotCompileError(f"{BATCH_NORM}, {place}")
             raise CannotCompileError(
                 f"{name} cannot be compiled: it writes into the input, the state, a parameter or "
                 f"a buffer, {place}"

@@ -47,7 +47,7 @@ from flexrnn.engine.compiler.aten import (
 from flexrnn.engine.compiler.batch import BatchSize
 from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.parameters import Made, Parameters
-from flexrnn.engine.compiler.refusal import TAKEN, CannotCompileError, place_of, reason_of
+from flexrnn.engine.compiler.refusal import TAKEN, CannotCompileError, told
 from flexrnn.engine.compiler.spelling import Spelling
 from flexrnn.engine.compiler.spelt.unseen import seen
 
@@ -121,7 +121,7 @@ def _traced(
     except CannotCompileError:
         raise
     except Exception as error:  # whatever a step raises on tensors without values
-        why = f"{reason_of(error, spelling.failed)}, {place_of(error)}"
+        why = told(error, spelling.failed, spelling.last)
         raise CannotCompileError(_course(spelling) or why) from error
     if sizes.question:
         raise CannotCompileError(_course(spelling))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from flexrnn.engine.compiler.refusal import refused
+from flexrnn.engine.compiler.refusal import ACROSS, refused
 from flexrnn.engine.compiler.spelt.rows import as_torch, drawn, in_place, is_of_rows, where
 
 
@@ -43,9 +43,7 @@ def _batch_norm(
 ) -> Tensor:
     """Torch's is one operation, whether it is elementwise, as in `eval`, or not."""
     if training or running_mean is None or running_var is None:
-        raise refused(
-            "batch_norm", "it works across the batch, but for running statistics in eval()"
-        )
+        raise refused("batch_norm", ACROSS)
     if not x.shape[1:2] == running_mean.shape == running_var.shape:
         return F.batch_norm(  # which says what is wrong
             x, running_mean, running_var, weight, bias, eps=eps
