@@ -50,6 +50,12 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         + F.avg_pool1d(h[:, None], 3, stride=1, padding=1)[:, 0] * h
         + F.max_pool1d(halves(h @ c.U), kernel_size=2, stride=1).flatten(1).repeat(1, 2)
     ),
+    "pads": lambda c, x, h: (
+        x @ c.W + F.pad(h, (2, 1), "reflect")[:, :4] + F.pad(h @ c.U, (3, 2), "replicate")[:, 3:7]
+        + F.pad(h, (1, 4), mode="circular")[:, 4:8] * h + sum(
+            F.pad(halves(h)[:, None], (0, 1, 1, 1), mode)[:, 0, 1:3, 1:].flatten(1)
+            for mode in ("reflect", "replicate", "circular"))
+    ),
     "distances of all pairs": lambda c, x, h: (
         x @ c.W + torch.cdist(halves(h), halves(x @ c.W)).flatten(1) + torch.cdist(h, c.V, p=1.0)
         + torch.cdist(halves(h), halves(h), 3.0).flatten(1) * h
@@ -76,6 +82,8 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
         lambda c, z, h: h + z[:, None].diagonal(5, 1, 2).sum(-1, True), "a diagonal of nothing"),
     "padded maxima": (
         lambda c, z, h: h + F.max_pool1d(z[:, None], 3, 1, 1)[:, 0], "max_pool2d_with_indices"),
+    "a pad of less": (
+        lambda c, z, h: h + F.pad(z, (1, -1), "reflect"), "reflection_pad1d"),
     "long windows": (
         lambda c, z, h: h + z.repeat(1, 20).unfold(1, 80, 10)[:, 0, :5], "windows of 80 places"),
 }  # fmt: skip

@@ -18,6 +18,7 @@ from flexrnn.engine.compiler.spelt import (
     losses,
     matrices,
     owned,
+    padded,
     placed,
     pooled,
     ranked,
@@ -31,20 +32,6 @@ def _lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
     given = (input, end, weight) if isinstance(weight, Tensor) else (input, end)
     begin, end, *rest = torch.broadcast_tensors(*given)
     return torch.lerp(begin, end, *rest or [weight])
-
-
-def _pad(x: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Tensor:
-    """Torch asks for the batch size, whatever axis is padded."""
-    if mode != "constant" or any(pad[2 * x.dim() - 2 :]):
-        return F.pad(x, pad, mode, value)
-    for k, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
-        axis = x.dim() - 1 - k
-        x = x.narrow(axis, max(0, -before), x.shape[axis] + min(0, before) + min(0, after))
-        sizes = [[n if i == axis else size for i, size in enumerate(x.shape)]
-                 for n in (before, after)]  # fmt: skip
-        ends = [[x.new_full(size, value or 0.0)] if size[axis] > 0 else [] for size in sizes]
-        x = torch.cat([*ends[0], x, *ends[1]], axis)
-    return x
 
 
 def _fill_diagonal(x: Tensor, value: Any, wrap: bool = False) -> Tensor:
@@ -123,7 +110,6 @@ _SPELT: dict[Any, Any] = {
     torch.lerp: _lerp,
     Tensor.lerp: _lerp,
     F.gumbel_softmax: _gumbel_softmax,
-    F.pad: _pad,
     torch.lstm_cell: _lstm_cell,
     torch.gru_cell: _gru_cell,
     torch.rnn_tanh_cell: _rnn_cell(torch.tanh),
@@ -140,6 +126,7 @@ RESPELT: dict[Any, Any] = {
     **matrices.SPELT,
     **placed.SPELT,
     **owned.SPELT,  # which gives others' items back
+    **padded.SPELT,
     **pooled.SPELT,
     **ranked.SPELT,
     **stacked.SPELT,
