@@ -47,6 +47,17 @@ WRITTEN: dict[str, Callable[..., Tensor]] = {
     "the median": lambda c, x, h: (
         x @ c.W + h - torch.median(h + c.b, dim=-1, keepdim=True).values),
     "the median's place": lambda c, x, h: x @ c.W + h * (h + c.b).median(1).indices[:, None],
+    "ranks": lambda c, x, h: x @ c.W + h * (h + c.b).argsort(-1).argsort(-1),
+    "ranks downwards": lambda c, x, h: (
+        x @ c.W + h * (h + c.b).argsort(-1, True).int().sort(-1).indices),
+    "an inverse permutation": lambda c, x, h: (
+        (x @ c.W).gather(-1, (-(h + c.b).argsort(-1)).topk(4).indices)
+        + h * three(h + c.b).argsort(-1).topk(10, largest=False)[1][:, 6:]),
+    "sort of whole numbers": lambda c, x, h: (
+        x @ c.W + h * (h * 9).long().sort(-1).values + (h * 5).int().sort(1, True)[0]),
+    "the median of whole numbers": lambda c, x, h: (
+        x @ c.W + h * (h * 9).long().median(-1, True).values
+        - (h * 5).long().kthvalue(2, -1, True).values),
     "sparsemax": lambda c, x, h: x @ c.W + sparsemax(h + c.b),
 }  # fmt: skip
 

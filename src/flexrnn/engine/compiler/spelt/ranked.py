@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flexrnn.engine.compiler.spelt.chosen import PAIRS, first, has_units, unit_numbers
-from flexrnn.engine.compiler.spelt.rows import as_torch, where
+from flexrnn.engine.compiler.spelt.rows import as_torch, is_behind_batch, where
 
 _ONE_BY_ONE = 8  # of the largest units that are looked for one after another
 
@@ -33,9 +33,10 @@ def _argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: boo
 
 
 def _topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
-    if not (has_units(input, dim) and 0 < k <= input.shape[dim]):
+    fits = has_units(input, dim) or _is_ranked(input, dim)
+    if not (fits and 0 < k <= input.shape[dim]):
         return torch.topk(input, k, dim, largest, sorted)
-    if k <= _ONE_BY_ONE:
+    if k <= _ONE_BY_ONE and input.is_floating_point():
         return torch.return_types.topk(_one_by_one(input, k, dim, largest=largest))
     if not _is_ranked(input, dim):
         return torch.topk(input, k, dim, largest, sorted)
@@ -54,17 +55,19 @@ def _median(input: Tensor, dim: int, keepdim: bool = False) -> Any:
     """The lower one of two; nan where one unit is."""
     if not _is_ranked(input, dim):
         return torch.median(input, dim, keepdim)
-    nan = input != input
-    some = nan.any(dim, keepdim=True)
     value, number = _standing(input, dim, [(input.shape[dim] - 1) // 2])
-    value = where(some, math.nan, value)
-    number = torch.where(some, first(nan.to(input.dtype), dim).long(), number)
+    if input.is_floating_point():
+        nan = input != input
+        some = nan.any(dim, keepdim=True)
+        value = where(some, math.nan, value)
+        number = torch.where(some, first(nan.to(input.dtype), dim).long(), number)
     found = (value, number) if keepdim else (value.squeeze(dim), number.squeeze(dim))
     return torch.return_types.median(found)
 
 
 def _is_ranked(x: Tensor, dim: int) -> bool:
-    return has_units(x, dim) and x.shape[dim] ** 2 <= PAIRS
+    whole = x.dtype in (torch.int64, torch.int32) and is_behind_batch(x, dim)
+    return (whole or has_units(x, dim)) and x.shape[dim] ** 2 <= PAIRS
 
 
 def _one_by_one(input: Tensor, k: int, dim: int, *, largest: bool) -> tuple[Tensor, Tensor]:
@@ -99,13 +102,13 @@ def _standing(
         before, behind = behind, before
     rank = (before | (~behind & (numbers < numbers.unsqueeze(-1)))).sum(-1)
     here = rank.unsqueeze(-2) == torch.tensor([*places], device=input.device).unsqueeze(-1)
-    values = where(here, other, 0.0).sum(-1)
-    found = where(here, numbers.to(input.dtype), 0.0).sum(-1).long()
+    values = where(here, other, 0).sum(-1).to(input.dtype)
+    found = where(here, numbers.to(input.dtype), 0).sum(-1).long()
     return values.movedim(-1, dim).contiguous(), found.movedim(-1, dim).contiguous()
 
 
 def _exceeds(a: Tensor, b: Tensor) -> Tensor:
-    return (a > b) | ((a != a) & (b == b))
+    return (a > b) | ((a != a) & (b == b)) if a.is_floating_point() else a > b
 
 
 SPELT: dict[Any, Any] = {
