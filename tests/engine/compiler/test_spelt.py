@@ -41,6 +41,12 @@ def copies_written(c: Any, x: Tensor, h: Tensor) -> Tensor:
 
 
 WRITTEN: dict[str, Callable[..., Any]] = {
+    "vector products": lambda c, x, h: (
+        x @ c.W + F.pad(torch.linalg.cross(x, h[:, 1:]) + x.cross(c.row[:, 1:], -1), (0, 1))
+        + torch.cross((h @ c.wide)[:, :6].view(-1, 3, 2), h[:, :3, None].expand(-1, 3, 2), dim=1)
+        .flatten(1)[:, 2:] + torch.linalg.cross(x.unsqueeze(1), (h @ c.wide)[:, 2:].view(
+            -1, 2, 3)).flatten(1)[:, :4]
+    ),
     "copies, written": copies_written,
     "a form of two vectors": lambda c, x, h: (
         torch.einsum("bi,bj,ij->b", h, x @ c.W, c.U)[:, None] * h

@@ -11,7 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from flexrnn.engine.compiler.refusal import ACROSS, refused
-from flexrnn.engine.compiler.spelt.rows import as_torch, drawn, in_place, is_of_rows, where
+from flexrnn.engine.compiler.spelt.rows import (
+    as_torch,
+    drawn,
+    in_place,
+    is_behind_batch,
+    is_of_rows,
+    where,
+)
 
 
 def _rms_norm(
@@ -120,6 +127,26 @@ def _pairwise_distance(
     return (x1 - x2 + eps).norm(p, -1, keepdim)
 
 
+def _cross(input: Tensor, other: Tensor, dim: int = -1) -> Tensor:
+    """Torch's has an operation of its own; along the batch, or of other sizes, it says so."""
+    given = (input, other)
+    rows = input.dim() == other.dim() and any(is_behind_batch(x, dim) for x in given)
+    fits = rows and all(x.shape[dim] == 3 and x.is_floating_point() for x in given)
+    if not fits:
+        return torch.linalg.cross(input, other, dim=dim)
+    a, b = torch.broadcast_tensors(input, other)
+    return a.roll(-1, dim) * b.roll(-2, dim) - a.roll(-2, dim) * b.roll(-1, dim)
+
+
+def _cross_along(original: Any) -> Any:
+    """`torch.cross`, which without a `dim` looks for an axis of size 3: it may be the batch."""
+
+    def spelt(input: Tensor, other: Tensor, dim: int | None = None) -> Tensor:
+        return original(input, other) if dim is None else _cross(input, other, dim)
+
+    return as_torch(original, spelt)
+
+
 def _rrelu(
     input: Tensor,
     lower: float = 1 / 8,
@@ -163,6 +190,9 @@ SPELT: dict[Any, Any] = {
     Tensor.tril: _triangle(torch.tril),
     torch.trace: _trace,
     Tensor.trace: _trace,
+    torch.linalg.cross: as_torch(torch.linalg.cross, _cross),
+    torch.cross: _cross_along(torch.cross),
+    Tensor.cross: _cross_along(Tensor.cross),
     torch.nanmean: as_torch(torch.nanmean, _nanmean),
     Tensor.nanmean: as_torch(Tensor.nanmean, _nanmean),
     torch.isclose: as_torch(torch.isclose, _isclose),
