@@ -54,6 +54,20 @@ class Surrogate(Function):
 spike = Surrogate.apply  # a name of one's own
 
 
+class Stepped(Surrogate):
+    """The same by a function that has no derivative, and here needs none."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.heaviside(x, x.new_tensor(0.5))
+
+
+def undifferentiated(x: Tensor, values: Tensor) -> Tensor:
+    with torch.no_grad():
+        return torch.heaviside(x, values)
+
+
 class Arctan(Function):
     """A spike with a number, which asks whether it is to be differentiated."""
 
@@ -185,6 +199,8 @@ with warnings.catch_warnings():
 
 ALIKE: dict[str, Callable[..., Tensor]] = {
     "by a name of one's own": lambda c, x, h: spike(x @ c.W + h @ c.U - 0.1),
+    "by heaviside": lambda c, x, h: (
+        Stepped.apply(x @ c.W + h @ c.U) + undifferentiated(h - h.clamp(min=0), h) * h),
     "twice": lambda c, x, h: spike(x @ c.W + h) + spike(h - x @ c.W) * h,
     "with a number": lambda c, x, h: Arctan.apply(x @ c.W + h @ c.U, 2.0),
     "several results": several,
@@ -265,6 +281,7 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "not linear, of a parameter": (lambda c, z, h: z + Clipped.apply(c.inner.bias) * h, "Clipped"),
     "too few gradients": (lambda c, z, h: Short.apply(z, 2.0) + h, "1 gradients of 2 arguments"),
     "of another shape": (lambda c, z, h: Wide.apply(z) + h, "Wide cannot be compiled: backward"),
+    "heaviside": (lambda c, z, h: torch.heaviside(z, h) + z, "heaviside .* it has no derivative"),
     "it writes": (lambda c, z, h: InPlace.apply(z * 1) + h, "InPlace cannot be compiled: it wri"),
     "rows and none": (lambda c, z, h: OfRowsAndAParameter.apply(z, c.inner.bias) + h, "no rows"),
 }  # fmt: skip
@@ -276,6 +293,18 @@ def test_what_is_refused(function_layer: Any, name: str) -> None:
     with flexrnn.backend("interpreter"), pytest.raises(RuntimeError, match=reason) as caught:
         function_layer(function)(torch.randn(2, 3, 3, dtype=torch.float64))
     assert __file__ in str(caught.value)
+
+
+def test_heaviside_of_what_nobody_differentiates() -> None:
+    x, h = torch.randn(4, 3, 5), torch.rand(3, 5)
+    x[1], x[2, 1], x[3, 0] = 0.0, torch.nan, -torch.inf
+    found = []
+    for backend in ("reference", "cpu"):
+        with torch.no_grad(), flexrnn.backend(backend):
+            found.append(flexrnn.scan(torch.heaviside, h, x)[0])
+            found.append(flexrnn.scan(lambda x, h: x.heaviside(h / 2), h, x)[0])
+    assert torch.equal(found[0], found[2])
+    assert torch.equal(found[1], found[3])
 
 
 def test_others_apply_functions_meanwhile() -> None:

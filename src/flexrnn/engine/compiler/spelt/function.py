@@ -23,13 +23,13 @@ def applied(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
     context = _Context()
     if cls.setup_context is Function.setup_context:
         context.needs_input_grad = tuple(map(_is_real, args))
-        made = cls.forward(context, *args, **kwargs)
+        made = _forward(cls, context, *args, **kwargs)
     else:
         bound = inspect.signature(cls.forward).bind(*args, **kwargs)
         bound.apply_defaults()
         args = bound.args
         context.needs_input_grad = tuple(map(_is_real, args))
-        made = cls.forward(*args)
+        made = _forward(cls, *args)
         cls.setup_context(context, args, made)
     if context.dirty_tensors:
         raise refused(cls.__name__, "it writes into what it is given")
@@ -44,6 +44,30 @@ def applied(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
         for k, result in zip(smooth, derived, strict=True):
             found[k] = result
     return tuple(found) if isinstance(made, tuple) else found[0]
+
+
+def _forward(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
+    """What `cls.forward` returns; nobody differentiates inside."""
+    before, _forwards.now = getattr(_forwards, "now", False), True
+    try:
+        return cls.forward(*args, **kwargs)
+    finally:
+        _forwards.now = before
+
+
+def _heaviside(input: Tensor, values: Tensor) -> Tensor:
+    """Torch has no derivative of it, and so a program has none where one may be asked for."""
+    rows = isinstance(input, Tensor) and isinstance(values, Tensor) and (
+        is_of_rows(input) or is_of_rows(values))  # fmt: skip
+    if not rows or input.dtype != values.dtype:
+        return torch.heaviside(input, values)
+    inside = getattr(_forwards, "now", False) or getattr(_returning, "now", False)
+    if torch.is_grad_enabled() and not inside:
+        raise refused(
+            "heaviside",
+            "it has no derivative; in a Function's forward, or torch.no_grad(), it needs none",
+        )
+    return torch.where(input == 0, values, (input > 0).to(input.dtype))
 
 
 class _Context(FunctionCtx):
@@ -109,6 +133,7 @@ def _apart(whole: Tensor, values: Sequence[Tensor]) -> list[Tensor]:
 
 
 _returning = threading.local()  # set where backward is written down: it has no derivative
+_forwards = threading.local()  # set where the forward of a Function is written down
 _library = torch.library.Library("flexrnn", "FRAGMENT")
 for _schema in (
     "cotangent(Tensor value) -> Tensor",
@@ -121,3 +146,5 @@ for _schema in (
         f"flexrnn::{_name}", lambda value, *rest: torch.empty_like(value), lib=_library
     )
 _ops = torch.ops.flexrnn
+
+SPELT: dict[Any, Any] = {torch.heaviside: _heaviside, Tensor.heaviside: _heaviside}
