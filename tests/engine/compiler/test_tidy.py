@@ -22,9 +22,9 @@ SHORTER: dict[str, tuple[Write, list[str]]] = {
     "a common factor": (lambda g, a, b, n: g * a + g * b, ["add", "mul"]),
     "on another side": (lambda g, a, b, n: a * g - g * b, ["sub", "mul"]),
     "behind a sign": (lambda g, a, b, n: g * a + (-(g * b)), ["sub", "mul"]),
-    "of a number a row": (lambda g, a, b, n: g * a + g * n, ["add", "mul"]),
     "a square": (lambda g, a, b, n: g * g + g * b, ["add", "mul"]),
     # As they are written:
+    "with a number": (lambda g, a, b, n: g * a + g * n, ["mul", "mul", "add"]),
     "a number is the factor": (lambda g, a, b, n: n * a + n * b, ["mul", "mul", "add"]),
     "another reads a part": (lambda g, a, b, n: (g * a + g * b) / (g * a), [
         "mul", "mul", "add", "div",

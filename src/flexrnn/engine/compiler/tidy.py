@@ -73,16 +73,22 @@ def _signed(new: Graph, node: Node, args: tuple[int, ...]) -> int | None:
 
 
 def _factored(new: Graph, node: Node, args: tuple[int, ...]) -> int | None:
-    """g a + g b is g (a + b), where g is a row of its own: a number's sums are `sums.py`'s."""
+    """g a + g b is g (a + b), where all are rows: of a number's sums `sums.py` knows more."""
     first, second = (new.nodes[arg] for arg in args)
     if first.op != "mul" or second.op != "mul":
         return None
     for g in dict.fromkeys(first.args):
-        if g in second.args and new.nodes[g].shape == node.shape and new.nodes[g].op != "expand":
+        if g in second.args:
             a, b = (other for each in (first, second) for other in _without(each.args, g))
-            total = new.add(node.op, a, b)
-            return new.add("mul", g, total)
+            if all(_is_row(new, each, node) for each in (g, a, b)):
+                total = new.add(node.op, a, b)
+                return new.add("mul", g, total)
     return None
+
+
+def _is_row(new: Graph, index: int, of: Node) -> bool:
+    """Whether a node is as wide as another, and nothing that is stretched."""
+    return new.nodes[index].shape == of.shape and new.nodes[index].op != "expand"
 
 
 def _without(args: tuple[int, ...], one: int) -> tuple[int, ...]:
