@@ -180,6 +180,14 @@ def test_evaluation_knows_neither_dropout(cell: Any, own: dict[str, Any]) -> Non
     assert torch.equal(layer.eval()(x)[0], plain(x)[0])
 
 
+def test_evaluation_behind_training_is_another_program() -> None:
+    layer = FlexRNN(cells.LSTMCell, I, H, recurrent_dropout=0.5, weight_drop=0.5)
+    plain, x = FlexRNN(cells.LSTMCell, I, H), torch.randn(T, B, I)
+    plain.load_state_dict(layer.state_dict())
+    assert not torch.equal(layer(x)[0], plain(x)[0])
+    assert torch.equal(layer.eval()(x)[0], plain(x)[0])
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(("cell", "own"), ALL)
 def test_engines_give_the_same_numbers_and_a_seed_repeats_them(

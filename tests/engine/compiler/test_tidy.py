@@ -19,15 +19,15 @@ SHORTER: dict[str, tuple[Write, list[str]]] = {
     "a minus sign that is added": (lambda g, a, b, n: a + (-b), ["sub"]),
     "one in front": (lambda g, a, b, n: (-a) + b, ["sub"]),
     "one that is taken away": (lambda g, a, b, n: a - (-b), ["add"]),
-    "a common factor": (lambda g, a, b, n: g * a + g * b, ["add", "mul"]),
-    "on another side": (lambda g, a, b, n: a * g - g * b, ["sub", "mul"]),
-    "behind a sign": (lambda g, a, b, n: g * a + (-(g * b)), ["sub", "mul"]),
-    "a square": (lambda g, a, b, n: g * g + g * b, ["add", "mul"]),
+    "a common factor": (lambda g, a, b, n: g * a + g * b.apply("tanh", b), ["tanh", "add", "mul"]),
+    "on another side": (lambda g, a, b, n: b.apply("tanh", b) * g - g * a, ["tanh", "sub", "mul"]),
+    "behind a sign": (lambda g, a, b, n: g * a + (-(g * b.apply("sin", b))), ["sin", "sub", "mul"]),
     # As they are written:
+    "their sum might be infinite": (lambda g, a, b, n: g * a + g * b, ["mul", "mul", "add"]),
     "with a number": (lambda g, a, b, n: g * a + g * n, ["mul", "mul", "add"]),
     "a number is the factor": (lambda g, a, b, n: n * a + n * b, ["mul", "mul", "add"]),
-    "another reads a part": (lambda g, a, b, n: (g * a + g * b) / (g * a), [
-        "mul", "mul", "add", "div",
+    "another reads a part": (lambda g, a, b, n: (g * a + g * b.apply("tanh", b)) / (g * a), [
+        "mul", "tanh", "mul", "add", "div",
     ]),
     "both sides signed": (lambda g, a, b, n: (-b) - a, ["neg", "sub"]),
 }  # fmt: skip
@@ -61,6 +61,20 @@ def test_a_gru_goes_back_as_a_hand_would_write_it() -> None:
     program = flexrnn.explain(flexrnn.GRU(3, 4), torch.randn(5, 2, 3)).steps[0].program
     assert program is not None
     assert "dh * (h - v" in pretty(program)
+
+
+def test_what_is_not_selected_may_be_large() -> None:
+    def step(x: Tensor, h: Tensor) -> Tensor:
+        large = 0.1 * h * torch.exp(x * 100) + 0.1 * h * torch.exp(x * 100 + 0.05)
+        return torch.where(x > 2, large, torch.tanh(h))
+
+    x = torch.full((5, 3, 4), 0.885, requires_grad=True)
+    h = torch.randn(3, 4, requires_grad=True)
+    with flexrnn.backend("interpreter"):
+        states, _ = flexrnn.scan(step, h, x)
+    grad_x, grad_h = torch.autograd.grad(states.square().sum(), (x, h))
+    assert not grad_x.any()
+    assert grad_h.isfinite().all()
 
 
 def test_signs_and_factors_do_not_change_a_gradient() -> None:

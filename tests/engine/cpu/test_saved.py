@@ -114,7 +114,7 @@ EXTRAS: dict[str, Any] = {
 }
 
 
-# Of all layers a plain call; of the others those whose saved tensors lie as no other's do.
+# Of all layers a plain call, and some of the others.
 @pytest.mark.parametrize(
     ("name", "extra"),
     [
@@ -122,6 +122,7 @@ EXTRAS: dict[str, Any] = {
         *(("LSTM", extra) for extra in EXTRAS if extra != "plain"),
         ("layers and directions", "lengths"),
         ("layer norm", "states"),
+        ("checkpointed", "lengths"),
         ("the input's product", "lengths"),
     ],
 )

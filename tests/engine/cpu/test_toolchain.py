@@ -171,6 +171,20 @@ def test_what_libraries_have_in_common_is_compiled_once(
     assert toolchain.library(CALLS, common=NINE.replace("9", "10")).answer() == 10
 
 
+def test_what_is_common_may_go_while_it_is_linked(folder: Path, compiler_script: Path) -> None:
+    become(compiler_script, GXX)
+    Toolchain().library(CALLS, common=NINE)
+    become(compiler_script, f'case "$*" in *-shared*) rm {folder}/*.o;; esac\n{GXX}')
+    assert Toolchain().library(f"{CALLS}// another\n", common=NINE).answer() == 9
+    assert entries(folder) == [".so", ".so"]
+
+
+def test_an_option_may_want_a_library_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "g++ -fsanitize=undefined")
+    shift = SEVEN.replace("answer()", "answer(int n)").replace("7", "7 << n")
+    assert Toolchain().library(shift).answer(1) == 14
+
+
 def test_what_is_common_and_damaged_is_made_anew(folder: Path) -> None:
     Toolchain().library(CALLS, common=NINE)
     (entry,) = folder.glob("*.o")

@@ -7,6 +7,8 @@ g·a - g·b instead of g·(a - b), gradients of columns that nobody reads: what 
 from flexrnn.engine.compiler.cuts import cut
 from flexrnn.engine.compiler.graph import BATCH, Graph, Node, rewrite
 
+_BOUNDED = ("tanh", "sigmoid", "sin", "cos", "constant")
+
 
 def tidied(graph: Graph) -> Graph:
     """The same forward and backward step, with what is said above said shorter."""
@@ -73,14 +75,19 @@ def _signed(new: Graph, node: Node, args: tuple[int, ...]) -> int | None:
 
 
 def _factored(new: Graph, node: Node, args: tuple[int, ...]) -> int | None:
-    """g a + g b is g (a + b), where all are rows: of a number's sums `sums.py` knows more."""
+    """g a + g b is g (a + b), where all are rows: of a number's sums `sums.py` knows more.
+
+    And where a or b is small, so that a + b is no greater than what a float holds: where nothing
+    is selected g may be 0, and 0 times infinity would be NaN.
+    """
     first, second = (new.nodes[arg] for arg in args)
     if first.op != "mul" or second.op != "mul":
         return None
     for g in dict.fromkeys(first.args):
         if g in second.args:
             a, b = (other for each in (first, second) for other in _without(each.args, g))
-            if all(_is_row(new, each, node) for each in (g, a, b)):
+            bounded = any(new.nodes[each].op in _BOUNDED for each in (a, b))
+            if bounded and all(_is_row(new, each, node) for each in (g, a, b)):
                 total = new.add(node.op, a, b)
                 return new.add("mul", g, total)
     return None

@@ -29,7 +29,7 @@ OPTIONS = (
     "-w",  # nobody reads warnings about generated code
 )
 # Nothing of the library of C++ is called, and to read it takes a tenth of the time of compiling.
-LIBRARIES = ("-nostdlib", "-Wl,--as-needed", "-lm", "-lc", "-lgcc")
+LIBRARIES = ("-nostdlib", "-Wl,-z,defs,--as-needed", "-lm", "-lc", "-lgcc")
 SECONDS = 60.0  # an LSTM takes less than 2 s on an idle machine
 
 
@@ -113,8 +113,14 @@ def compile_library(
     """
     made, library = compile_object(compiler, isa, source, folder, "step"), folder / "step.so"
     runtime = _runtime(compiler)
-    linked = [made.name, *map(str, objects), *([str(runtime)] if runtime else []), *LIBRARIES]
-    _run((*compiler.command, "-shared", "-o", library.name, *linked), folder)
+    linked = (made.name, *map(str, objects), *([str(runtime)] if runtime else []))
+    link = (*compiler.command, "-shared", "-o", library.name, *linked)
+    try:
+        _run((*link, *LIBRARIES), folder)
+    except UnusableError:
+        raise
+    except CannotRunError:  # $CXX has an option that wants a library of its own, say
+        _run(link, folder)
     return library
 
 

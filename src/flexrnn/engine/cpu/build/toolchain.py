@@ -1,9 +1,11 @@
 """From C++ text to a loaded library: compiled once on a machine, then read from disk."""
 
+import contextlib
 import ctypes
 import hashlib
 import json
 import os
+import shutil
 import sys
 import threading
 from functools import cache as once
@@ -21,15 +23,15 @@ class Toolchain:
     """The libraries that this process has loaded, and what it has failed to compile."""
 
     def __init__(self) -> None:
-        self._libraries: dict[tuple[str, str], ctypes.CDLL] = {}
-        self._failures: dict[tuple[str, str], str] = {}
+        self._libraries: dict[tuple[str, ...], ctypes.CDLL] = {}
+        self._failures: dict[tuple[str, ...], str] = {}
         self._unusable = ""  # why no compilation can succeed
         self._unlock()
         os.register_at_fork(after_in_child=self._unlock)  # a thread that is not copied may hold it
 
     def _unlock(self) -> None:
         self._lock = threading.Lock()
-        self._making: dict[tuple[str, str], threading.Lock] = {}  # held while one is made
+        self._making: dict[tuple[str, ...], threading.Lock] = {}  # held while one is made
 
     def library(self, source: str, isa: Isa | None = None, common: str = "") -> ctypes.CDLL:
         """The shared library of C++ text; compiled where no process has done so before.
@@ -49,7 +51,7 @@ class Toolchain:
         if sys.platform != "linux":
             raise CannotRunError(f"generated code: expected Linux, got {sys.platform}")
         isa = isa or machine()
-        key = (common + source, isa.name)
+        key = (source, common, isa.name)
         with self._lock:
             making = self._making.setdefault(key, threading.Lock())
         with making:
@@ -87,7 +89,7 @@ def _library(source: str, isa: Isa, common: str) -> ctypes.CDLL:
 
 
 def _from(where: Path, source: str, isa: Isa, found: compiler.Compiler, common: str) -> ctypes.CDLL:
-    key = cache_key(common + source, isa, found)
+    key = cache_key(source, isa, found, common)
     if entry := cache.get(where, key):
         try:
             return ctypes.CDLL(str(entry))
@@ -106,19 +108,28 @@ def _from(where: Path, source: str, isa: Isa, found: compiler.Compiler, common: 
 
 
 def _object(where: Path, common: str, isa: Isa, found: compiler.Compiler, folder: Path) -> Path:
-    """The object of what libraries have in common; compiled in a folder where it is not there."""
-    key = cache_key(common, isa, found)
+    """The object of what libraries have in common, in the folder in which one is made.
+
+    Others may remove what is kept at any time, so that it is copied.
+    """
+    key, copy = cache_key(common, isa, found), folder / "common.o"
     if entry := cache.get(where, key, ".o"):
-        return entry
-    return cache.put(where, key, compiler.compile_object(found, isa, common, folder, "common"))
+        with contextlib.suppress(FileNotFoundError):
+            return Path(shutil.copyfile(entry, copy))
+    made = compiler.compile_object(found, isa, common, folder, "made")
+    shutil.copyfile(made, copy)
+    cache.put(where, key, made)
+    return copy
 
 
-def cache_key(source: str, isa: Isa, found: compiler.Compiler) -> str:
+def cache_key(source: str, isa: Isa, found: compiler.Compiler, common: str = "") -> str:
     """Everything that the bytes of a library and its fitness for this machine depend on."""
     parts = (
         source,
+        common,
         found,
         compiler.options(found, isa),
+        compiler.LIBRARIES,
         str(openmp.runtime()),
         sorted(features().intersection(isa.needs)),
         version(),
