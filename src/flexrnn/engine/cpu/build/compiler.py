@@ -29,7 +29,7 @@ OPTIONS = (
     "-w",  # nobody reads warnings about generated code
 )
 # Nothing of the library of C++ is called, and to read it takes a tenth of the time of compiling.
-LIBRARIES = ("-nostdlib", "-Wl,-z,defs,--as-needed", "-lm", "-lc", "-lgcc")
+LIBRARIES = ("-nostdlib", "-Wl,--as-needed", "-lm", "-lc", "-lgcc")
 SECONDS = 60.0  # an LSTM takes less than 2 s on an idle machine
 
 
@@ -115,8 +115,10 @@ def compile_library(
     runtime = _runtime(compiler)
     linked = (made.name, *map(str, objects), *([str(runtime)] if runtime else []))
     link = (*compiler.command, "-shared", "-o", library.name, *linked)
+    # A function that is nowhere is noticed here, but for those of a runtime that is not linked.
+    whole = ("-Wl,-z,defs",) if runtime else ()
     try:
-        _run((*link, *LIBRARIES), folder)
+        _run((*link, *whole, *LIBRARIES), folder)
     except UnusableError:
         raise
     except CannotRunError:  # $CXX has an option that wants a library of its own, say
