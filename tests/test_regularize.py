@@ -166,7 +166,7 @@ def test_weight_drop_drops_recurrent_weights_once_a_call(engine: str) -> None:
     assert_close(gradients[0], gradients[1], rtol=0, atol=0)
 
 
-@pytest.mark.usefixtures("by_reference")  # with which the next test compares every engine
+@pytest.mark.usefixtures("by_reference")  # with which every engine is compared below
 @pytest.mark.parametrize(("cell", "own"), ALL)
 def test_evaluation_knows_neither_dropout(cell: Any, own: dict[str, Any]) -> None:
     hidden = {} if cell in (cells.NaiveLSTMCell, cells.ArticlePeepholeLSTMCell) else {

@@ -77,6 +77,7 @@ def definitions() -> str:
     return _read("weights.cpp")
 
 
+@cache
 def _read(name: str) -> str:
     folder = resources.files("flexrnn.engine.cpu") / "runtime"
     return (folder / name).read_text(encoding="utf-8")

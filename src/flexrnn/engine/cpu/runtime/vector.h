@@ -174,15 +174,20 @@ INLINE vec picked(vec a, vec b, mask lanes) {
 #endif
 }
 
-// The transpose of VL vectors. Of every 2 * D lanes, of two vectors that are D apart, the last D of the
-// one and the first D of the other change places; this for D = 1, 2, 4 and so on.
-template <int D = 1> INLINE void transpose(vec (&v)[VL]) {
-    mask first, last;  // the lanes that make each of the two: b's have numbers from VL on
+// Of every 2 * D lanes of two vectors, the last D of the one and the first D of the other change
+// places: the lanes that make each of the two. The second's have numbers from VL on.
+template <int D> INLINE void exchanged(mask& first, mask& last) {
 #pragma GCC unroll 16
     for (int i = 0; i < VL; i++) {
         first[i] = i & D ? VL + (i ^ D) : i;
         last[i] = i & D ? VL + i : i ^ D;
     }
+}
+
+// The transpose of VL vectors: that of two which are D apart, for D = 1, 2, 4 and so on.
+template <int D = 1> INLINE void transpose(vec (&v)[VL]) {
+    mask first, last;
+    exchanged<D>(first, last);
 #pragma GCC unroll 16
     for (int i = 0; i < VL; i++) {
         if (i & D) continue;

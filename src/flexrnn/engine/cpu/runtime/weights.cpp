@@ -3,11 +3,7 @@
 // The sum of each of VL vectors, side by side: as `transpose` does it, and added up on the way.
 template <int D = 1> INLINE vec sums_of(vec (&v)[VL]) {
     mask first, last;
-#pragma GCC unroll 16
-    for (int i = 0; i < VL; i++) {
-        first[i] = i & D ? VL + (i ^ D) : i;
-        last[i] = i & D ? VL + i : i ^ D;
-    }
+    exchanged<D>(first, last);
 #pragma GCC unroll 16
     for (int i = 0; i < VL; i += 2 * D)
         v[i] = picked(v[i], v[i + D], first) + picked(v[i], v[i + D], last);
