@@ -1,7 +1,7 @@
 """Libraries of their own for these tests, every set of instructions, and the judge of an engine."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,10 @@ def changed() -> Callable[[str, str], tuple[Callable[[str], Any], list[int]]]:
     def change(right: str, instead: str) -> tuple[Callable[[str], Any], list[int]]:
         planted: list[int] = []
 
-        def library(text: str, common: str = "") -> Any:
-            planted.append(text.count(right) + common.count(right))
-            texts = (each.replace(right, instead) for each in (text, common))
-            return toolchain.library(next(texts), common=next(texts))
+        def library(text: str, common: Sequence[str] = ()) -> Any:
+            planted.append(sum(each.count(right) for each in (text, *common)))
+            text, *common = (each.replace(right, instead) for each in (text, *common))
+            return toolchain.library(text, common=common)
 
         return library, planted
 

@@ -95,7 +95,7 @@ def test_what_is_counted_in_int_is_small(shape: Shape) -> None:
     compiled = plan.plan_of(program, ("h",), plan.Kind(shape, hoist=False, dtype=torch.float32))
     for loop in (compiled.forward, compiled.backward):
         assert loop is not None
-        text = loop.source.text
+        text = "\n".join((*loop.source.functions, loop.source.text))
         assert set(re.findall(r"\bint (\w+)", text)) <= {
             "R",
             "i",

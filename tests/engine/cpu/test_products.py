@@ -92,11 +92,9 @@ def test_sums_fit_the_registers(sums: int, registers: int) -> None:
     for shape in Shape:
         for full in (True, False):
             tile = tile_of(sums, registers, shape, full=full, vectors=99)
-            assert min(tile._replace(few=1, alone=True)) >= 1
+            assert min(tile._replace(few=1)) >= 1
             assert tile.at_once <= sums
             assert tile.few <= tile.rows
-            if tile.alone:
-                assert tile.few * sums * tile.width == registers
             if shape is Shape.ROWS and tile.rows > 1:
                 assert tile.rows * tile.at_once * tile.width <= registers
             if shape is Shape.ROWS and tile.at_once < sums:
@@ -107,12 +105,12 @@ def test_few_registers_hold_parts_of_many_rows() -> None:
     def tile(sums: int, registers: int, *, full: bool = True) -> Tile:
         return tile_of(sums, registers, Shape.ROWS, full=full, vectors=64)
 
-    assert tile(4, 24) == Tile(rows=6, width=1, at_once=4, few=6, chains=1, alone=True)
-    assert tile(4, 12) == Tile(rows=6, width=1, at_once=2, few=3, chains=1, alone=True)
+    assert tile(4, 24) == Tile(rows=6, width=1, at_once=4, few=6, chains=1)
+    assert tile(4, 12) == Tile(rows=6, width=1, at_once=2, few=3, chains=1)
     assert tile(13, 12) == Tile(rows=4, width=1, at_once=3, few=0, chains=1)
-    assert tile(1, 12) == Tile(rows=6, width=2, at_once=1, few=6, chains=1, alone=True)
-    assert tile(3, 12) == Tile(rows=4, width=1, at_once=3, few=4, chains=1, alone=True)
-    assert tile(4, 12, full=False) == Tile(rows=3, width=1, at_once=4, few=3, chains=1, alone=True)
+    assert tile(1, 12) == Tile(rows=6, width=2, at_once=1, few=6, chains=1)
+    assert tile(3, 12) == Tile(rows=4, width=1, at_once=3, few=4, chains=1)
+    assert tile(4, 12, full=False) == Tile(rows=3, width=1, at_once=4, few=3, chains=1)
 
 
 @pytest.mark.parametrize(

@@ -55,15 +55,25 @@ def test_every_set_of_instructions(judge: Callable[..., None], isa: Isa) -> None
         judge(flexrnn.FlexRNN(Repeated, 5, 38, backend="cpu"), torch.randn(6, 7, 5))
 
 
+def test_cells_share_what_makes_their_sums() -> None:
+    def functions(layer: flexrnn.FlexRNN) -> list[str]:
+        source = flexrnn.explain(layer, torch.randn(40, 20, 5, requires_grad=True)).steps[0].source
+        return re.findall(r"^template <int R>\nALONE void rows.*?^}\n$", source, re.M | re.S)
+
+    found = functions(flexrnn.LSTM(5, 38))
+    assert len(found) == 2  # there and back
+    assert functions(flexrnn.NaiveLSTM(5, 38)) == found
+    assert functions(flexrnn.PeepholeLSTM(5, 38)) == found
+
+
 def test_the_source_holds_each_once() -> None:
     layer = flexrnn.FlexRNN(Repeated, 5, 38, backend="cpu")
     source = flexrnn.explain(layer, torch.randn(40, 20, 5, requires_grad=True)).steps[0].source
     assert source is not None
     for text in source.split("struct Frame")[1:]:  # forward and backward
         stages = len(re.findall(r"// Stage \d+: [1-9]\d* products", text))
-        functions = re.findall(r"(INLINE|ALONE) void (products\d+)", text)
+        functions = re.findall(r"^void products_\w+\(.*\{", text, re.MULTILINE)
         panels = set(re.findall(r"f\.(packed\d+_\d+) = ", text))
         assert stages >= 2 * DEPTH
         assert len(functions) < stages
-        assert ("ALONE", "products0") in functions or ("ALONE", "products1") in functions
         assert len(panels) <= 4 < stages  # x, h and heads, and another way round for another width

@@ -136,7 +136,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
         areas = {SCRATCH: taken[own][1]}
         for _, pieces in taken[own + 1 :]:  # a forward pass has another, of what it saves
             areas["saved"] = pieces
-        sources[made] = self.source.text, areas
+        text = "\n".join((*self.source.functions, self.source.text))
+        sources[made] = text, areas
         taken.clear()
         return made
 
@@ -145,7 +146,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
         noted.append(Call(source, self, dict(memory), steps, areas))
 
     class Nothing:
-        def __init__(self, *_: str, **__: str):
+        def __init__(self, *_: str, **__: Any):
             self.run = self
 
     monkeypatch.setattr(Area, "__init__", new_area)

@@ -163,19 +163,28 @@ def test_what_libraries_have_in_common_is_compiled_once(
 ) -> None:
     become(compiler_script, GXX)
     toolchain = Toolchain()
-    assert toolchain.library(CALLS, common=NINE).answer() == 9
+    assert toolchain.library(CALLS, common=[NINE]).answer() == 9
     assert entries(folder) == [".o", ".so"]
     before = calls(compiler_script)
-    assert toolchain.library(f"{CALLS}// another\n", common=NINE).answer() == 9
+    assert toolchain.library(f"{CALLS}// another\n", common=[NINE]).answer() == 9
     assert calls(compiler_script) == before + 2  # compiled and linked
-    assert toolchain.library(CALLS, common=NINE.replace("9", "10")).answer() == 10
+    assert toolchain.library(CALLS, common=[NINE.replace("9", "10")]).answer() == 10
+
+
+def test_libraries_may_share_one_object_and_not_another(folder: Path) -> None:
+    both = 'int eight(); extern "C" __attribute__((visibility("default"))) int answer() '
+    both += "{ return 10 * eight() + nine(); }"
+    eight = NINE.replace("nine", "eight").replace("9", "8")
+    assert Toolchain().library(CALLS, common=[NINE]).answer() == 9
+    assert Toolchain().library(f"int nine(); {both}", common=[eight, NINE]).answer() == 89
+    assert entries(folder) == [".o", ".o", ".so", ".so"]
 
 
 def test_what_is_common_may_go_while_it_is_linked(folder: Path, compiler_script: Path) -> None:
     become(compiler_script, GXX)
-    Toolchain().library(CALLS, common=NINE)
+    Toolchain().library(CALLS, common=[NINE])
     become(compiler_script, f'case "$*" in *-shared*) rm {folder}/*.o;; esac\n{GXX}')
-    assert Toolchain().library(f"{CALLS}// another\n", common=NINE).answer() == 9
+    assert Toolchain().library(f"{CALLS}// another\n", common=[NINE]).answer() == 9
     assert entries(folder) == [".so", ".so"]
 
 
@@ -186,12 +195,12 @@ def test_an_option_may_want_a_library_of_its_own(monkeypatch: pytest.MonkeyPatch
 
 
 def test_what_is_common_and_damaged_is_made_anew(folder: Path) -> None:
-    Toolchain().library(CALLS, common=NINE)
+    Toolchain().library(CALLS, common=[NINE])
     (entry,) = folder.glob("*.o")
     content = bytearray(entry.read_bytes())
     content[len(content) // 2] ^= 1
     entry.write_bytes(content)
-    assert Toolchain().library(f"{CALLS}// another\n", common=NINE).answer() == 9
+    assert Toolchain().library(f"{CALLS}// another\n", common=[NINE]).answer() == 9
     assert entry.read_bytes() != content
 
 

@@ -67,9 +67,16 @@ def prologue(real: str, isa: Isa, names: Sequence[str] = _LOOP) -> str:
     return "\n".join((defined, *map(_read, names)))
 
 
-def common(real: str, isa: Isa) -> str:
-    """What loops call that is the same for every cell: the text of an object to link with them."""
-    return prologue(real, isa, ("vector.h", "loop.h", "weights.h")) + definitions()
+def common(real: str, isa: Isa, functions: Sequence[str] = ()) -> tuple[str, ...]:
+    """What loops call that is not their cell's alone: texts of objects to link with them.
+
+    Args:
+        real: as `prologue`.
+        isa: as `prologue`.
+        functions: texts, each of an object by itself; see `Source`.
+    """
+    before = prologue(real, isa, ("vector.h", "loop.h", "weights.h"))
+    return tuple(before + text for text in (definitions(), *functions))
 
 
 def definitions() -> str:

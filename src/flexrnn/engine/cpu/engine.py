@@ -61,7 +61,7 @@ def source(program: Program) -> str:
                 lanes=machine().vector_bytes // torch.float32.itemsize,
                 shape=emit.Shape.ROWS,
             )
-            texts.append(f"// The {name} loop.\n\n{found.text}")
+            texts.append("\n".join((f"// The {name} loop.\n", *found.functions, found.text)))
     return "\n".join(texts)
 
 

@@ -154,7 +154,8 @@ class Kernel:
         )
         real = "float" if dtype == torch.float32 else "double"
         self.text = cpp.prologue(real, isa) + "\n" + self.source.text
-        self._run = library(self.text, common=cpp.common(real, isa)).run
+        common = cpp.common(real, isa, self.source.functions)
+        self._run = library(self.text, common=common).run
         self._run.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int]
         self._run.restype = None
         constants = self.source.constants

@@ -25,6 +25,7 @@ class Accumulators:
         for block in self.blocks:
             if block not in self.of:
                 self.of[block] = self._new()
+        self._number()
         self.groups = self._grouped()
 
     @property
@@ -45,6 +46,15 @@ class Accumulators:
 
     def _new(self) -> int:
         return self.count
+
+    def _number(self) -> None:
+        """Number sums as the products that add to them come: cells that differ in what they make of
+        their sums have the same sums.
+        """
+        blocks = (block for p in self.stage.products for _, block in sorted(p.blocks.items()))
+        order = {which: k for k, which in enumerate(dict.fromkeys(self.of[b] for b in blocks))}
+        self.of = {block: order[which] for block, which in self.of.items()}
+        self.sums = {add: (order[which], rest) for add, (which, rest) in self.sums.items()}
 
     def _grouped(self) -> list[tuple[list[int], list[int]]]:
         found: list[tuple[list[int], set[int]]] = []

@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import threading
+from collections.abc import Sequence
 from functools import cache as once
 from importlib import metadata
 from pathlib import Path
@@ -33,7 +34,9 @@ class Toolchain:
         self._lock = threading.Lock()
         self._making: dict[tuple[str, ...], threading.Lock] = {}  # held while one is made
 
-    def library(self, source: str, isa: Isa | None = None, common: str = "") -> ctypes.CDLL:
+    def library(
+        self, source: str, isa: Isa | None = None, common: Sequence[str] = ()
+    ) -> ctypes.CDLL:
         """The shared library of C++ text; compiled where no process has done so before.
 
         Several threads may call it at once. What has failed is not tried again.
@@ -41,7 +44,8 @@ class Toolchain:
         Args:
             source: the whole text; it contains the graph and the dtype.
             isa: the instructions to compile for; those of this machine by default.
-            common: text of what it calls, and other libraries, too: compiled once for all of them.
+            common: texts of what it calls, and other libraries, too: each is an object that is
+                compiled once for all of them.
 
         Raises:
             CannotRunError: this is not Linux, or the instructions are not known here.
@@ -51,16 +55,14 @@ class Toolchain:
         if sys.platform != "linux":
             raise CannotRunError(f"generated code: expected Linux, got {sys.platform}")
         isa = isa or machine()
-        key = (source, common, isa.name)
-        with self._lock:
-            making = self._making.setdefault(key, threading.Lock())
-        with making:
+        key = (source, *common, isa.name)
+        with self._made(key):
             if key in self._libraries:
                 return self._libraries[key]
             if failure := self._unusable or self._failures.get(key):
                 raise NotAgainError(failure)
             try:
-                self._libraries[key] = _library(source, isa, common)
+                self._libraries[key] = self._library(source, isa, common)
             except compiler.UnusableError as error:
                 if self._libraries:  # it was of use before; this source takes it too long, say
                     self._failures[key] = str(error)
@@ -72,61 +74,72 @@ class Toolchain:
                 raise NotAgainError(str(error)) from error
             return self._libraries[key]
 
+    def _library(self, source: str, isa: Isa, common: Sequence[str]) -> ctypes.CDLL:
+        found = compiler.find()
+        try:
+            return self._from(cache.folder(), source, isa, found, common)
+        except OSError as error:  # read-only, full, not to be loaded from, ...
+            first = error
+        try:
+            return self._from(cache.temporary(), source, isa, found, common)
+        except OSError as second:
+            said = f"no folder for compiled libraries: {first}; {second}"
+            raise CannotRunError(said) from None
+
+    def _from(
+        self, where: Path, source: str, isa: Isa, found: compiler.Compiler, common: Sequence[str]
+    ) -> ctypes.CDLL:
+        key = cache_key(source, isa, found, common)
+        if entry := cache.get(where, key):
+            try:
+                return ctypes.CDLL(str(entry))
+            except OSError:
+                if entry.exists():
+                    raise
+        with cache.building(where) as folder:
+            try:
+                objects = [
+                    self._object(where, text, isa, found, folder / f"common{k}.o")
+                    for k, text in enumerate(common)
+                ]
+                made = compiler.compile_library(found, isa, source, folder, objects)
+            except CannotRunError:
+                cache.check_room(folder)  # the compiler's own words about a full disk differ
+                raise
+            entry = cache.put(where, key, made)
+        return ctypes.CDLL(str(entry))
+
+    def _object(
+        self, where: Path, text: str, isa: Isa, found: compiler.Compiler, copy: Path
+    ) -> Path:
+        """An object that several libraries have in common, in the folder in which one is made.
+
+        Others may remove what is kept at any time, so that it is copied.
+        """
+        key = cache_key(text, isa, found)
+        with self._made(("object", key)):
+            if entry := cache.get(where, key, ".o"):
+                with contextlib.suppress(FileNotFoundError):
+                    return Path(shutil.copyfile(entry, copy))
+            made = compiler.compile_object(found, isa, text, copy.parent, f"made_{copy.stem}")
+            shutil.copyfile(made, copy)
+            cache.put(where, key, made)
+        return copy
+
+    def _made(self, key: tuple[str, ...]) -> threading.Lock:
+        """What a thread holds while it makes something, so that others wait for it."""
+        with self._lock:
+            return self._making.setdefault(key, threading.Lock())
+
 
 library = Toolchain().library
 
 
-def _library(source: str, isa: Isa, common: str) -> ctypes.CDLL:
-    found = compiler.find()
-    try:
-        return _from(cache.folder(), source, isa, found, common)
-    except OSError as error:  # read-only, full, not to be loaded from, ...
-        first = error
-    try:
-        return _from(cache.temporary(), source, isa, found, common)
-    except OSError as second:
-        raise CannotRunError(f"no folder for compiled libraries: {first}; {second}") from None
-
-
-def _from(where: Path, source: str, isa: Isa, found: compiler.Compiler, common: str) -> ctypes.CDLL:
-    key = cache_key(source, isa, found, common)
-    if entry := cache.get(where, key):
-        try:
-            return ctypes.CDLL(str(entry))
-        except OSError:
-            if entry.exists():
-                raise
-    with cache.building(where) as folder:
-        try:
-            objects = [_object(where, common, isa, found, folder)] if common else []
-            made = compiler.compile_library(found, isa, source, folder, objects)
-        except CannotRunError:
-            cache.check_room(folder)  # the compiler's own words about a full disk differ
-            raise
-        entry = cache.put(where, key, made)
-    return ctypes.CDLL(str(entry))
-
-
-def _object(where: Path, common: str, isa: Isa, found: compiler.Compiler, folder: Path) -> Path:
-    """The object of what libraries have in common, in the folder in which one is made.
-
-    Others may remove what is kept at any time, so that it is copied.
-    """
-    key, copy = cache_key(common, isa, found), folder / "common.o"
-    if entry := cache.get(where, key, ".o"):
-        with contextlib.suppress(FileNotFoundError):
-            return Path(shutil.copyfile(entry, copy))
-    made = compiler.compile_object(found, isa, common, folder, "made")
-    shutil.copyfile(made, copy)
-    cache.put(where, key, made)
-    return copy
-
-
-def cache_key(source: str, isa: Isa, found: compiler.Compiler, common: str = "") -> str:
+def cache_key(source: str, isa: Isa, found: compiler.Compiler, common: Sequence[str] = ()) -> str:
     """Everything that the bytes of a library and its fitness for this machine depend on."""
     parts = (
         source,
-        common,
+        tuple(common),
         found,
         compiler.options(found, isa),
         compiler.LIBRARIES,

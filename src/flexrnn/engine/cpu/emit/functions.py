@@ -1,50 +1,101 @@
-"""Functions that make the sums of tiles: stages with tiles of one kind share them.
+"""Functions that make the sums of tiles; loops with tiles of one kind share them.
 
-A cell may have many products a step that differ in nothing but where their operands lie, as the
-stages of a Runge-Kutta method do. The compiler would take as long for each of them.
+A product in a loop sees nothing of the cell: how many sums a tile has, and to which of them every
+product adds, is all that its function depends on. Where tiles have many rows it is much text, and
+an object of its own, which is compiled once and linked with every loop that calls it.
 """
 
-from collections import Counter
 from collections.abc import Sequence
+from itertools import chain, count
+from string import ascii_lowercase, digits
+from typing import NamedTuple
+
+_NUMERALS = digits + ascii_lowercase
+_LONGEST = 40  # of what a name says
+
+
+class Sums(NamedTuple):
+    """How the sums of a tile are made: C++ that is told of R rows, of `terms` and of `out`."""
+
+    adds: tuple[tuple[int, ...], ...]  # of every product the sums to which it adds
+    rows: int  # of a tile, at most
+    few: int  # up to which the first text is of use
+    for_few: tuple[str, ...]
+    for_more: tuple[str, ...] = ()
 
 
 class Functions:
-    """Collects the functions of a loop; they are told of terms, as in weights.h, to add up."""
+    """Collects the functions of a loop.
 
-    def __init__(self):
-        self._names: dict[tuple[str, tuple[str, ...]], str] = {}
-        self._uses: Counter[str] = Counter()
-        self._alone = set[str]()
+    Args:
+        term: the type of what they are told of every product, as in weights.h.
+        apart: each is an object of its own, not a part of the loop.
+    """
 
-    def name(self, kind: str, lines: Sequence[str], *, alone: bool = False) -> str:
-        """The name of the function that consists of these lines.
+    def __init__(self, term: str, *, apart: bool):
+        self._term, self._apart = term, apart
+        self._names: dict[Sums, str] = {}
+        self._shared = set[str]()  # by several stages
 
-        Args:
-            kind: what its name begins with.
-            lines: its body.
-            alone: it is never merged into what calls it.
-        """
-        key = kind, tuple(lines)
-        if key not in self._names:
-            self._names[key] = f"{kind}{sum(known == kind for known, _ in self._names)}"
-        name = self._names[key]
-        self._uses[name] += 1
-        if alone:
-            self._alone.add(name)
-        return name
+    def name(self, sums: Sums) -> str:
+        """The name of the function that makes these; see `_head`."""
+        if sums in self._names:
+            self._shared.add(self._names[sums])
+        else:
+            said = f"products_{_said(sums.adds)}"
+            names = chain([said], (f"{said}_{k}" for k in count(2)))  # the same, of other tiles
+            self._names[sums] = next(name for name in names if name not in self._names.values())
+        return self._names[sums]
 
-    def text(self, term: str) -> str:
-        """All functions, told of such terms. What one stage alone calls is a part of it."""
-        return "\n".join(
-            line
-            for (_, lines), name in self._names.items()
-            for line in (
-                "template <int R>",
-                f"{self._how(name)} void {name}(const {term}* terms, REAL* out) {{",
-                *(f"    {line}" for line in lines),
-                "}\n",
-            )
-        )
+    def objects(self) -> tuple[str, ...]:
+        """The text of each object, to stand behind weights.h."""
+        return tuple(self._texts()) if self._apart else ()
 
-    def _how(self, name: str) -> str:
-        return "ALONE" if name in self._alone or self._uses[name] > 1 else "INLINE"
+    def text(self) -> str:
+        """What stands in the loop: all functions, or what they are called with."""
+        if not self._apart:
+            return "\n".join(self._texts())
+        return "".join(f"{self._head(name)};\n" for name in self._names.values())
+
+    def _head(self, name: str) -> str:
+        return f"void {name}(const {self._term}* terms, REAL* out, long rows)"
+
+    def _texts(self) -> list[str]:
+        return ["\n".join(self._text(sums, name)) for sums, name in self._names.items()]
+
+    def _text(self, sums: Sums, name: str) -> list[str]:
+        # What surrounds the sums of many rows would want registers, too, all of which are taken.
+        how = "ALONE" if self._apart else "INLINE"
+        kinds = ("few", "more") if sums.for_few and sums.for_more else ("rows", "rows")
+        few, more = (name.replace("products", kind, 1) for kind in kinds)
+        lines = list[str]()
+        for function, text in ((few, sums.for_few), (more, sums.for_more)):
+            if text:
+                lines += [
+                    "template <int R>",
+                    f"{how} void {function}(const {self._term}* terms, REAL* out) {{",
+                    *(f"    {line}" for line in text),
+                    "}\n",
+                ]
+        calls = [
+            f"{few if rows <= sums.few else more}<{rows}>(terms, out);"
+            for rows in range(1, sums.rows + 1)
+        ]
+        which = [
+            "    switch (rows) {",
+            *(f"    case {rows}: return {call}" for rows, call in enumerate(calls, 1)),
+            "    }",
+        ]
+        shared = "ALONE " if name in self._shared else "INLINE "
+        head = self._head(name) if self._apart else shared + self._head(name)
+        return [*lines, f"{head} {{", *(which if calls[1:] else [f"    {calls[0]}"]), "}\n"]
+
+
+def _said(adds: Sequence[Sequence[int]]) -> str:
+    """The numbers of sums, a digit each; how many there are, where that would be long."""
+    total = 1 + max(which for product in adds for which in product)
+    if total <= len(_NUMERALS):
+        said = "_".join("".join(_NUMERALS[which] for which in product) for product in adds)
+        if len(said) <= _LONGEST:
+            return said
+    return f"{len(adds)}_to_{total}"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from flexrnn.engine.cpu.cpp import vector, vector_of_row, vectors
 from flexrnn.engine.cpu.emit.context import Context, Packed
-from flexrnn.engine.cpu.emit.functions import Functions
+from flexrnn.engine.cpu.emit.functions import Functions, Sums
 from flexrnn.engine.lowering.accumulate import Accumulators
 from flexrnn.engine.lowering.places import sizes_of
 from flexrnn.engine.lowering.stages import Product
@@ -34,7 +34,6 @@ class Tile(NamedTuple):
     at_once: int  # sums of a row that are made together, in registers
     few: int  # rows up to which all sums are; 0 where those of one are too many
     chains: int  # sums of alternate k that are kept apart until the end
-    alone: bool = False  # those of `few` rows take all registers, and what surrounds them has none
 
 
 def tile_of(sums: int, registers: int, shape: Shape, *, full: bool, vectors: int) -> Tile:
@@ -69,7 +68,7 @@ def tile_of(sums: int, registers: int, shape: Shape, *, full: bool, vectors: int
     width = min(range(max(1, (_NARROW if apart else _WIDE) // sums), 0, -1), key=time)
     rows = rows_of(width)
     few = min(rows, registers // (sums * width)) if at_once < sums else rows
-    return Tile(rows, width, at_once, few, 1, alone=few * sums * width == registers)
+    return Tile(rows, width, at_once, few, 1)
 
 
 class Products:
@@ -103,8 +102,7 @@ class Products:
         self.left: list[tuple[str, str]] = []
         for k, product in enumerate(self.stage.products):
             self._lay_out(k, product)
-        self._few = self._many = ""  # the functions that make the sums of few rows, and of many
-        self._name(functions)
+        self._function = functions.name(self._sums())  # that makes the sums
 
     def _lay_out(self, k: int, product: Product) -> None:
         context, sum_of = self.context, self.accumulators.of
@@ -140,21 +138,27 @@ class Products:
         at_once = self.tile.at_once
         return [sums[k : k + at_once] for k in range(0, len(sums), at_once)]
 
-    def _name(self, functions: Functions) -> None:
+    def _sums(self) -> Sums:
+        adds = tuple(
+            tuple(self._read(k, packed, range(self.accumulators.count * self.tile.width)))
+            for k, parts in enumerate(self.packed)
+            for packed in parts
+        )
         if self.in_place:
-            self._few = functions.name("products", self._added_in_place())
-            return
-        few, many = list[str](), list[str]()
+            return Sums(adds, self.tile.rows, self.tile.few, tuple(self._added_in_place()))
+        few, more = list[str](), list[str]()
         for products, sums in self.accumulators.groups:
             cut = self._cut(sums)
             few += self._part(products, range(len(cut)), sums)
             for k, part in enumerate(cut):
-                many += self._part(products, [k], part)
-        if self.tile.few:
-            self._few = functions.name("products", few)
-        if self.tile.few < self.tile.rows:
-            # By itself: what surrounds it would want registers, too, all of which are taken.
-            self._many = functions.name("parts", many, alone=True)
+                more += self._part(products, [k], part)
+        return Sums(
+            adds,
+            self.tile.rows,
+            self.tile.few,
+            tuple(few if self.tile.few else ()),
+            tuple(more if self.tile.few < self.tile.rows else ()),
+        )
 
     def _added_in_place(self) -> list[str]:
         """Weights are read where they lie, and sums are added to the tile."""
@@ -189,11 +193,9 @@ class Products:
                 lines.append(f"    {{{address}, {row}, {where}, {which}}},")
         return [*lines, "};"]
 
-    def call(self, rows: int) -> str:
-        """What makes the sums of a tile with so many rows."""
-        name = f"{self._few if rows <= self.tile.few else self._many}<{rows}>"
-        by_itself = rows == self.tile.few and self.tile.alone
-        return f"alone<{name}>(terms, out);" if by_itself else f"{name}(terms, out);"
+    def call(self) -> str:
+        """What makes the sums of a tile of n rows."""
+        return f"{self._function}(terms, out, n);"
 
     def _part(self, products: list[int], parts: Sequence[int], sums: list[int]) -> list[str]:
         """These sums into the tile, for which these parts of weights are read."""
@@ -226,7 +228,7 @@ class Products:
             lines += self._loop(reads, self.tile.chains)
         return [*lines, *self._loop(reads, 1), "}"]
 
-    def _read(self, k: int, packed: Packed, places: list[int]) -> list[int]:
+    def _read(self, k: int, packed: Packed, places: Sequence[int]) -> list[int]:
         """Of each vector of a panel the sum to which it adds, as a number among these."""
         width, blocks = self.tile.width, self.stage.products[k].blocks
         sums = (self.accumulators.of[blocks[block]] for block in packed.blocks)

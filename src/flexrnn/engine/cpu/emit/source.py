@@ -29,6 +29,7 @@ class Source:
     """
 
     text: str
+    functions: tuple[str, ...]  # that it calls, each the text of an object by itself
     sizes: tuple[int, ...]
     constants: tuple[float, ...]
     buffers: dict[str, Buffer]
@@ -46,9 +47,9 @@ def source(loop: Loop, *, backward: bool, registers: int, lanes: int, shape: Sha
         lanes: numbers of a vector.
         shape: of the calls for which it is.
     """
-    context, functions = Context(loop, backward=backward), Functions()
-    texts = []
-    in_place = shape is Shape.FEW
+    context, texts, in_place = Context(loop, backward=backward), [], shape is Shape.FEW
+    term = "TermInPlace" if in_place else "Term"
+    functions = Functions(term, apart=shape is Shape.ROWS)
     for number, stage in enumerate(loop.stages):
         context.size(f"W{number}", stage.domain.units)
         products = f"{len(stage.products)} products, " if stage.products else ""
@@ -73,13 +74,14 @@ def source(loop: Loop, *, backward: bool, registers: int, lanes: int, shape: Sha
     text = "\n".join(
         [
             _frame(context, weights, in_place),
-            functions.text("TermInPlace" if in_place else "Term"),
+            functions.text(),
             *texts,
             runs,
         ]
     )
     return Source(
         text,
+        functions.objects(),
         tuple(context.sizes.values()),
         tuple(context.constants),
         context.buffers,
@@ -152,7 +154,6 @@ def _tiles(context: Context, products: Products, count: int) -> str:
 def _tile(context: Context, products: Products, count: int, given: str) -> list[str]:
     """A function for the rows of a tile: their sums, and what follows from these."""
     number, tile = products.number, products.tile
-    cases = [f"case {r}: {products.call(r)} break;" for r in range(1, tile.rows + 1)]
     groups = f"ceil_div(f.rows.last - r, {tile.rows})"
     headed = context.headed(number)
     lines = [f"const long units = f.W{number};"]
@@ -164,9 +165,7 @@ def _tile(context: Context, products: Products, count: int, given: str) -> list[
     body = [
         f"n = ceil_div(f.rows.last - r, {groups});",
         *products.terms(),
-        "switch (n) {",
-        *cases,
-        "}",
+        products.call(),
         *_behind(number, tile.width, headed),
     ]
     return [

@@ -71,12 +71,6 @@ struct Term {
           ahead(next.of(packed + next_at * inner * panel * VL, inner * VL, panel, w)) {}
 };
 
-// Sums that take all registers are made by themselves: what surrounds them would want some, too, and
-// compilers would put sums away at every k.
-template <void (*SUMS)(const Term*, REAL*)> ALONE void alone(const Term* terms, REAL* out) {
-    SUMS(terms, out);
-}
-
 // What a tile will read: soon, in 8 values of k, and one vector of the tile after it. Caches load
 // both ahead of time by themselves, but not enough of it where weights lie in the last of them.
 template <int PANEL> INLINE void hint(const REAL* w, const REAL* ahead) {
