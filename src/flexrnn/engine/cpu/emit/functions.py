@@ -15,12 +15,13 @@ _LONGEST = 40  # of what a name says
 
 
 class Sums(NamedTuple):
-    """How the sums of a tile are made: C++ that is told of R rows, of `terms` and of `out`."""
+    """How the sums of a tile are made: C++ that is told of `terms`, of `out` and of its rows."""
 
     adds: tuple[tuple[int, ...], ...]  # of every product the sums to which it adds
-    rows: int  # of a tile, at most
-    few: int  # up to which the first text is of use
-    for_few: tuple[str, ...]
+    text: tuple[str, ...]  # that is told how many `rows`; or:
+    most: int = 0  # rows, for each number of which there is a function, told of R
+    few: int = 0  # of these, for which one text is; the other one is for more
+    for_few: tuple[str, ...] = ()
     for_more: tuple[str, ...] = ()
 
 
@@ -64,31 +65,35 @@ class Functions:
         return ["\n".join(self._text(sums, name)) for sums, name in self._names.items()]
 
     def _text(self, sums: Sums, name: str) -> list[str]:
-        # What surrounds the sums of many rows would want registers, too, all of which are taken.
-        how = "ALONE" if self._apart else "INLINE"
+        lines, text = list[str](), list(sums.text)
+        if sums.most:
+            lines, calls = self._templates(sums, name)
+            text = calls
+            if calls[1:]:
+                cases = (f"case {rows}: return {call}" for rows, call in enumerate(calls, 1))
+                text = ["switch (rows) {", *cases, "}"]
+        how = "" if self._apart else "ALONE " if name in self._shared else "INLINE "
+        return [*lines, f"{how}{self._head(name)} {{", *(f"    {line}" for line in text), "}\n"]
+
+    def _templates(self, sums: Sums, name: str) -> tuple[list[str], list[str]]:
+        """Functions of a number of rows, and the call of one for every number."""
         kinds = ("few", "more") if sums.for_few and sums.for_more else ("rows", "rows")
         few, more = (name.replace("products", kind, 1) for kind in kinds)
-        lines = list[str]()
-        for function, text in ((few, sums.for_few), (more, sums.for_more)):
-            if text:
-                lines += [
-                    "template <int R>",
-                    f"{how} void {function}(const {self._term}* terms, REAL* out) {{",
-                    *(f"    {line}" for line in text),
-                    "}\n",
-                ]
-        calls = [
-            f"{few if rows <= sums.few else more}<{rows}>(terms, out);"
-            for rows in range(1, sums.rows + 1)
+        # What surrounds the sums of many rows would want registers, too, all of which are taken.
+        how = "ALONE" if self._apart else "INLINE"
+        lines = [
+            line
+            for function, text in ((few, sums.for_few), (more, sums.for_more))
+            if text
+            for line in (
+                "template <int R>",
+                f"{how} void {function}(const {self._term}* terms, REAL* out) {{",
+                *(f"    {line}" for line in text),
+                "}\n",
+            )
         ]
-        which = [
-            "    switch (rows) {",
-            *(f"    case {rows}: return {call}" for rows, call in enumerate(calls, 1)),
-            "    }",
-        ]
-        shared = "ALONE " if name in self._shared else "INLINE "
-        head = self._head(name) if self._apart else shared + self._head(name)
-        return [*lines, f"{head} {{", *(which if calls[1:] else [f"    {calls[0]}"]), "}\n"]
+        rows = range(1, sums.most + 1)
+        return lines, [f"{few if n <= sums.few else more}<{n}>(terms, out);" for n in rows]
 
 
 def _said(adds: Sequence[Sequence[int]]) -> str:

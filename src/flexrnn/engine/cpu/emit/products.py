@@ -145,7 +145,7 @@ class Products:
             for packed in parts
         )
         if self.in_place:
-            return Sums(adds, self.tile.rows, self.tile.few, tuple(self._added_in_place()))
+            return Sums(adds, tuple(self._added_in_place()))
         few, more = list[str](), list[str]()
         for products, sums in self.accumulators.groups:
             cut = self._cut(sums)
@@ -154,6 +154,7 @@ class Products:
                 more += self._part(products, [k], part)
         return Sums(
             adds,
+            (),
             self.tile.rows,
             self.tile.few,
             tuple(few if self.tile.few else ()),
@@ -163,7 +164,7 @@ class Products:
     def _added_in_place(self) -> list[str]:
         """Weights are read where they lie, and sums are added to the tile."""
         apart = vectors(self.accumulators.count)
-        lines = [f"for (int i = 0; i < R * {apart}; i += VL) *(vec*)(out + i) = vec{{}};"]
+        lines = [f"for (long i = 0; i < rows * {apart}; i += VL) *(vec*)(out + i) = vec{{}};"]
         for k, (product, (packed,)) in enumerate(
             zip(self.stage.products, self.packed, strict=True)
         ):
@@ -171,7 +172,7 @@ class Products:
             lines += [
                 "{",
                 f"    const int sums[] = {{{', '.join(map(str, sums))}}};",
-                f"    add_in_place<R>(out, {apart}, sums, terms[{k}]);",
+                f"    add_in_place(rows, out, {apart}, sums, terms[{k}]);",
                 "}",
             ]
         return lines

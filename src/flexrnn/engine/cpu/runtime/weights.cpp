@@ -11,9 +11,11 @@ template <int D = 1> INLINE vec sums_of(vec (&v)[VL]) {
     return v[0];
 }
 
+// out[n] += sum over k of a[k] * w[n * column + k], for R rows of a and of out: a weight whose
+// columns lie in one piece each.
 template <int R>
-void add_dots(REAL* out, long apart, const REAL* a, long row, const REAL* w, long K, long column,
-              int units) {
+static void add_dots(REAL* out, long apart, const REAL* a, long row, const REAL* w, long K,
+                     long column, int units) {
     // Columns: to hide how long a multiply-add takes, and as many as registers hold sums of.
     constexpr int AT_ONCE = R <= 2 ? 8 / R : sizeof(vec) == 64 ? 4 : 2;
     const long whole = K / VL * VL;
@@ -53,9 +55,11 @@ void add_dots(REAL* out, long apart, const REAL* a, long row, const REAL* w, lon
     }
 }
 
+// out[n] += sum over k of a[k] * w[k * next + n], likewise: a weight whose rows lie in one piece
+// each.
 template <int R>
-void add_rows(REAL* out, long apart, const REAL* a, long row, const REAL* w, long K, long next,
-              int units) {
+static void add_rows(REAL* out, long apart, const REAL* a, long row, const REAL* w, long K,
+                     long next, int units) {
     constexpr int AT_ONCE = R > 2 ? 2 : 4 / R;  // of k
     vec sums[R][AT_ONCE] = {};
     long k = 0;
@@ -83,13 +87,29 @@ void add_rows(REAL* out, long apart, const REAL* a, long row, const REAL* w, lon
     }
 }
 
-#define FOR_ROWS(R)                                                                          \
-    template void add_dots<R>(REAL*, long, const REAL*, long, const REAL*, long, long, int); \
-    template void add_rows<R>(REAL*, long, const REAL*, long, const REAL*, long, long, int);
-FOR_ROWS(1)
-FOR_ROWS(2)
-FOR_ROWS(3)
-FOR_ROWS(4)
+template <int R>
+static void add_of(REAL* out, long apart, const int* sums, const TermInPlace& term) {
+    const int units = int(least(VL, term.units - term.unit));
+    for (long i = 0; i < term.count; i++) {
+        const Piece& piece = term.pieces[i];
+        const REAL* w = (const REAL*)term.p[piece.pointer] + term.head * piece.head +
+                        term.unit * piece.column;
+        REAL* into = out + sums[piece.block] * VL;
+        const REAL* from = term.a + piece.first;
+        const long K = piece.last - piece.first;
+        if (piece.row == 1) add_dots<R>(into, apart, from, term.row, w, K, piece.column, units);
+        else add_rows<R>(into, apart, from, term.row, w, K, piece.row, units);
+    }
+}
+
+void add_in_place(long rows, REAL* out, long apart, const int* sums, const TermInPlace& term) {
+    switch (rows) {
+    case 1: return add_of<1>(out, apart, sums, term);
+    case 2: return add_of<2>(out, apart, sums, term);
+    case 3: return add_of<3>(out, apart, sums, term);
+    case 4: return add_of<4>(out, apart, sums, term);
+    }
+}
 
 void pack_rows(REAL* into, long stride, const REAL* from, long row, long K, long there, int width) {
     const long whole = there / VL * VL;

@@ -6,18 +6,6 @@ struct Piece {
     long pointer, block, first, last, head, row, column;
 };
 
-// out[n] += sum over k of a[k] * w[n * column + k], for R rows of a and of out: a weight whose
-// columns lie in one piece each.
-template <int R>
-void add_dots(REAL* out, long apart, const REAL* a, long row, const REAL* w, long K, long column,
-              int units);
-
-// out[n] += sum over k of a[k] * w[k * next + n], likewise: a weight whose rows lie in one piece
-// each.
-template <int R>
-void add_rows(REAL* out, long apart, const REAL* a, long row, const REAL* w, long K, long next,
-              int units);
-
 // A product of a tile's rows with a weight as it lies in memory, for calls of so few steps and rows
 // that laying it out anew would take longer.
 struct TermInPlace {
@@ -30,22 +18,9 @@ struct TermInPlace {
     long unit, units;  // of every block the first column that the tile reads, and how many there are
 };
 
-// Adds such a product of R rows, block b to the vector `sums[b]` of each row of `out`; these are
-// `apart`.
-template <int R>
-INLINE void add_in_place(REAL* out, long apart, const int* sums, const TermInPlace& term) {
-    const int units = int(least(VL, term.units - term.unit));
-    for (long i = 0; i < term.count; i++) {
-        const Piece& piece = term.pieces[i];
-        const REAL* w = (const REAL*)term.p[piece.pointer] + term.head * piece.head +
-                        term.unit * piece.column;
-        REAL* into = out + sums[piece.block] * VL;
-        const REAL* from = term.a + piece.first;
-        const long K = piece.last - piece.first;
-        if (piece.row == 1) add_dots<R>(into, apart, from, term.row, w, K, piece.column, units);
-        else add_rows<R>(into, apart, from, term.row, w, K, piece.row, units);
-    }
-}
+// Adds such a product of up to 4 rows, block b to the vector `sums[b]` of each row of `out`; these
+// are `apart`.
+void add_in_place(long rows, REAL* out, long apart, const int* sums, const TermInPlace& term);
 
 // Which packed tile comes next, and how many groups of rows have read the present one: each asks for
 // one vector of every k of the next, until that is on its way as a whole.
