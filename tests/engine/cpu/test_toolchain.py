@@ -171,6 +171,19 @@ def test_what_libraries_have_in_common_is_compiled_once(
     assert toolchain.library(CALLS, common=[NINE.replace("9", "10")]).answer() == 10
 
 
+def test_threads_compile_what_is_common_once(folder: Path, compiler_script: Path) -> None:
+    become(compiler_script, GXX)
+    toolchain = Toolchain()
+    toolchain.library(SEVEN)  # the compiler has said its version
+    before = calls(compiler_script)
+    texts = [f"{CALLS}// {k}\n" for k in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda text: toolchain.library(text, common=[NINE]).answer(), texts)
+    assert [*found] == [9] * 4
+    assert calls(compiler_script) == before + 1 + 2 * 4
+    assert entries(folder) == [".o"] + [".so"] * 5
+
+
 def test_libraries_may_share_one_object_and_not_another(folder: Path) -> None:
     both = 'int eight(); extern "C" __attribute__((visibility("default"))) int answer() '
     both += "{ return 10 * eight() + nine(); }"

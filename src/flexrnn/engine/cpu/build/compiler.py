@@ -92,7 +92,8 @@ def compile_object(compiler: Compiler, isa: Isa, source: str, folder: Path, name
     """An object of C++ text, to be linked, in a folder where nothing else has its name.
 
     Raises:
-        CannotRunError, OSError: as `compile_library`.
+        CannotRunError: the compiler fails, or does not come to an end.
+        OSError: the folder cannot be written to.
     """
     text, made = (folder / f"{name}.{ending}" for ending in ("cpp", "o"))
     text.write_text(source, encoding="utf-8")
@@ -100,29 +101,25 @@ def compile_object(compiler: Compiler, isa: Isa, source: str, folder: Path, name
     return made
 
 
-def compile_library(
-    compiler: Compiler, isa: Isa, source: str, folder: Path, objects: Sequence[Path] = ()
-) -> Path:
-    """A shared library of C++ text, in a folder of its own, and of objects that it calls.
+def link(compiler: Compiler, objects: Sequence[Path], folder: Path) -> Path:
+    """A shared library of objects, in a folder of its own.
 
-    The object is linked by itself, without -fopenmp, which would name the compiler's own runtime.
+    It is made by itself, without -fopenmp, which would name the compiler's own runtime.
 
     Raises:
-        CannotRunError: the compiler fails, or does not come to an end.
-        OSError: the folder cannot be written to.
+        CannotRunError, OSError: as `compile_object`.
     """
-    made, library = compile_object(compiler, isa, source, folder, "step"), folder / "step.so"
-    runtime = _runtime(compiler)
-    linked = (made.name, *map(str, objects), *([str(runtime)] if runtime else []))
-    link = (*compiler.command, "-shared", "-o", library.name, *linked)
+    runtime, library = _runtime(compiler), folder / "step.so"
+    linked = (*map(str, objects), *([str(runtime)] if runtime else []))
+    command = (*compiler.command, "-shared", "-o", library.name, *linked)
     # A function that is nowhere is noticed here, but for those of a runtime that is not linked.
     whole = ("-Wl,-z,defs",) if runtime else ()
     try:
-        _run((*link, *whole, *LIBRARIES), folder)
+        _run((*command, *whole, *LIBRARIES), folder)
     except UnusableError:
         raise
     except CannotRunError:  # $CXX has an option that wants a library of its own, say
-        _run(link, folder)
+        _run(command, folder)
     return library
 
 
@@ -130,7 +127,7 @@ def compile_program(compiler: Compiler, isa: Isa, source: str, folder: Path, *mo
     """A program that stands alone, for a sanitizer: `more` is "-fsanitize=address", say.
 
     Raises:
-        CannotRunError, OSError: as `compile_library`.
+        CannotRunError, OSError: as `compile_object`.
     """
     text, program = folder / "driver.cpp", folder / "driver"
     text.write_text(source, encoding="utf-8")

@@ -9,6 +9,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache as once
 from importlib import metadata
 from pathlib import Path
@@ -97,15 +98,20 @@ class Toolchain:
                 if entry.exists():
                     raise
         with cache.building(where) as folder:
+            pool = ThreadPoolExecutor(1 + len(common))  # compilers are other processes
             try:
                 objects = [
-                    self._object(where, text, isa, found, folder / f"common{k}.o")
+                    pool.submit(self._object, where, text, isa, found, folder / f"common{k}.o")
                     for k, text in enumerate(common)
                 ]
-                made = compiler.compile_library(found, isa, source, folder, objects)
+                own = compiler.compile_object(found, isa, source, folder, "step")
+                made = compiler.link(found, [own, *(each.result() for each in objects)], folder)
             except CannotRunError:
+                pool.shutdown()  # the folder is theirs, too
                 cache.check_room(folder)  # the compiler's own words about a full disk differ
                 raise
+            finally:  # whoever is interrupted does not wait for the other compilers
+                pool.shutdown(wait=False)
             entry = cache.put(where, key, made)
         return ctypes.CDLL(str(entry))
 
