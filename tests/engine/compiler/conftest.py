@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -13,6 +14,10 @@ from flexrnn import cells
 from flexrnn.compose import CellStep
 from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.cpu import engine as cpu
+from flexrnn.engine.cpu import kernel, outer, plan
+from flexrnn.engine.cpu.build import compiler
+from flexrnn.engine.cpu.build.toolchain import Toolchain
 
 from .written import Cell
 
@@ -39,6 +44,21 @@ class FunctionCell(flexrnn.Cell):
 
     def step(self, x: Tensor, state: cells.HiddenState) -> cells.HiddenState:
         return cells.HiddenState(self.function(self, self.inner(x), state.h))
+
+
+_TOOLCHAIN = Toolchain()
+
+
+@pytest.fixture(autouse=True)
+def quickly_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step means does not depend on how fast its loop is: tests here compile a thousand.
+
+    With the options of users, loops are compiled and judged in `tests/engine/cpu`.
+    """
+    monkeypatch.setattr(compiler, "OPTIONS", tuple(o for o in compiler.OPTIONS if o != "-O2"))
+    for module in (kernel, outer, cpu):
+        monkeypatch.setattr(module, "library", _TOOLCHAIN.library)
+    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
 
 
 @pytest.fixture(params=ALL_CELLS, ids=lambda cell: cell.__name__)
