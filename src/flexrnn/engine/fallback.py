@@ -22,7 +22,7 @@ def warn(cause: str) -> None:
     if cause not in _warned:
         _warned.add(cause)
         level, frame = 1, inspect.currentframe()
-        while frame is not None and not is_users(frame.f_code.co_filename):
+        while frame is not None and not is_users(frame):
             level, frame = level + 1, frame.f_back
         warnings.warn(
             f"{cause}. The reference, an eager loop, runs it instead, and is slow. Change what is "

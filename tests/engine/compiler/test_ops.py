@@ -22,6 +22,10 @@ def operands(op: Op) -> list[Tensor]:
     return drawn
 
 
+def attributes(op: Op) -> dict[str, float]:
+    return {**dict(op.attributes), **ATTRIBUTES.get(op.name, {})}
+
+
 def test_the_table_has_about_sixty_real_operations_with_their_derivative() -> None:
     assert sum(not op.boolean for op in OPS.values()) >= 60
     flat = {name for name, op in OPS.items() if op.vjp is None and not op.boolean}
@@ -30,10 +34,9 @@ def test_the_table_has_about_sixty_real_operations_with_their_derivative() -> No
 
 @pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
 def test_the_derivative_is_autograds(op: Op) -> None:
-    attributes = {**dict(op.attributes), **ATTRIBUTES.get(op.name, {})}
-    given = operands(op)
+    given, more = operands(op), attributes(op)
     leaves = [g.requires_grad_() if g.is_floating_point() else g for g in given]
-    y = op.torch(*leaves, **attributes)
+    y = op.torch(*leaves, **more)
     assert (y.dtype == torch.bool) == op.boolean
     if op.boolean:
         return
@@ -46,9 +49,36 @@ def test_the_derivative_is_autograds(op: Op) -> None:
         assert not any(e.any() for e in expected)
         return
     detached = [leaf.detach() for leaf in leaves]
-    got = [c for c in op.vjp(g, y.detach(), *detached, **attributes) if c is not None]
+    got = [c for c in op.vjp(g, y.detach(), *detached, **more) if c is not None]
     for ours, right in zip(got, expected, strict=True):
         assert_close(ours, right, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("elu", [[-16.2, -40.0, -0.1]]),
+        ("selu", [[-9.1, -40.0, -0.1]]),
+        ("logaddexp", [[1e4, -1e4, 1e10], [1e4, -1e4, 1e10]]),
+        ("remainder", [[1.0, 3.0, -0.7], [0.1, 0.3, 0.1]]),
+        ("fmod", [[1.0, 3.0, -0.7], [0.1, 0.3, 0.1]]),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_derivative_loses_no_digits_where_the_value_is_rounded(
+    name: str, given: list[list[float]], dtype: torch.dtype
+) -> None:
+    op = OPS[name]
+    leaves = [torch.tensor(each, dtype=dtype, requires_grad=True) for each in given]
+    y = op.torch(*leaves, **attributes(op))
+    g = torch.ones_like(y)
+    expected = torch.autograd.grad(y, leaves, g)
+    assert op.vjp is not None
+    detached = [leaf.detach() for leaf in leaves]
+    for ours, right in zip(
+        op.vjp(g, y.detach(), *detached, **attributes(op)), expected, strict=True
+    ):
+        assert_close(ours, right, rtol=8 * torch.finfo(dtype).eps, atol=0)
 
 
 def test_at_a_tie_maximum_shares_and_relu_is_flat_at_zero() -> None:

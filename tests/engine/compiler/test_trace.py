@@ -4,6 +4,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,6 +69,40 @@ def test_a_step_that_is_no_program_is_refused_with_file_and_line(
     assert str(caught.value) == report.refusal
     with flexrnn.backend("reference"):
         assert layer(x)[0].shape == (4, 2, 5)  # the eager loop takes it
+
+
+ASKING = """
+def step(cell, z, h):
+    y = h + z
+    return {} * y
+"""
+ASKED = {
+    "a branch on the batch size": ("(2 if z.size(0) == 1 else 1)", "depends on the batch size"),
+    "a question for gradients": ("(2 if y.requires_grad else 1)", "requires_grad cannot be"),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+@pytest.mark.parametrize(
+    ("file", "module"),
+    [
+        ("<stdin>", "__main__"),
+        ("<string>", "__main__"),
+        ("<string>", None),
+        ("<ipython-input-3-0123456789ab>", "__main__"),
+        (f"{Path(torch.__file__).parent}foo/cell.py", "torchfoo.cell"),
+    ],
+)
+def test_a_person_may_write_where_no_file_is_or_beside_torch(
+    name: str, file: str, module: str | None, function_layer: Any
+) -> None:
+    asking, reason = ASKED[name]
+    defined = {} if module is None else {"__name__": module}
+    exec(compile(ASKING.format(asking), file, "exec"), defined)
+    layer = function_layer(defined["step"])
+    refusal = flexrnn.explain(layer, torch.randn(4, 2, 3, dtype=torch.float64)).steps[0].refusal
+    assert reason in refusal
+    assert refusal.endswith(f" at {file}:4")
 
 
 def test_the_line_is_the_persons_when_a_module_inside_the_cell_is_refused(

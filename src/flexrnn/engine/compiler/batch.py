@@ -44,7 +44,9 @@ class BatchSize(ShapeEnv):
 
 
 def _is_persons() -> bool:
-    asking = dropwhile(lambda place: place[0].startswith(_ANSWERED), frames())
-    passed = [place[0] for place in islice(asking, 4)]  # bool of a size asks for bool of != 0
-    asker = next((file for file in passed if file != _ASKED), "<")
-    return passed[:1] == [_ASKED] and is_users(asker)
+    calling = (frame for frame, _ in frames())
+    asking = dropwhile(lambda frame: frame.f_code.co_filename.startswith(_ANSWERED), calling)
+    passed = [*islice(asking, 4)]  # bool of a size asks for bool of != 0
+    files = [frame.f_code.co_filename for frame in passed]
+    asker = next((f for f, file in zip(passed, files, strict=True) if file != _ASKED), None)
+    return files[:1] == [_ASKED] and asker is not None and is_users(asker)

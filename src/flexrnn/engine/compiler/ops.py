@@ -125,7 +125,8 @@ def _d_mish(g: Any, y: Any, x: Any) -> Any:
 
 
 def _d_logaddexp(g: Any, y: Any, a: Any, b: Any) -> Any:
-    return g * call("exp", a - y), g * call("exp", b - y)
+    # Not exp(a - y), where y has been rounded.
+    return g * call("sigmoid", a - b), g * call("sigmoid", b - a)
 
 
 def _d_pow(g: Any, y: Any, a: Any, b: Any) -> Any:
@@ -181,8 +182,9 @@ _ROWS = [
     _binary("logaddexp", torch.logaddexp, _d_logaddexp, cheap=False),
     _binary("fmod", torch.fmod, lambda g, y, a, b: (g, -(g * call("trunc", a / b))),
             REAL, POSITIVE),
-    _binary("remainder", torch.remainder, lambda g, y, a, b: (g, -(g * call("floor", a / b))),
-            REAL, POSITIVE),
+    # Not floor(a / b): 1 / 0.1 is 10 when it has been rounded, and 0.1 goes into 1 nine times.
+    _binary("remainder", torch.remainder,
+            lambda g, y, a, b: (g, -(g * call("round", (a - y) / b))), REAL, POSITIVE),
     Op("lerp", torch.lerp, lambda g, y, a, b, w: (g * (1.0 - w), g * w, g * (b - a)),
        (REAL, REAL, (0.0, 1.0))),
     # Triton 3.6 takes -x for 0 - x, which has the other zero.
@@ -238,10 +240,11 @@ _ROWS = [
     _unary("relu6", F.relu6, lambda g, y, x: _select(_inside(x, 0.0, 6.0), g, 0.0)),
     _unary("leaky_relu", F.leaky_relu, lambda g, y, x, negative_slope: _select(
         call("gt", x, 0.0), g, g * negative_slope), attributes=(("negative_slope", 0.01),)),
-    _unary("elu", F.elu, lambda g, y, x, alpha: _select(call("gt", x, 0.0), g, g * (y + alpha)),
-           cheap=False, attributes=(("alpha", 1.0),)),
-    _unary("selu", F.selu, lambda g, y, x: _select(
-        call("gt", x, 0.0), g * _SELU_SCALE, g * (y + _SELU_SCALE * _SELU_ALPHA)), cheap=False),
+    _unary("elu", F.elu, lambda g, y, x, alpha: _select(
+        call("gt", x, 0.0), g, g * alpha * call("exp", x)), cheap=False,
+        attributes=(("alpha", 1.0),)),
+    _unary("selu", F.selu, lambda g, y, x: _select(call("gt", x, 0.0), g * _SELU_SCALE,
+        g * (_SELU_SCALE * _SELU_ALPHA) * call("exp", x)), cheap=False),
     _unary("gelu", F.gelu, _d_gelu, cheap=False),
     _unary("gelu_tanh", lambda x: F.gelu(x, approximate="tanh"), _d_gelu_tanh, cheap=False),
     _unary("silu", F.silu, _d_silu, cheap=False),

@@ -1,6 +1,7 @@
 """What is no program, and the line of the person's code that it stands in."""
 
 import inspect
+import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,44 +19,54 @@ class CannotCompileError(RuntimeError):
 
 _PACKAGE = Path(__file__).parents[2]
 _NOT_THE_USERS = (
-    str(Path(torch.__file__).parent),
-    *(str(_PACKAGE / name) for name in ("engine", "call")),
+    str(Path(torch.__file__).parent) + os.sep,
+    *(str(_PACKAGE / name) + os.sep for name in ("engine", "call")),
     *(
         str(_PACKAGE / f"{name}.py")
         for name in ("compose", "cell", "bind", "layer", "regularize", "record")
     ),
-    "<",  # code that was made at run time
+    "<frozen ",
+    "<eval_with_key>",  # code that torch makes of a graph
 )
+_WRITERS = ("torch", "flexrnn", "collections")  # whose modules make code at run time, "<string>"
 
 
 _SYMBOL = re.compile(r"\bs\d+\b")  # torch's name for a size
 NOWHERE = "at a place that is not known"
 
 
-def is_users(file: str) -> bool:
-    """Whether a file is neither torch's nor one of FlexRNN's that run every step."""
-    return not file.startswith(_NOT_THE_USERS)
+def is_users(frame: FrameType) -> bool:
+    """Whether code is neither torch's nor of FlexRNN's files that run every step.
+
+    A person's own may have been read from a notebook, from standard input, or by `exec`.
+    """
+    file = frame.f_code.co_filename
+    if file.startswith(_NOT_THE_USERS):
+        return False
+    module = str(frame.f_globals.get("__name__", ""))
+    made = file.startswith("<") and module.partition(".")[0] in _WRITERS
+    return not made and not module.startswith("namedtuple_")
 
 
-def users_line(places: Iterable[tuple[str, int | None]]) -> str:
+def users_line(places: Iterable[tuple[FrameType, int | None]]) -> str:
     """`at FILE:LINE` of the innermost frame that is neither torch's nor FlexRNN's own."""
-    for file, line in places:
-        if is_users(file):
-            return f"at {file}:{line}"
+    for frame, line in places:
+        if is_users(frame):
+            return f"at {frame.f_code.co_filename}:{line}"
     return NOWHERE
 
 
-def frames() -> Iterator[tuple[str, int]]:
-    """File and line of every caller, the innermost first."""
+def frames() -> Iterator[tuple[FrameType, int]]:
+    """Every caller, the innermost first, and its line."""
     frame: FrameType | None = inspect.currentframe()
     while frame is not None:
-        yield frame.f_code.co_filename, frame.f_lineno
+        yield frame, frame.f_lineno
         frame = frame.f_back
 
 
 def place_of(error: Exception) -> str:
     """`at FILE:LINE` of the person's code that an exception came from."""
-    passed = [(t.tb_frame.f_code.co_filename, t.tb_lineno) for t in _chain(error.__traceback__)]
+    passed = [(t.tb_frame, t.tb_lineno) for t in _chain(error.__traceback__)]
     return users_line(reversed(passed))
 
 

@@ -69,7 +69,9 @@ class Spelling(TorchFunctionMode):
         written = torch._functionalize_has_data_mutation  # pyright: ignore[reportAttributeAccessIssue]
         if any(map(written, self.given)):
             self.given = ()  # on its way out the error may come by here
-            if any(file == batchnorm.__file__ for file, _ in frames()):  # counts its calls
+            if any(
+                f.f_code.co_filename == batchnorm.__file__ for f, _ in frames()
+            ):  # counts its calls
                 raise CannotCompileError(f"{BATCH_NORM}, {place}")
             raise CannotCompileError(
                 f"{name} cannot be compiled: it writes into the input, the state, a parameter or "
@@ -183,7 +185,7 @@ def _asked_by_the_person() -> bool:
     frame = inspect.currentframe()
     while frame and (frame.f_code.co_filename == __file__ or frame.f_code.co_name == _MODE):
         frame = frame.f_back
-    return frame is not None and is_users(frame.f_code.co_filename)
+    return frame is not None and is_users(frame)
 
 
 _SET_DATA = vars(Tensor.__base__)["data"].__set__
