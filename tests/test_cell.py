@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from flexrnn import Cell, FlexRNN, GRUCell, LSTMCell, RNNCell, backend
-from flexrnn.cell import accepts, field_names, field_sizes, unwrap, wrap
+from flexrnn.cell import accepts
 from flexrnn.cells import HiddenState, LSTMState
+from flexrnn.fields import field_names, field_sizes, unwrap, wrap
 
 Refused = Callable[[Callable[[], object], type[Exception], str], None]
 
@@ -66,6 +67,48 @@ def test_a_width_is_a_number(refused: Refused) -> None:
         "is kept flat, and viewed as one in step"
     )
     refused(lambda: FlexRNN(MatrixStateCell, I, H), TypeError, message)
+
+
+class MethodCell(TrioCell):
+    """A mapping that wants to be called."""
+
+    def state_sizes(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return {"memory": 4}
+
+
+class MisspeltCell(TrioCell):
+    """A width of a field that is none."""
+
+    @property
+    def state_sizes(self) -> Mapping[str, int]:
+        return {"memmory": 4}
+
+
+class BareCell(TrioCell):
+    """Its sizes are nowhere."""
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, **options: Any):
+        nn.Module.__init__(self)
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (
+            MethodCell,
+            "MethodCell.state_sizes: expected a property that is a mapping, got method; put "
+            "@property in front of the method",
+        ),
+        (
+            MisspeltCell,
+            "MisspeltCell.state_sizes: expected names of State's fields (out, memory, last_x), "
+            "got 'memmory'",
+        ),
+        (BareCell, "BareCell.__init__: expected super().__init__(input_size, hidden_size)"),
+    ],
+)
+def test_a_state_whose_widths_cannot_be_told(refused: Refused, cell: Any, message: str) -> None:
+    refused(lambda: FlexRNN(cell, I, H), TypeError, message)
 
 
 def test_names_and_widths_of_the_state() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from flexrnn.engine import autocast
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
 from flexrnn.engine.step import make_exportable
+from flexrnn.fields import described, field_names, field_sizes, unwrap, wrap
 
 
 class Cell(nn.Module):
@@ -201,48 +202,6 @@ def _tell_of_the_loss(cell: Cell, name: str) -> None:
         )
 
 
-def field_sizes(cell: Cell) -> tuple[int, ...]:
-    """Widths of the fields of a cell's state, in order; TypeError unless they are numbers."""
-    special = cell.state_sizes
-    for field, size in special.items():
-        if not hasattr(size, "__index__"):
-            raise TypeError(
-                f"{type(cell).__name__}.state_sizes: expected the width of {field} as an int, "
-                f"got {size!r}; a matrix is kept flat, and viewed as one in step"
-            )
-    return tuple(special.get(field, cell.hidden_size) for field in field_names(cell))
-
-
-def field_names(cell: "Cell | type[Cell]") -> tuple[str, ...]:
-    """Names of the fields of a cell's state, in order."""
-    return cell.State._fields  # pyright: ignore[reportAttributeAccessIssue]  # a NamedTuple
-
-
-def unwrap(state: Any) -> Any:
-    """What a person sees of a state: the tensor itself where there is one field."""
-    return state[0] if len(state) == 1 else state
-
-
-def wrap(cell: Cell, hx: Any, argument: str = "hx") -> tuple[Tensor, ...]:
-    """The fields of a state that a person gave; TypeError unless the structure is the cell's."""
-    fields = field_names(cell)
-    if len(fields) == 1 and isinstance(hx, Tensor):
-        return (hx,)
-    expected = "a tensor" if len(fields) == 1 else f"a tuple ({', '.join(fields)})"
-    if isinstance(hx, Tensor):
-        raise TypeError(f"{argument}: expected {expected}, got a tensor of shape {tuple(hx.shape)}")
-    if not isinstance(hx, (tuple, list)):
-        raise TypeError(f"{argument}: expected {expected}, got {type(hx).__name__}")
-    if len(hx) != len(fields):
-        raise TypeError(f"{argument}: expected {expected}, got {_describe(hx)}")
-    for field, value in zip(fields, hx, strict=True):
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"{argument}: expected {field} to be a tensor, got {type(value).__name__}"
-            )
-    return tuple(hx)
-
-
 def loop_dtypes(cell: Cell, x: Tensor) -> tuple[torch.dtype, torch.dtype]:
     """Dtype in which states travel, and dtype of what is returned.
 
@@ -280,7 +239,7 @@ def checked_step(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> Any:
     new = cell.step(x, state)
     if not isinstance(new, cell.State):
         raise TypeError(
-            f"{type(cell).__name__}.step: expected a {cell.State.__name__}, got {_describe(new)}"
+            f"{type(cell).__name__}.step: expected a {cell.State.__name__}, got {described(new)}"
         )
     cast = False
     for field, before, after in zip(field_names(cell), state, new, strict=True):
@@ -317,7 +276,7 @@ def first_state(
     state = cell.initial_state(batch_shape, dtype, device)
     where = f"{type(cell).__name__}.initial_state"
     if not isinstance(state, cell.State):
-        raise TypeError(f"{where}: expected a {cell.State.__name__}, got {_describe(state)}")
+        raise TypeError(f"{where}: expected a {cell.State.__name__}, got {described(state)}")
     for field, value, size in zip(field_names(cell), state, field_sizes(cell), strict=True):
         if not isinstance(value, Tensor):
             raise TypeError(f"{where}: expected {field} to be a tensor, got {type(value).__name__}")
@@ -383,11 +342,6 @@ def check_state_kind(state: tuple[Tensor, ...], fields: tuple[str, ...], x: Tens
             raise RuntimeError(
                 f"hx: expected {field} of the input's dtype {x.dtype}, got {value.dtype}"
             )
-
-
-def _describe(value: Any) -> str:
-    name = type(value).__name__
-    return f"{name} of length {len(value)}" if isinstance(value, (tuple, list)) else name
 
 
 def accepts(cls: type, argument: str) -> bool:

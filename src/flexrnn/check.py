@@ -12,15 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from flexrnn.cell import (
-    Cell,
-    accepts,
-    check_state_kind,
-    field_names,
-    field_sizes,
-    may_meet,
-    wrap,
-)
+from flexrnn.cell import Cell, accepts, check_state_kind, may_meet
+from flexrnn.fields import field_names, field_sizes, wrap
 
 
 def check_options(

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from flexrnn.bind import copy_of, identity, tensors_of, with_tensors
-from flexrnn.cell import LENT, Cell, checked_step, field_names
+from flexrnn.cell import LENT, Cell, checked_step
 from flexrnn.engine.compiler.refusal import CannotCompileError
 from flexrnn.engine.step import Native, frozen, object_at
 from flexrnn.equivalent import native_of
+from flexrnn.fields import field_names
 from flexrnn.regularize import Drop
 
 # What a module of torch's changes, and what would change nothing.

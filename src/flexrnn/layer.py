@@ -11,7 +11,7 @@ from flexrnn.bind import Slot, bind, move_parameters
 from flexrnn.call import direction, packing, quick, ragged, shown, stack, stream
 from flexrnn.call.initial import add_learned, initial_state, reset_learned, unbatched
 from flexrnn.call.marks import Marks, check_alone, check_lengths, check_reset, marks
-from flexrnn.cell import Cell, first_weight, loop_dtypes, unwrap
+from flexrnn.cell import Cell, first_weight, loop_dtypes
 from flexrnn.check import (
     check_cell_class,
     check_features,
@@ -23,6 +23,7 @@ from flexrnn.check import (
     check_widths,
 )
 from flexrnn.engine import scan
+from flexrnn.fields import unwrap
 from flexrnn.record import is_recorded, publish
 from flexrnn.regularize import check_regularizers, drop_weights, zoneout_of
 

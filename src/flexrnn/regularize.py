@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn.functional import dropout
 
 from flexrnn.bind import Slot, tensors_of, with_tensors
-from flexrnn.cell import Cell, field_names, first_state, first_weight
+from flexrnn.cell import Cell, first_state, first_weight
+from flexrnn.fields import field_names
 
 
 class Drop:

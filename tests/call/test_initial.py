@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 import flexrnn
 from flexrnn import Cell, FlexRNN
-from flexrnn.cell import field_names
+from flexrnn.fields import field_names
 
 Make = Callable[..., FlexRNN]
 T, B, I, H = 6, 4, 3, 5

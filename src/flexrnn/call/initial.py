@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from flexrnn.cell import Cell, field_names, first_state, first_weight
+from flexrnn.cell import Cell, first_state, first_weight
+from flexrnn.fields import field_names
 
 
 def add_learned(layer: nn.Module, cell: Cell, suffix: str, start: Sequence[Tensor]) -> None:

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from flexrnn.bind import identity
-from flexrnn.cell import Cell, unwrap
+from flexrnn.cell import Cell
 from flexrnn.engine import engines, scan
 from flexrnn.engine.cpu.build import openmp
 from flexrnn.engine.cpu.straight import Straight
 from flexrnn.engine.kinds import Kinds
 from flexrnn.engine.ordinary import Call, kind
+from flexrnn.fields import unwrap
 from flexrnn.record import is_recorded
 
 _options = attrgetter("zoneout", "training", "recurrent_dropout", "weight_drop", "dropout",

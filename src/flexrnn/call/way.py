@@ -15,13 +15,14 @@ from torch import Tensor
 from flexrnn.bind import Slot, bind, identity
 from flexrnn.call.prepared import Inference, Part, Prepared, timed
 from flexrnn.call.stack import stacked
-from flexrnn.cell import Cell, field_sizes, unwrap
+from flexrnn.cell import Cell
 from flexrnn.compose import CellStep
 from flexrnn.engine import eager
 from flexrnn.engine.again import Again
 from flexrnn.engine.compiler.trace import CannotCompileError
 from flexrnn.engine.differentiable import Ready
 from flexrnn.engine.tables import trim
+from flexrnn.fields import field_sizes, unwrap
 
 ENGINE = "cpu"
 KEPT = 32  # ways of a layer; the oldest goes first

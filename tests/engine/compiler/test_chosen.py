@@ -95,6 +95,9 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "the embedding of what is largest": lambda c, x, h: (
         x @ c.W + F.embedding((h + x @ c.W).argmax(-1), c.U) * h
     ),
+    "rows of a parameter by index_select": lambda c, x, h: (
+        x @ c.W + c.U.index_select(0, h.argmax(-1)) * torch.index_select(c.V, -2, x.argmin(-1))
+    ),
     "several embeddings": lambda c, x, h: (
         x @ c.W + F.embedding(h.topk(3)[1], c.U, padding_idx=-2).sum(1) + h
     ),

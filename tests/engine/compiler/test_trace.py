@@ -1,6 +1,7 @@
 """What is refused, with operation, file and line; and what is not."""
 
 import inspect
+import logging
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,6 +70,14 @@ def test_a_step_that_is_no_program_is_refused_with_file_and_line(
     assert str(caught.value) == report.refusal
     with flexrnn.backend("reference"):
         assert layer(x)[0].shape == (4, 2, 5)  # the eager loop takes it
+
+
+def test_torch_logs_nothing_of_what_fails(function_layer: Any, caplog: Any) -> None:
+    layer = function_layer(lambda cell, z, h: z @ h)
+    assert flexrnn.explain(layer, torch.randn(4, 2, 3).double()).steps[0].program is None
+    assert not [record for record in caplog.records if record.levelno > logging.DEBUG]
+    logging.getLogger("torch._subclasses.fake_tensor").error("of others, it does")
+    assert caplog.messages[-1] == "of others, it does"
 
 
 ASKING = """

@@ -14,9 +14,9 @@ from torch import Tensor
 
 import flexrnn
 from flexrnn import cells
-from flexrnn.cell import field_sizes
 from flexrnn.engine.cpu import plan
 from flexrnn.engine.cpu.build.isa import Isa
+from flexrnn.fields import field_sizes
 
 Judge = Callable[..., None]
 DOUBLE, SINGLE = DTYPES = (torch.float64, torch.float32)
@@ -38,7 +38,7 @@ NARROWEST = {"projection": 3, "layer norm": 3}
 
 def operands(layer: flexrnn.FlexRNN, T: int, B: int) -> tuple[Tensor, Any]:
     """An input `(T, B, I)`, and a state before the first step."""
-    widths = field_sizes(layer.cells[0])  # pyright: ignore[reportArgumentType]  # a Cell
+    widths = field_sizes(layer.cells[0])
     dtype = layer.all_weights[0][0].dtype
     hx = tuple(torch.randn(len(layer.cells), B, width, dtype=dtype) for width in widths)
     return torch.randn(T, B, layer.input_size, dtype=dtype), hx

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import flexrnn
 from flexrnn import cells
-from flexrnn.cell import field_sizes
 from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.program import Program, build
@@ -22,6 +21,7 @@ from flexrnn.engine.cpu.backward import Backward
 from flexrnn.engine.cpu.chunks import Chunk
 from flexrnn.engine.cpu.forward import Forward
 from flexrnn.engine.cpu.plan import Sizes
+from flexrnn.fields import field_sizes
 
 Judge = Callable[..., None]
 DOUBLE, SINGLE = torch.float64, torch.float32
@@ -56,7 +56,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
 
 def operands(layer: flexrnn.FlexRNN, B: int) -> tuple[Tensor, Any]:
     """An input `(T, B, I)`, and a state before the first step."""
-    widths = field_sizes(layer.cells[0])  # pyright: ignore[reportArgumentType]  # a Cell
+    widths = field_sizes(layer.cells[0])
     dtype = layer.all_weights[0][0].dtype
     hx = tuple(torch.randn(len(layer.cells), B, width, dtype=dtype) for width in widths)
     return torch.randn(T, B, layer.input_size, dtype=dtype), hx

@@ -64,7 +64,7 @@ def _is_exact(node: fx.Node, name: str, dtype: torch.dtype) -> bool:
         return dtype in _EXACT and _is_whole(node, name, dtype)
     if not result.is_floating_point():
         return False
-    if name in ("zeros", "ones", "full"):
+    if name in ("zeros", "ones", "full", "empty"):
         value: Any = node.args[1] if name == "full" else 0.0
         return torch.tensor(value, dtype=result.dtype).item() == value
     if name not in ("_to_copy", "where") or torch.promote_types(result.dtype, dtype) != dtype:

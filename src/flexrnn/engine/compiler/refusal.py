@@ -23,7 +23,7 @@ _NOT_THE_USERS = (
     *(str(_PACKAGE / name) + os.sep for name in ("engine", "call")),
     *(
         str(_PACKAGE / f"{name}.py")
-        for name in ("compose", "cell", "bind", "layer", "regularize", "record")
+        for name in ("compose", "cell", "fields", "bind", "layer", "regularize", "record")
     ),
     "<frozen ",
     "<eval_with_key>",  # code that torch makes of a graph

@@ -7,7 +7,9 @@ The step is run once on tensors without storage whose batch has no number, and w
 written down. What cannot be written down is refused by operation, file and line.
 """
 
+import logging
 import operator
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -115,7 +117,7 @@ def _traced(
         return step(xs, state, params)
 
     try:
-        with mode, traceback.preserve_node_meta(), spelling, seen():
+        with mode, traceback.preserve_node_meta(), spelling, seen(), _unlogged():
             traced = make_fx(functionalize(pure), _decompositions())(*args)
             spelling.check_chance("at the end of the step")
     except CannotCompileError:
@@ -319,6 +321,21 @@ def alone() -> Iterator[None]:
     finally:
         for mode in reversed(functions):
             torch._C._push_on_torch_function_stack(mode)
+
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Without torch's log of what fails on tensors without values; the error says it once."""
+    log, thread = logging.getLogger("torch._subclasses.fake_tensor"), threading.get_ident()
+
+    def is_anothers(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    log.addFilter(is_anothers)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_anothers)
 
 
 @contextmanager

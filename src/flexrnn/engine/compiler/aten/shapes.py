@@ -278,6 +278,7 @@ HANDLERS |= {
     "ones": lambda b, shape, **_: _filled(b, shape, 1.0),
     "scalar_tensor": lambda b, value, **_: _filled(b, (), number(value)),
     # What nobody has written is no number; who reads it shall notice.
+    "empty": lambda b, shape, **_: _filled(b, shape, math.nan),
     "empty_like": lambda b, a, **_: _filled(b, b.shape(a), math.nan),
     "new_empty": lambda b, a, shape, **_: _filled(b, shape, math.nan),
     "full_like": lambda b, a, value, **_: _filled(b, b.shape(a), number(value)),

@@ -5,6 +5,7 @@ back: followed as a view, nothing is moved at all, and what remains is one produ
 """
 
 import math
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from flexrnn.engine.compiler.aten.builder import TO_THE_END, Ref, Unsupported, reshape
@@ -206,6 +207,16 @@ def cut(graph: Graph, value: View, dim: int = 0, start: Any = None, stop: Any = 
     return View(Ref(node), tuple(axes))
 
 
+def split(graph: Graph, value: View, sizes: Any, dim: int = 0) -> list[View]:
+    """Parts of an axis, of one size or of several."""
+    total: Any = shape_of(graph, value)[dim]
+    if total == BATCH:
+        raise Unsupported("it works across the batch")
+    each = [sizes] * -(-total // sizes) if isinstance(sizes, int) else sizes
+    stops = [*accumulate(each)]
+    return [cut(graph, value, dim, at - n, at) for at, n in zip(stops, each, strict=True)]
+
+
 def unbind(graph: Graph, value: View, dim: int = 0) -> list[View]:
     """Every place along an axis."""
     size = shape_of(graph, value)[dim]
@@ -300,4 +311,10 @@ MOVES = {
     "mm": mm,
     "bmm": bmm,
 }
-OF_VIEWS = {"select": select, "slice": cut, "unbind": unbind}  # what nodes have their own of
+OF_VIEWS = {  # what nodes have their own of
+    "select": select,
+    "slice": cut,
+    "split": split,
+    "split_with_sizes": split,
+    "unbind": unbind,
+}

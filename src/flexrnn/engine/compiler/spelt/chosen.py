@@ -141,6 +141,12 @@ def get_item(x: Tensor, index: Any) -> Tensor:
     return (here & x).any(-1) if x.dtype == torch.bool else torch.where(here, x, 0).sum(-1)
 
 
+def _index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
+    if dim in (0, -input.dim()) and is_number(index) and index.dim() == 1 and _is_table(input):
+        return _embedding(index, input)
+    return columns.index_select(input, dim, index)
+
+
 def from_the_end(numbers: Tensor, size: int) -> Tensor:
     """Numbers of which those below 0 count from the end."""
     return torch.where(numbers < 0, numbers + size, numbers)
@@ -216,6 +222,7 @@ SPELT: dict[Any, Any] = {
         (_extremes(torch.min, torch.return_types.min, -1), (torch.min, Tensor.min)),
         (_one_hot, (F.one_hot,)),
         (_embedding, (F.embedding,)),
+        (_index_select, (torch.index_select, Tensor.index_select)),
         (_gather, (torch.gather, Tensor.gather)),
         (_take_along_dim, (torch.take_along_dim, Tensor.take_along_dim)),
         (_scatter, (torch.scatter, Tensor.scatter)),

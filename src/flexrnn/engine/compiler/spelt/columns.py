@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flexrnn.engine.compiler.cuts import MOST
 from flexrnn.engine.compiler.refusal import refused
-from flexrnn.engine.compiler.spelt.rows import as_torch, has_real_units, is_behind_batch
+from flexrnn.engine.compiler.spelt.rows import has_real_units, is_behind_batch
 
 
 def cumsum(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -142,9 +142,3 @@ def times(x: Tensor, matrix: Tensor, dim: int) -> Tensor:
 def by_heads(x: Tensor, weight: Tensor) -> Tensor:
     """`(B, G, K)` times one `(K, N)` for all heads; torch makes rows and heads one axis."""
     return torch.bmm(x.transpose(0, 1), weight.expand(x.shape[1], -1, -1)).transpose(0, 1)
-
-
-SPELT: dict[Any, Any] = {
-    original: as_torch(original, index_select)
-    for original in (torch.index_select, Tensor.index_select)
-}

@@ -1,5 +1,7 @@
 """Spellings: whole numbers that come from reals by comparing, and those that are divided."""
 
+import math
+import struct
 from typing import Any
 
 import torch
@@ -77,6 +79,22 @@ def _cumulative_trapezoid(
     return columns.cumsum(both * dx / 2.0, dim)
 
 
+def _mul(input: Any, other: Any) -> Tensor:
+    """A truth value times a number is one of the default dtype, which may have fewer digits than
+    the state: one of two numbers, both of which have those digits.
+    """
+    truth, number = (input, other) if isinstance(input, Tensor) else (other, input)
+    dtype = torch.get_default_dtype()
+    fits = type(number) is float and abs(number) <= torch.finfo(dtype).max
+    if truth.dtype != torch.bool or not fits:
+        return torch.mul(input, other)
+    if dtype == torch.float32:
+        (number,) = struct.unpack("f", struct.pack("f", number))
+    return torch.where(
+        truth, *(torch.full((), n, dtype=dtype) for n in (number, math.copysign(0.0, number)))
+    )
+
+
 def _ldexp(input: Tensor, other: Tensor) -> Tensor:
     """Torch's power of two is of float32, and so is 0 in its derivative where it is below 1."""
     if not input.is_floating_point() or not isinstance(other, Tensor):
@@ -92,6 +110,8 @@ SPELT: dict[Any, Any] = {
         (_cumsum, (torch.cumsum, Tensor.cumsum)),
         (in_place(_cumsum), (Tensor.cumsum_,)),
         (_cumulative_trapezoid, (torch.cumulative_trapezoid,)),
+        (_mul, (torch.mul, torch.multiply, Tensor.mul, Tensor.multiply)),
+        (_mul, (Tensor.__mul__, Tensor.__rmul__)),
         (_ldexp, (torch.ldexp, Tensor.ldexp)),
         (_floor_divide, (torch.floor_divide, Tensor.floor_divide, Tensor.__floordiv__)),
     )

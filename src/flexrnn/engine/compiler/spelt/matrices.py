@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from flexrnn.engine.compiler.spelt import columns
-from flexrnn.engine.compiler.spelt.rows import is_of_rows
+from flexrnn.engine.compiler.spelt.rows import as_torch, is_behind, is_of_rows
 
 # Products that a row may sum up where it multiplies matrices of its own: generated code goes
 # through them unit by unit.
@@ -20,8 +21,15 @@ def _matmul(a: Tensor, w: Tensor) -> Tensor:
     """Products that torch spells by copies of w, for each row or by rows and heads as one axis.
 
     `(K,)` or `(K, N)ᵀ` on the left of columns, `(B, ..., K)` times one w for all heads, and head by
-    head `(B, G, 1, K)` times `(G, K, N)`, or `(B, G, M, K)` times `(B, G, K, N)`.
+    head `(B, G, 1, K)` times `(G, K, N)`, or `(B, G, M, K)` times `(B, G, K, N)`; `(B, K)`, or
+    `(G, B, K)`, times the weights of G gates, `(G, K, N)`.
     """
+    if w.dim() == 3 and not is_of_rows(w) and not is_behind(w):
+        a = a.squeeze(0) if is_behind(a) and a.shape[0] == 1 and a.dim() == 3 else a
+        if a.dim() == 2 and is_of_rows(a) and w.shape[-1] != 1:
+            return torch.einsum("bk,gkn->gbn", a, w)
+        if a.dim() == 3 and is_behind(a):
+            return torch.bmm(a, w)
     if a.dim() > 3 and w.dim() > 3 and is_of_rows(a) and is_of_rows(w):
         return _of_heads(a, w)
     if a.dim() == 1 and w.dim() == 2:  # torch's drops an axis in place
@@ -33,6 +41,11 @@ def _matmul(a: Tensor, w: Tensor) -> Tensor:
     if a.dim() == 4 and a.shape[-2] == 1 and w.dim() == 3 and a.shape[1] == w.shape[0]:
         return torch.bmm(a.squeeze(-2).transpose(0, 1), w).transpose(0, 1).unsqueeze(-2)
     return torch.matmul(a, w)
+
+
+def _multi_dot(tensors: Sequence[Tensor]) -> Tensor:
+    """Torch's asks for all sizes to find the best order; of rows it is the given one."""
+    return reduce(_matmul, tensors)
 
 
 def _by_heads(a: Tensor, w: Tensor) -> Tensor:
@@ -188,6 +201,8 @@ SPELT: dict[Any, Any] = {
     Tensor.__matmul__: _matmul,
     torch.einsum: _einsum,
     torch.baddbmm: _baddbmm,
+    torch.linalg.multi_dot: as_torch(torch.linalg.multi_dot, _multi_dot),
+    torch.chain_matmul: lambda *matrices: _multi_dot(matrices),
     torch.cdist: _cdist,
     F.linear: linear,
     F.bilinear: _bilinear,

@@ -16,6 +16,11 @@ def is_of_rows(x: Tensor) -> bool:
     return x.dim() > 0 and isinstance(x.shape[0], torch.SymInt)
 
 
+def is_behind(x: Tensor) -> bool:
+    """Whether the second axis is the batch."""
+    return x.dim() > 1 and isinstance(x.shape[1], torch.SymInt) and not is_of_rows(x)
+
+
 def is_behind_batch(x: Tensor, dim: int) -> bool:
     """Whether this is an axis behind the batch."""
     return is_of_rows(x) and -x.dim() <= dim < x.dim() and dim % x.dim() != 0

@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
-from flexrnn.engine.compiler.spelt.rows import as_torch, is_of_rows
+from flexrnn.engine.compiler.spelt.rows import as_torch, is_behind, is_of_rows
 
 
 def _stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
@@ -19,20 +20,39 @@ def _stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
 
 
 def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    if dim in (0, -tensors[0].dim()) and all(map(_is_behind, tensors)):
+    if dim in (0, -tensors[0].dim()) and all(map(is_behind, tensors)):
         return torch.cat([tensor.transpose(0, 1) for tensor in tensors], 1).transpose(0, 1)
     return torch.cat([*tensors], dim)
 
 
-def _is_behind(x: Tensor) -> bool:
-    """Whether the batch is the second axis."""
-    return x.dim() > 1 and not is_of_rows(x) and is_of_rows(x[0])
+def _expand(x: Tensor, *sizes: Any, **named: Any) -> Tensor:
+    """`(B, ...)`, or `(1, B, ...)`, as often as one wants in front of the batch."""
+    wanted = _sizes(sizes, named)
+    behind = _in_front(x, len(wanted))
+    if behind is None or not isinstance(wanted[0], int):
+        return x.expand(*sizes, **named)
+    return behind.expand(wanted[1], wanted[0], *wanted[2:]).transpose(0, 1)
+
+
+def _in_front(x: Tensor, axes: int) -> Tensor | None:
+    """Rows, in front of whose batch is an axis of size one, with that axis behind the batch."""
+    if is_of_rows(x) and axes == x.dim() + 1:
+        return x.unsqueeze(1)
+    return x.transpose(0, 1) if axes == x.dim() and is_behind(x) and x.shape[0] == 1 else None
+
+
+def _layer_norm(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if not is_behind(input):
+        return F.layer_norm(input, *args, **kwargs)
+    return F.layer_norm(input.transpose(0, 1), *args, **kwargs).transpose(0, 1)
 
 
 def _repeat(x: Tensor, *sizes: Any, **named: Any) -> Tensor:
     """Torch's wants to know how many copies it makes: of a parameter for every row."""
-    sizes = sizes or (*named.values(),)
-    times: Sequence[Any] = sizes[0] if len(sizes) == 1 and not _is_size(sizes[0]) else sizes
+    times = _sizes(sizes, named)
+    behind = _in_front(x, len(times))
+    if behind is not None and times[1] == 1 and isinstance(times[0], int):
+        return behind.repeat(1, times[0], *times[2:]).transpose(0, 1)
     if is_of_rows(x) or not times or not isinstance(times[0], torch.SymInt):
         return x.repeat(*times)
     if len(times) > x.dim():
@@ -41,6 +61,12 @@ def _repeat(x: Tensor, *sizes: Any, **named: Any) -> Tensor:
         return x.repeat(*times)
     once = x.repeat(1, *times[1:])
     return once.expand(times[0], *once.shape[1:]).clone()
+
+
+def _sizes(sizes: Sequence[Any], named: dict[str, Any]) -> Sequence[Any]:
+    """Sizes, which may come one by one, or all as one, or by name."""
+    sizes = sizes or (*named.values(),)
+    return sizes[0] if len(sizes) == 1 and not _is_size(sizes[0]) else sizes
 
 
 def _is_size(value: Any) -> bool:
@@ -54,4 +80,4 @@ SPELT: dict[Any, Any] = {
         (_cat, (torch.cat, torch.concat, torch.concatenate)),
     )
     for original in originals
-} | {Tensor.repeat: _repeat}
+} | {Tensor.repeat: _repeat, Tensor.expand: _expand, F.layer_norm: _layer_norm}

@@ -11,7 +11,6 @@ from flexrnn.engine.compiler.refusal import refused
 from flexrnn.engine.compiler.spelt import (
     attention,
     chosen,
-    columns,
     composed,
     counted,
     function,
@@ -118,7 +117,6 @@ _SPELT: dict[Any, Any] = {
 }
 RESPELT: dict[Any, Any] = {
     **attention.SPELT,
-    **columns.SPELT,
     **chosen.SPELT,
     **composed.SPELT,
     **counted.SPELT,

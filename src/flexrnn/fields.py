@@ -1,0 +1,67 @@
+"""The fields of a cell's state: their names, their widths, and what a person gives for them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def field_sizes(cell: Any) -> tuple[int, ...]:
+    """Widths of the fields of a cell's state, in order; TypeError unless they are numbers."""
+    what = type(cell).__name__
+    if not hasattr(cell, "hidden_size"):
+        raise TypeError(f"{what}.__init__: expected super().__init__(input_size, hidden_size)")
+    special, fields = cell.state_sizes, field_names(cell)
+    if not isinstance(special, Mapping):
+        raise TypeError(
+            f"{what}.state_sizes: expected a property that is a mapping, got "
+            f"{type(special).__name__}; put @property in front of the method"
+        )
+    if unknown := [field for field in special if field not in fields]:
+        raise TypeError(
+            f"{what}.state_sizes: expected names of State's fields ({', '.join(fields)}), "
+            f"got {unknown[0]!r}"
+        )
+    for field, size in special.items():
+        if not hasattr(size, "__index__"):
+            raise TypeError(
+                f"{what}.state_sizes: expected the width of {field} as an int, "
+                f"got {size!r}; a matrix is kept flat, and viewed as one in step"
+            )
+    return tuple(special.get(field, cell.hidden_size) for field in fields)
+
+
+def field_names(cell: Any) -> tuple[str, ...]:
+    """Names of the fields of the state of a cell, or of a class of cells, in order."""
+    return cell.State._fields
+
+
+def unwrap(state: Any) -> Any:
+    """What a person sees of a state: the tensor itself where there is one field."""
+    return state[0] if len(state) == 1 else state
+
+
+def wrap(cell: Any, hx: Any, argument: str = "hx") -> tuple[Tensor, ...]:
+    """The fields of a state that a person gave; TypeError unless the structure is the cell's."""
+    fields = field_names(cell)
+    if len(fields) == 1 and isinstance(hx, Tensor):
+        return (hx,)
+    expected = "a tensor" if len(fields) == 1 else f"a tuple ({', '.join(fields)})"
+    if isinstance(hx, Tensor):
+        raise TypeError(f"{argument}: expected {expected}, got a tensor of shape {tuple(hx.shape)}")
+    if not isinstance(hx, (tuple, list)):
+        raise TypeError(f"{argument}: expected {expected}, got {type(hx).__name__}")
+    if len(hx) != len(fields):
+        raise TypeError(f"{argument}: expected {expected}, got {described(hx)}")
+    for field, value in zip(fields, hx, strict=True):
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{argument}: expected {field} to be a tensor, got {type(value).__name__}"
+            )
+    return tuple(hx)
+
+
+def described(value: Any) -> str:
+    """A value's type, and its length where it has one, for messages."""
+    name = type(value).__name__
+    return f"{name} of length {len(value)}" if isinstance(value, (tuple, list)) else name
