@@ -129,6 +129,12 @@ def _d_logaddexp(g: Any, y: Any, a: Any, b: Any) -> Any:
     return g * call("sigmoid", a - b), g * call("sigmoid", b - a)
 
 
+def _d_remainder(g: Any, y: Any, a: Any, b: Any) -> Any:
+    # Not floor(a / b): 1 / 0.1 is 10 when it has been rounded, and 0.1 goes into 1 nine times.
+    whole = _select(call("eq", b, 0.0), a, a - y)  # 0 leaves no remainder, and goes in for ever
+    return g, -(g * call("round", whole / b))
+
+
 def _d_pow(g: Any, y: Any, a: Any, b: Any) -> Any:
     # 0 ** 0 is 1 whatever moves a little, and so is 0 ** b 0.
     flat, rests = call("eq", b, 0.0), call("and", call("eq", a, 0.0), call("ge", b, 0.0))
@@ -182,9 +188,7 @@ _ROWS = [
     _binary("logaddexp", torch.logaddexp, _d_logaddexp, cheap=False),
     _binary("fmod", torch.fmod, lambda g, y, a, b: (g, -(g * call("trunc", a / b))),
             REAL, POSITIVE),
-    # Not floor(a / b): 1 / 0.1 is 10 when it has been rounded, and 0.1 goes into 1 nine times.
-    _binary("remainder", torch.remainder,
-            lambda g, y, a, b: (g, -(g * call("round", (a - y) / b))), REAL, POSITIVE),
+    _binary("remainder", torch.remainder, _d_remainder, REAL, POSITIVE),
     Op("lerp", torch.lerp, lambda g, y, a, b, w: (g * (1.0 - w), g * w, g * (b - a)),
        (REAL, REAL, (0.0, 1.0))),
     # Triton 3.6 takes -x for 0 - x, which has the other zero.
