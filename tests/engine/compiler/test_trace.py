@@ -47,6 +47,14 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
         "aten.special_i0e.default cannot be compiled",
     ),
     "another dtype": (lambda c, z, h: (z.float() + 1).double() + h, "torch.float32"),
+    "a hook": (
+        lambda c, z, h: h + (y := z.tanh(), y.register_hook(torch.neg))[0],
+        "nobody calls hooks in a backward pass that is compiled",
+    ),
+    "whether tensors are equal": (
+        lambda c, z, h: h if torch.equal(z, h) else z,
+        "takes a number out of a tensor",
+    ),
     "a number taken out": (lambda c, z, h: h * float(z.detach().sum()), "takes a number out"),
 }
 

@@ -109,6 +109,8 @@ def _reason_of(error: Exception, operation: str) -> str:
     what = f"{operation} cannot be compiled" if operation else "the step cannot be traced"
     if operation == "__bool__":
         return f"{what}: {TAKEN}, as `if` and `assert` do; torch.where chooses row by row"
+    if operation in _HOOKS:
+        return f"{what}: nobody calls hooks in a backward pass that is compiled"
     if operation in _TAKES_OUT or isinstance(error, GuardOnDataDependentSymNode):
         return f"{what}: {TAKEN}"
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -121,4 +123,5 @@ ACROSS = (
 )
 BATCH_NORM = f"batch_norm cannot be compiled: {ACROSS}"
 TAKEN = "it takes a number out of a tensor"
-_TAKES_OUT = ("__float__", "__int__", "__index__", "item", "tolist", "numpy")
+_TAKES_OUT = ("__float__", "__int__", "__index__", "item", "tolist", "numpy", "equal", "allclose")
+_HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
