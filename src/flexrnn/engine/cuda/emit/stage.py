@@ -8,7 +8,7 @@ from flexrnn.engine.cuda.emit.names import Names
 from flexrnn.engine.cuda.emit.tiles import Tile, power_above
 from flexrnn.engine.cuda.emit.values import NEUTRAL, Values
 
-_FEW = 32  # units of a tile
+_FEW = 32  # units of a tile whose inputs, converted, leave registers enough
 
 
 class StageWriter(Values):
@@ -18,7 +18,6 @@ class StageWriter(Values):
         super().__init__(names)
         self.turn_to(number, tile)
         self.inside = "live" if self.is_whole else "inside"
-        self.early: list[str] = []  # reads that wait for nothing
         self.read_back: set[str] = set()  # memory that is read
 
     def text(self) -> str:
@@ -70,15 +69,23 @@ class StageWriter(Values):
         return f"{which} * {self.tile.units} + " if tiles > 1 else ""
 
     def load(self, index: int) -> str:
-        """Read a node from memory; early what the loop only reads, where registers have room."""
-        place, lines = self.low.place(index), self.lines
-        self.read_back.add(place.buffer)
-        if self.tile.units <= _FEW and self.buffers.is_input(place.buffer):
+        """Read a node from memory; early what the loop only reads."""
+        lines = self.lines
+        self.read_back.add(self.low.place(index).buffer)
+        if self.tile.units <= _FEW and self._is_input(index):
             self.lines = self.early
         try:
             return super().load(index)
         finally:
             self.lines = lines
+
+    def fetched(self, index: int, text: str) -> str:
+        """What a read gives as it lies in memory, which takes a wide tile fewer registers."""
+        wide = self.tile.units > _FEW and self._is_input(index)
+        return self.fetched_early(text) if wide else text
+
+    def _is_input(self, index: int) -> bool:
+        return self.buffers.is_input(self.low.place(index).buffer)
 
     # Row reductions: every tile leaves what it has found; whoever wants the whole adds that up ----
 

@@ -25,6 +25,7 @@ class Values(Evaluation):
         super().__init__(names.loop)
         self.buffers, self.real, self.operand = names, names.real, names.operand
         self.lines: list[str] = []
+        self.early: list[str] = []  # reads that come before them, since they wait for nothing
         self.used: dict[str, None] = {}  # pointers, in the order in which they are first needed
 
     def turn_to(self, number: int, tile: Tile) -> None:
@@ -97,7 +98,23 @@ class Values(Evaluation):
         text = (
             f"tl.load({address})" if mask is None else f"tl.load({address}, mask={mask}, other=0.0)"
         )
+        text = self.fetched(index, text)
         return self.assign(index, f"{text} != 0" if node.boolean else f"{text}.to({self.real})")
+
+    def fetched(self, index: int, text: str) -> str:
+        """What a read gives as it lies in memory, where the node is needed."""
+        return text
+
+    def fetched_early(self, text: str) -> str:
+        """A variable for that, read before all else.
+
+        To the card any store may change what a later load reads, so that loads which stand among
+        stores wait for one another. What is read early is converted where it is needed: to convert
+        it hands it from thread to thread, which would wait for it.
+        """
+        name = f"raw{len(self.names)}"
+        self.early.append(f"{name} = {text}")
+        return name
 
     def products(self) -> None:
         """Add up the products of the stage."""

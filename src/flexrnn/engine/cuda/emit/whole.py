@@ -83,7 +83,7 @@ class WholeWriter(Values):
             *(f"    {line}" for line in (*self.once, *begin, *OWN_STEPS)),
             "    for t in range(T):",
             *(f"        {line}" for line in self.buffers.advance(self.used)),
-            *(f"        {line}" for line in self._live("count")),
+            *(f"        {line}" for line in (*self._live("count"), *self.early)),
             *(f"        {line}" for line in lines),
             "        if RAGGED:",
             f"            {olds} = {', '.join(kept)}",
@@ -213,6 +213,11 @@ class WholeWriter(Values):
         if self.low.rowed(index):
             self._about_to_read(self.low.place(index).buffer)
         return super().load(index)
+
+    def fetched(self, index: int, text: str) -> str:
+        """What a read gives as it lies in memory; a step's inputs are read at its top."""
+        of_step = self.low.rowed(index) and self.buffers.is_input(self.low.place(index).buffer)
+        return self.fetched_early(text) if of_step else text
 
     def _about_to_read(self, name: str) -> None:
         """Let all threads meet where some may have written there what others read."""
