@@ -51,6 +51,9 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "@": lambda c, x, h: x @ c.W + h @ c.U + c.b,
     "torch.matmul": lambda c, x, h: torch.matmul(x, c.W) + h.matmul(c.U) + c.b,
     "an axis of size one": lambda c, x, h: x.unsqueeze(0) @ c.W + h[None] @ c.U,
+    "gates behind the batch": lambda c, x, h: (
+        (x[:, None, None, :] @ c.W + h[:, None, None, :] @ c.U + c.b).squeeze(2).unbind(1)
+    ),
     "einsum": lambda c, x, h: torch.einsum("bi,gij->gbj", x, c.W) + h @ c.U,
     "bmm of what is expanded": lambda c, x, h: (
         torch.bmm(x.expand(4, *x.shape), c.W) + torch.bmm(h[None].expand(4, -1, -1), c.U)

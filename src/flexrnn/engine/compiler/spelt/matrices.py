@@ -22,7 +22,7 @@ def _matmul(a: Tensor, w: Tensor) -> Tensor:
 
     `(K,)` or `(K, N)ᵀ` on the left of columns, `(B, ..., K)` times one w for all heads, and head by
     head `(B, G, 1, K)` times `(G, K, N)`, or `(B, G, M, K)` times `(B, G, K, N)`; `(B, K)`, or
-    `(G, B, K)`, times the weights of G gates, `(G, K, N)`.
+    `(G, B, K)`, or `(B, 1, 1, K)`, times the weights of G gates, `(G, K, N)`.
     """
     if w.dim() == 3 and not is_of_rows(w) and not is_behind(w):
         a = a.squeeze(0) if is_behind(a) and a.shape[0] == 1 and a.dim() == 3 else a
@@ -30,6 +30,8 @@ def _matmul(a: Tensor, w: Tensor) -> Tensor:
             return torch.einsum("bk,gkn->gbn", a, w)
         if a.dim() == 3 and is_behind(a):
             return torch.bmm(a, w)
+        if a.dim() == 4 and a.shape[1:3] == (1, 1):
+            return torch.einsum("bk,gkn->bgn", a.squeeze(2).squeeze(1), w).unsqueeze(2)
     if a.dim() > 3 and w.dim() > 3 and is_of_rows(a) and is_of_rows(w):
         return _of_heads(a, w)
     if a.dim() == 1 and w.dim() == 2:  # torch's drops an axis in place
