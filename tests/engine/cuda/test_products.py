@@ -1,7 +1,14 @@
-"""What products multiply: float32 as torch's switch says."""
+"""What products multiply: float32 as torch's switch says; and which warp which columns."""
+
+import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+
+import flexrnn
+from flexrnn.engine.cuda import tiers
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -26,3 +33,33 @@ def rounded(x, y, N: tl.constexpr):
     nan = torch.tensor([0x7FFFFFFF, -1, 0x7F800001] + [0] * 509, dtype=torch.int32)
     run[(1,)](nan.view(torch.float32).to(device), y, N=512)
     assert y[:3].isnan().all()  # those of a card among them
+
+
+@pytest.mark.parametrize(
+    ("dtype", "hidden_size", "shares"),
+    [(torch.float64, 60, "WARPS"), (torch.bfloat16, 40, "WARPS if WARPS <= 4 else 1")],
+)
+def test_columns_that_warps_share_out(
+    dtype: torch.dtype,
+    hidden_size: int,
+    shares: str,
+    judge: Callable[..., None],
+    device: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of the gates' gradients, of which the last piece is not full."""
+    (grid,) = (tier for tier in tiers.TIERS if tier.name == "grid")
+    seen: list[str] = []
+
+    def launch(source: Any, memory: Any, call: Any) -> None:
+        seen.append(source.grid.text)
+        grid.launch(source, memory, call)
+
+    monkeypatch.setattr(tiers, "TIERS", (grid._replace(launch=launch),))
+    monkeypatch.setattr(tiers, "WIDTHS", (16,))
+    layer = flexrnn.LSTM(5, hidden_size, dtype=dtype, device=device)
+    judge(layer, torch.randn(3, 2, 5, dtype=dtype, device=device))
+    forward, backward, *_ = seen
+    assert "together(" not in forward
+    (found,) = re.findall(r"shares0: tl.constexpr = (.*)", backward)
+    assert found == shares

@@ -1,6 +1,10 @@
 # pyright: basic, reportAttributeAccessIssue=false, reportIndexIssue=false
 # Triton reads these functions; to Python its blocks and its functions have other types.
-"""What generated kernels call beside elementwise functions: products, and reductions of rows."""
+"""What generated kernels call beside elementwise functions: products, and reductions of rows.
+
+A product (M, K) times (K, N) whose inner numbers are shared out is (SHARES, M, K / SHARES) times
+(SHARES, K / SHARES, N): products side by side, one for each warp. With one share it is as ever.
+"""
 
 import torch
 import triton
@@ -27,6 +31,44 @@ def nearest_tf32(x):
     bits = x.to(tl.int32, bitcast=True)
     rounded = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
     return tl.where(x == x, rounded, x)  # of a card's NaN it would be a zero
+
+
+@triton.jit
+def columns(K: tl.constexpr, SHARES: tl.constexpr):
+    """The numbers of the columns of a left operand."""
+    if SHARES > 1:
+        first = tl.arange(0, SHARES)[:, None, None] * (K // SHARES)
+        k = first + tl.arange(0, K // SHARES)[None, None, :]
+    else:
+        k = tl.arange(0, K)[None, :]
+    return k
+
+
+@triton.jit
+def rows_of(K: tl.constexpr, SHARES: tl.constexpr):
+    """The numbers of the rows of a right operand."""
+    if SHARES > 1:
+        first = tl.arange(0, SHARES)[:, None, None] * (K // SHARES)
+        k = first + tl.arange(0, K // SHARES)[None, :, None]
+    else:
+        k = tl.arange(0, K)[:, None]
+    return k
+
+
+@triton.jit
+def of_all(x, SHARES: tl.constexpr):
+    """The same, a row and a column of it, for every share."""
+    if SHARES > 1:
+        x = tl.broadcast_to(x[None, :, :], (SHARES, x.shape[0], x.shape[1]))
+    return x
+
+
+@triton.jit
+def together(total, SHARES: tl.constexpr):
+    """The sum of what all shares have found."""
+    if SHARES > 1:
+        total = tl.sum(total, axis=0)
+    return total
 
 
 @triton.jit

@@ -27,7 +27,8 @@ from flexrnn.engine.tables import trim
 
 # What a step costs, in microseconds, fitted by hand to what was measured on an H200: see
 # `benchmarks/results`. What bytes of weights cost includes their products with 16 rows. `PROGRAM`
-# and `PART` are small beside all else: they are set so that what was quicker is taken at a tie.
+# and `PART` are small beside all else: they are set so that what was quicker is taken at a tie. Of
+# `grid`, it was measured before warps shared out columns that all of them had multiplied.
 STAGE = 1.0  # a tile of `sequence`: loads that wait for one another, and a barrier
 SEQUENCE = 25e3  # bytes of weights in a microsecond, of one program of `sequence`
 LAUNCH = 4.5  # a kernel of a replayed graph, with everything that it waits for
@@ -164,7 +165,8 @@ def _grid(source: Source, memory: Mapping[str, Tensor], call: Call) -> None:
     device = next(iter(memory.values())).device
     meeting = torch.zeros(16 * call.rows, dtype=torch.int64, device=device)
     given = (call.steps, call.batch, call.layout, meeting, *(memory[n] for n in grid.used))
-    options = {**call.fixed, **kernels.resident(call, len(source.parts))}
+    how = kernels.resident(call, len(source.parts))
+    options = {**call.fixed, **how, "WARPS": how["num_warps"]}
     if not kernels.interpreted():
         launch(0, call.steps, *given, **options, STAGE=-1, launch_cooperative_grid=True)
         return

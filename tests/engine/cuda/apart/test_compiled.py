@@ -3,6 +3,7 @@
 import io
 import math
 import re
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ SHARED = 227 << 10  # bytes that a program has on compute capability 9.0
 AMPERE, HOPPER = 80, 90
 POINTER = {"tl.float32": "*fp32", "tl.float64": "*fp64", "tl.bfloat16": "*bf16",
            "tl.float16": "*fp16", "tl.uint8": "*u8"}  # fmt: skip
+OF_GRID = {"begin": "i32", "end": "i32", "T": "i32", "B": "i32", "layout": "*i64",
+           "meeting": "*i64"}  # fmt: skip
 FIXED = {"REVERSE": False, "RAGGED": False, "M": 16, "PRECISION": "ieee"}
 
 
@@ -42,16 +45,12 @@ def compiled(
     step that gets its arguments by value calls the same stage as one that finds them in a table,
     which has pointers to load beside: it is compiled where it is asked for.
     """
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
     source, found = loop.source(16, even=True), {}
     fixed = {**FIXED, "RAGGED": ragged}
     call = Call(9, 16, False, "ieee", itemsize, processors=132, shared=SHARED)
 
     def pointers(used: tuple[str, ...]) -> dict[str, str]:
-        buffers = (source.buffers[name] for name in used)
-        return {b.name: POINTER[b.element] for b in buffers}
+        return pointers_to(source, used)
 
     wanted = []
     for kernel in loop.source().sequence.kernels:
@@ -61,10 +60,10 @@ def compiled(
         wanted.append((text, kernel.name, counts, pointers(kernel.used), options))
     grid = next(tier for tier in tiers.TIERS if tier.name == "grid")
     if grid.cost(source, call) < math.inf:
-        options = {**kernels.resident(call, len(source.parts)), "launch_cooperative_grid": True}
-        counts = {"begin": "i32", "end": "i32", "T": "i32", "B": "i32", "layout": "*i64",
-                  "meeting": "*i64"}  # fmt: skip
-        wanted.append((source.grid.text, "grid", counts, pointers(source.grid.used), options))
+        options = kernels.resident(call, len(source.parts))
+        fixed |= {"WARPS": options["num_warps"], "STAGE": -1}
+        wanted.append((source.grid.text, "grid", OF_GRID, pointers(source.grid.used),
+                       {**options, "launch_cooperative_grid": True}))  # fmt: skip
     options = kernels.of_step(itemsize)
     for kernel in source.steps.kernels:
         counts = {"t": "i32", "T": "i32", "B": "i32", "layout": "*i64"}
@@ -73,21 +72,53 @@ def compiled(
         wanted.append((source.steps.text, f"replayed_{kernel.name}",
                        {"table": "*i64", "ahead": "i32"}, {}, options))  # fmt: skip
     for text, name, counts, given, options in wanted:
-        constant = fixed if ragged or "layout" not in counts else {"layout": None, **fixed}
-        constant = constant | ({"STAGE": -1} if name == "grid" else {})
-        signature = {**counts, **given, **dict.fromkeys(constant, "constexpr")}
-        aligned = {(k,): [["tt.divisibility", 16]] for k, kind in enumerate(signature.values())
-                   if kind.startswith("*")}  # fmt: skip
-        with redirect_stdout(io.StringIO()) as told:  # what the assembler says
-            made = triton.compile(
-                ASTSource(kernels.module(text)[name], signature, constant, aligned),
-                GPUTarget("cuda", arch, 32),
-                options,
-            )
-        spills = re.findall(r"(\d+) bytes spill stores", told.getvalue())
-        assert spills, told.getvalue()
-        found[name] = made.metadata.shared, max(map(int, spills))
+        made, spilled = compile_one(text, name, {**counts, **given}, fixed, options, arch)
+        found[name] = made.metadata.shared, spilled
     return found
+
+
+def compile_one(
+    text: str,
+    name: str,
+    given: dict[str, str],
+    fixed: dict[str, Any],
+    options: Mapping[str, Any],
+    arch: int = HOPPER,
+) -> tuple[Any, int]:
+    """A kernel, and how many bytes of its registers were spilled."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = kernels.module(text)[name]
+    constant = {"layout": None, **fixed} if not fixed["RAGGED"] else fixed
+    constant = {name: value for name, value in constant.items() if name in kernel.arg_names}
+    signature = {**given, **dict.fromkeys(constant, "constexpr")}
+    aligned = {(k,): [["tt.divisibility", 16]] for k, kind in enumerate(signature.values())
+               if kind.startswith("*")}  # fmt: skip
+    with redirect_stdout(io.StringIO()) as told:  # what the assembler says
+        made = triton.compile(
+            ASTSource(kernel, signature, constant, aligned), GPUTarget("cuda", arch, 32), options
+        )
+    spills = re.findall(r"(\d+) bytes spill stores", told.getvalue())
+    assert spills, told.getvalue()
+    return made, max(map(int, spills))
+
+
+def pointers_to(source: Any, used: tuple[str, ...]) -> dict[str, str]:
+    """The types of the memory that a kernel is given."""
+    buffers = (source.buffers[name] for name in used)
+    return {b.name: POINTER[b.element] for b in buffers}
+
+
+def resident(loop: Any, itemsize: int, *, tall: int = 16, **call: Any) -> tuple[Any, int]:
+    """The kernel `grid`, with tiles of 16 units; as `compile_one`."""
+    source = loop.source(16)
+    given = Call(9, tall, False, "ieee", itemsize, processors=132, shared=SHARED, tall=tall)
+    given = given._replace(**call)
+    options = kernels.resident(given, len(source.parts))
+    fixed = {**given.fixed, "WARPS": options["num_warps"], "STAGE": -1}
+    pointers = {**OF_GRID, **pointers_to(source, source.grid.used)}
+    return compile_one(source.grid.text, "grid", pointers, fixed, options)
 
 
 @pytest.fixture(autouse=True)
@@ -122,6 +153,28 @@ def test_kernels_compile_and_fit(
             assert shared <= SHARED, name
             # A loop of many stages has more pointers at hand than registers.
             assert spilled <= (64 if "step" in name else 1024), name
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [(torch.bfloat16, "ieee"), (torch.float32, "tf32")]
+)
+def test_no_two_warps_multiply_the_same(dtype: torch.dtype, precision: str) -> None:
+    """A matrix unit multiplies 16 rows, 8 columns, and 32 bytes of each."""
+    H = 256
+    _, loop = loops(flexrnn.cells.LSTMCell, H, dtype)
+    made, _ = resident(loop, dtype.itemsize, precision=precision)
+    inner = 4 * H * dtype.itemsize // 32
+    assert made.metadata.num_warps == 4
+    assert made.asm["ptx"].count("mma.sync") == 2 * inner // 4
+
+
+def test_without_matrix_units_a_product_is_as_it_was() -> None:
+    """There, threads share out a result evenly."""
+    _, loop = loops(flexrnn.cells.LSTMCell, 64, torch.float32)
+    made, _ = resident(loop, 4)
+    assert "mma.sync" not in made.asm["ptx"]
+    assert '"ttg.num-warps" = 4' in made.asm["ttgir"]
+    assert not re.search(r"tt.dot .*tensor<\d+x\d+x\d+xf32", made.asm["ttgir"])
 
 
 def test_no_kernel_is_compiled_again_for_other_sizes() -> None:

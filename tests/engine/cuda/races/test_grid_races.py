@@ -83,6 +83,7 @@ class Case(NamedTuple):
 LENGTHS = torch.tensor([2, 3, 1] * 6)  # two tiles of rows, the last one with two
 CASES = {
     "one product": Case(lambda: layer(cells.LSTMCell, 17), (1, 1), 2),
+    "columns that warps share out": Case(lambda: layer(cells.LSTMCell, 60), (1, 1), 4),
     "read by parts": Case(lambda: layer(cells.GRUCell, 37), (1, 1), 3),
     "of one program": Case(lambda: layer(cells.LSTMCell, 9), (0, 0), 1),
     "reductions": Case(lambda: layer(cells.LayerNormLSTMCell, 17), (5, 3), 5),

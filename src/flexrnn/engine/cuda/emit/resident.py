@@ -19,6 +19,8 @@ from flexrnn.engine.lowering.stages import Product, Store
 _PIECE = {2: 512, 4: 64, 8: 128}  # columns of a left operand that one product multiplies, by bytes
 _AT_ONCE = 2  # of these pieces, how many are on their way at the same time
 _CHAINS = 2  # sums that a product adds up side by side
+_MATRIX = 8  # columns that a matrix unit multiplies at once
+_WARPS = (4, 8)  # of a program, the fewest and the most: see `kernels.resident`
 
 
 class Resident(NamedTuple):
@@ -33,7 +35,7 @@ class Resident(NamedTuple):
 
 
 def on_their_way(itemsize: int) -> int:
-    """Bytes of shared memory for left operands, of each row."""
+    """Bytes of shared memory for left operands, of each row; sums of all warps fit there after."""
     return _AT_ONCE * _PIECE[itemsize] * itemsize
 
 
@@ -109,19 +111,18 @@ class ResidentWriter(StageWriter):
         """Add one product of the stage to its sums: runs of blocks that lie side by side."""
         product = self.stage.products[k]
         self.reads.append(Access(self.low.place(product.left).buffer, self.rows))
-        runs: list[list[int]] = []
-        for block in sorted(product.blocks):
-            if runs and runs[-1][-1] + 1 == block:
-                runs[-1].append(block)
-            else:
-                runs.append([block])
-        pieces = self._pieces(product)
+        runs, shares = _runs(product), self._shares(product)
+        if shares:
+            self.lines.append(f"shares{k}: tl.constexpr = {shares}")
+        pieces = self._pieces(k)
         chains = range(min(_CHAINS, len(pieces)))
         totals: list[list[str]] = []
         for r, run in enumerate(runs):
             totals.append([f"total{k}_{r}_{c}" for c in chains])
             width = power_above(len(run)) * self.tile.units
-            self.lines += [f"{t} = tl.zeros((M, {width}), {self.real})" for t in totals[-1]]
+            zeros = f"tl.zeros((M, {width}), {self.real})"
+            zeros = f"of_all({zeros}, shares{k})" if shares else zeros
+            self.lines += [f"{t} = {zeros}" for t in totals[-1]]
         self.lines += [f"a{q} = {text}" for q, text in enumerate(pieces[:_AT_ONCE])]
         for q in range(len(pieces)):
             a = f"a{q % _AT_ONCE}"
@@ -132,10 +133,31 @@ class ResidentWriter(StageWriter):
             self.lines += [f"{a} = {text}" for text in pieces[q + _AT_ONCE : q + _AT_ONCE + 1]]
         for run, total in zip(runs, totals, strict=True):
             variable = f"total{k}"
-            self.lines.append(f"{variable} = {' + '.join(total)}")
+            text = " + ".join(total)
+            text = f"together({text}, shares{k})" if shares else text
+            self.lines.append(f"{variable} = {text}")
             for block, part in zip(run, self._columns(variable, len(run)), strict=False):
                 acc = self.accumulator(self.accumulators.of[product.blocks[block]])
                 self.lines.append(f"{acc} += {part}")
+
+    def _shares(self, product: Product) -> str:
+        """Among how many warps the columns of a left operand are shared out: an expression that is
+        known when a kernel is compiled, or nothing where they never are.
+
+        Triton lays warps out over the rows and columns of a result. A narrow one has not enough of
+        them, and warps read the same weights and multiply the same numbers. So each gets columns of
+        the left operand for itself, if a matrix unit can fill itself with them, and in the end what
+        all have found is added up, where the left operand lay. Without matrix units threads share
+        out a result evenly, and read more if its inner columns are.
+        """
+        width = power_above(max(map(len, _runs(product)))) * self.tile.units
+        without, most = width // _MATRIX, self._chunk(product) // LEAST  # warps that share nothing
+        if without >= _WARPS[-1] or most < _WARPS[0]:
+            return ""
+        tests = [f"WARPS > {without}"] if without >= _WARPS[0] else []
+        tests += [f"WARPS <= {most}"] if most < _WARPS[-1] else []
+        tests += ['PRECISION == "tf32"'] if self.operand == "tl.float32" else []
+        return f"WARPS if {' and '.join(tests)} else 1" if tests else "WARPS"
 
     def _chunk(self, product: Product) -> int:
         """Columns of the left operand in a piece: the most with which the fewest are wasted."""
@@ -145,17 +167,23 @@ class ResidentWriter(StageWriter):
         sizes = [most >> n for n in range(3) if most >> n >= LEAST]
         return min(sizes, key=lambda size: (-(-inner // size) * size, -size))
 
-    def _pieces(self, product: Product) -> list[str]:
+    def _pieces(self, k: int) -> list[str]:
         """Reads of the left operand."""
+        product = self.stage.products[k]
         inner, chunk = int(self.graph.nodes[product.weight].shape[-2]), self._chunk(product)
         left = self.low.place(product.left)
         sizes = sizes_of(self.graph.nodes[product.left].shape)
         address = self.address(left, (*sizes[:-1], 1))
-        self.lines.append(f"k = tl.arange(0, {chunk})[None, :]")
+        live = "live"
+        if self._shares(product):
+            live = f"live{k}"
+            self.lines += [f"k = columns({chunk}, shares{k})", f"{live} = of_all(live, shares{k})"]
+        else:
+            self.lines.append(f"k = tl.arange(0, {chunk})[None, :]")
         texts = []
         for first in range(0, inner, chunk):
             shift = f" + {first}" if first else ""
-            mask = "live" if first + chunk <= inner else f"live & (k < {inner - first})"
+            mask = live if first + chunk <= inner else f"{live} & (k < {inner - first})"
             load = f"tl.load({address} + k{shift}, mask={mask}, other=0.0)"
             texts.append(f"{load}.to({self.operand})")
         return texts
@@ -178,8 +206,10 @@ class ResidentWriter(StageWriter):
         tests += [f"(j < {len(run) * tile})"] if width > len(run) * tile else []
         some = f", mask={' & '.join(tests)}, other=0.0" if tests else ""
         pointer = self.buffers.buffer(memory)
+        shares = self._shares(product)
+        k = f"rows_of({chunk}, {shares})" if shares else f"tl.arange(0, {chunk})[:, None]"
         self.held[name] = (
-            f"k, j = tl.arange(0, {chunk})[:, None], tl.arange(0, {width})[None, :]",
+            f"k, j = {k}, tl.arange(0, {width})[None, :]",
             f"{name} = tl.load({pointer}{head} + {row} * {columns} + {column}{some})",
         )
         self.numbers += chunk * width
@@ -219,7 +249,7 @@ class ResidentWriter(StageWriter):
         parts = [
             "@jit",
             f"def stage{self.number}(B, count, rows, tile, meeting, met, {given}, "
-            "M: tl.constexpr, PRECISION: tl.constexpr):",
+            "M: tl.constexpr, PRECISION: tl.constexpr, WARPS: tl.constexpr):",
             *(f"    {line}" for line in (*self.head(), *self.early)),
             *(["    wait(meeting, met)"] if waits else []),
             *(f"    {line}" for line in self.lines),
@@ -233,13 +263,25 @@ class ResidentWriter(StageWriter):
             parts += [
                 "",
                 "@jit",
-                f"def held{self.number}(tile, {weights}):",
+                f"def held{self.number}(tile, {weights}, "
+                "PRECISION: tl.constexpr, WARPS: tl.constexpr):",
                 *(f"    {line}" for line in which),
                 *(f"    {line}" for line in self._reads()),
                 f"    return {', '.join(self.held)}",
                 "",
             ]
         return "\n".join(parts)
+
+
+def _runs(product: Product) -> list[list[int]]:
+    """Blocks of a product that lie side by side."""
+    runs: list[list[int]] = []
+    for block in sorted(product.blocks):
+        if runs and runs[-1][-1] + 1 == block:
+            runs[-1].append(block)
+        else:
+            runs.append([block])
+    return runs
 
 
 def resident(names: Names, tiles: Sequence[Tile], needed: frozenset[str]) -> Resident:
@@ -274,8 +316,8 @@ def resident(names: Names, tiles: Sequence[Tile], needed: frozenset[str]) -> Res
     for writer, count in zip(writers, counts, strict=True):
         if writer.held:
             which = "tile" if count == programs else f"tl.minimum(tile, {count - 1})"
-            given = ", ".join(map(names.buffer, writer.weights))
-            lines.append(f"{', '.join(writer.held)} = held{writer.number}({which}, {given})")
+            given = ", ".join((which, *map(names.buffer, writer.weights), "PRECISION", "WARPS"))
+            lines.append(f"{', '.join(writer.held)} = held{writer.number}({given})")
     body = names.travel(used)
     for writer, count, waits, arrives in zip(writers, counts, before, after, strict=True):
         call = _call(names, writer, copied)
@@ -293,7 +335,7 @@ def resident(names: Names, tiles: Sequence[Tile], needed: frozenset[str]) -> Res
         *(f"{stage}\n" for stage in stages),
         '@jit(do_not_specialize=("begin", "end", "T", "B"))',
         f"def grid(begin, end, T, B, layout, meeting, {pointers}, {COMPILED}, "
-        "STAGE: tl.constexpr):",
+        "WARPS: tl.constexpr, STAGE: tl.constexpr):",
         "    # Programs share rows and units, keep their weights, and meet where they have to.",
         "    rows = tl.program_id(0).to(tl.int64) * M + tl.arange(0, M)",
         "    tile = tl.program_id(1)",
@@ -319,4 +361,6 @@ def _call(names: Names, writer: ResidentWriter, copied: frozenset[str]) -> str:
         else:
             pointers.append(buffer.name if buffer.kind == "fixed" else f"{buffer.name}_t")
     given = ", ".join((*pointers, *writer.held))
-    return f"stage{writer.number}(B, count, rows, {tile}, meeting, met, {given}, M, PRECISION)"
+    return (
+        f"stage{writer.number}(B, count, rows, {tile}, meeting, met, {given}, M, PRECISION, WARPS)"
+    )
