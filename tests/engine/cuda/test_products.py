@@ -3,12 +3,14 @@
 import re
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
 
 import flexrnn
-from flexrnn.engine.cuda import tiers
+from flexrnn.engine.cuda import loop, plan, tiers
+from flexrnn.engine.cuda.emit import names
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -63,3 +65,46 @@ def test_columns_that_warps_share_out(
     assert "together(" not in forward
     (found,) = re.findall(r"shares0: tl.constexpr = (.*)", backward)
     assert found == shares
+
+
+def buffers_of(cell: Any) -> dict[str, str]:
+    """The types of what the loop there and the loop back of a bfloat16 layer are given."""
+    layer = flexrnn.FlexRNN(cell, 5, 40)
+    program = flexrnn.explain(layer, torch.randn(3, 2, 5)).steps[0].program
+    assert program is not None
+    made = plan.plan_of(program, program.fields[:1], torch.bfloat16)
+    assert made.backward is not None
+    there, back = made.forward.source().buffers, made.backward.source().buffers
+    rings = {name: b for name, b in (there | back).items() if b.kind in ("old", "new")}
+    return {name: b.element for name, b in (rings | there).items()}
+
+
+def test_a_state_that_products_alone_read_travels_as_they_round_it() -> None:
+    lstm, gru = buffers_of(flexrnn.cells.LSTMCell), buffers_of(flexrnn.cells.GRUCell)
+    assert lstm["before.h"] == lstm["after.h"] == "tl.bfloat16"
+    others = ("before.c", "after.c", "carry.h", "passed.h", "carry.c", "passed.c")
+    assert {lstm[name] for name in others} == {"tl.float32"}
+    assert gru["before.h"] == gru["after.h"] == "tl.float32"  # a part of it stays
+
+
+@pytest.mark.usefixtures("tier")
+@pytest.mark.parametrize("hidden_size", [9, 40])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_nobody_sees_that_it_was_rounded_before(
+    dtype: torch.dtype, hidden_size: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = torch.randn(4, 3, 5, dtype=dtype, device=device)
+    state = tuple(torch.randn(2, 1, 3, hidden_size, dtype=dtype, device=device))
+    lengths, found = torch.tensor([2, 4, 3]), list[list[torch.Tensor]]()
+    for rounds in (True, False):
+        torch.manual_seed(0)
+        layer = flexrnn.LSTM(5, hidden_size, dtype=dtype, device=device, backend="cuda")
+        with monkeypatch.context() as patch:
+            patch.setattr(plan, "_plans", WeakKeyDictionary())  # layers alike share their kernels
+            if not rounds:
+                for module in (names, loop):
+                    patch.setattr(module, "is_only_multiplied", lambda *_: False)
+            output, last = layer(x, state, lengths=lengths)
+            gradients = torch.autograd.grad(output.square().sum(), [*layer.parameters()])
+        found.append([output, *last, *gradients])
+    torch.testing.assert_close(*found, rtol=0, atol=0)

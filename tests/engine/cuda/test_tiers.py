@@ -150,7 +150,7 @@ def test_offsets_beyond_2_to_the_31(
     source = written(flexrnn.cells.RNNCell, units, torch.float16).forward.source()
     rows = 2**31 // units
     memory = {
-        name: torch.zeros(64, dtype=torch.float32 if b.kind in ("old", "new") else torch.float16)
+        name: torch.zeros(64, dtype=getattr(torch, b.element.removeprefix("tl.")))
         for name, b in source.buffers.items()
     }
     begin = {name: tensor.data_ptr() for name, tensor in memory.items()}

@@ -11,7 +11,7 @@ from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cuda import tiers
 from flexrnn.engine.cuda.calls import Call
-from flexrnn.engine.cuda.emit import Source
+from flexrnn.engine.cuda.emit import Source, is_only_multiplied
 from flexrnn.engine.cuda.written import REAL, Written
 
 _ALIGNED = 16  # bytes: kernels read so many at once
@@ -52,9 +52,12 @@ class Loop:
         """Memory for a state that travels, in two slots; the first is given.
 
         After n steps in the order of time, or before those behind them, it is in slot n % 2. It is
-        of the type of registers: a state is not rounded from step to step.
+        of the type of registers, for a state is not rounded from step to step; but one that only
+        products read is of the type to which they round it.
         """
-        ring = self.like.new_empty((2, *first.shape), dtype=REAL[self.like.dtype])
+        rounded = is_only_multiplied(self.kernels.stages, f"{old}.{field}")
+        dtype = self.like.dtype if rounded else REAL[self.like.dtype]
+        ring = self.like.new_empty((2, *first.shape), dtype=dtype)
         ring.copy_(first)  # both: sequences may begin at different steps
         self.memory[f"{old}.{field}"] = self.memory[f"{new}.{field}"] = ring
         return ring

@@ -168,6 +168,13 @@ def test_no_two_warps_multiply_the_same(dtype: torch.dtype, precision: str) -> N
     assert made.asm["ptx"].count("mma.sync") == 2 * inner // 4
 
 
+def test_a_state_of_half_type_leaves_registers() -> None:
+    """As float32 it is changed in registers: 4 KB of them would be spilled."""
+    loop, _ = loops(flexrnn.cells.LSTMCell, 1024, torch.bfloat16)
+    _, spilled = resident(loop, 2, batch=64, tall=32)
+    assert spilled == 0
+
+
 def test_without_matrix_units_a_product_is_as_it_was() -> None:
     """There, threads share out a result evenly."""
     _, loop = loops(flexrnn.cells.LSTMCell, 64, torch.float32)

@@ -10,6 +10,7 @@ from flexrnn.engine.lowering.stages import Loop
 
 _FIXED = ("const", "param", "once", "temporary", "partial")  # the same at every step
 _TRAVELS = {"before": "old", "carry": "old", "after": "new", "passed": "new"}
+_OLD = {"after": "before", "passed": "carry"}  # what a state is called at the next step
 
 
 class Buffer(NamedTuple):
@@ -38,7 +39,8 @@ class Names:
     Args:
         loop: the stages.
         parts: of every stage, into how many tiles a head's units are cut.
-        real: the type of numbers in registers, and in the loop's own memory.
+        real: the type of numbers in registers, and of what the loop hands on in memory, unless
+            products alone read it.
         operand: the type of everything else.
         backward: it runs from the last step to the first, where `before` and `after` are histories.
     """
@@ -122,8 +124,10 @@ class Names:
         index = self.graph.inputs.get(name, self.graph.outputs.get(name))
         if index is not None and self.graph.nodes[index].boolean:
             return "tl.uint8"
-        own = self._kind(name) in ("old", "new") or name.startswith(("temporary.", "partial."))
-        return self.real if own else self.operand
+        travels = self._kind(name) in ("old", "new")
+        if travels and is_only_multiplied(self.loop, name):
+            return self.operand
+        return self.real if travels or name.startswith(("temporary.", "partial.")) else self.operand
 
     def address(
         self, place: Place, sizes: tuple[int, ...], stage: int, pointer: str, unit: str, rowed: bool
@@ -157,6 +161,18 @@ class Names:
             return "head"
         inner = math.prod(outer[len(outer) + axis + 2 :]) if axis < -2 else 1
         return f"(head // {inner} % {outer[axis + 1]})"
+
+
+def is_only_multiplied(loop: Loop, name: str) -> bool:
+    """Whether products alone read a state that travels, and at least one does.
+
+    They round it to their operands' type, and so does who returns it: nobody sees more of it.
+    """
+    kind, _, field = name.partition(".")
+    graph = loop.graph
+    state = graph.inputs.get(f"{_OLD.get(kind, kind)}.{field}")
+    users = [] if state is None else [graph.nodes[user] for user in graph.users()[state]]
+    return bool(users) and all(user.op == "product" for user in users)
 
 
 def _times(index: str, stride: int) -> str:

@@ -136,7 +136,7 @@ class WholeWriter(Values):
                 self.names[self.graph.inputs[name]] = variable
                 self.full.add(self.graph.inputs[name])
             place, inside = self._state(name)
-            load = f"tl.load({place}, mask={inside}, other=0.0)"
+            load = f"tl.load({place}, mask={inside}, other=0.0).to({self.real})"
             lines.append(f"{variable} = {load}")
         return lines
 
