@@ -163,6 +163,21 @@ def test_every_meeting_is_needed(
             assert detector.launch(source, ran.memory, ran.call).races, forgotten
 
 
+@pytest.mark.parametrize("case", ["one product", "read by parts", "reductions", "two products"])
+def test_what_others_read_is_not_a_programs_own(
+    case: str, detector: Any, found: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be read before the wait, or written behind the arrival."""
+    for ran in launched(case, detector, found):
+        loop = copy.copy(ran.loop)
+        loop._sources = {}
+        with monkeypatch.context() as patch:
+            patch.setattr(resident, "own", lambda traces, kinds: frozenset(kinds))
+            source = loop.source(WIDTHS[0], even=CASES[case].even)
+        assert source.grid.meetings == ran.source.grid.meetings
+        assert detector.launch(source, ran.memory, ran.call).races
+
+
 class Fault(NamedTuple):
     """What a text says wrongly, at one place after another, or everywhere at once."""
 

@@ -56,6 +56,26 @@ def _first(traces: Sequence[Trace], kinds: Mapping[str, str], before: Sequence[b
     return None
 
 
+def own(traces: Iterable[Trace], kinds: Mapping[str, str]) -> frozenset[str]:
+    """Memory of which every program has numbers of its own, at which no other ever looks.
+
+    Args:
+        traces: of all stages.
+        kinds: as in `meetings`.
+    """
+    accesses = [a for trace in traces for a in (*trace.reads, *trace.writes)]
+    units: dict[Hashable, set[Hashable]] = {}
+    for a in accesses:
+        units.setdefault(_piece(a.memory, kinds), set()).add(a.units)
+    alone = {piece for piece, found in units.items() if len(found) == 1 and None not in found}
+    return frozenset(a.memory for a in accesses if _piece(a.memory, kinds) in alone)
+
+
+def _piece(memory: str, kinds: Mapping[str, str]) -> str:
+    """What the names of a ring's slots have in common."""
+    return memory.partition(".")[2] if kinds[memory] in ("old", "new") else memory
+
+
 def _conflict(
     new: Iterable[tuple[Hashable, Hashable]], old: set[tuple[Hashable, Hashable]]
 ) -> bool:
@@ -72,5 +92,5 @@ def _slot(memory: str, kinds: Mapping[str, str], step: int) -> Hashable:
     if kind == "timed":
         return memory, step
     if kind in ("old", "new"):
-        return memory.partition(".")[2], (step + (kind == "new")) % 2
+        return _piece(memory, kinds), (step + (kind == "new")) % 2
     return memory

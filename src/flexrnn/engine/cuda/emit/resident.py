@@ -2,14 +2,15 @@
 
 Every program reads the weights of its units once, before the loop, and keeps them on the chip. What
 others need goes through memory; where a stage reads what other programs wrote, all programs of
-these rows meet: each arrives behind its last such number, and waits before it reads. Reads of
-inputs come before the wait, and results that no stage reads are written behind the arrival.
+these rows meet: each arrives behind its last such number, and waits before it reads. Inputs and a
+program's own numbers are read before the wait; they, and results that no stage reads, are written
+behind the arrival.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Sequence, Set
 from typing import NamedTuple
 
-from flexrnn.engine.cuda.emit.meetings import Access, Trace, meetings
+from flexrnn.engine.cuda.emit.meetings import Access, Trace, meetings, own
 from flexrnn.engine.cuda.emit.names import COMPILED, OWN_STEPS, Names
 from flexrnn.engine.cuda.emit.stage import StageWriter
 from flexrnn.engine.cuda.emit.tiles import LEAST, Tile, power_above
@@ -40,18 +41,14 @@ def on_their_way(itemsize: int) -> int:
 
 
 class ResidentWriter(StageWriter):
-    """Writes `stageK` with weights at hand, and `heldK` that reads them; as `StageWriter`.
+    """Writes `stageK` with weights at hand, and `heldK` that reads them; as `StageWriter`."""
 
-    Args:
-        needed: memory that some stage reads.
-    """
-
-    def __init__(self, names: Names, number: int, tile: Tile, needed: frozenset[str]):
+    def __init__(self, names: Names, number: int, tile: Tile):
         super().__init__(names, number, tile)
-        self.needed = needed
         self.reads: list[Access] = []
         self.writes: list[Access] = []
-        self.late: list[str] = []  # writes that nobody waits for
+        self.loads: dict[int, str] = {}  # lines that read memory that stages write, and which
+        self.stores: dict[int, str] = {}  # lines that write memory
         self.held: dict[
             str, tuple[str, str]
         ] = {}  # of weights: which, and the line that reads them
@@ -74,9 +71,11 @@ class ResidentWriter(StageWriter):
 
     def load(self, index: int) -> str:
         """Read a node from memory."""
-        node = self.graph.nodes[index]
+        place = self.low.place(index)
         if self.low.rowed(index):
-            self.reads.append(self._access(self.low.place(index), sizes_of(node.shape)))
+            self.reads.append(self._access(place, sizes_of(self.graph.nodes[index].shape)))
+        if not self.buffers.is_input(place.buffer):
+            self.loads[len(self.lines)] = place.buffer
         return super().load(index)
 
     def stored(self, store: Store) -> str:
@@ -96,14 +95,14 @@ class ResidentWriter(StageWriter):
         super().gather(index)
 
     def write(self) -> None:
-        """Write the lines of the stage; those that others wait for come first."""
+        """Write the lines of the stage."""
         self.products()
         for index in self.stage.reduced:
             self.gather(index)
         for store in self.stage.stores:
-            line, name = self.stored(store), store.place.buffer
-            awaited = name in self.needed or self.buffers.buffers[name].kind != "timed"
-            (self.lines if awaited else self.late).append(line)
+            line = self.stored(store)
+            self.stores[len(self.lines)] = store.place.buffer
+            self.lines.append(line)
 
     # Products ---------------------------------------------------------------------------------
 
@@ -242,8 +241,18 @@ class ResidentWriter(StageWriter):
 
     # Functions --------------------------------------------------------------------------------
 
-    def functions(self, *, waits: bool, arrives: bool) -> str:
-        """The functions `stageK` and, where there are weights, `heldK`."""
+    def functions(self, *, waits: bool, arrives: bool, own: Set[str], needed: Set[str]) -> str:
+        """The functions `stageK` and, where there are weights, `heldK`.
+
+        Args:
+            waits: for what others have written; else all is read where it is used.
+            arrives: others wait for what it writes.
+            own: memory at which no other program looks.
+            needed: memory that some stage reads, or that is there at the next step.
+        """
+        early = [at for at, name in self.loads.items() if waits and name in own]
+        late = [at for at, name in self.stores.items() if name in own or name not in needed]
+        others = [line for at, line in enumerate(self.lines) if at not in {*early, *late}]
         pointers = [self.buffers.buffer(name) for name in self.used]
         given = ", ".join((*pointers, *self.held))
         parts = [
@@ -251,10 +260,11 @@ class ResidentWriter(StageWriter):
             f"def stage{self.number}(B, count, rows, tile, meeting, met, {given}, "
             "M: tl.constexpr, PRECISION: tl.constexpr, WARPS: tl.constexpr):",
             *(f"    {line}" for line in (*self.head(), *self.early)),
+            *(f"    {self.lines[at]}" for at in early),
             *(["    wait(meeting, met)"] if waits else []),
-            *(f"    {line}" for line in self.lines),
+            *(f"    {line}" for line in others),
             *(["    arrive(meeting)"] if arrives else []),
-            *(f"    {line}" for line in self.late),
+            *(f"    {self.lines[at]}" for at in late),
             "",
         ]
         if self.held:
@@ -293,11 +303,11 @@ def resident(names: Names, tiles: Sequence[Tile], needed: frozenset[str]) -> Res
         needed: memory that some stage reads.
     """
     loop = names.loop
-    writers = [ResidentWriter(names, k, tile, needed) for k, tile in enumerate(tiles)]
+    writers = [ResidentWriter(names, k, tile) for k, tile in enumerate(tiles)]
     for writer in writers:
         writer.write()
-    alone = {s.place.buffer for stage in loop.stages if stage.alone for s in stage.stores}
-    copied = frozenset(alone & loop.copied)
+    written = {s.place.buffer for stage in loop.stages if stage.alone for s in stage.stores}
+    copied = frozenset(written & loop.copied)
     kinds = {name: buffer.kind for name, buffer in names.buffers.items()}
     traces = [
         Trace(*([a for a in accesses if a.memory not in copied]
@@ -309,7 +319,12 @@ def resident(names: Names, tiles: Sequence[Tile], needed: frozenset[str]) -> Res
     found = meetings(traces, kinds)
     before = found if programs > 1 else (False,) * len(found)  # who is alone meets nobody
     after = (*before[1:], before[0])
-    stages = [w.functions(waits=before[k], arrives=after[k]) for k, w in enumerate(writers)]
+    alone = own(traces, kinds) | copied
+    stays = needed | {name for name, kind in kinds.items() if kind != "timed"}
+    stages = [
+        w.functions(waits=before[k], arrives=after[k], own=alone, needed=stays)
+        for k, w in enumerate(writers)
+    ]
     used = tuple(dict.fromkeys(name for w in writers for name in (*w.used, *w.weights)))
     pointers = ", ".join(names.buffers[name].name for name in used)
     lines = list[str]()
