@@ -2,6 +2,11 @@
 # The recorded graphs, and the interpreter's types, have no public names.
 """Tiers: the same numbers by each, graphs that serve every T and tensor, offsets beyond 2**31."""
 
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -59,6 +64,26 @@ def test_kernels_take_their_arguments_by_value_while_somebody_records(
         found = layer(x)
     with torch.no_grad(), flexrnn.backend("reference"):
         torch.testing.assert_close(found, layer(x), rtol=1e-12, atol=1e-13)
+
+
+def test_a_recording_leaves_other_threads_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may call CUDA meanwhile. No card is asked: what is recorded does nothing."""
+    seen: list[dict[str, Any]] = []
+
+    @contextmanager
+    def graph(recording: Any, **options: Any) -> Iterator[None]:
+        seen.append(options)
+        yield
+
+    source = written(flexrnn.cells.RNNCell, H).forward.source()
+    nothing = defaultdict[str, Any](lambda: defaultdict(lambda: lambda *_, **__: None))
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(replay=None))
+    monkeypatch.setattr(graphs.kernels, "module", lambda text: nothing)
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda size, dtype, device: zeros(size, dtype=dtype))
+    graphs._recorded(source, CALL, torch.device("cuda"), 8)
+    assert [options["capture_error_mode"] for options in seen] == ["thread_local"]
 
 
 def test_the_table_prefers_what_reads_less() -> None:
@@ -132,6 +157,14 @@ def test_tf32_is_torchs_to_allow(monkeypatch: pytest.MonkeyPatch, device: str) -
     finally:
         torch.backends.cuda.matmul.allow_tf32 = before
     assert seen == ["ieee", "tf32"]
+
+
+def test_what_tiles_have_found_lies_beyond_2_to_the_31() -> None:
+    """Where one tile's begins is a product with the rows of the batch."""
+    source = written(flexrnn.cells.LayerNormLSTMCell, 40).forward.source(16)
+    for text in (source.sequence.text, source.grid.text, source.steps.text):
+        assert re.search(r"partial\d.* \* B\b", text)
+        assert not re.search(r"\* B\b(?!\.to\(tl\.int64\))", text)
 
 
 @pytest.mark.parametrize("which", range(len(tiers.TIERS)))

@@ -91,6 +91,7 @@ def _recorded(source: Source, call: Call, device: torch.device, size: int) -> _G
         return _Graph(partial(steps, STEPS), table)
     steps(1)  # compiles, and does nothing else
     recording = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(recording):
+    # Other threads may go on calling CUDA, as one does that pins a loader's memory.
+    with torch.cuda.graph(recording, capture_error_mode="thread_local"):
         steps(STEPS)
     return _Graph(recording.replay, table)

@@ -99,7 +99,7 @@ class StageWriter(Values):
     def _partial(self, index: int, tile: str) -> str:
         pointer = self.pointer(self.loop.partial_name(index))
         heads = self.low.partial[index].heads
-        row = "row" if tile == "0" else f"({tile} * B + row)"
+        row = "row" if tile == "0" else f"({tile} * B.to(tl.int64) + row)"
         return f"{pointer} + {row}" + (f" * {heads} + head" if heads > 1 else "")
 
     def total(self, index: int) -> str:
