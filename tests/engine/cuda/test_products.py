@@ -10,7 +10,7 @@ import torch
 
 import flexrnn
 from flexrnn.engine.cuda import loop, plan, tiers
-from flexrnn.engine.cuda.emit import names
+from flexrnn.engine.cuda.emit import names, resident
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -85,25 +85,29 @@ def test_a_state_that_products_alone_read_travels_as_they_round_it() -> None:
     others = ("before.c", "after.c", "carry.h", "passed.h", "carry.c", "passed.c")
     assert {lstm[name] for name in others} == {"tl.float32"}
     assert gru["before.h"] == gru["after.h"] == "tl.float32"  # a part of it stays
+    assert gru["before.h.rounded"] == gru["after.h.rounded"] == "tl.bfloat16"
 
 
 @pytest.mark.usefixtures("tier")
 @pytest.mark.parametrize("hidden_size", [9, 40])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cell", [flexrnn.cells.LSTMCell, flexrnn.cells.GRUCell])
 def test_nobody_sees_that_it_was_rounded_before(
-    dtype: torch.dtype, hidden_size: int, device: str, monkeypatch: pytest.MonkeyPatch
+    cell: Any, dtype: torch.dtype, hidden_size: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = torch.randn(4, 3, 5, dtype=dtype, device=device)
-    state = tuple(torch.randn(2, 1, 3, hidden_size, dtype=dtype, device=device))
+    states = torch.randn(2, 1, 3, hidden_size, dtype=dtype, device=device)
+    state = tuple(states) if cell is flexrnn.cells.LSTMCell else states[0]
     lengths, found = torch.tensor([2, 4, 3]), list[list[torch.Tensor]]()
     for rounds in (True, False):
         torch.manual_seed(0)
-        layer = flexrnn.LSTM(5, hidden_size, dtype=dtype, device=device, backend="cuda")
+        layer = flexrnn.FlexRNN(cell, 5, hidden_size, dtype=dtype, device=device, backend="cuda")
         with monkeypatch.context() as patch:
             patch.setattr(plan, "_plans", WeakKeyDictionary())  # layers alike share their kernels
             if not rounds:
                 for module in (names, loop):
                     patch.setattr(module, "is_only_multiplied", lambda *_: False)
+                patch.setattr(resident, "twins", lambda _: frozenset())
             output, last = layer(x, state, lengths=lengths)
             gradients = torch.autograd.grad(output.square().sum(), [*layer.parameters()])
         found.append([output, *last, *gradients])

@@ -11,7 +11,7 @@ from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cuda import tiers
 from flexrnn.engine.cuda.calls import Call
-from flexrnn.engine.cuda.emit import Source, is_only_multiplied
+from flexrnn.engine.cuda.emit import ROUNDED, Source, at_next_step, is_only_multiplied
 from flexrnn.engine.cuda.written import REAL, Written
 
 _ALIGNED = 16  # bytes: kernels read so many at once
@@ -88,10 +88,18 @@ class Loop:
             made = {n: index for n in unknown if (index := self._node(n)) is not None}
             compute(self.program, tuple(made.values()), self.values, rows, self.like)
             known = self.memory | {name: self.values[index] for name, index in made.items()}
+            known |= self._rounded(source)
             return {name: self._pointer(source, name, known.get(name)) for name in source.buffers}
 
         with torch.cuda.device_of(self.like):  # kernels run on the device that is current
             tiers.run(self.kernels, self.call, memory)
+
+    def _rounded(self, source: Source) -> dict[str, Tensor]:
+        """Rings as products round them, beside those that others read; both names have the same."""
+        names = [name for name in source.buffers if name.endswith(ROUNDED)]
+        rings = {at_next_step(name): self.memory[name.removesuffix(ROUNDED)] for name in names}
+        rounded = {name: ring.to(self.like.dtype) for name, ring in rings.items()}
+        return {name: rounded[at_next_step(name)] for name in names}
 
     def _node(self, name: str) -> int | None:
         """The node of the program that a piece of memory holds, if torch knows it."""

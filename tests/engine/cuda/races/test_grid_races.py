@@ -163,6 +163,21 @@ def test_every_meeting_is_needed(
             assert detector.launch(source, ran.memory, ran.call).races, forgotten
 
 
+def test_rounded_states_have_no_race(detector: Any) -> None:
+    """And programs exchange nothing else: what is not rounded stays in its program."""
+    made = flexrnn.GRU(3, 37, dtype=torch.bfloat16, backend="cuda")
+    made(torch.randn(T, B, 3, dtype=torch.bfloat16))[0].sum().backward()
+    forward, backward = detector.ran
+    assert forward.launch.races == backward.launch.races == []
+    assert "before.h.rounded" in forward.source.buffers
+    text = forward.text
+    early, _, _ = text[text.index("def stage0") :].partition("    wait(meeting, met)\n")
+    assert "tl.load(before_h + row * 37 + unit" in early
+    others = text.replace("before_h_rounded + row", "before_h + row")  # are read by products
+    assert others != text
+    assert detector.races(forward, others)
+
+
 @pytest.mark.parametrize("case", ["one product", "read by parts", "reductions", "two products"])
 def test_what_others_read_is_not_a_programs_own(
     case: str, detector: Any, found: dict[str, list[Any]], monkeypatch: pytest.MonkeyPatch

@@ -11,6 +11,7 @@ from flexrnn.engine.lowering.stages import Loop
 _FIXED = ("const", "param", "once", "temporary", "partial")  # the same at every step
 _TRAVELS = {"before": "old", "carry": "old", "after": "new", "passed": "new"}
 _OLD = {"after": "before", "passed": "carry"}  # what a state is called at the next step
+ROUNDED = ".rounded"  # behind a travelling state's name: the same as products round it
 
 
 class Buffer(NamedTuple):
@@ -81,6 +82,7 @@ class Names:
             return self.loop.temporaries[name]
         if name.startswith("partial."):
             return self.loop.partial[self.loop.reduction_of(name)].heads
+        name = name.removesuffix(ROUNDED)
         index = self.graph.inputs.get(name, self.graph.outputs.get(name, 0))
         shape = self.graph.nodes[index].shape
         if name in self.graph.inputs and BATCH not in shape:
@@ -125,7 +127,7 @@ class Names:
         if index is not None and self.graph.nodes[index].boolean:
             return "tl.uint8"
         travels = self._kind(name) in ("old", "new")
-        if travels and is_only_multiplied(self.loop, name):
+        if name.endswith(ROUNDED) or (travels and is_only_multiplied(self.loop, name)):
             return self.operand
         return self.real if travels or name.startswith(("temporary.", "partial.")) else self.operand
 
@@ -163,14 +165,19 @@ class Names:
         return f"(head // {inner} % {outer[axis + 1]})"
 
 
+def at_next_step(name: str) -> str:
+    """What a travelling state's memory is called at the step that begins with it."""
+    kind, _, field = name.partition(".")
+    return f"{_OLD.get(kind, kind)}.{field}"
+
+
 def is_only_multiplied(loop: Loop, name: str) -> bool:
     """Whether products alone read a state that travels, and at least one does.
 
     They round it to their operands' type, and so does who returns it: nobody sees more of it.
     """
-    kind, _, field = name.partition(".")
     graph = loop.graph
-    state = graph.inputs.get(f"{_OLD.get(kind, kind)}.{field}")
+    state = graph.inputs.get(at_next_step(name))
     users = [] if state is None else [graph.nodes[user] for user in graph.users()[state]]
     return bool(users) and all(user.op == "product" for user in users)
 
