@@ -16,7 +16,7 @@ demo: $(VENV)/.lab  ## compare the article's LSTMs with torch.nn.LSTM; writes ru
 	$(BIN)/flexrnn compare $(ARGS)
 
 test: $(VENV)/.dev  ## run every test, docstring example and code block of the docs
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(VENV)/.dev  ## format check, lint, types, layer rule
 	$(BIN)/ruff format --check .
