@@ -13,9 +13,10 @@ def field_sizes(cell: Any) -> tuple[int, ...]:
         raise TypeError(f"{what}.__init__: expected super().__init__(input_size, hidden_size)")
     special, fields = cell.state_sizes, field_names(cell)
     if not isinstance(special, Mapping):
+        why = "; put @property in front of the method" if callable(special) else ""
         raise TypeError(
             f"{what}.state_sizes: expected a property that is a mapping, got "
-            f"{type(special).__name__}; put @property in front of the method"
+            f"{type(special).__name__}{why}"
         )
     if unknown := [field for field in special if field not in fields]:
         raise TypeError(

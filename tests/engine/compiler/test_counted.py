@@ -38,6 +38,7 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         x @ c.W + h * (count(h) % 2) + h * ((h * 9).long() % -3) + (h * 9).long() % (count(h) + 1)
         + torch.fmod((h * 9).long(), 4) + 7 % (count(h) + 1)
     ),
+    "numbers by torch": lambda c, x, h: x @ c.W + h * torch.mul(2.0, 3.0),
     "truth values times numbers that float32 rounds": lambda c, x, h: (
         x @ c.W + h * ((h > 0) * 0.1) - 0.3 * (x @ c.W > 0) + torch.mul(h < 1, -0.7)
     ),

@@ -1,5 +1,6 @@
 """Every row of the table: its derivative against autograd's, and the ways to spell it."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,7 @@ def test_the_derivative_is_autograds(op: Op) -> None:
         ("selu", [[-9.1, -40.0, -0.1]]),
         ("logaddexp", [[1e4, -1e4, 1e10], [1e4, -1e4, 1e10]]),
         ("remainder", [[1.0, 3.0, -0.7], [0.1, 0.3, 0.1]]),
+        ("remainder", [[-2.0, 2.0, -2.0, 2.0], [math.inf, math.inf, -math.inf, -math.inf]]),
         ("fmod", [[1.0, 3.0, -0.7], [0.1, 0.3, 0.1]]),
     ],
 )

@@ -54,6 +54,9 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "gates behind the batch": lambda c, x, h: (
         (x[:, None, None, :] @ c.W + h[:, None, None, :] @ c.U + c.b).squeeze(2).unbind(1)
     ),
+    "one weight for all": lambda c, x, h: (
+        h.expand(4, -1, -1) @ c.U[:1] + torch.stack([x, x, -x, x]) @ c.W[:1]
+    ),
     "einsum": lambda c, x, h: torch.einsum("bi,gij->gbj", x, c.W) + h @ c.U,
     "bmm of what is expanded": lambda c, x, h: (
         torch.bmm(x.expand(4, *x.shape), c.W) + torch.bmm(h[None].expand(4, -1, -1), c.U)

@@ -184,6 +184,17 @@ def test_threads_compile_what_is_common_once(folder: Path, compiler_script: Path
     assert entries(folder) == [".o"] + [".so"] * 5
 
 
+def test_where_no_thread_starts_one_compiler_follows_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    assert Toolchain().library(CALLS, common=[NINE]).answer() == 9
+    assert entries(folder) == [".o", ".so"]
+
+
 def test_libraries_may_share_one_object_and_not_another(folder: Path) -> None:
     both = 'int eight(); extern "C" __attribute__((visibility("default"))) int answer() '
     both += "{ return 10 * eight() + nine(); }"

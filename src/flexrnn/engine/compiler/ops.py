@@ -132,7 +132,10 @@ def _d_logaddexp(g: Any, y: Any, a: Any, b: Any) -> Any:
 def _d_remainder(g: Any, y: Any, a: Any, b: Any) -> Any:
     # Not floor(a / b): 1 / 0.1 is 10 when it has been rounded, and 0.1 goes into 1 nine times.
     whole = _select(call("eq", b, 0.0), a, a - y)  # 0 leaves no remainder, and goes in for ever
-    return g, -(g * call("round", whole / b))
+    quotient = call("round", whole / b)
+    # What is endless goes into numbers of the other sign -1 times.
+    other = call("and", call("eq", call("abs", b), math.inf), call("ne", a, y))
+    return g, -(g * _select(other, -1.0, quotient))
 
 
 def _d_pow(g: Any, y: Any, a: Any, b: Any) -> Any:

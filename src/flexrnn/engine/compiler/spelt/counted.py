@@ -86,7 +86,7 @@ def _mul(input: Any, other: Any) -> Tensor:
     truth, number = (input, other) if isinstance(input, Tensor) else (other, input)
     dtype = torch.get_default_dtype()
     fits = type(number) is float and abs(number) <= torch.finfo(dtype).max
-    if truth.dtype != torch.bool or not fits:
+    if not isinstance(truth, Tensor) or truth.dtype != torch.bool or not fits:
         return torch.mul(input, other)
     if dtype == torch.float32:
         (number,) = struct.unpack("f", struct.pack("f", number))

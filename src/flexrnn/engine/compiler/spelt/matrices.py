@@ -28,8 +28,8 @@ def _matmul(a: Tensor, w: Tensor) -> Tensor:
         a = a.squeeze(0) if is_behind(a) and a.shape[0] == 1 and a.dim() == 3 else a
         if a.dim() == 2 and is_of_rows(a) and w.shape[-1] != 1:
             return torch.einsum("bk,gkn->gbn", a, w)
-        if a.dim() == 3 and is_behind(a):
-            return torch.bmm(a, w)
+        if a.dim() == 3 and is_behind(a) and w.shape[0] in (1, a.shape[0]):
+            return torch.bmm(a, w.expand(a.shape[0], -1, -1))
         if a.dim() == 4 and a.shape[1:3] == (1, 1):
             return torch.einsum("bk,gkn->bgn", a.squeeze(2).squeeze(1), w).unsqueeze(2)
     if a.dim() > 3 and w.dim() > 3 and is_of_rows(a) and is_of_rows(w):

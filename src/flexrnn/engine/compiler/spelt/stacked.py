@@ -29,7 +29,8 @@ def _expand(x: Tensor, *sizes: Any, **named: Any) -> Tensor:
     """`(B, ...)`, or `(1, B, ...)`, as often as one wants in front of the batch."""
     wanted = _sizes(sizes, named)
     behind = _in_front(x, len(wanted))
-    if behind is None or not isinstance(wanted[0], int):
+    new = len(wanted) > x.dim()  # so that torch takes no -1 for it
+    if behind is None or not isinstance(wanted[0], int) or (new and wanted[0] < 0):
         return x.expand(*sizes, **named)
     return behind.expand(wanted[1], wanted[0], *wanted[2:]).transpose(0, 1)
 

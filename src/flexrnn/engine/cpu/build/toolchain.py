@@ -8,9 +8,10 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache as once
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -98,20 +99,16 @@ class Toolchain:
                 if entry.exists():
                     raise
         with cache.building(where) as folder:
-            pool = ThreadPoolExecutor(1 + len(common))  # compilers are other processes
+            shared = [
+                partial(self._object, where, text, isa, found, folder / f"common{k}.o")
+                for k, text in enumerate(common)
+            ]
+            own = partial(compiler.compile_object, found, isa, source, folder, "step")
             try:
-                objects = [
-                    pool.submit(self._object, where, text, isa, found, folder / f"common{k}.o")
-                    for k, text in enumerate(common)
-                ]
-                own = compiler.compile_object(found, isa, source, folder, "step")
-                made = compiler.link(found, [own, *(each.result() for each in objects)], folder)
+                made = compiler.link(found, _side_by_side(own, shared), folder)
             except CannotRunError:
-                pool.shutdown()  # the folder is theirs, too
                 cache.check_room(folder)  # the compiler's own words about a full disk differ
                 raise
-            finally:  # whoever is interrupted does not wait for the other compilers
-                pool.shutdown(wait=False)
             entry = cache.put(where, key, made)
         return ctypes.CDLL(str(entry))
 
@@ -139,6 +136,23 @@ class Toolchain:
 
 
 library = Toolchain().library
+
+
+def _side_by_side(own: Callable[[], Path], others: Sequence[Callable[[], Path]]) -> list[Path]:
+    """What calls return that each wait for a compiler, which is another process."""
+    pool = ThreadPoolExecutor(max(1, min(len(others), os.cpu_count() or 1)))
+    try:
+        found = [pool.submit(each) for each in others]
+    except RuntimeError:  # no thread starts: the process ends, or has as many as it may
+        pool.shutdown(cancel_futures=True)
+        return [own(), *(each() for each in others)]
+    try:
+        return [own(), *(each.result() for each in found)]
+    except Exception:
+        pool.shutdown()  # the folder is theirs, too
+        raise
+    finally:  # whoever is interrupted does not wait for the other compilers
+        pool.shutdown(wait=False)
 
 
 def cache_key(source: str, isa: Isa, found: compiler.Compiler, common: Sequence[str] = ()) -> str:
