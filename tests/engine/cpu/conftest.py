@@ -13,7 +13,7 @@ from torch import Tensor
 
 import flexrnn
 from flexrnn.engine.cpu import after, outer, plan, shares
-from flexrnn.engine.cpu.build import toolchain
+from flexrnn.engine.cpu.build import compiler, toolchain
 from flexrnn.engine.cpu.build.isa import runnable
 
 FEW = 4  # ulp that DESIGN.md's rule leaves to chance
@@ -50,6 +50,22 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this test's libraries lie, of which there are none yet."""
+    monkeypatch.setenv("FLEXRNN_CACHE_DIR", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "cpu"
+
+
+@pytest.fixture
+def compiler_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A file that $CXX names; what a test writes into it is the compiler."""
+    script = tmp_path / "compiler"
+    monkeypatch.setenv("CXX", str(script))
+    yield script
+    compiler.asked.cache_clear()
 
 
 @pytest.fixture

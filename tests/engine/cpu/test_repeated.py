@@ -13,6 +13,7 @@ import flexrnn
 from flexrnn.cells import HiddenState
 from flexrnn.engine.cpu import plan
 from flexrnn.engine.cpu.build.isa import Isa
+from flexrnn.engine.cpu.emit.functions import Functions, Sums
 
 DOUBLE = torch.float64
 DEPTH = 3
@@ -66,14 +67,27 @@ def test_cells_share_what_makes_their_sums() -> None:
     assert functions(flexrnn.PeepholeLSTM(5, 38)) == found
 
 
+def test_a_function_of_several_stages_is_in_none_of_them() -> None:
+    functions = Functions("Term", apart=False)
+    once, twice = Sums(((0,),), ("once;",)), Sums(((0,),), ("twice;",))
+    assert [functions.name(sums) for sums in (once, twice, twice)] == [
+        "products_0",
+        "products_0_2",
+        "products_0_2",
+    ]
+    assert "INLINE void products_0(" in functions.text()
+    assert "ALONE void products_0_2(" in functions.text()
+
+
 def test_the_source_holds_each_once() -> None:
     layer = flexrnn.FlexRNN(Repeated, 5, 38, backend="cpu")
     source = flexrnn.explain(layer, torch.randn(40, 20, 5, requires_grad=True)).steps[0].source
     assert source is not None
     for text in source.split("struct Frame")[1:]:  # forward and backward
         stages = len(re.findall(r"// Stage \d+: [1-9]\d* products", text))
-        functions = re.findall(r"^void products_\w+\(.*\{", text, re.MULTILINE)
+        calls = re.findall(r"^ +(products_\w+)\(terms, out, n\);", text, re.MULTILINE)
         panels = set(re.findall(r"f\.(packed\d+_\d+) = ", text))
         assert stages >= 2 * DEPTH
-        assert len(functions) < stages
+        assert len(calls) == stages
+        assert len({*calls}) < stages
         assert len(panels) <= 4 < stages  # x, h and heads, and another way round for another width
