@@ -4,7 +4,7 @@
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -15,6 +15,7 @@ from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu import outer
 from flexrnn.engine.cpu.build.isa import last_cache
+from flexrnn.engine.cpu.build.side import side_by_side
 from flexrnn.engine.cpu.emit import ROWS_IN_PLACE, Shape
 from flexrnn.engine.cpu.kernel import STARTS, Kernel
 from flexrnn.engine.lowering.extract import Extract, extract
@@ -112,17 +113,17 @@ def _compiled(program: Program, keep: Sequence[str], kind: Kind) -> Plan:
     if program.graph.has_empty():
         raise CannotRunError("the cpu engine wants every tensor to have a number in a row")
     parts = extract(program, hoist=kind.hoist, keep=keep)
-    how: Any = {"shape": kind.shape, "dtype": kind.dtype}
+    made: Any = partial(Kernel, shape=kind.shape, dtype=kind.dtype)
     if parts.backward is None:
-        return Plan(parts, Kernel(parts.forward.graph, backward=False, **how), None)
-    pool = ThreadPoolExecutor(1)  # compilers are other processes
-    try:
-        later = pool.submit(Kernel, parts.backward.graph, backward=True, **how)
-        forward = Kernel(parts.forward.graph, backward=False, **how)
+        return Plan(parts, made(parts.forward.graph, backward=False), None)
+
+    def forward() -> Kernel:
+        kernel = made(parts.forward.graph, backward=False)
         outer.prepare(kind.dtype)
-        return Plan(parts, forward, later.result())
-    finally:  # whoever is interrupted does not wait for the other compiler
-        pool.shutdown(wait=False)
+        return kernel
+
+    there, (back,) = side_by_side(forward, [partial(made, parts.backward.graph, backward=True)])
+    return Plan(parts, there, back)
 
 
 def is_known(program: Program) -> bool:

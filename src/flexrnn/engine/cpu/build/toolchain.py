@@ -8,8 +8,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import cache as once
 from functools import partial
 from importlib import metadata
@@ -19,6 +18,7 @@ import torch
 
 from flexrnn.engine.cpu.build import cache, compiler, openmp
 from flexrnn.engine.cpu.build.isa import Isa, features, machine
+from flexrnn.engine.cpu.build.side import side_by_side
 from flexrnn.engine.step import CannotRunError, NotAgainError
 
 
@@ -105,7 +105,8 @@ class Toolchain:
             ]
             own = partial(compiler.compile_object, found, isa, source, folder, "step")
             try:
-                made = compiler.link(found, _side_by_side(own, shared), folder)
+                step, common_ones = side_by_side(own, shared)
+                made = compiler.link(found, [step, *common_ones], folder)
             except CannotRunError:
                 cache.check_room(folder)  # the compiler's own words about a full disk differ
                 raise
@@ -136,23 +137,6 @@ class Toolchain:
 
 
 library = Toolchain().library
-
-
-def _side_by_side(own: Callable[[], Path], others: Sequence[Callable[[], Path]]) -> list[Path]:
-    """What calls return that each wait for a compiler, which is another process."""
-    pool = ThreadPoolExecutor(max(1, min(len(others), os.cpu_count() or 1)))
-    try:
-        found = [pool.submit(each) for each in others]
-    except RuntimeError:  # no thread starts: the process ends, or has as many as it may
-        pool.shutdown(cancel_futures=True)
-        return [own(), *(each() for each in others)]
-    try:
-        return [own(), *(each.result() for each in found)]
-    except Exception:
-        pool.shutdown()  # the folder is theirs, too
-        raise
-    finally:  # whoever is interrupted does not wait for the other compilers
-        pool.shutdown(wait=False)
 
 
 def cache_key(source: str, isa: Isa, found: compiler.Compiler, common: Sequence[str] = ()) -> str:
