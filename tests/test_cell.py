@@ -111,6 +111,19 @@ def test_a_state_whose_widths_cannot_be_told(refused: Refused, cell: Any, messag
     refused(lambda: FlexRNN(cell, I, H), TypeError, message)
 
 
+class ForgottenCell(TrioCell):
+    """Its widths are made of what it has not."""
+
+    @property
+    def state_sizes(self) -> Any:
+        return {"memory": self.heads}
+
+
+def test_what_is_missing_inside_of_widths_is_said(refused: Refused) -> None:
+    message = "ForgottenCell.state_sizes: 'ForgottenCell' object has no attribute 'heads'"
+    refused(lambda: FlexRNN(ForgottenCell, I, H), TypeError, message)
+
+
 def test_names_and_widths_of_the_state() -> None:
     cell = TrioCell(I, H)
     assert field_names(cell) == field_names(TrioCell) == ("out", "memory", "last_x")

@@ -11,7 +11,12 @@ def field_sizes(cell: Any) -> tuple[int, ...]:
     what = type(cell).__name__
     if not hasattr(cell, "hidden_size"):
         raise TypeError(f"{what}.__init__: expected super().__init__(input_size, hidden_size)")
-    special, fields = cell.state_sizes, field_names(cell)
+    declared = type(cell).state_sizes
+    try:
+        special = declared.__get__(cell) if isinstance(declared, property) else cell.state_sizes
+    except AttributeError as error:  # of a property, nn.Module would say that there is none
+        raise TypeError(f"{what}.state_sizes: {error}") from error
+    fields = field_names(cell)
     if not isinstance(special, Mapping):
         why = "; put @property in front of the method" if callable(special) else ""
         raise TypeError(
