@@ -35,6 +35,9 @@ class Node(NamedTuple):
         return dict(self.attrs)[name]
 
 
+_SHAPED = slice(3, 5)  # shape and kind of a node, on which those of its users depend
+
+
 class Graph:
     """Nodes in an order in which they can be computed; names of inputs and of what is wanted."""
 
@@ -67,6 +70,14 @@ class Graph:
         shape = SHAPES[op].rule(shapes, attrs) if op in SHAPES else broadcast(op, shapes)
         boolean = OPS[op].boolean if op in OPS else any(self.nodes[a].boolean for a in args)
         return self._append(op, args, attributes, shape, boolean)
+
+    def copy(self, other: "Graph", node: Node, args: tuple[int, ...]) -> int:
+        """The index of a node of another graph here, where its operands are `args`."""
+        for here, there in zip(args, node.args, strict=True):
+            if self.nodes[here][_SHAPED] != other.nodes[there][_SHAPED]:
+                return self.add(node.op, *args, **dict(node.attrs))
+        found = self._index.get(_key(node.op, args, node.attrs))
+        return self._append(node.op, args, *node[2:]) if found is None else found
 
     def constant(self, value: float) -> int:
         """A number."""
@@ -113,7 +124,7 @@ class Graph:
 
 def _key(op: str, args: tuple[int, ...], attrs: tuple[tuple[str, Any], ...]) -> tuple[Any, ...]:
     """What makes two nodes one. Numbers count by what they are, for -0.0 == 0.0 and nan != nan."""
-    return op, args, tuple((k, v.hex() if isinstance(v, float) else v) for k, v in attrs)
+    return op, args, attrs and tuple((k, v.hex() if isinstance(v, float) else v) for k, v in attrs)
 
 
 Rule = Callable[[Graph, Node, tuple[int, ...], int], int | None]
@@ -134,7 +145,7 @@ def rewrite(graph: Graph, rule: Rule) -> Graph:
             args = tuple(where[a] for a in node.args)
             first_new = len(new.nodes)
             made = rule(new, node, args, index)
-            where[index] = new.add(node.op, *args, **dict(node.attrs)) if made is None else made
+            where[index] = new.copy(graph, node, args) if made is None else made
             if index in graph.sources:
                 for added in range(first_new, len(new.nodes)):
                     new.sources.setdefault(added, graph.sources[index])

@@ -49,6 +49,8 @@ class Spelling(TorchFunctionMode):
         self.asked = ""  # the operation that asked for the batch size
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _FACTS:  # torch asks a hundred times; nothing can be wrong that stays unnoticed
+            return func(*args)
         place = users_line(frames())
         traceback.set_stack_trace([place])
         name, kwargs = getattr(func, "__name__", str(func)), kwargs or {}
@@ -188,6 +190,9 @@ def _asked_by_the_person() -> bool:
     return frame is not None and is_users(frame)
 
 
+_FACTS = {
+    getattr(Tensor, name).__get__ for name in ("shape", "dtype", "layout", "device", "is_quantized")
+}
 _SET_DATA = vars(Tensor.__base__)["data"].__set__
 _APART = (torch.detach, Tensor.detach, vars(Tensor.__base__)["data"].__get__)
 _WRITTEN = {"__setitem__", *(f"__i{name}__" for name in ("add", "mul", "pow", "sub", "truediv"))}
