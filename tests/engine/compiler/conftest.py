@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -14,11 +13,8 @@ from flexrnn import cells
 from flexrnn.compose import CellStep
 from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import Program
-from flexrnn.engine.cpu import engine as cpu
-from flexrnn.engine.cpu import kernel, outer, plan
-from flexrnn.engine.cpu.build import compiler
-from flexrnn.engine.cpu.build.toolchain import Toolchain
 
+from ...quickly import compile_quickly
 from .written import Cell
 
 ALL_CELLS = [
@@ -46,19 +42,10 @@ class FunctionCell(flexrnn.Cell):
         return cells.HiddenState(self.function(self, self.inner(x), state.h))
 
 
-_TOOLCHAIN = Toolchain()
-
-
 @pytest.fixture(autouse=True)
 def quickly_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a step means does not depend on how fast its loop is: tests here compile a thousand.
-
-    With the options of users, loops are compiled and judged in `tests/engine/cpu`.
-    """
-    monkeypatch.setattr(compiler, "OPTIONS", tuple(o for o in compiler.OPTIONS if o != "-O2"))
-    for module in (kernel, outer, cpu):
-        monkeypatch.setattr(module, "library", _TOOLCHAIN.library)
-    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
+    """What a step means does not depend on how fast its loop is."""
+    compile_quickly(monkeypatch)
 
 
 @pytest.fixture(params=ALL_CELLS, ids=lambda cell: cell.__name__)

@@ -1,6 +1,7 @@
 """Libraries of their own for these tests, every set of instructions, and the judge of an engine."""
 
 import copy
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,10 @@ SINGLE = torch.float32
 
 @pytest.fixture(scope="session", autouse=True)
 def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    folder = tmp_path_factory.mktemp("cache")
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # what one process has compiled, the others find
+        folder = folder.parent
+    folder /= "libraries"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLEXRNN_CACHE_DIR", str(folder))
         yield folder
