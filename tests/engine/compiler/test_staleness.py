@@ -16,6 +16,7 @@ from torch.testing import assert_close
 
 import flexrnn
 from flexrnn import cells
+from flexrnn.engine.compiler import passes
 
 
 class OptionsCell(flexrnn.Cell):
@@ -243,3 +244,48 @@ def test_autocast_between_two_calls_is_seen() -> None:
         with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="bfloat16"):
             layer(x)  # a program has one dtype
         assert torch.equal(layer(x)[0], plain)
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the compiler has known is forgotten; a line for every trace."""
+    found: list[str] = []
+
+    def noted(*args: Any) -> Any:
+        found.append("traced")
+        return trace(*args)
+
+    trace = passes.trace
+    monkeypatch.setattr(passes, "trace", noted)
+    monkeypatch.setattr(passes, "_programs", {})
+    monkeypatch.setattr(passes, "_traces", {})
+    return found
+
+
+def test_programs_for_unlike_gradients_are_of_one_trace(traced: list[str]) -> None:
+    layer, x = flexrnn.LSTM(3, 5, dtype=torch.float64), torch.randn(7, 2, 3, dtype=torch.float64)
+    hx = (torch.randn(1, 2, 5, dtype=torch.float64), torch.randn(1, 2, 5, dtype=torch.float64))
+    for learns in [(), (0,), (1,), (0, 2)]:
+        given = [t.clone().requires_grad_(k in learns) for k, t in enumerate((x, *hx))]
+        leaves = [*(given[k] for k in learns), *layer.parameters()]
+        found = []
+        for engine in ("cpu", "reference"):
+            with flexrnn.backend(engine):
+                output, _ = layer(given[0], (given[1], given[2]))
+            found.append([output, *torch.autograd.grad(output.square().sum(), leaves)])
+        assert_close(*found, rtol=1e-11, atol=1e-12)
+        assert len(traced) == 1
+    layer.weight_ih_l0.requires_grad_(False)
+    layer(x)
+    assert len(traced) == 2  # a trace may depend on it
+
+
+def test_a_step_that_cannot_be_compiled_is_traced_once(
+    traced: list[str], function_layer: Callable[..., flexrnn.FlexRNN]
+) -> None:
+    layer = function_layer(lambda cell, z, h: h + torch.fft.fft(z).real)
+    for learns in (False, True):
+        x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=learns)
+        with pytest.raises(RuntimeError, match="fft"), flexrnn.backend("cpu"):
+            layer(x)
+    assert len(traced) == 1

@@ -20,8 +20,9 @@ from flexrnn.engine.step import ComposedStep
 from flexrnn.engine.tables import trim
 
 _programs: dict[Any, Program | str] = {}
+_traces: dict[Any, Graph | str] = {}  # which programs for unlike gradients have in common
 _one_at_a_time = threading.RLock()  # torch's tracer is one for all threads
-_KEPT = 512  # programs; the oldest goes first
+_KEPT, _TRACES = 512, 64  # the oldest goes first
 
 
 def _unlock() -> None:
@@ -63,22 +64,22 @@ def compile_step(
         )  # fmt: skip
     if any(row != rows[0] for row in rows):
         raise CannotCompileError("inputs and states differ in their first axis, the batch")
-    key = (
+    traced = (
         step.key(),
         tuple((x.dtype, tuple(x.shape[2:])) for x in xs),
         tuple((s.dtype, tuple(s.shape[1:])) for s in state),
         tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in step.tensors.items()),
-        wanted,
         state[0].device,
         torch.is_grad_enabled(),
         torch.is_inference_mode_enabled(),
         torch.get_default_dtype(),
         autocast.is_on(state[0]) and torch.get_autocast_dtype(state[0].device.type),
     )
+    key = (traced, wanted)
     program = _programs.get(key)
     if program is None:
         with _one_at_a_time:
-            program = _programs.get(key) or _compiled(step, xs, state, wanted)
+            program = _programs.get(key) or _compiled(step, xs, state, wanted, traced)
             _programs[key] = program
             trim(_programs, _KEPT)
     if isinstance(program, str):
@@ -87,13 +88,39 @@ def compile_step(
 
 
 def _compiled(
-    step: ComposedStep, xs: tuple[Tensor, ...], state: tuple[Tensor, ...], wanted: tuple[str, ...]
+    step: ComposedStep,
+    xs: tuple[Tensor, ...],
+    state: tuple[Tensor, ...],
+    wanted: tuple[str, ...],
+    key: Any,
 ) -> Program | str:
+    learns = tuple(tensor.requires_grad for tensor in step.tensors.values())
     try:
-        *_, (_, graph) = passes(step, xs, state, wanted)
+        *_, (_, graph) = _passed(step, _trace_of((key, learns), step, xs, state), wanted)
         return build(graph)
     except CannotCompileError as error:
         return str(error)  # the text alone: the exception holds on to tensors
+
+
+def _trace_of(
+    key: Any, step: ComposedStep, xs: tuple[Tensor, ...], state: tuple[Tensor, ...]
+) -> Graph:
+    if key not in _traces:
+        try:
+            _traces[key] = _traced(step, xs, state)
+        except CannotCompileError as error:
+            _traces[key] = str(error)
+        trim(_traces, _TRACES)
+    found = _traces[key]
+    if isinstance(found, str):
+        raise CannotCompileError(found)
+    return found
+
+
+def _traced(step: ComposedStep, xs: tuple[Tensor, ...], state: tuple[Tensor, ...]) -> Graph:
+    with alone():  # of a row only the kind counts
+        rows = tuple(torch.empty((1, *x.shape[2:]), dtype=x.dtype, device=x.device) for x in xs)
+    return trace(step.pure, rows, dict(zip(step.fields, state, strict=True)), step.tensors)
 
 
 def passes(
@@ -103,9 +130,10 @@ def passes(
     wanted: tuple[str, ...] = (),
 ) -> list[tuple[str, Graph]]:
     """The graph after every pass, with the pass's name."""
-    with alone():  # of a row only the kind counts
-        rows = tuple(torch.empty((1, *x.shape[2:]), dtype=x.dtype, device=x.device) for x in xs)
-    graph = trace(step.pure, rows, dict(zip(step.fields, state, strict=True)), step.tensors)
+    return _passed(step, _traced(step, xs, state), wanted)
+
+
+def _passed(step: ComposedStep, graph: Graph, wanted: tuple[str, ...]) -> list[tuple[str, Graph]]:
     if graph.ahead is not None:
         read = (step.tensors[name.removeprefix("param.")] for name in graph.ahead.given)
         if isinstance(step, autocast.CastStep) and any(autocast.is_cast(t.dtype) for t in read):
