@@ -21,6 +21,7 @@ from flexrnn.engine import traced
 from flexrnn.engine.step import frozen, members
 from flexrnn.engine.tables import trim
 from flexrnn.engine.witness import CannotWatchError, Witness
+from flexrnn.references import fill, note
 
 C = TypeVar("C", bound=Cell)
 
@@ -41,7 +42,15 @@ def move_parameters(cell: Cell, layer: nn.Module, suffix: str) -> tuple[Slot, ..
 
     Raises:
         ValueError: two parameters would get the same name, or one that the layer uses already.
+        TypeError: a module of the cell is compiled by torch.jit.
     """
+    for path, module in cell.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise TypeError(
+                f"{type(cell).__name__}: {path or 'the cell'} is a torch.jit.ScriptModule, which "
+                "cannot borrow parameters; give the cell the module without torch.jit.script"
+            )
+    note(cell, tensors_of(cell))
     slots = []
     names: dict[nn.Parameter, str] = {}
     for path, parameter in list(cell.named_parameters(remove_duplicate=False)):
@@ -77,12 +86,15 @@ def bind(cell: C, slots: tuple[Slot, ...], layer: nn.Module) -> C:
     copy.__dict__[LENT] = "call"
     for slot in slots:
         copy.get_submodule(slot.module)._parameters[slot.name] = getattr(layer, slot.flat)
+    fill(copy, tensors_of)
     return copy
 
 
 def copy_of(cell: C) -> C:
     """A copy of a cell that shares everything with it, buffers too, but its own attributes."""
-    return _copy(cell, {})
+    copy = _copy(cell, {})
+    fill(copy, tensors_of)
+    return copy
 
 
 def tensors_of(cell: Cell) -> dict[str, Tensor]:
@@ -114,6 +126,7 @@ def with_tensors(cell: C, tensors: Mapping[str, Tensor]) -> C:
         places: list[Any] = [module._parameters, module._buffers, vars(module)]
         for held in [held for held in places if name in held] or places[:1]:
             held[name] = tensor
+    fill(copy, tensors_of)
     return copy
 
 
@@ -158,7 +171,10 @@ def fingerprint(module: nn.Module) -> Hashable:
     """
     skipped = ("_parameters", "_buffers", "_modules")
     own = {name: value for name, value in vars(module).items() if name not in skipped}
-    children = [(name, child and fingerprint(child)) for name, child in module._modules.items()]
+    children = [
+        (name, child if child is None else fingerprint(child))
+        for name, child in module._modules.items()
+    ]
     return (type(module), members(type(module)), frozen(own), tuple(children))
 
 

@@ -1,0 +1,287 @@
+"""Modules of a cell that lead to one another by what no registry of torch's holds."""
+
+import copy
+import functools
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+import flexrnn
+from flexrnn.cells import HiddenState
+
+I, H = 3, 4
+State = HiddenState
+
+
+class Base(flexrnn.Cell):
+    """A product, and what `set_up` makes of it."""
+
+    State = HiddenState
+    f: Any
+    shift: Tensor
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+        super().__init__(input_size, hidden_size)
+        options: Any = {"device": device, "dtype": dtype}
+        self.inner = nn.Linear(input_size + hidden_size, hidden_size, bias, **options)
+        self.scale = nn.Parameter(torch.rand(hidden_size, **options))
+        self.register_buffer("shift", torch.rand(hidden_size, **options))
+        self.set_up(options)
+
+    def set_up(self, options: dict[str, Any]) -> None:
+        """What the kind of cell is about."""
+
+    def body(self, z: Tensor) -> Tensor:
+        return torch.tanh(self.inner(z)) * self.scale + self.shift
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        return HiddenState(self.f(torch.cat([x, state.h], -1)))
+
+
+class Method(Base):
+    """A method of the cell itself, as an attribute."""
+
+    def set_up(self, options: dict[str, Any]) -> None:
+        self.f = self.body
+
+
+class Methods(Base):
+    """Methods by name."""
+
+    def set_up(self, options: dict[str, Any]) -> None:
+        self.by_name = {"body": [self.body]}
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        return HiddenState(self.by_name["body"][0](torch.cat([x, state.h], -1)))
+
+
+class Inner(nn.Module):
+    """A module that keeps a method of its own."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(I + H, H, **options)
+        self.chosen = self.body
+
+    def body(self, z: Tensor) -> Tensor:
+        return torch.tanh(self.linear(z))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.chosen(z)
+
+
+class OfAModule(Base):
+    """A method of a module inside the cell."""
+
+    def set_up(self, options: dict[str, Any]) -> None:
+        self.f = Inner(options)
+
+
+class Listed(Base):
+    """Modules that are registered by name, and found in a list, a tuple and a dict."""
+
+    def set_up(self, options: dict[str, Any]) -> None:
+        self.listed: list[nn.Module] = []
+        for k in range(2):
+            module = nn.Linear(H, H, **options)
+            self.add_module(f"layer{k}", module)
+            self.listed.append(module)
+        self.again = (self.listed, {"inner": self.inner})
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        h = self.again[1]["inner"](torch.cat([x, state.h], -1))
+        for module in self.again[0]:
+            h = torch.tanh(module(h))
+        return HiddenState(h)
+
+
+class Closed(Base):
+    """A function that closes over the cell, and one over that."""
+
+    def set_up(self, options: dict[str, Any]) -> None:
+        def inside(z: Tensor, times: float = 1.5) -> Tensor:
+            return self.inner(z) * times
+
+        self.f = lambda z: torch.tanh(inside(z))
+
+
+class Partly(Base):
+    """A function with a parameter as one of its arguments."""
+
+    def set_up(self, options: dict[str, Any]) -> None:
+        self.f = functools.partial(nn.functional.linear, weight=self.inner.weight)
+
+
+class Held(Base):
+    """Parameters and buffers by name, which are registered, too."""
+
+    def set_up(self, options: dict[str, Any]) -> None:
+        self.held = {"scale": self.scale, "shift": self.shift}
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        h = torch.tanh(self.inner(torch.cat([x, state.h], -1)))
+        return HiddenState(h * self.held["scale"] + self.held["shift"])
+
+
+class Child(nn.Module):
+    """A module that knows the cell that it is in."""
+
+    def __init__(self, parent: Base) -> None:
+        super().__init__()
+        self.parent = [parent]
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.parent[0].body(z)
+
+
+class Back(Base):
+    """A module that leads back to the cell."""
+
+    def set_up(self, options: dict[str, Any]) -> None:
+        self.f = Child(self)
+
+
+class Helper:
+    """An object of a class that is no module."""
+
+    def __init__(self, cell: Base) -> None:
+        self.cell = cell
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return self.cell.body(z)
+
+
+class Helped(Base):
+    """An object that leads to the cell."""
+
+    def set_up(self, options: dict[str, Any]) -> None:
+        self.f = Helper(self)
+
+
+KINDS = [Method, Methods, OfAModule, Listed, Closed, Partly, Held, Back, Helped]
+kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+
+
+def by_loop(cell: Any, x: Tensor) -> Tensor:
+    outputs, state = [], cell.initial_state((x.shape[1],), x.dtype)
+    for x_t in x:
+        state = cell.step(x_t, state)
+        outputs.append(state.h)
+    return torch.stack(outputs)
+
+
+def learned(module: nn.Module, output: Tensor) -> dict[str, Tensor]:
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    gradients: Any = torch.autograd.grad(output.square().sum(), parameters, allow_unused=True)
+    named = zip(names, gradients, strict=True)
+    flat = {name.replace(".", "_").replace("_l0", ""): g for name, g in named}
+    return {name: g for name, g in flat.items() if g is not None}
+
+
+def assert_is_the_loop(layer: nn.Module, cell: Any, x: Tensor) -> None:
+    output, expected = layer(x)[0], by_loop(cell, x)
+    assert_close(output, expected, rtol=1e-12, atol=1e-13)
+    assert_close(learned(layer, output), learned(cell, expected), rtol=1e-11, atol=1e-12)
+
+
+def pair(kind: Any) -> tuple[flexrnn.FlexRNN, Any, Tensor]:
+    """A layer, a cell with the same numbers that nobody has taken anything from, an input."""
+    torch.manual_seed(1)
+    layer = flexrnn.FlexRNN(kind, I, H, dtype=torch.float64)
+    torch.manual_seed(1)
+    return layer, kind(I, H, dtype=torch.float64), torch.randn(5, 2, I, dtype=torch.float64)
+
+
+@kinds
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_they_lead_to_what_borrows_the_parameters(kind: Any, backend: str) -> None:
+    layer, cell, x = pair(kind)
+    with flexrnn.backend(backend):
+        assert_is_the_loop(layer, cell, x)
+        with torch.no_grad():  # as an optimizer changes them
+            for parameter in (*layer.parameters(), *cell.parameters()):
+                parameter.mul_(0.5)
+        assert_is_the_loop(layer, cell, x)
+
+
+@kinds
+def test_so_they_do_in_layers_that_are_moved_copied_and_loaded(kind: Any) -> None:
+    layer, cell, x = pair(kind)
+    layer, cell = layer.float().double(), cell.float().double()
+    if kind is Held:  # torch has made a new buffer, of which its dict does not know
+        cell.held["shift"] = cell.shift
+    assert_is_the_loop(layer, cell, x)
+    if kind is Closed:  # Python copies no function, and pickles none
+        return
+    assert_is_the_loop(copy.deepcopy(layer), cell, x)
+    assert_is_the_loop(pickle.loads(pickle.dumps(layer)), cell, x)
+
+
+@pytest.mark.parametrize("kind", [Method, OfAModule, Listed])
+def test_so_they_do_under_torch_compile(kind: Any) -> None:
+    layer, cell, x = pair(kind)
+    layer.forward = torch.compile(layer.forward, fullgraph=True, backend="eager")
+    assert_is_the_loop(layer, cell, x)
+    torch.compiler.reset()
+
+
+def test_two_calls_do_not_meet() -> None:
+    layer, _, x = pair(Method)
+    other = copy.deepcopy(layer)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    assert layer(x)[0].abs().sum() > 0
+    for (cell,) in (layer.cells, other.cells):
+        assert isinstance(cell, Method)
+        assert cell.f.__self__ is cell
+
+
+class Sequence(Base):
+    """One of torch's layers over one step, which finds its parameters in a list of its own."""
+
+    def set_up(self, options: dict[str, Any]) -> None:
+        self.rnn = nn.GRU(I, H, **options)
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        return HiddenState(self.rnn(x[None], state.h[None])[1][0])
+
+
+def test_a_layer_of_torchs_inside_runs_by_the_reference_and_says_why() -> None:
+    layer, cell, x = pair(Sequence)
+    with flexrnn.backend("reference"):
+        assert_is_the_loop(layer, cell, x)
+        assert_is_the_loop(layer.float().double(), cell.float().double(), x)
+    for given in (layer, layer.double()):
+        (step,) = flexrnn.explain(given, x).steps
+        assert "a module such as nn.GRUCell is for a step" in str(step.refusal)
+
+
+class Scripted(Base):
+    """A module that torch.jit has compiled."""
+
+    def set_up(self, options: dict[str, Any]) -> None:
+        self.f = torch.jit.script(nn.Linear(I + H, H, **options))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+def test_a_module_of_torch_jit_is_refused_by_name() -> None:
+    message = "Scripted: f is a torch.jit.ScriptModule, which cannot borrow parameters"
+    with pytest.raises(TypeError, match=message):
+        flexrnn.FlexRNN(Scripted, I, H)
+
+
+class Empty(Base):
+    """A module that is false, for it has nothing in it."""
+
+    def set_up(self, options: dict[str, Any]) -> None:
+        self.f, self.none = Inner(options), nn.ModuleList()
+
+
+def test_a_module_without_anything_in_it_is_a_module() -> None:
+    layer, cell, x = pair(Empty)
+    assert_is_the_loop(layer, cell, x)
