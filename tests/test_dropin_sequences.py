@@ -330,3 +330,23 @@ def test_a_cells_values_and_gradients_are_torchs(
             assert_same(ours, theirs, x)
             hx = (h, randn(*batch, H)) if isinstance(theirs, nn.LSTMCell) else h
             assert_same(ours, theirs, x, hx)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_state_may_be_detached_in_place(
+    layers: Classes, twins: Twins, batch_first: bool, backend: str
+) -> None:
+    """As truncated backpropagation was written for long; no view may be."""
+    ours, theirs = twins(layers, I, H, batch_first=batch_first)
+    ours.backend = backend
+    for learns in (False, True):
+        hidden: list[Any] = [None, None]
+        for _ in range(4):
+            x = randn(T, T, I)
+            for k, layer in enumerate((ours, theirs)):
+                with torch.set_grad_enabled(learns):
+                    hidden[k] = layer(x, hidden[k])[1]
+                for field in hidden[k] if isinstance(hidden[k], tuple) else (hidden[k],):
+                    field.detach_()
+            assert_close(hidden[0], hidden[1], rtol=1e-12, atol=1e-12)

@@ -212,3 +212,15 @@ def test_a_backward_pass_under_autocast_computes_in_the_dtype_of_its_forward_pas
         with torch.autocast("cpu", enabled=enabled):
             found.append(gradients(loss, layer, x))
     assert_close(*found, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("form", ["LSTM", "RNN", "PeepholeLSTM"])
+@pytest.mark.parametrize("backend", ["interpreter", "cpu"])
+def test_no_two_gradients_share_memory(form: str, backend: str) -> None:
+    layer, x = getattr(flexrnn, form)(I, H, dtype=torch.float64, backend=backend), sequence()
+    for _ in range(4):  # later calls are written down
+        found = gradients(layer(x)[0].sum(), layer, x)
+        before = [gradient.clone() for gradient in found]
+        for gradient in found:
+            gradient.mul_(0.5)  # clipped by hand, say
+        assert_close(found, [gradient * 0.5 for gradient in before], rtol=0, atol=0)

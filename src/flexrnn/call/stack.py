@@ -82,13 +82,20 @@ def run(
             histories.append(history)
         x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
 
-    states = stacked(cells[0].State, histories, out_dtype) if every_state else None
-    return x, stacked(cells[0].State, finals, out_dtype), states
+    kind = cells[0].State
+    states = stacked(kind, histories, out_dtype, view=True) if every_state else None
+    return x, stacked(kind, finals, out_dtype), states
 
 
-def stacked(state: Any, rows: Sequence[tuple[Tensor, ...]], dtype: torch.dtype) -> Any:
-    """A state of a class whose fields have an axis more, of layers and directions."""
-    one = len(rows) == 1
+def stacked(
+    state: Any, rows: Sequence[tuple[Tensor, ...]], dtype: torch.dtype, *, view: bool = False
+) -> Any:
+    """A state of a class whose fields have an axis more, of layers and directions.
+
+    Where a view will do, that of one layer and direction is one. Who detaches a state in place, to
+    cut backpropagation off, may not be given one.
+    """
+    one = view and len(rows) == 1
     fields = [f[0][None] if one else torch.stack(f) for f in zip(*rows, strict=True)]
     return state(*(f if f.dtype is dtype else f.to(dtype) for f in fields))
 

@@ -173,16 +173,16 @@ def by_name(
         values: the others, by the nodes that compute them.
     """
     gradients = {f"state.{field}": value for field, value in of_state.items()}
-    nodes, first = program.graph.nodes, dict[int, int]()
+    nodes, taken = program.graph.nodes, set[int]()
     for name, index in program.graph.outputs.items():
         kind, _, target = name.partition(".")
         if kind == "grad" and target not in gradients:
             memory = index
             while nodes[memory].op == "reshape":
                 memory = nodes[memory].args[0]
-            # Of two shapes of one memory, what is done to one gradient would be done to both.
-            is_first = first.setdefault(memory, index) == index
-            gradients[target] = values[index] if is_first else values[index].clone()
+            # What somebody does to one gradient, such as clip it, is done to no other.
+            gradients[target] = values[index].clone() if memory in taken else values[index]
+            taken.add(memory)
     return gradients
 
 

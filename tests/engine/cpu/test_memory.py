@@ -47,6 +47,13 @@ def test_a_block_is_lent_to_one_at_a_time() -> None:
     assert pool.take(5000, torch.float32).data_ptr() == place
 
 
+def test_a_block_whose_memory_somebody_gave_back_is_not_lent() -> None:
+    pool = Pool()
+    pool.take(5000, torch.float32).untyped_storage().resize_(0)  # as those who offload do
+    block = pool.take(5000, torch.float32)
+    assert block.untyped_storage().nbytes() >= block.nbytes > 0
+
+
 def test_a_block_is_neither_of_another_dtype_nor_far_too_large() -> None:
     pool = Pool()
     place = pool.take(5000, torch.float32).data_ptr()

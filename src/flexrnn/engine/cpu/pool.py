@@ -27,7 +27,12 @@ class _About:
     def __init__(self, block: Tensor):
         self.numbers, self.dtype = block.shape[0], block.dtype
         self.storage = block.untyped_storage()
+        self.bytes = block.nbytes
         self.idle = self.holders()  # while it is free
+
+    def is_free(self) -> bool:
+        """Whether nobody holds the block, and nobody has given its memory back."""
+        return self.holders() == self.idle and self.storage.nbytes() >= self.bytes
 
     def holders(self) -> tuple[int, int]:
         """How many tensors hold the block's storage, and how many in Python."""
@@ -50,7 +55,7 @@ class Pool:
         with self._lock:
             for k, (block, about) in enumerate(self._blocks):
                 fits = numbers <= about.numbers <= 2 * numbers and about.dtype == dtype
-                if fits and about.holders() == about.idle:
+                if fits and about.is_free():
                     self._blocks.append(self._blocks.pop(k))  # the last ones are the last to go
                     return _unwritten(block[:numbers])
             with torch.inference_mode(False):  # else autograd could never save it
