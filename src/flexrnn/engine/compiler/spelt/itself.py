@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexrnn.engine.compiler.refusal import refused
 from flexrnn.engine.compiler.spelt.rows import as_torch
 
 
@@ -48,7 +49,25 @@ def _broadcast_tensors(*tensors: Tensor) -> Any:
     return tuple(x.expand(shape) for x in tensors)
 
 
+def _squeezed(original: Any) -> Any:
+    """Torch's own; of one row, and of one alone, it drops the batch, which nobody means."""
+
+    def squeeze(x: Tensor, dim: Any = None) -> Tensor:
+        dims = range(x.dim()) if dim is None else (dim,) if isinstance(dim, int) else dim
+        if any(-x.dim() <= d < x.dim() and isinstance(x.shape[d], torch.SymInt) for d in dims):
+            raise refused(
+                "squeeze",
+                "of one row it would drop the batch, too; squeeze(dim) says which axis is meant",
+            )
+        return original(x) if dim is None else original(x, dim)
+
+    return as_torch(original, squeeze)
+
+
 SPELT: dict[Any, Any] = {
+    torch.squeeze: _squeezed(torch.squeeze),
+    Tensor.squeeze: _squeezed(Tensor.squeeze),
+    Tensor.squeeze_: _squeezed(Tensor.squeeze_),
     Tensor.type_as: as_torch(Tensor.type_as, _type_as),
     torch.atleast_1d: _at_least_1d,
     torch.atleast_2d: _at_least_2d,
