@@ -41,7 +41,7 @@ WRITTEN: dict[str, Callable[..., Tensor]] = {
     "atleast_2d": writing(lambda y, h: torch.atleast_2d(y, h)[0].mul_(2)),
     "atleast_3d": writing(lambda y, h: torch.atleast_3d(y)[..., 0].mul_(2)),
     "squeeze": writing(
-        lambda y, h: y[None, :, None].squeeze(2).squeeze((0, -1))[..., None].squeeze(-1).mul_(2)),
+        lambda y, h: y[:, None].squeeze((1, -1))[None].squeeze(0)[..., None].squeeze(-1).mul_(2)),
     "squeeze in place": writing(lambda y, h: y[:, None].squeeze_(dim=1).mul_(2)),
     "type_as": writing(lambda y, h: y.type_as(h).mul_(2)),
     "broadcast_tensors": writing(lambda y, h: torch.broadcast_tensors(y, h[:, :1])[0].mul_(2)),
