@@ -110,21 +110,14 @@ class Closed(Base):
 
 
 class Partly(Base):
-    """A function with a parameter as one of its arguments."""
+    """A function with a module as one of its arguments."""
 
     def set_up(self, options: dict[str, Any]) -> None:
-        self.f = functools.partial(nn.functional.linear, weight=self.inner.weight)
+        self.f = functools.partial(applied, self.inner)
 
 
-class Held(Base):
-    """Parameters and buffers by name, which are registered, too."""
-
-    def set_up(self, options: dict[str, Any]) -> None:
-        self.held = {"scale": self.scale, "shift": self.shift}
-
-    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
-        h = torch.tanh(self.inner(torch.cat([x, state.h], -1)))
-        return HiddenState(h * self.held["scale"] + self.held["shift"])
+def applied(module: nn.Module, z: Tensor) -> Tensor:
+    return module(z).sigmoid()
 
 
 class Child(nn.Module):
@@ -145,24 +138,22 @@ class Back(Base):
         self.f = Child(self)
 
 
-class Helper:
-    """An object of a class that is no module."""
-
-    def __init__(self, cell: Base) -> None:
-        self.cell = cell
-
-    def __call__(self, z: Tensor) -> Tensor:
-        return self.cell.body(z)
-
-
-class Helped(Base):
-    """An object that leads to the cell."""
+class Defaulted(Base):
+    """A function that has a module as a default, as in loops; a method, partly called."""
 
     def set_up(self, options: dict[str, Any]) -> None:
-        self.f = Helper(self)
+        self.functions = [lambda z, inner=self.inner: torch.tanh(inner(z))]
+        self.scaled = functools.partial(self.times, self.inner)
+
+    def times(self, inner: nn.Module, z: Tensor, *, by: float = 2.0) -> Tensor:
+        return inner(z) * self.scale * by
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        z = torch.cat([x, state.h], -1)
+        return HiddenState(self.functions[0](z) + self.scaled(z, by=0.5).sin())
 
 
-KINDS = [Method, Methods, OfAModule, Listed, Closed, Partly, Held, Back, Helped]
+KINDS = [Method, Methods, OfAModule, Listed, Closed, Partly, Back, Defaulted]
 kinds = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
@@ -212,10 +203,8 @@ def test_they_lead_to_what_borrows_the_parameters(kind: Any, backend: str) -> No
 def test_so_they_do_in_layers_that_are_moved_copied_and_loaded(kind: Any) -> None:
     layer, cell, x = pair(kind)
     layer, cell = layer.float().double(), cell.float().double()
-    if kind is Held:  # torch has made a new buffer, of which its dict does not know
-        cell.held["shift"] = cell.shift
     assert_is_the_loop(layer, cell, x)
-    if kind is Closed:  # Python copies no function, and pickles none
+    if kind in (Closed, Defaulted):  # Python copies no function, and pickles none
         return
     assert_is_the_loop(copy.deepcopy(layer), cell, x)
     assert_is_the_loop(pickle.loads(pickle.dumps(layer)), cell, x)
@@ -229,16 +218,106 @@ def test_so_they_do_under_torch_compile(kind: Any) -> None:
     torch.compiler.reset()
 
 
-def test_two_calls_do_not_meet() -> None:
-    layer, _, x = pair(Method)
-    other = copy.deepcopy(layer)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.zero_()
-    assert layer(x)[0].abs().sum() > 0
-    for (cell,) in (layer.cells, other.cells):
-        assert isinstance(cell, Method)
-        assert cell.f.__self__ is cell
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_what_is_set_later_counts(backend: str) -> None:
+    layer, cell, x = pair(Listed)
+    with flexrnn.backend(backend):
+        assert_is_the_loop(layer, cell, x)
+        own: Any = layer.cells[0]
+        for one in (own, cell):
+            one.listed.append(one.listed[0])  # the list that the tuple holds, too
+        assert_is_the_loop(layer, cell, x)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_method_may_be_replaced_later(compiled: bool) -> None:
+    layer, cell, x = pair(Method)
+    for one in (layer.cells[0], cell):
+        one.f = one.inner
+    if compiled:
+        layer.forward = torch.compile(layer.forward, fullgraph=True, backend="eager")
+    with flexrnn.backend("reference"):
+        assert_close(layer(x)[0], by_loop(cell, x), rtol=1e-12, atol=1e-13)
+    torch.compiler.reset()
+
+
+class Plain(Base):
+    """Things that lead to no parameter, and things that are nobody's business."""
+
+    def set_up(self, options: dict[str, Any]) -> None:
+        self.act = nn.Tanh()
+        self.settings = {"act": self.act, "gain": 1.0, "steps": 0}
+        self.helper = Helper(self)
+        self.act.register_forward_hook(self.helper)
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        self.settings["steps"] += 1
+        z = self.settings["act"](self.inner(torch.cat([x, state.h], -1)))
+        return HiddenState(z * self.settings["gain"])
+
+
+class Helper:
+    """An object that knows the cell."""
+
+    def __init__(self, cell: Base) -> None:
+        self.cell, self.calls = cell, 0
+
+    def __call__(self, *_: Any) -> None:
+        self.calls += 1
+
+    def __copy__(self) -> Any:
+        raise AssertionError("nobody copies it")
+
+
+def test_what_leads_to_no_parameter_is_the_cells_own() -> None:
+    layer, cell, x = pair(Plain)
+    with flexrnn.backend("reference"):
+        assert_is_the_loop(layer, cell, x)
+        own: Any = layer.cells[0]
+        assert own.settings["steps"] == own.helper.calls == len(x)
+        assert own.helper.cell is own
+        own.settings["gain"] = cell.settings["gain"] = 3.0
+        assert_is_the_loop(layer, cell, x)
+
+
+class Dropping(Base):
+    """A method that leads to what draws masks."""
+
+    def set_up(self, options: dict[str, Any]) -> None:
+        self.f = self.dropped
+
+    def dropped(self, z: Tensor) -> Tensor:
+        return self.drop_recurrent(self.body(z))
+
+
+def test_a_method_may_drop_recurrent_connections() -> None:
+    layer, _, x = pair(Dropping)
+    masked = flexrnn.FlexRNN(Dropping, I, H, recurrent_dropout=0.5, dtype=torch.float64)
+    masked.load_state_dict(layer.state_dict())
+    found = []
+    for backend in ("cpu", "reference"):
+        torch.manual_seed(3)
+        with flexrnn.backend(backend):
+            found.append(masked(x)[0])
+    assert_close(*found, rtol=1e-12, atol=1e-13)
+
+
+class Held(Base):
+    """Parameters by a dict, of which no program knows the names."""
+
+    def set_up(self, options: dict[str, Any]) -> None:
+        self.held = {"scale": self.scale}
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        return HiddenState(self.inner(torch.cat([x, state.h], -1)).tanh() * self.held["scale"])
+
+
+def test_a_parameter_that_is_held_twice_is_read_by_the_reference() -> None:
+    layer, cell, x = pair(Held)
+    (step,) = flexrnn.explain(layer, x).steps
+    assert "read by its name" in str(step.refusal)
+    with flexrnn.backend("reference"):
+        assert_is_the_loop(layer, cell, x)
 
 
 class Sequence(Base):
@@ -262,9 +341,10 @@ def test_a_layer_of_torchs_inside_runs_by_the_reference_and_says_why() -> None:
 
 
 class Scripted(Base):
-    """A module that torch.jit has compiled."""
+    """A module that torch.jit has compiled; one without parameters has nothing to give up."""
 
     def set_up(self, options: dict[str, Any]) -> None:
+        self.act = torch.jit.script(nn.Tanh())
         self.f = torch.jit.script(nn.Linear(I + H, H, **options))
 
 

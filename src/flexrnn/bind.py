@@ -21,7 +21,7 @@ from flexrnn.engine import traced
 from flexrnn.engine.step import frozen, members
 from flexrnn.engine.tables import trim
 from flexrnn.engine.witness import CannotWatchError, Witness
-from flexrnn.references import fill, note
+from flexrnn.references import note, rebind, refresh
 
 C = TypeVar("C", bound=Cell)
 
@@ -45,12 +45,12 @@ def move_parameters(cell: Cell, layer: nn.Module, suffix: str) -> tuple[Slot, ..
         TypeError: a module of the cell is compiled by torch.jit.
     """
     for path, module in cell.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
+        if isinstance(module, torch.jit.ScriptModule) and any(True for _ in module.parameters()):
             raise TypeError(
                 f"{type(cell).__name__}: {path or 'the cell'} is a torch.jit.ScriptModule, which "
                 "cannot borrow parameters; give the cell the module without torch.jit.script"
             )
-    note(cell, tensors_of(cell))
+    note(cell)
     slots = []
     names: dict[nn.Parameter, str] = {}
     for path, parameter in list(cell.named_parameters(remove_duplicate=False)):
@@ -79,21 +79,21 @@ def bind(cell: C, slots: tuple[Slot, ...], layer: nn.Module) -> C:
     """
     if torch.compiler.is_dynamo_compiling():  # a copy looks at every option
         traced.specialize(True)
-        copy = _copy(cell, {})
+        copy, copies = _whole(cell)
         traced.specialize(False)
     else:
-        copy = _copy(cell, {})
+        copy, copies = _whole(cell)
     copy.__dict__[LENT] = "call"
     for slot in slots:
         copy.get_submodule(slot.module)._parameters[slot.name] = getattr(layer, slot.flat)
-    fill(copy, tensors_of)
+    refresh(copies)
     return copy
 
 
 def copy_of(cell: C) -> C:
     """A copy of a cell that shares everything with it, buffers too, but its own attributes."""
-    copy = _copy(cell, {})
-    fill(copy, tensors_of)
+    copy, copies = _whole(cell)
+    refresh(copies)
     return copy
 
 
@@ -116,9 +116,9 @@ def with_tensors(cell: C, tensors: Mapping[str, Tensor]) -> C:
 
     The cell may be one that has given its parameters up: they are put back.
     """
-    copy = _copy(cell, {})
+    copy, copies = _whole(cell)
     copy.__dict__[LENT] = None
-    for module in set(copy.modules()):
+    for module in copies:
         module.__dict__["_buffers"] = dict(module._buffers)
     for path, tensor in tensors.items():
         prefix, _, name = path.rpartition(".")
@@ -126,7 +126,7 @@ def with_tensors(cell: C, tensors: Mapping[str, Tensor]) -> C:
         places: list[Any] = [module._parameters, module._buffers, vars(module)]
         for held in [held for held in places if name in held] or places[:1]:
             held[name] = tensor
-    fill(copy, tensors_of)
+    refresh(copies)
     return copy
 
 
@@ -176,6 +176,14 @@ def fingerprint(module: nn.Module) -> Hashable:
         for name, child in module._modules.items()
     ]
     return (type(module), members(type(module)), frozen(own), tuple(children))
+
+
+def _whole(cell: C) -> tuple[C, list[nn.Module]]:
+    """A copy of a cell, and all modules of it, which lead to one another as the cell's do."""
+    seen: dict[nn.Module, nn.Module] = {}
+    copy = _copy(cell, seen)
+    rebind(seen)
+    return copy, [*seen.values()]
 
 
 M = TypeVar("M", bound=nn.Module)

@@ -151,6 +151,7 @@ class CellStep:
         step._running.__dict__[LENT] = "trace"  # what is set is told at its line
         before = _attributes(step._running)
         new = step(inputs, state)
+        step._running.__dict__.pop("drop_recurrent", None)  # ours; a method may lead to it, too
         for name, value in _attributes(step._running).items():  # inside a list, say, or a module
             if before.get(name) != value:
                 raise CannotCompileError(
@@ -191,7 +192,6 @@ def _attributes(cell: Cell) -> dict[str, Hashable]:
     for prefix, module in cell.named_modules():
         for name, value in vars(module).items():
             path = f"{prefix}.{name}" if prefix else name
-            ours = name in ("_parameters", "_buffers", "_modules") or path == "drop_recurrent"
-            if not ours and path not in found:
+            if name not in ("_parameters", "_buffers", "_modules") and path not in found:
                 found[path] = frozen(value)
     return found

@@ -1,158 +1,130 @@
 # pyright: reportPrivateUsage=false
 # What torch's recurrent layers keep beside their parameters has no public name.
-"""What the modules of a cell hold of one another, and of its tensors, beside their registries.
+"""Modules of a cell that are reached by other ways than their names.
 
-A bound method, a list of layers, a dict of parameters, a function that closes over a module: in a
-copy of a cell they have to lead to what the copy has, for what they were made with has given its
-parameters up. So of each there is a template, in which places stand for modules and tensors.
+A bound method that is kept as an attribute, a list of layers, a function that closes over a module:
+in a copy of a cell they have to lead to the copy's modules, for those that they were made with have
+given their parameters up.
 """
 
-import copy
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from types import CellType, FunctionType, MethodType, ModuleType
-from typing import Any, NamedTuple, TypeVar
+from types import CellType, FunctionType, MethodType
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-M = TypeVar("M", bound=nn.Module)
-_TEMPLATES = "_flexrnn_templates"  # of a module of such a cell: attribute -> template, and value
-_REGISTRIES = {"_parameters", "_buffers", "_modules"}
-_LEAVES = (type(None), bool, int, float, complex, str, bytes, Tensor, nn.Module, type, ModuleType)
+_REFERS = "_flexrnn_refers"  # of a module: its attributes that led to others when it was made
+_TORCHS = set(vars(nn.Module()))  # such as the tables of hooks, which call whom they were given
 
 
-class Place(NamedTuple):
-    """A module of a cell, or a tensor, by its path."""
+def note(cell: nn.Module) -> None:
+    """Write down, in each module of a cell, which attributes lead to modules with parameters.
 
-    path: str
-    is_module: bool
-
-    def __call__(self) -> None:
-        """So that a partial function of it can be made."""
-
-
-class _Method(NamedTuple):
-    """A bound method of what will be at a place: Python finds no method of that when it loads."""
-
-    function: Any
-    owner: Any
-
-
-def note(cell: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Make templates of all attributes of a cell's modules that lead to one of these or of them.
-
-    Args:
-        cell: whole, with all its parameters.
-        tensors: of the cell, by their paths.
+    Later calls look at these alone, and at what they hold by then.
     """
-    known: dict[int, Any] = {id(tensor): Place(path, False) for path, tensor in tensors.items()}
-    known |= {id(module): Place(path, True) for path, module in cell.named_modules()}
-    found = {module: _templates(module, known) for module in cell.modules()}
-    if any(found.values()):
-        for module, templates in found.items():
-            module.__dict__[_TEMPLATES] = templates
+    others: dict[int, Any] = {
+        id(module): nn.Identity()
+        for module in cell.modules()
+        if next(module.parameters(), None) is not None
+    }
+    for module in cell.modules():
+        names = tuple(
+            name
+            for name, value in vars(module).items()
+            if name not in _TORCHS and _rebound(value, others) is not value
+        )
+        if names:
+            module.__dict__[_REFERS] = names
 
 
-def _templates(module: nn.Module, known: dict[int, Any]) -> dict[str, tuple[Any, Any]]:
-    found = {}
-    for name, value in vars(module).items():
-        if name not in _REGISTRIES and not isinstance(value, Tensor):
-            template = _rebound(value, known)
-            if template is not value:
-                found[name] = template, value
-    return found
+def rebind(copies: Mapping[nn.Module, nn.Module]) -> None:
+    """Let copies of modules lead to the copies of those to which the modules lead.
 
-
-def fill(cell: M, tensors: Callable[[M], Mapping[str, Tensor]]) -> None:
-    """Let what the modules of a copy of a cell hold lead to its own modules and tensors.
-
-    Attributes that have been set since the templates were made stay what they are.
+    A method and a function become others, and so do lists, tuples and dicts of modules, of which
+    each copy has its own.
     """
-    if _TEMPLATES not in cell.__dict__:
-        return
-    modules, its = dict(cell.named_modules(remove_duplicate=False)), tensors(cell)
+    others = {id(module): copy for module, copy in copies.items()}
+    for copy in copies.values():
+        for name in copy.__dict__.get(_REFERS, ()):
+            if name in copy.__dict__:
+                copy.__dict__[name] = _rebound(copy.__dict__[name], others)
 
-    def at(place: Place) -> Any:
-        return modules[place.path] if place.is_module else its[place.path]
 
-    known: dict[int, Any] = {}
-    for module in modules.values():
-        filled = {}
-        for name, (template, value) in module.__dict__.get(_TEMPLATES, {}).items():
-            # Dynamo compares no tuples; nobody sets attributes in what it compiles.
-            if torch.compiler.is_dynamo_compiling() or module.__dict__.get(name) is value:
-                value = module.__dict__[name] = _rebound(template, known, at)
-            filled[name] = template, value
-        module.__dict__[_TEMPLATES] = filled
-        if isinstance(module, nn.RNNBase):  # it makes them anew when it is moved
+def refresh(modules: Iterable[nn.Module]) -> None:
+    """Let torch's recurrent layers among them read the parameters that they have now."""
+    for module in modules:
+        if isinstance(module, nn.RNNBase):
             names = module._flat_weights_names
             module.__dict__["_flat_weights"] = [module._parameters.get(name) for name in names]
 
 
-def _rebound(value: Any, known: dict[int, Any], at: Callable[[Place], Any] | None = None) -> Any:
-    """A value in which everything has its place taken that `known` has something else for.
-
-    It is the value itself where there is nothing to take the place of. `at` is what is at a place.
-    """
-    if id(value) in known:
-        return known[id(value)]
-    if isinstance(value, _LEAVES):
-        return value
-    if isinstance(value, Place):
-        return value if at is None else at(value)
-    known[id(value)] = value  # what holds itself comes by here again
-    made = known[id(value)] = _remade(value, lambda part: _rebound(part, known, at))
-    return made
-
-
-def _remade(value: Any, again: Callable[[Any], Any]) -> Any:
+def _rebound(value: Any, others: dict[int, Any]) -> Any:
+    """A value that leads to other modules, by the `id` of these; itself where it leads to none."""
     kind = type(value)
-    if kind is MethodType:
-        owner = again(value.__self__)
-        return value if owner is value.__self__ else _Method(value.__func__, owner)
-    if kind is _Method:  # Dynamo makes no methods
-        bound = functools.partial if torch.compiler.is_dynamo_compiling() else MethodType
-        return bound(value.function, again(value.owner))
-    if kind is FunctionType:
-        return _closed_over(value, again)
-    if kind is functools.partial:
-        held = (value.func, value.args, value.keywords)
-        func, args, keywords = now = [again(part) for part in held]
-        return value if _same(held, now) else functools.partial(func, *args, **keywords)
-    if isinstance(value, dict):
-        now = [again(part) for part in value.values()]
-        if _same(value.values(), now):
-            return value
-        other = {} if kind is dict else copy.copy(value)
-        other.update(zip(value, now, strict=True))
-        return other
-    if isinstance(value, (list, tuple)):
-        now = [again(part) for part in value]
-        if _same(value, now):
-            return value
-        return kind._make(now) if hasattr(kind, "_make") else kind(now)
-    if isinstance(held := getattr(value, "__dict__", None), dict):
-        now = again(held)
-        if now is not held:
-            value = copy.copy(value)
-            value.__dict__.update(now)
-    return value
-
-
-def _closed_over(function: FunctionType, again: Callable[[Any], Any]) -> FunctionType:
-    cells = function.__closure__ or ()
-    now = [cell if _is_empty(cell) else again(cell.cell_contents) for cell in cells]
-    if all(_is_empty(c) or other is c.cell_contents for c, other in zip(cells, now, strict=True)):
-        return function
-    closure = tuple(
-        cell if other is cell else CellType(other) for cell, other in zip(cells, now, strict=True)
-    )
-    code, name = function.__code__, function.__name__
-    made = FunctionType(code, function.__globals__, name, function.__defaults__, closure)
-    functools.update_wrapper(made, function)
-    made.__kwdefaults__ = function.__kwdefaults__
+    if isinstance(value, nn.Module):
+        return others.get(id(value), value)
+    if kind not in _WAYS or id(value) in others:  # what holds itself comes by here again
+        return others.get(id(value), value)
+    others[id(value)] = value
+    others[id(value)] = made = _WAYS[kind](value, lambda part: _rebound(part, others))
     return made
+
+
+Again = Callable[[Any], Any]
+
+
+def _method(value: MethodType, again: Again) -> Any:
+    owner = again(value.__self__)
+    if owner is value.__self__:
+        return value
+    # Dynamo makes no methods.
+    make = functools.partial if torch.compiler.is_dynamo_compiling() else MethodType
+    return make(value.__func__, owner)
+
+
+def _partial(value: "functools.partial[Any]", again: Again) -> Any:
+    before = (value.func, value.args, value.keywords)
+    func, args, keywords = now = [again(part) for part in before]
+    return value if _same(before, now) else functools.partial(func, *args, **keywords)
+
+
+def _row(value: Any, again: Again) -> Any:
+    now = [again(part) for part in value]
+    return value if _same(value, now) else type(value)(now)
+
+
+def _table(value: dict[Any, Any], again: Again) -> Any:
+    now = [again(part) for part in value.values()]
+    return value if _same(value.values(), now) else dict(zip(value, now, strict=True))
+
+
+def _function(value: FunctionType, again: Again) -> Any:
+    if torch.compiler.is_dynamo_compiling():  # it makes no closures
+        return value
+    cells, defaults = value.__closure__ or (), again(value.__defaults__)
+    now = [cell if _is_empty(cell) else again(cell.cell_contents) for cell in cells]
+    kept = [_is_empty(c) or new is c.cell_contents for c, new in zip(cells, now, strict=True)]
+    if all(kept) and defaults is value.__defaults__:
+        return value
+    closure = tuple(
+        cell if keep else CellType(new) for cell, new, keep in zip(cells, now, kept, strict=True)
+    )
+    made = FunctionType(value.__code__, value.__globals__, value.__name__, defaults, closure)
+    made.__kwdefaults__ = again(value.__kwdefaults__)
+    made.__dict__.update(value.__dict__)
+    return made
+
+
+_WAYS: dict[type, Callable[[Any, Again], Any]] = {
+    MethodType: _method,
+    functools.partial: _partial,
+    list: _row,
+    tuple: _row,
+    dict: _table,
+    FunctionType: _function,
+}
 
 
 def _is_empty(cell: CellType) -> bool:

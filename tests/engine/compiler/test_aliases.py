@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 import flexrnn
 
 from .written import Cell, halves
+
+ONE: Any = numpy.int64(1)
 
 
 def writing(write: Callable[[Tensor, Tensor], Any]) -> Callable[..., Tensor]:
@@ -42,7 +45,7 @@ WRITTEN: dict[str, Callable[..., Tensor]] = {
     "atleast_3d": writing(lambda y, h: torch.atleast_3d(y)[..., 0].mul_(2)),
     "squeeze": writing(
         lambda y, h: y[:, None].squeeze((1, -1))[None].squeeze(0)[..., None].squeeze(-1).mul_(2)),
-    "squeeze in place": writing(lambda y, h: y[:, None].squeeze_(dim=1).mul_(2)),
+    "squeeze in place": writing(lambda y, h: y[:, None].squeeze_(dim=ONE).mul_(2)),
     "type_as": writing(lambda y, h: y.type_as(h).mul_(2)),
     "broadcast_tensors": writing(lambda y, h: torch.broadcast_tensors(y, h[:, :1])[0].mul_(2)),
     "einsum of itself": writing(lambda y, h: torch.einsum("bi->bi", y).mul_(2)),

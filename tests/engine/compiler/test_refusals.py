@@ -223,6 +223,7 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "another shape than the state's": (
         lambda c, z, h: (h + z)[:, :3], "h to keep its shape (B, 5), got (B, 3)"),
     "one row without its axis": (lambda c, z, h: h + z[:, None].squeeze(), "which axis is meant"),
+    "rows by a keyword": (lambda c, z, h: h + torch.squeeze(input=z), "which axis is meant"),
     "the axis of rows": (lambda c, z, h: h + torch.squeeze(z, dim=(0, 1)), "which axis is meant"),
     "a tensor in a list": (lambda c, z, h: h + z * [OUTSIDE][0], "neither input, state nor"),
 }  # fmt: skip

@@ -103,8 +103,8 @@ def told(error: Exception, operation: str, last: str) -> str:
 def _reason_of(error: Exception, operation: str) -> str:
     if "convert all Tensors to FakeTensors" in str(error):
         return (
-            "a tensor is used that is neither input, state nor an attribute of the cell; "
-            "register_buffer makes it one"
+            "a tensor is used that is neither input, state nor an attribute of the cell, read by "
+            "its name; register_buffer makes it one"
         )
     what = f"{operation} cannot be compiled" if operation else "the step cannot be traced"
     if operation == "__bool__":

@@ -52,14 +52,15 @@ def _broadcast_tensors(*tensors: Tensor) -> Any:
 def _squeezed(original: Any) -> Any:
     """Torch's own; of one row, and of one alone, it drops the batch, which nobody means."""
 
-    def squeeze(x: Tensor, dim: Any = None) -> Tensor:
-        dims = range(x.dim()) if dim is None else (dim,) if isinstance(dim, int) else dim
-        if any(-x.dim() <= d < x.dim() and isinstance(x.shape[d], torch.SymInt) for d in dims):
+    def squeeze(input: Tensor, dim: Any = None) -> Tensor:
+        rank = input.dim()
+        dims = range(rank) if dim is None else dim if isinstance(dim, (tuple, list)) else (dim,)
+        if any(-rank <= d < rank and isinstance(input.shape[d], torch.SymInt) for d in dims):
             raise refused(
                 "squeeze",
                 "of one row it would drop the batch, too; squeeze(dim) says which axis is meant",
             )
-        return original(x) if dim is None else original(x, dim)
+        return original(input) if dim is None else original(input, dim)
 
     return as_torch(original, squeeze)
 
