@@ -15,7 +15,7 @@ from flexrnn.engine.cpu import engine, kernel, outer, plan
 from flexrnn.engine.cpu.build import compiler
 from flexrnn.engine.cpu.build.toolchain import Toolchain
 
-_OPTIONS = tuple(option for option in compiler.OPTIONS if option != "-O2")
+OPTIONS = tuple(option for option in compiler.OPTIONS if option != "-O2")
 _LIBRARY = Toolchain().library
 _PLANS: Any = WeakKeyDictionary()
 _OUTER = cache(outer._run.__wrapped__)
@@ -23,7 +23,7 @@ _OUTER = cache(outer._run.__wrapped__)
 
 def compile_quickly(patch: pytest.MonkeyPatch) -> None:
     """For one test nothing is optimised; tests of users' loops see nothing of its loops."""
-    patch.setattr(compiler, "OPTIONS", _OPTIONS)
+    patch.setattr(compiler, "OPTIONS", OPTIONS)
     for module in (kernel, outer, engine):
         patch.setattr(module, "library", _LIBRARY)
     patch.setattr(plan, "_known", _PLANS)

@@ -18,6 +18,8 @@ from flexrnn.engine.cpu import engine, kernel, plan
 from flexrnn.engine.cpu.build import compiler
 from flexrnn.engine.cpu.build.toolchain import Toolchain
 
+from .quickly import OPTIONS
+
 I, H = 3, 5
 
 
@@ -33,7 +35,7 @@ def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return compile_object(found, isa, source, folder, name)
 
     monkeypatch.setenv("FLEXRNN_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(compiler, "OPTIONS", tuple(o for o in compiler.OPTIONS if o != "-O2"))
+    monkeypatch.setattr(compiler, "OPTIONS", OPTIONS)
     monkeypatch.setattr(compiler, "compile_object", noted)
     monkeypatch.setattr(kernel, "library", toolchain.library)
     monkeypatch.setattr(engine, "library", toolchain.library)

@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import flexrnn
-from flexrnn.cells import HiddenState
+from flexrnn.cells import HiddenState, LSTMState
 
 I, H = 3, 4
-State = HiddenState
 
 
 class Base(flexrnn.Cell):
@@ -168,9 +167,8 @@ def by_loop(cell: Any, x: Tensor) -> Tensor:
 def learned(module: nn.Module, output: Tensor) -> dict[str, Tensor]:
     names, parameters = zip(*module.named_parameters(), strict=True)
     gradients: Any = torch.autograd.grad(output.square().sum(), parameters, allow_unused=True)
-    named = zip(names, gradients, strict=True)
-    flat = {name.replace(".", "_").replace("_l0", ""): g for name, g in named}
-    return {name: g for name, g in flat.items() if g is not None}
+    found = {n: g for n, g in zip(names, gradients, strict=True) if g is not None}
+    return {name.replace(".", "_").replace("_l0", ""): g for name, g in found.items()}
 
 
 def assert_is_the_loop(layer: nn.Module, cell: Any, x: Tensor) -> None:
@@ -338,6 +336,41 @@ def test_a_layer_of_torchs_inside_runs_by_the_reference_and_says_why() -> None:
     for given in (layer, layer.double()):
         (step,) = flexrnn.explain(given, x).steps
         assert "a module such as nn.GRUCell is for a step" in str(step.refusal)
+
+
+class Inside(flexrnn.Cell):
+    """Any of torch's layers over one step."""
+
+    State = LSTMState
+
+    def __init__(
+        self, input_size, hidden_size, bias=True, device=None, dtype=None, of: Any = None, **kind
+    ):
+        super().__init__(input_size, hidden_size)
+        self.rnn = of(input_size, hidden_size, dtype=dtype, **kind)
+
+    def step(self, x: Tensor, state: Any) -> Any:
+        h, c = state.h[None], state.c[None]
+        if isinstance(self.rnn, nn.LSTM):
+            h, c = self.rnn(x[None], (h, c))[1]
+            return LSTMState(h[0], c[0])
+        return LSTMState(self.rnn(x[None], h)[1][0], state.c)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [{"of": nn.LSTM}, {"of": nn.GRU}, {"of": nn.RNN}, {"of": nn.RNN, "nonlinearity": "relu"}],
+    ids=str,
+)
+@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_each_of_torchs_layers_is_told_so(
+    kind: dict[str, Any], mode: Any, dtype: torch.dtype
+) -> None:
+    layer = flexrnn.FlexRNN(Inside, I, H, dtype=dtype, **kind)
+    with mode():
+        (step,) = flexrnn.explain(layer, torch.randn(5, 2, I, dtype=dtype)).steps
+    assert "a module such as nn.GRUCell is for a step" in str(step.refusal)
 
 
 class Scripted(Base):

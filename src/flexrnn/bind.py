@@ -21,7 +21,7 @@ from flexrnn.engine import traced
 from flexrnn.engine.step import frozen, members
 from flexrnn.engine.tables import trim
 from flexrnn.engine.witness import CannotWatchError, Witness
-from flexrnn.references import note, rebind, refresh
+from flexrnn.references import learns, note, rebind, refresh
 
 C = TypeVar("C", bound=Cell)
 
@@ -45,7 +45,7 @@ def move_parameters(cell: Cell, layer: nn.Module, suffix: str) -> tuple[Slot, ..
         TypeError: a module of the cell is compiled by torch.jit.
     """
     for path, module in cell.named_modules():
-        if isinstance(module, torch.jit.ScriptModule) and any(True for _ in module.parameters()):
+        if isinstance(module, torch.jit.ScriptModule) and learns(module):
             raise TypeError(
                 f"{type(cell).__name__}: {path or 'the cell'} is a torch.jit.ScriptModule, which "
                 "cannot borrow parameters; give the cell the module without torch.jit.script"
@@ -92,9 +92,7 @@ def bind(cell: C, slots: tuple[Slot, ...], layer: nn.Module) -> C:
 
 def copy_of(cell: C) -> C:
     """A copy of a cell that shares everything with it, buffers too, but its own attributes."""
-    copy, copies = _whole(cell)
-    refresh(copies)
-    return copy
+    return _whole(cell)[0]
 
 
 def tensors_of(cell: Cell) -> dict[str, Tensor]:

@@ -22,10 +22,7 @@ from flexrnn.fields import field_names
 from flexrnn.regularize import Drop
 
 # What a module of torch's changes, and what would change nothing.
-_INSTEAD = {
-    "_flat_weight_refs": "; a module such as nn.GRUCell is for a step",
-    "weight": "; what is in torch.nn.utils.parametrizations changes none",
-}
+_INSTEAD = {"weight": "; what is in torch.nn.utils.parametrizations changes none"}
 _OF_GRADIENTS = ("_backward_hooks", "_backward_pre_hooks")  # of a module of torch's
 
 

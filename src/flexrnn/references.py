@@ -19,15 +19,18 @@ _REFERS = "_flexrnn_refers"  # of a module: its attributes that led to others wh
 _TORCHS = set(vars(nn.Module()))  # such as the tables of hooks, which call whom they were given
 
 
+def learns(module: nn.Module) -> bool:
+    """Whether a module has parameters, its own or those of what is inside it."""
+    return next(module.parameters(), None) is not None
+
+
 def note(cell: nn.Module) -> None:
     """Write down, in each module of a cell, which attributes lead to modules with parameters.
 
     Later calls look at these alone, and at what they hold by then.
     """
     others: dict[int, Any] = {
-        id(module): nn.Identity()
-        for module in cell.modules()
-        if next(module.parameters(), None) is not None
+        id(module): nn.Identity() for module in cell.modules() if learns(module)
     }
     for module in cell.modules():
         names = tuple(
@@ -58,17 +61,18 @@ def refresh(modules: Iterable[nn.Module]) -> None:
         if isinstance(module, nn.RNNBase):
             names = module._flat_weights_names
             module.__dict__["_flat_weights"] = [module._parameters.get(name) for name in names]
+            module.__dict__["_flat_weight_refs"] = [None] * len(names)  # it need not compare them
 
 
 def _rebound(value: Any, others: dict[int, Any]) -> Any:
     """A value that leads to other modules, by the `id` of these; itself where it leads to none."""
-    kind = type(value)
-    if isinstance(value, nn.Module):
-        return others.get(id(value), value)
-    if kind not in _WAYS or id(value) in others:  # what holds itself comes by here again
-        return others.get(id(value), value)
-    others[id(value)] = value
-    others[id(value)] = made = _WAYS[kind](value, lambda part: _rebound(part, others))
+    if id(value) in others:
+        return others[id(value)]
+    way = _WAYS.get(type(value))
+    if way is None:
+        return value
+    others[id(value)] = value  # what holds itself comes by here again
+    others[id(value)] = made = way(value, lambda part: _rebound(part, others))
     return made
 
 

@@ -147,16 +147,10 @@ def _course(spelling: Spelling) -> str:
     """Who has asked for the batch size: the step itself, or an operation of torch's."""
     if spelling.sizes.question is None:
         return ""
-    if spelling.asked in _SEQUENCES:
-        why = "it is for sequences; a module such as nn.GRUCell is for a step"
-        return f"{spelling.asked} cannot be compiled: {why}, {spelling.last}"
     why = "the step's course depends on the batch size"
     if spelling.asked:
         why = f"{spelling.asked} cannot be compiled: it asks for the batch size"
     return f"{why} {spelling.sizes.question}"
-
-
-_SEQUENCES = ("gru", "lstm", "rnn_tanh", "rnn_relu")
 
 
 def _read(

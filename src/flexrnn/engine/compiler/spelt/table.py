@@ -79,6 +79,13 @@ def _rnn_cell(activation: Any) -> Any:
     return cell
 
 
+def _of_sequences(name: str) -> Any:
+    def refuse(*args: Any, **kwargs: Any) -> Any:
+        raise refused(name, "it is for sequences; a module such as nn.GRUCell is for a step")
+
+    return refuse
+
+
 def _tensor(data: Any, **options: Any) -> Tensor:
     """A number that is made a tensor inside the step; any other would be a tensor from nowhere."""
     if isinstance(data, (bool, int, float)):
@@ -114,6 +121,10 @@ _SPELT: dict[Any, Any] = {
     torch.gru_cell: _gru_cell,
     torch.rnn_tanh_cell: _rnn_cell(torch.tanh),
     torch.rnn_relu_cell: _rnn_cell(torch.relu),
+    torch.lstm: _of_sequences("lstm"),
+    torch.gru: _of_sequences("gru"),
+    torch.rnn_tanh: _of_sequences("rnn_tanh"),
+    torch.rnn_relu: _of_sequences("rnn_relu"),
 }
 RESPELT: dict[Any, Any] = {
     **attention.SPELT,
