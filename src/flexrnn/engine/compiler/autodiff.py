@@ -41,9 +41,13 @@ def differentiate(graph: Graph, wanted: Collection[str]) -> Graph:
         if index in active:
             backward.give(index, cotangent)
     for index in sorted(active, reverse=True):
+        before = len(new.nodes)
         total = backward.total(index)
         if total is not None:
             backward.spread(index, total)
+        if index in new.sources:
+            for made in range(before, len(new.nodes)):
+                new.sources[made] = new.sources[index]
     for name in (*states, *wanted):
         total = backward.total(new.inputs[name])
         if total is not None:
@@ -127,11 +131,7 @@ class _Backward:
             return  # flat everywhere
         graph = self.graph
         operands = [Expr(graph, a) for a in node.args]
-        before = len(graph.nodes)
         cotangents = vjp(Expr(graph, g), Expr(graph, index), *operands, **dict(node.attrs))
-        if index in graph.sources:
-            for added in range(before, len(graph.nodes)):
-                graph.sources.setdefault(added, graph.sources[index])
         for arg, cotangent in zip(node.args, cotangents, strict=True):
             if cotangent is not None:
                 self.give(arg, cotangent.index)

@@ -53,7 +53,10 @@ def _slice_of_elementwise(new: Graph, a: int, axis: int, start: int, stop: int) 
         shape = new.nodes[arg].shape
         stretched = len(shape) < -axis or shape[axis] != node.shape[axis]
         parts.append(arg if stretched else cut(new, arg, axis, start, stop))
-    return new.add(node.op, *parts, **dict(node.attrs))
+    made = new.add(node.op, *parts, **dict(node.attrs))
+    if a in new.sources:  # it is from that line still, not from the one that takes parts
+        new.sources.setdefault(made, new.sources[a])
+    return made
 
 
 def _rule(new: Graph, node: Node, args: tuple[int, ...]) -> int | None:

@@ -2,6 +2,9 @@
 
 from collections.abc import Sequence
 from itertools import count
+from linecache import getline
+from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from flexrnn.engine.compiler.ahead import Ref
@@ -20,6 +23,7 @@ _HEADS = {
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "gt": ">", "lt": "<", "ge": ">=",
           "le": "<=", "eq": "==", "ne": "!=", "product": "@"}  # fmt: skip
 _LONGEST = 60  # characters of a formula
+_WIDEST = 80  # characters of a person's line
 _SHORT = 16  # of an operand for which a line of its own would gain nothing
 _STRENGTH = {"+": 1, "-": 1, "*": 2, "/": 2, "@": 3}
 
@@ -41,6 +45,27 @@ def pretty(program: Program) -> str:
     if plan.reverse or plan.after:
         blocks.append(f"saved for the backward pass: {saved_floats(graph, plan)} numbers a step")
     return "\n\n".join(blocks)
+
+
+def short(place: str) -> str:
+    """`at FOLDER/FILE:LINE` without what is the same for most lines of a step."""
+    return Path(place.removeprefix("at ")).name
+
+
+def origins(program: Program) -> list[str]:
+    """The person's lines that nodes are from, as the source of a loop names them, with their text.
+
+    A program that was read from a text knows none, and a file may be gone.
+    """
+    places = (place.removeprefix("at ").rpartition(":") for place in program.graph.sources.values())
+    found = sorted({(file, int(line)) for file, _, line in places})
+    rows = [(short(f"{file}:{line}"), getline(file, line).strip()) for file, line in found]
+    width = max((len(name) for name, _ in rows), default=0)
+    lines = [
+        f"    {name:<{width}}  {shorten(text, _WIDEST, placeholder=' ...')}" for name, text in rows
+    ]
+    head = "Behind a formula stands the line of the step that it is from, or a derivative of:"
+    return [head, *lines] if lines else []
 
 
 def formulas(graph: Graph) -> str:

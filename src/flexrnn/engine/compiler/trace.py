@@ -49,7 +49,7 @@ from flexrnn.engine.compiler.aten import (
 from flexrnn.engine.compiler.batch import BatchSize
 from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.parameters import Made, Parameters
-from flexrnn.engine.compiler.refusal import TAKEN, CannotCompileError, told
+from flexrnn.engine.compiler.refusal import NOWHERE, TAKEN, CannotCompileError, told
 from flexrnn.engine.compiler.spelling import Spelling
 from flexrnn.engine.compiler.spelt.unseen import seen
 
@@ -129,7 +129,7 @@ def _traced(
         raise CannotCompileError(_course(spelling))
     fields = [f"state.{field}" for field in state]
     names = [*(f"x{k}" for k in range(len(xs))), *fields, *(f"param.{name}" for name in params)]
-    graph, places = _read(traced, names, fields, next(iter(state.values())))
+    graph, places = _read(traced, names, fields, next(iter(state.values())), spelling.outside)
     if graph.ahead is not None and torch.is_grad_enabled():
         given = [params[name.removeprefix("param.")] for name in graph.ahead.given]
         given = [alike(param).requires_grad_(param.requires_grad) for param in given]
@@ -154,7 +154,7 @@ def _course(spelling: Spelling) -> str:
 
 
 def _read(
-    traced: fx.GraphModule, names: list[str], outputs: list[str], like: Tensor
+    traced: fx.GraphModule, names: list[str], outputs: list[str], like: Tensor, outside: str
 ) -> tuple[Graph, list[str]]:
     """The graph of what torch wrote down, all of the dtype of a state.
 
@@ -182,9 +182,10 @@ def _read(
                 continue
             before = len(builder.graph.nodes)
             values[node] = _lowered_or_made(builder, node, values, parameters)
-            where = node.meta.get("stack_trace") or ""
-            for added in range(before, len(builder.graph.nodes)):
-                builder.graph.sources[added] = where
+            where = node.meta.get("stack_trace") or NOWHERE
+            if where not in (outside, NOWHERE):  # it is the step's
+                for added in range(before, len(builder.graph.nodes)):
+                    builder.graph.sources[added] = where
     builder.graph.ahead = parameters.ahead()
     return builder.graph, parameters.places
 

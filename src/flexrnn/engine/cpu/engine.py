@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from flexrnn.engine.compiler.pretty import origins
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu import emit
 from flexrnn.engine.cpu.backward import Backward
@@ -48,10 +49,12 @@ def prepare(program: Program, like: Tensor) -> None:
 def source(program: Program) -> str:
     """The C++ in float32 for several rows whose weights are near: the loop there and the loop back.
 
-    Without what stands in front of every source, the functions of `runtime/*.h`.
+    Without what stands in front of every source, the functions of `runtime/*.h`; and with the
+    person's lines that formulas are from, which what is compiled goes without.
     """
-    parts = extract(program, hoist=False, keep=program.fields[:1])
-    texts = []
+    parts = extract(program, hoist=False, keep=program.fields[:1], lines=True)
+    head = "\n".join(f"// {row}" for row in origins(program))
+    texts = [f"{head}\n"] if head else []
     for name, part in (("forward", parts.forward), ("backward", parts.backward)):
         if part is not None:
             found = emit.source(

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from flexrnn.engine import interpreter
 from flexrnn.engine.batches import Time
+from flexrnn.engine.compiler.pretty import origins
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cuda import kernels
 from flexrnn.engine.cuda.calls import Call, layout_of
 from flexrnn.engine.cuda.loop import Loop, compute
-from flexrnn.engine.cuda.plan import plan_of
+from flexrnn.engine.cuda.plan import plan_of, plan_with_lines
 from flexrnn.engine.cuda.written import REAL
 from flexrnn.engine.interpreter import Run
 from flexrnn.engine.step import CannotRunError
@@ -41,10 +42,13 @@ def prepare(program: Program, like: Tensor) -> None:
 def source(program: Program, dtype: torch.dtype) -> str:
     """The Triton that is generated for a program: the loop there and the loop back.
 
-    As the tier `sequence` has it; what the kernels call beside it stands in `functions`.
+    As the tier `sequence` has it; what the kernels call beside it stands in `functions`. Formulas
+    name the person's lines that they are from, which what is launched goes without.
     """
-    plan = plan_of(program, program.fields[:1], dtype)
-    texts = [f"# The forward loop.\n\n{plan.forward.source().sequence.text}"]
+    plan = plan_with_lines(program, dtype)
+    head = "\n".join(f"# {row}" for row in origins(program))
+    texts = [head] if head else []
+    texts.append(f"# The forward loop.\n\n{plan.forward.source().sequence.text}")
     if plan.backward is not None:
         texts.append(f"# The backward loop.\n\n{plan.backward.source().sequence.text}")
     return "\n\n".join(texts)

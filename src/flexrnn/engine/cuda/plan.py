@@ -43,11 +43,18 @@ def plan_of(program: Program, keep: Sequence[str], dtype: torch.dtype) -> Plan:
     return plans[key]
 
 
-def _made(program: Program, keep: tuple[str, ...], dtype: torch.dtype) -> Plan:
+def plan_with_lines(program: Program, dtype: torch.dtype) -> Plan:
+    """The same, to be read by a person: formulas name the lines that they are from."""
+    return _made(program, program.fields[:1], dtype, lines=True)
+
+
+def _made(
+    program: Program, keep: tuple[str, ...], dtype: torch.dtype, *, lines: bool = False
+) -> Plan:
     if program.graph.has_empty():
         raise CannotRunError("the cuda engine wants every tensor to have a number in a row")
     # The input's product is one large one for all steps, and so are sums over batch and time.
-    parts = extract(program, hoist=True, keep=keep, sum_inside=False)
+    parts = extract(program, hoist=True, keep=keep, sum_inside=False, lines=lines)
     outputs = parts.forward.graph.outputs
     if not outputs:
         raise CannotRunError("the step returns its old state: there is nothing to run")

@@ -81,5 +81,7 @@ def _sorted(graph: Graph) -> Graph:
         else:
             args = (where[a] for a in node.args)
             where[index] = new.add(node.op, *args, **dict(node.attrs))
+        if index in graph.sources:
+            new.sources.setdefault(where[index], graph.sources[index])
     new.outputs = {name: where[index] for name, index in graph.outputs.items()}
     return new

@@ -7,6 +7,7 @@ needs no line, is the same for all.
 from collections.abc import Sequence
 
 from flexrnn.engine.compiler.ops import OPS
+from flexrnn.engine.compiler.pretty import short
 from flexrnn.engine.lowering.accumulate import Accumulators
 from flexrnn.engine.lowering.stages import REDUCTIONS, Loop, Stage
 
@@ -18,6 +19,7 @@ class Evaluation:
         loop: whose stages are written.
     """
 
+    comment: str  # how a remark begins
     number: int
     stage: Stage
     accumulators: Accumulators
@@ -37,6 +39,11 @@ class Evaluation:
                 self._define(pending.pop())
         constant = None if index in self.names else self.low.constant_of(index)
         return self.names[index] if constant is None else self.literal(constant)
+
+    def remark(self, index: int) -> str:
+        """Behind a line: the person's line that the node is from, where that is to be told."""
+        place = self.graph.sources.get(index)
+        return "" if place is None else f"  {self.comment} {short(place)}"
 
     def _is_at_hand(self, index: int) -> bool:
         """Whether a node needs no line of its own any more."""

@@ -42,7 +42,12 @@ class Extract(NamedTuple):
 
 
 def extract(
-    program: Program, *, hoist: bool, keep: Iterable[str], sum_inside: bool = True
+    program: Program,
+    *,
+    hoist: bool,
+    keep: Iterable[str],
+    sum_inside: bool = True,
+    lines: bool = False,
 ) -> Extract:
     """Divide a program.
 
@@ -52,6 +57,8 @@ def extract(
             done step by step in the loop, beside those of the state.
         keep: fields whose derivative comes from outside at every step.
         sum_inside: the loop sums over batch and time; otherwise torch does, once it is done.
+        lines: nodes keep the person's lines, and a loop's source names them. What is compiled goes
+            without, for equal loops are one library.
     """
     graph, plan = program
     constant = frozenset(
@@ -72,7 +79,11 @@ def extract(
     backward = None
     if any(name.startswith("grad.") for name in graph.outputs):
         backward = _backward(program, constant, news, keep, sum_inside)
-    return Extract(forward.part(), backward, constant, recorded)
+    parts = Extract(forward.part(), backward, constant, recorded)
+    if not lines:
+        for part in filter(None, parts[:2]):
+            part.graph.sources.clear()
+    return parts
 
 
 class _Loop:
@@ -109,6 +120,8 @@ class _Loop:
                         found = copies[0]
                     else:
                         found = self.graph.add(node.op, *copies, **dict(node.attrs))
+                if pending[-1] in self.source.sources:
+                    self.graph.sources.setdefault(found, self.source.sources[pending[-1]])
                 self.where[pending[-1]] = found
             pending.pop()
         return self.where[index]

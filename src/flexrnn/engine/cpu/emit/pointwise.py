@@ -27,6 +27,8 @@ class Pointwise(Evaluation):
     numbers goes through some rows, too.
     """
 
+    comment = "//"
+
     def __init__(self, context: Context, number: int, accumulators: Accumulators, width: int):
         super().__init__(context.loop)
         self.context, self.number, self.stage = context, number, context.loop.stages[number]
@@ -82,7 +84,7 @@ class Pointwise(Evaluation):
         name = f"v{len(self.names)}"
         kind = "mask" if self.graph.nodes[index].boolean else "vec"
         lines = self.lines if self.low.rowed(index) else self.once
-        lines.append(f"const {kind} {name} = {text};")
+        lines.append(f"const {kind} {name} = {text};{self.remark(index)}")
         return name
 
     def accumulator(self, number: int) -> str:

@@ -18,6 +18,7 @@ class Values(Evaluation):
         names: of the loop's memory.
     """
 
+    comment = "#"
     unit = "unit"  # the variables of the tile's units, and of which of them are there
     inside = "inside"
 
@@ -59,7 +60,7 @@ class Values(Evaluation):
     def assign(self, index: int, text: str) -> str:
         """A new variable for a node's value."""
         name = f"v{len(self.names)}"
-        self.line(index, f"{name} = {text}")
+        self.line(index, f"{name} = {text}{self.remark(index)}")
         return name
 
     def line(self, index: int, text: str) -> None:
