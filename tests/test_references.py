@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import flexrnn
-from flexrnn.cells import HiddenState, LSTMState
+from flexrnn.cells import HiddenState
 
 I, H = 3, 4
 
@@ -300,77 +300,38 @@ def test_a_method_may_drop_recurrent_connections() -> None:
     assert_close(*found, rtol=1e-12, atol=1e-13)
 
 
-class Held(Base):
-    """Parameters by a dict, of which no program knows the names."""
+class ByAnObject(Base):
+    """A module that is kept by what is nobody's business."""
 
     def set_up(self, options: dict[str, Any]) -> None:
-        self.held = {"scale": self.scale}
+        self.helper = Helper(self)
 
     def step(self, x: Tensor, state: HiddenState) -> HiddenState:
-        return HiddenState(self.inner(torch.cat([x, state.h], -1)).tanh() * self.held["scale"])
+        return HiddenState(self.helper.cell.body(torch.cat([x, state.h], -1)))
 
 
-def test_a_parameter_that_is_held_twice_is_read_by_the_reference() -> None:
-    layer, cell, x = pair(Held)
-    (step,) = flexrnn.explain(layer, x).steps
-    assert "read by its name" in str(step.refusal)
-    with flexrnn.backend("reference"):
-        assert_is_the_loop(layer, cell, x)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_module_by_another_object_is_told(backend: str) -> None:
+    layer, _, x = pair(ByAnObject)
+    message = "ByAnObject.step reaches a Linear whose weight is the layer's, through something"
+    with flexrnn.backend(backend), pytest.raises(AttributeError, match=message) as told:
+        layer(x)
+    assert isinstance(told.value.__cause__, AttributeError)
 
 
-class Sequence(Base):
-    """One of torch's layers over one step, which finds its parameters in a list of its own."""
+class Mistaken(Base):
+    """An attribute that nobody has set."""
 
-    def set_up(self, options: dict[str, Any]) -> None:
-        self.rnn = nn.GRU(I, H, **options)
+    nothing: Any
 
     def step(self, x: Tensor, state: HiddenState) -> HiddenState:
-        return HiddenState(self.rnn(x[None], state.h[None])[1][0])
+        return HiddenState(self.nothing(x))
 
 
-def test_a_layer_of_torchs_inside_runs_by_the_reference_and_says_why() -> None:
-    layer, cell, x = pair(Sequence)
-    with flexrnn.backend("reference"):
-        assert_is_the_loop(layer, cell, x)
-        assert_is_the_loop(layer.float().double(), cell.float().double(), x)
-    for given in (layer, layer.double()):
-        (step,) = flexrnn.explain(given, x).steps
-        assert "a module such as nn.GRUCell is for a step" in str(step.refusal)
-
-
-class Inside(flexrnn.Cell):
-    """Any of torch's layers over one step."""
-
-    State = LSTMState
-
-    def __init__(
-        self, input_size, hidden_size, bias=True, device=None, dtype=None, of: Any = None, **kind
-    ):
-        super().__init__(input_size, hidden_size)
-        self.rnn = of(input_size, hidden_size, dtype=dtype, **kind)
-
-    def step(self, x: Tensor, state: Any) -> Any:
-        h, c = state.h[None], state.c[None]
-        if isinstance(self.rnn, nn.LSTM):
-            h, c = self.rnn(x[None], (h, c))[1]
-            return LSTMState(h[0], c[0])
-        return LSTMState(self.rnn(x[None], h)[1][0], state.c)
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [{"of": nn.LSTM}, {"of": nn.GRU}, {"of": nn.RNN}, {"of": nn.RNN, "nonlinearity": "relu"}],
-    ids=str,
-)
-@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_each_of_torchs_layers_is_told_so(
-    kind: dict[str, Any], mode: Any, dtype: torch.dtype
-) -> None:
-    layer = flexrnn.FlexRNN(Inside, I, H, dtype=dtype, **kind)
-    with mode():
-        (step,) = flexrnn.explain(layer, torch.randn(5, 2, I, dtype=dtype)).steps
-    assert "a module such as nn.GRUCell is for a step" in str(step.refusal)
+def test_an_attribute_that_is_missing_is_missed_as_in_any_module() -> None:
+    layer, _, x = pair(Mistaken)
+    with pytest.raises(AttributeError, match="'Mistaken' object has no attribute 'nothing'"):
+        layer(x)
 
 
 class Scripted(Base):

@@ -21,7 +21,7 @@ from flexrnn.engine import traced
 from flexrnn.engine.step import frozen, members
 from flexrnn.engine.tables import trim
 from flexrnn.engine.witness import CannotWatchError, Witness
-from flexrnn.references import learns, note, rebind, refresh
+from flexrnn.references import learns, note, rebind, refresh, share, shares
 
 C = TypeVar("C", bound=Cell)
 
@@ -125,6 +125,8 @@ def with_tensors(cell: C, tensors: Mapping[str, Tensor]) -> C:
         for held in [held for held in places if name in held] or places[:1]:
             held[name] = tensor
     refresh(copies)
+    if shares(copy) and not torch.compiler.is_dynamo_compiling():  # which knows no identities
+        share(copy, tensors_of(cell), tensors)
     return copy
 
 

@@ -236,7 +236,13 @@ def may_meet(x: Tensor, dtype: torch.dtype) -> bool:
 
 def checked_step(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> Any:
     """Run `cell.step`; refuse a result whose structure, shapes or dtypes are not the state's."""
-    new = cell.step(x, state)
+    try:
+        new = cell.step(x, state)
+    except AttributeError as error:
+        told = None if torch.compiler.is_dynamo_compiling() else _past_the_cell(cell, error)
+        if told is None:
+            raise
+        raise told from error
     if not isinstance(new, cell.State):
         raise TypeError(
             f"{type(cell).__name__}.step: expected a {cell.State.__name__}, got {described(new)}"
@@ -267,6 +273,18 @@ def checked_step(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> Any:
     if cast:
         return cell.State(*(n.to(o.dtype) for n, o in zip(new, state, strict=True)))
     return new
+
+
+def _past_the_cell(cell: Cell, error: AttributeError) -> AttributeError | None:
+    """What to say where a step has found a module that has given its parameters to a layer."""
+    found = error.obj
+    if not isinstance(found, nn.Module) or any(found is module for module in cell.modules()):
+        return None
+    return AttributeError(
+        f"{type(cell).__name__}.step reaches a {type(found).__name__} whose {error.name} is the "
+        "layer's, through something that is no module, list, tuple, dict, method, function or "
+        "functools.partial of the cell's; keep it as one of these, in an attribute set in __init__"
+    )
 
 
 def first_state(

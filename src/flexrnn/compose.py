@@ -19,6 +19,7 @@ from flexrnn.engine.compiler.refusal import CannotCompileError
 from flexrnn.engine.step import Native, frozen, object_at
 from flexrnn.equivalent import native_of
 from flexrnn.fields import field_names
+from flexrnn.references import shared
 from flexrnn.regularize import Drop
 
 # What a module of torch's changes, and what would change nothing.
@@ -159,7 +160,8 @@ class CellStep:
 
     def key(self) -> Hashable:
         """Everything but tensors that the composed step can depend on."""
-        return (*self.options.values(), identity(self.origin or self.cell))
+        held = shared(self.cell, self.tensors)
+        return (*self.options.values(), identity(self.origin or self.cell), held)
 
     def recipe(self) -> tuple[Any, ...]:
         """How the step is made from the layer's cell, by which Dynamo recognises it."""

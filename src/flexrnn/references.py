@@ -1,10 +1,11 @@
 # pyright: reportPrivateUsage=false
 # What torch's recurrent layers keep beside their parameters has no public name.
-"""Modules of a cell that are reached by other ways than their names.
+"""Modules and tensors of a cell that are reached by other ways than their names.
 
 A bound method that is kept as an attribute, a list of layers, a function that closes over a module:
 in a copy of a cell they have to lead to the copy's modules, for those that they were made with have
-given their parameters up.
+given their parameters up. A dict of parameters leads to the layer's as it is, and to others where a
+step runs with others in their place.
 """
 
 import functools
@@ -13,9 +14,10 @@ from types import CellType, FunctionType, MethodType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _REFERS = "_flexrnn_refers"  # of a module: its attributes that led to others when it was made
+_SHARES = "_flexrnn_shares"  # of a cell: attributes, by module, that led to a tensor of its own
 _TORCHS = set(vars(nn.Module()))  # such as the tables of hooks, which call whom they were given
 
 
@@ -25,7 +27,7 @@ def learns(module: nn.Module) -> bool:
 
 
 def note(cell: nn.Module) -> None:
-    """Write down, in each module of a cell, which attributes lead to modules with parameters.
+    """Write down which attributes of a cell's modules lead to modules with parameters, or tensors.
 
     Later calls look at these alone, and at what they hold by then.
     """
@@ -40,6 +42,56 @@ def note(cell: nn.Module) -> None:
         )
         if names:
             module.__dict__[_REFERS] = names
+    tensors = {id(t): nn.Identity() for own in (cell.parameters(), cell.buffers()) for t in own}
+    shares = tuple(
+        (path, name)
+        for path, module in cell.named_modules()
+        for name, value in vars(module).items()
+        if name not in _TORCHS
+        and not isinstance(value, Tensor)
+        and _rebound(value, {**tensors}) is not value
+    )
+    if shares:
+        cell.__dict__[_SHARES] = shares
+
+
+def shares(cell: nn.Module) -> bool:
+    """Whether some container of a cell led to one of its tensors when the cell was made."""
+    return _SHARES in cell.__dict__
+
+
+def shared(cell: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str | None, ...]:
+    """To which of its tensors the containers of a cell lead, one after another, by their paths.
+
+    A program knows tensors by these paths, and is another one where a container leads to others;
+    None is a tensor that is not the cell's.
+    """
+    if not shares(cell):
+        return ()
+    paths = {id(tensor): path for path, tensor in tensors.items()}
+    found: list[str | None] = []
+    seen: set[int] = set()
+
+    def visit(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            found.append(paths.get(id(value)))
+        elif type(value) in _WAYS and id(value) not in seen:
+            seen.add(id(value))
+            _WAYS[type(value)](value, visit)
+        return value
+
+    for path, name in cell.__dict__[_SHARES]:
+        visit(vars(cell.get_submodule(path)).get(name))
+    return tuple(found)
+
+
+def share(cell: nn.Module, tensors: Mapping[str, Tensor], instead: Mapping[str, Tensor]) -> None:
+    """Let the containers of a copied cell lead to other tensors, given by the paths of the old."""
+    others = {id(tensor): instead[path] for path, tensor in tensors.items() if path in instead}
+    for path, name in cell.__dict__[_SHARES]:
+        own = vars(cell.get_submodule(path))
+        if name in own:
+            own[name] = _rebound(own[name], {**others})
 
 
 def rebind(copies: Mapping[nn.Module, nn.Module]) -> None:

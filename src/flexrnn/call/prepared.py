@@ -23,6 +23,7 @@ from flexrnn.engine.kinds import Kinds
 from flexrnn.engine.ordinary import Call, kind
 from flexrnn.fields import unwrap
 from flexrnn.record import is_recorded
+from flexrnn.references import shares
 
 _options = attrgetter("zoneout", "training", "recurrent_dropout", "weight_drop", "dropout",
                       "num_layers", "checkpoint_every", "backend", "batch_first", "bidirectional",
@@ -140,7 +141,12 @@ def known(layer: Any, cells: Sequence[Cell]) -> Any:
 
 
 def has_tensors(module: torch.nn.Module) -> bool:
-    """Whether a module, or one inside it, has parameters or buffers; a cell's are the layer's."""
+    """Whether a module, or one inside it, has parameters or buffers; a cell's are the layer's.
+
+    Or whether something else leads to the layer's, and may lead to others at the next call.
+    """
+    if shares(module):
+        return True
     own, inside = (module._parameters, module._buffers), module._modules
     if any(own) and any(tensor is not None for held in own for tensor in held.values()):
         return True
