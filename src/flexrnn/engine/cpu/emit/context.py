@@ -89,10 +89,10 @@ class Context:
         self.rowed.add(name)
         return f"f.{self.buffer(name)}_row"
 
-    def own_row(self, thread: str = "f.id") -> str:
+    def own_row(self) -> str:
         """The number of row r where every thread has rows of its own."""
         self.apart = True
-        return f"({thread} * f.B + r)"
+        return "(f.id * f.B + r)"
 
     def adds_up(self, *stages: int) -> bool:
         """Whether one of some stages, or of all, adds up over rows as they come, one by one."""

@@ -10,13 +10,19 @@ from flexrnn.engine.lowering.stages import Store
 _EARLY = 2  # rows ahead of the present one whose saved values are asked for
 
 
-def partial(context: Context, index: int, thread: str = "f.id") -> str:
+def partial(context: Context, index: int) -> str:
     """The vector that a thread's units of a row give to a reduction, as it lies in memory."""
+    name, heads = _partial(context, index)
+    row = context.own_row()
+    if heads != "1":
+        row = f"({row} * {heads} + head)"
+    return f"*(vec*)({name} + {row} * VL)"
+
+
+def _partial(context: Context, index: int) -> tuple[str, str]:
+    """The memory of what rows give to a reduction, and how many heads each has."""
     name, heads = context.buffer(context.loop.partial_name(index)), context.low.partial[index].heads
-    row = context.own_row(thread)
-    if heads > 1:
-        row = f"({row} * {context.size(f'{name}_heads', heads)} + head)"
-    return f"*(vec*)(f.{name} + {row} * VL)"
+    return f"f.{name}", "1" if heads == 1 else context.size(f"{name}_heads", heads)
 
 
 class Pointwise(Evaluation):
@@ -111,9 +117,11 @@ class Pointwise(Evaluation):
         place, text = self.low.place(index), self.context.load(index, self.number)
         follows = any(not self.context.loop.stages[k].products for k in self._beside())
         if self.context.backward and follows and not self.several:
-            buffer = self.context.buffers[place.buffer]
-            if buffer.kind == "timed":
-                sizes = sizes_of(self.graph.nodes[index].shape)
+            buffer, sizes = (
+                self.context.buffers[place.buffer],
+                sizes_of(self.graph.nodes[index].shape),
+            )
+            if buffer.kind == "timed" and sizes[-1] > 1:  # of single numbers a line holds many rows
                 address = self.context.address(place, sizes, self.number)
                 row = self.context.row(place.buffer)
                 self.lines.append(f"__builtin_prefetch({address} + {_EARLY} * {row});")
@@ -131,25 +139,19 @@ class Pointwise(Evaluation):
         if self.stage.products:
             into = partial(self.context, index)
         if self.graph.nodes[index].op == "sum":
-            self.lines.append(
-                f"{into} += TAIL ? select(lanes_below(n), {value}, vec{{}}) : {value};"
-            )
+            self.lines.append(f"{into} += within<TAIL>({value}, n);")
         else:
-            inside = f"select(lanes_below(n), {value}, broadcast(-HUGE))"
-            self.lines.append(f"{into} = maximum({into}, TAIL ? {inside} : {value});")
+            inside = f"within<TAIL>({value}, n, broadcast(-HUGE))"
+            self.lines.append(f"{into} = maximum({into}, {inside});")
 
     def total(self, index: int) -> str:
         """The variable with what all threads have found together."""
-        name = f"total{index}"
-        operation = self.graph.nodes[index].op
-        first, other = (partial(self.context, index, thread) for thread in ("0", "other"))
-        self.lines.append(f"vec {name} = {first};")
-        joined = f"{name} += {other};"
-        if operation != "sum":
-            joined = f"{name} = maximum({name}, {other});"
-        self.lines.append(f"for (long other = 1; other < f.of; other++) {joined}")
-        whole = "sum" if operation == "sum" else "max"
-        return self.assign(index, f"broadcast({whole}({name}))")
+        name, heads = _partial(self.context, index)
+        row, apart = ("r", "f.B") if heads == "1" else (f"(r * {heads} + head)", f"f.B * {heads}")
+        self.context.apart = True
+        which = "sum" if self.graph.nodes[index].op == "sum" else "max"
+        found = f"{which}_of_all({name} + {row} * VL, {apart} * VL, f.of)"
+        return self.assign(index, f"broadcast({found})")
 
     def _store(self, store: Store) -> None:
         value = self.use(store.node)

@@ -104,6 +104,8 @@ def _frame(context: Context, weights: list[Packed], in_place: bool) -> str:
             "    void** p;",
             *(f"    const Piece* {w.pointer};\n    long {w.pointer}_count;" for w in weights),
         ]
+    told = bool(context.graph.sources)  # to a person; what is compiled is for any values
+    values = f"  // {', '.join(f'{c:g}' for c in context.constants)}" if told else ""
     added = "    long added;  // rows that were added up as they are, and not yet exactly"
     return "\n".join([
         "struct Frame {  // what a thread knows at a step",
@@ -114,7 +116,7 @@ def _frame(context: Context, weights: list[Packed], in_place: bool) -> str:
         "    long id, of;  // its share of the units, where threads share those",
         "    bool down;  // from its last tile to its first one",
         *([added] if context.adds_up() else []),
-        *(["    const double* constants;"] if context.constants else []),
+        *([f"    const double* constants;{values}"] if context.constants else []),
         *sizes,
         *buffers,
         *packed,

@@ -198,3 +198,20 @@ template <bool TAIL> INLINE void add_exactly(REAL* total, long part, int n) {
     add_exactly<TAIL>(total, part, load<TAIL>(total + 2 * part, n), n);
     store<TAIL>(total + 2 * part, vec{}, n);
 }
+
+// -- over the threads -------------------------------------------------------------------------
+//
+// Of a row, every thread has gathered a vector: where the first one's is, and how many numbers lie
+// between two of them.
+
+INLINE REAL sum_of_all(const REAL* gathered, long apart, long threads) {
+    vec all = *(const vec*)gathered;
+    for (long id = 1; id < threads; id++) all += *(const vec*)(gathered + id * apart);
+    return sum(all);
+}
+
+INLINE REAL max_of_all(const REAL* gathered, long apart, long threads) {
+    vec all = *(const vec*)gathered;
+    for (long id = 1; id < threads; id++) all = maximum(all, *(const vec*)(gathered + id * apart));
+    return max(all);
+}

@@ -137,6 +137,11 @@ template <bool TAIL> INLINE void store(REAL* p, vec v, int n = VL) {
     }
 }
 
+// With TAIL a value in the first n lanes alone, and in the others what changes no sum or maximum.
+template <bool TAIL> INLINE vec within(vec v, int n, vec rest = vec{}) {
+    return TAIL ? select(lanes_below(n), v, rest) : v;
+}
+
 // -- over the lanes ---------------------------------------------------------------------------
 //
 // Halves are combined, then quarters, and so on: always in the same order.
