@@ -47,25 +47,36 @@ def pretty(program: Program) -> str:
     return "\n\n".join(blocks)
 
 
-def short(place: str) -> str:
-    """`at FOLDER/FILE:LINE` without what is the same for most lines of a step."""
-    return Path(place.removeprefix("at ")).name
+def places(graph: Graph) -> dict[str, str]:
+    """Where nodes are from in the person's code, and what a remark calls that.
+
+    The number of a line, and its file where they are in several.
+    """
+    found = {place: Path(place.removeprefix("at ")).name for place in graph.sources.values()}
+    files = {name.rpartition(":")[0] for name in found.values()}
+    if len(files) == 1:
+        return {place: f"line {name.rpartition(':')[2]}" for place, name in found.items()}
+    return found
 
 
 def origins(program: Program) -> list[str]:
-    """The person's lines that nodes are from, as the source of a loop names them, with their text.
+    """The person's lines that nodes are from, as remarks in a source call them, with their text.
 
     A program that was read from a text knows none, and a file may be gone.
     """
-    places = (place.removeprefix("at ").rpartition(":") for place in program.graph.sources.values())
-    found = sorted({(file, int(line)) for file, _, line in places})
-    rows = [(short(f"{file}:{line}"), getline(file, line).strip()) for file, line in found]
-    width = max((len(name) for name, _ in rows), default=0)
-    lines = [
-        f"    {name:<{width}}  {shorten(text, _WIDEST, placeholder=' ...')}" for name, text in rows
-    ]
-    head = "Behind a formula stands the line of the step that it is from, or a derivative of:"
-    return [head, *lines] if lines else []
+    names = places(program.graph)
+    where = {place: place.removeprefix("at ").rpartition(":") for place in names}
+    order = sorted(names, key=lambda place: (where[place][0], int(where[place][2])))
+    if not order:
+        return []
+    files = ", ".join(dict.fromkeys(Path(where[place][0]).name for place in order))
+    width = max(map(len, names.values()))
+    rows = [f"Behind a formula stands the line of {files} that it is from, or a derivative of:"]
+    for place in order:
+        file, _, line = where[place]
+        text = shorten(getline(file, int(line)), _WIDEST, placeholder=" ...")
+        rows.append(f"    {names[place]:<{width}}  {text}".rstrip())
+    return rows
 
 
 def formulas(graph: Graph) -> str:

@@ -11,6 +11,7 @@ from flexrnn.engine.compiler.pretty import origins
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cuda import kernels
 from flexrnn.engine.cuda.calls import Call, layout_of
+from flexrnn.engine.cuda.emit.wrapped import wrapped
 from flexrnn.engine.cuda.loop import Loop, compute
 from flexrnn.engine.cuda.plan import plan_of, plan_with_lines
 from flexrnn.engine.cuda.written import REAL
@@ -51,7 +52,7 @@ def source(program: Program, dtype: torch.dtype) -> str:
     texts.append(f"# The forward loop.\n\n{plan.forward.source().sequence.text}")
     if plan.backward is not None:
         texts.append(f"# The backward loop.\n\n{plan.backward.source().sequence.text}")
-    return "\n\n".join(texts)
+    return wrapped("\n\n".join(texts))
 
 
 def forward(

@@ -7,7 +7,6 @@ needs no line, is the same for all.
 from collections.abc import Sequence
 
 from flexrnn.engine.compiler.ops import OPS
-from flexrnn.engine.compiler.pretty import short
 from flexrnn.engine.lowering.accumulate import Accumulators
 from flexrnn.engine.lowering.stages import REDUCTIONS, Loop, Stage
 
@@ -43,7 +42,7 @@ class Evaluation:
     def remark(self, index: int) -> str:
         """Behind a line: the person's line that the node is from, where that is to be told."""
         place = self.graph.sources.get(index)
-        return "" if place is None else f"  {self.comment} {short(place)}"
+        return "" if place is None else f"  {self.comment} {place}"
 
     def _is_at_hand(self, index: int) -> bool:
         """Whether a node needs no line of its own any more."""

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.ops import OPS
+from flexrnn.engine.compiler.pretty import places
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.compiler.split import Dependence, dependences
 from flexrnn.engine.lowering.places import lies_whole
@@ -57,7 +58,7 @@ def extract(
             done step by step in the loop, beside those of the state.
         keep: fields whose derivative comes from outside at every step.
         sum_inside: the loop sums over batch and time; otherwise torch does, once it is done.
-        lines: nodes keep the person's lines, and a loop's source names them. What is compiled goes
+        lines: nodes keep the person's lines, as a loop's source calls them. What is compiled goes
             without, for equal loops are one library.
     """
     graph, plan = program
@@ -80,9 +81,10 @@ def extract(
     if any(name.startswith("grad.") for name in graph.outputs):
         backward = _backward(program, constant, news, keep, sum_inside)
     parts = Extract(forward.part(), backward, constant, recorded)
-    if not lines:
-        for part in filter(None, parts[:2]):
-            part.graph.sources.clear()
+    names = places(graph) if lines else {}
+    for part in filter(None, parts[:2]):
+        sources = part.graph.sources.items()
+        part.graph.sources = {i: names[place] for i, place in sources if place in names}
     return parts
 
 

@@ -102,7 +102,7 @@ class Names:
             "if RAGGED:",
             "    at = tl.load(layout + B + time)",
             "    count = tl.load(layout + B + time + 1) - at",
-            *(f"{b.name}_t = {b.name} + at * {b.row}" for b in timed),
+            *(f"{b.name}_t = {b.name} + {_times('at', b.row)}" for b in timed),
         ]
 
     def travel(self, used: Iterable[str]) -> list[str]:
@@ -113,7 +113,7 @@ class Names:
             lines.append(f"old = ({self.old}) * B.to(tl.int64)")
         for b in buffers:
             if where := {"old": "old", "new": "(B - old)"}.get(b.kind):
-                lines.append(f"{b.name}_t = {b.name} + {where} * {b.row}")
+                lines.append(f"{b.name}_t = {b.name} + {_times(where, b.row)}")
         return lines
 
     @property

@@ -48,8 +48,9 @@ class StageWriter(Values):
         )
         heads = stage.domain.heads
         over = f"{heads} heads of {units}" if heads > 1 else f"{units}"
+        over = f"{over} unit" if units == 1 else f"{over} units"
         return [
-            f"# Stage {self.number}: {many}{len(stage.values)} values of {over} units.",
+            f"# Stage {self.number}: {many}{len(stage.values)} values of {over}.",
             *self.which_units(),
             "row = rows[:, None]",
             "live = row < count",
