@@ -254,6 +254,9 @@ def compute(node: Node, args: list[Tensor], batch: tuple[int, ...], like: Tensor
             return args[0].sum(-1, keepdim=True)
         case "amax":
             return args[0].amax(-1, keepdim=True)
+        case "moment":
+            row, total = args
+            return (row - total / row.shape[-1]).square().sum(-1, keepdim=True)
         case "batch_sum":
             return args[0].sum_to_size(shape)
     raise ValueError(f"program: expected an operation that is known, got {node.op!r}")

@@ -228,6 +228,9 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         torch.cat([h[:, :1], torch.full((h.shape[0],), 0.5, dtype=h.dtype)[:, None], h[:, 2:]], 1)
         @ c.U + torch.full((h.shape[0],), 0.5, dtype=h.dtype).unsqueeze(1) @ c.row + x @ c.W),
     "a row times columns": lambda c, x, h: (c.b @ h.T).unsqueeze(1) + x @ c.W,
+    "celu far away": lambda c, x, h: F.celu(h * 1e4, 2.0) + F.celu(h * 1e4) + x @ c.W,
+    "bounds that meet": lambda c, x, h: h.clamp(-c.b.relu(), c.b.relu()) * h + x @ c.W,
+    "bounds that meet for some": lambda c, x, h: x @ c.W + torch.clamp(h, -h.relu(), h.relu()),
     "bounds that cross": lambda c, x, h: h.clamp(0.5, -0.5) + x @ c.W,
     "nan_to_num": lambda c, x, h: torch.nan_to_num(h.log(), 0.5, 1.0, -1.0) + x @ c.W,
     # gradients

@@ -225,6 +225,8 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "one row without its axis": (lambda c, z, h: h + z[:, None].squeeze(), "which axis is meant"),
     "rows by a keyword": (lambda c, z, h: h + torch.squeeze(input=z), "which axis is meant"),
     "the axis of rows": (lambda c, z, h: h + torch.squeeze(z, dim=(0, 1)), "which axis is meant"),
+    "a gradient in the step": (
+        lambda c, z, h: h + torch.autograd.grad(h.sum(), h)[0] * z, "the step differentiates"),
     "a tensor in a list": (lambda c, z, h: h + z * [OUTSIDE][0], "neither input, state nor"),
 }  # fmt: skip
 

@@ -48,6 +48,9 @@ WRITTEN: dict[str, Callable[..., Any]] = {
             -1, 2, 3)).flatten(1)[:, :4]
     ),
     "copies, written": copies_written,
+    "written in place": lambda c, x, h: (
+        F.hardtanh_(x @ c.W, -0.1, 0.1) + torch.threshold_(h * 1, 0.1, 0.2) + torch.selu_(h @ c.U)
+    ),
     "a form of two vectors": lambda c, x, h: (
         torch.einsum("bi,bj,ij->b", h, x @ c.W, c.U)[:, None] * h
         + torch.einsum("bi,ijk,bj->bk", h[:, :2], c.wide.view(2, 2, 8)[..., :4], h[:, 2:])

@@ -25,6 +25,7 @@ class Fault(NamedTuple):
     hidden_size: int
     times: int = 1  # 0: everywhere, if it is in what launches stages, and that is written twice
     lengths: tuple[int, ...] | None = None
+    layer: Any = flexrnn.LSTM
 
 
 NARROW, TILED, TILES = 9, 40, 70  # units: of one kernel, of one tile, of several
@@ -39,14 +40,22 @@ FAULTS = {
     "a gap between tiles": Fault(
         "forward", r"unit = tile \* (\d+)", r"unit = tile * 8 + tile * \1", TILES
     ),
-}
+    "a tile's share of a row": Fault(
+        "forward", r"have = tl.minimum\((\d+) ", r"have = tl.minimum(1 + \1 ", TILES, 0,
+        layer=flexrnn.LayerNormLSTM,
+    ),
+    "tiles divide by one": Fault(
+        "forward", r"(row_moment\(\w+, \w+), (?:\d+|tl\.minimum\(.*?, \d+\))\)", r"\1, 1)", NARROW,
+        layer=flexrnn.LayerNormLSTM,
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_judge_notices(
     fault: str, judge: Callable[..., None], monkeypatch: pytest.MonkeyPatch, device: str, tier: str
 ) -> None:
-    where, right, wrong, H, times, lengths = FAULTS[fault]
+    where, right, wrong, H, times, lengths, layer_of = FAULTS[fault]
     marks = {} if lengths is None else {"lengths": torch.tensor(lengths)}
     plan_of = engine.plan_of
 
@@ -65,7 +74,7 @@ def test_the_judge_notices(
         changed.source, changed.chosen = source, {}
         return plan._replace(**{where: changed})
 
-    layer = flexrnn.LSTM(5, H, dtype=torch.float64, device=device)
+    layer = layer_of(5, H, dtype=torch.float64, device=device)
     x = torch.randn(3, 3, 5, dtype=torch.float64, device=device)
     state = torch.randn(2, 1, 3, H, dtype=torch.float64, device=device)
     judge(layer, x, tuple(state), **marks)  # now there is a right kernel, and a graph of it

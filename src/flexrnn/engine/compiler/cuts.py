@@ -37,6 +37,20 @@ def cut(new: Graph, a: int, axis: int, start: int, stop: int) -> int:
     return new.add("slice", a, axis=axis, start=start, stop=stop)
 
 
+def cut_elementwise(new: Graph, a: int, axis: int, start: int, stop: int) -> int:
+    """The operation on parts of its operands; all of an operand where it is stretched."""
+    node = new.nodes[a]
+    parts = []
+    for arg in node.args:
+        shape = new.nodes[arg].shape
+        stretched = len(shape) < -axis or shape[axis] != node.shape[axis]
+        parts.append(arg if stretched else cut(new, arg, axis, start, stop))
+    made = new.add(node.op, *parts, **dict(node.attrs))
+    if a in new.sources:  # it is from that line still, not from the one that takes parts
+        new.sources.setdefault(made, new.sources[a])
+    return made
+
+
 def _slice_of_concat(new: Graph, node: Node, axis: int, start: int, stop: int) -> int:
     parts, offset = [], 0
     for arg in node.args:

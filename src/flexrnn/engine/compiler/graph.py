@@ -197,6 +197,13 @@ def _last_axis(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
     return (*shape[:-1], 1)
 
 
+def _moment(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
+    row, total = shapes
+    if _last_axis((row,), attrs) != total:
+        raise ValueError(f"moment: expected a row and its sum, got {row} and {total}")
+    return total
+
+
 def _transpose(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
     (shape,) = shapes
     if len(shape) < 2 or BATCH in shape:
@@ -280,6 +287,7 @@ SHAPES: dict[str, Structure] = {
     "cotangent": Structure(lambda shapes, attrs: attrs["shape"], 0, ("shape", "number")),
     "sum": Structure(_last_axis, 1),
     "amax": Structure(_last_axis, 1),
+    "moment": Structure(_moment, 2),  # of a row and its sum, Σ (x - Σ x / n)²: `moments.py`
     "batch_sum": Structure(_batch_sum, 1, ("shape",)),  # over batch, time, and what was stretched
 }
 _KINDS = {"axis": int, "start": int, "stop": int, "shape": tuple}  # the others are numbers

@@ -5,7 +5,7 @@ the same left operand then become one with their weights side by side. So the na
 products become the vectorised one's two, and `linear(cat([x, h]), W)` an input and a recurrent one.
 """
 
-from flexrnn.engine.compiler.cuts import cut, join
+from flexrnn.engine.compiler.cuts import cut, cut_elementwise, join
 from flexrnn.engine.compiler.graph import BATCH, Graph, Node, Shape, rewrite
 from flexrnn.engine.compiler.ops import OPS
 
@@ -41,22 +41,8 @@ class _Rules:
 
     def __call__(self, new: Graph, node: Node, args: tuple[int, ...], index: int) -> int | None:
         if node.op == "slice" and node.args[0] in self.cut and new.nodes[args[0]].op in OPS:
-            return _slice_of_elementwise(new, args[0], *(v for _, v in node.attrs))
+            return cut_elementwise(new, args[0], *(v for _, v in node.attrs))
         return _rule(new, node, args)
-
-
-def _slice_of_elementwise(new: Graph, a: int, axis: int, start: int, stop: int) -> int:
-    """The operation on parts of its operands; all of an operand where it is stretched."""
-    node = new.nodes[a]
-    parts = []
-    for arg in node.args:
-        shape = new.nodes[arg].shape
-        stretched = len(shape) < -axis or shape[axis] != node.shape[axis]
-        parts.append(arg if stretched else cut(new, arg, axis, start, stop))
-    made = new.add(node.op, *parts, **dict(node.attrs))
-    if a in new.sources:  # it is from that line still, not from the one that takes parts
-        new.sources.setdefault(made, new.sources[a])
-    return made
 
 
 def _rule(new: Graph, node: Node, args: tuple[int, ...]) -> int | None:

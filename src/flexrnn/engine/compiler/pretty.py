@@ -47,7 +47,7 @@ def pretty(program: Program) -> str:
     return "\n\n".join(blocks)
 
 
-def places(graph: Graph) -> dict[str, str]:
+def lines_of(graph: Graph) -> dict[str, str]:
     """Where nodes are from in the person's code, and what a remark calls that.
 
     The number of a line, and its file where they are in several.
@@ -64,7 +64,7 @@ def origins(program: Program) -> list[str]:
 
     A program that was read from a text knows none, and a file may be gone.
     """
-    names = places(program.graph)
+    names = lines_of(program.graph)
     where = {place: place.removeprefix("at ").rpartition(":") for place in names}
     order = sorted(names, key=lambda place: (where[place][0], int(where[place][2])))
     if not order:

@@ -100,7 +100,7 @@ class Spelling(TorchFunctionMode):
                 f"{name} cannot be compiled: it makes complex numbers, which two real ones can be, "
                 f"{place}"
             )
-        if name in ("requires_grad_", "backward"):
+        if name in ("requires_grad_", "backward") or func is torch.autograd.grad:
             raise CannotCompileError(f"{name} cannot be compiled: the step differentiates, {place}")
         if func == _SET_DATA:
             raise CannotCompileError(

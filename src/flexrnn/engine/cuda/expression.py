@@ -29,7 +29,7 @@ def literal(value: float, dtype: str = "") -> str:
             takes the type of the block beside it in an operator; it has none of its own.
     """
     text = repr(float(value)) if math.isfinite(value) else f'float("{float(value)}")'
-    return f"tl.full((), {text}, tl.{dtype})" if dtype else text
+    return f"tl.full((1, 1), {text}, tl.{dtype})" if dtype else text
 
 
 def is_operator(name: str) -> bool:

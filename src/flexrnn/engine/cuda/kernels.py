@@ -46,6 +46,18 @@ def keeps_doubles() -> bool:
 
     Triton 3.6, which torch 2.11 brings, fails on some of them; 3.9 does not.
     """
+    return _is_new()
+
+
+def least_columns(itemsize: int) -> int:
+    """Columns of a left operand that a product multiplies at least.
+
+    Of float32 a matrix unit wants 8, but Triton 3.6 wants 16; 3.9 does not.
+    """
+    return 8 if itemsize == 4 and _is_new() else 16
+
+
+def _is_new() -> bool:
     return tuple(map(int, triton().__version__.split(".")[:2])) >= (3, 9)
 
 

@@ -84,6 +84,24 @@ def row_amax(x):
 
 
 @triton.jit
+def row_moment(x, inside, count):
+    """Of the `count` numbers of each row that are inside, Σ (x - mean)², (M, 1)."""
+    mean = row_sum(tl.where(inside, x, 0.0)) / count
+    apart = tl.where(inside, x - mean, 0.0)
+    return row_sum(apart * apart)
+
+
+@triton.jit
+def whole_moment(moments, sums, counts, mean):
+    """The same of whole rows, of what their tiles have found: each so, a sum, a count of numbers.
+
+    A tile without numbers, whose count is 0, has found nothing.
+    """
+    apart = sums / tl.maximum(counts, 1) - mean
+    return row_sum(moments + tl.where(counts > 0, counts * apart * apart, 0.0))
+
+
+@triton.jit
 def _greater(a, b):
     return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 

@@ -54,7 +54,7 @@ class Evaluation:
         node, low = self.graph.nodes[index], self.low
         here = low.in_register(index, self.number, self.stage.domain)
         if here and (index in low.blocks or node.op in REDUCTIONS):
-            return ()
+            return node.args[1:] if node.op in REDUCTIONS else ()
         inline = not low.rowed(index)  # of parameters alone
         if node.op not in OPS or not (here or inline):
             return ()

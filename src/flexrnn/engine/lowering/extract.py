@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.ops import OPS
-from flexrnn.engine.compiler.pretty import places
+from flexrnn.engine.compiler.pretty import lines_of
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.compiler.split import Dependence, dependences
 from flexrnn.engine.lowering.places import lies_whole
@@ -81,7 +81,7 @@ def extract(
     if any(name.startswith("grad.") for name in graph.outputs):
         backward = _backward(program, constant, news, keep, sum_inside)
     parts = Extract(forward.part(), backward, constant, recorded)
-    names = places(graph) if lines else {}
+    names = lines_of(graph) if lines else {}
     for part in filter(None, parts[:2]):
         sources = part.graph.sources.items()
         part.graph.sources = {i: names[place] for i, place in sources if place in names}

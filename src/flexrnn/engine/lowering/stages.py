@@ -15,11 +15,12 @@ from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.lowering.copies import with_copies
 from flexrnn.engine.lowering.joined import join_sums
+from flexrnn.engine.lowering.moments import gather_moments
 from flexrnn.engine.lowering.places import Domain, Place, domain_of, in_one_piece, sizes_of
 from flexrnn.engine.lowering.sink import sink
 from flexrnn.engine.step import CannotRunError
 
-REDUCTIONS = ("sum", "amax")
+REDUCTIONS = ("sum", "amax", "moment")
 _ALIASES = ("slice", "reshape", "expand")
 
 
@@ -75,10 +76,16 @@ class Loop(NamedTuple):
         return sorted(self.partial)[int(name.removeprefix("partial."))]
 
 
-def lower(graph: Graph) -> Loop:
-    """Divide the graph of a loop into stages."""
+def lower(graph: Graph, *, moments: bool = False) -> Loop:
+    """Divide the graph of a loop into stages.
+
+    Args:
+        graph: of the loop.
+        moments: sums of squares are gathered beside the mean; see `moments.py`.
+    """
     join_sums(graph)
-    lowering = Lowering(with_copies(graph))
+    graph = with_copies(graph)
+    lowering = Lowering(gather_moments(graph) if moments else graph)
     for index in sorted(lowering.alive):
         lowering.assign(index)
     sink(lowering)
@@ -231,9 +238,10 @@ class Lowering:
             for product in stage.products:
                 self.place(product.left)
             for index in list(stage.values):
-                if self.nodes[index].op not in REDUCTIONS:
-                    for arg in self.nodes[index].args:
-                        self._make_readable(arg, number, self.domain(index))
+                # Of a reduction the row was read when it was gathered.
+                first = 1 if self.nodes[index].op in REDUCTIONS else 0
+                for arg in self.nodes[index].args[first:]:
+                    self._make_readable(arg, number, self.domain(index))
             for index in list(stage.reduced):
                 arg = self.nodes[index].args[0]
                 self._make_readable(arg, number, self.domain(arg))

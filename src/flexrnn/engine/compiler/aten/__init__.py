@@ -41,7 +41,7 @@ CUSTOM = tuple(custom.HANDLERS)  # not aten's
 
 # What torch itself can say by simpler operations, as autograd differentiates it.
 DECOMPOSED = (
-    *("addcdiv", "addcmul", "celu", "glu", "hardshrink", "softshrink", "threshold"),
+    *("addcdiv", "addcmul", "glu", "hardshrink", "softshrink", "threshold"),
     *("_log_softmax", "logit", "masked_fill", "mv", "_prelu_kernel", "special_entr"),
     *("new_full", "new_ones", "new_zeros"),
     *("addmv", "addr", "deg2rad", "rad2deg", "isinf", "isneginf", "isposinf", "nansum"),

@@ -37,6 +37,8 @@ def _clamp(b: Builder, x: Ref, low: Any = None, high: Any = None, **bounds: Any)
     low, high = bounds.get("min", low), bounds.get("max", high)
     if isinstance(low, Ref) or isinstance(high, Ref):
         # At a tie the derivative is x's, as autograd has it; `maximum` would share it.
+        if isinstance(low, Ref) and high is not None:  # where they meet the lower one gets none
+            low = b.op("where", b.op("lt", low, high), low, b.op("detach", low))
         x = x if low is None else b.op("where", b.op("lt", x, low), low, x)
         return x if high is None else b.op("where", b.op("gt", x, high), high, x)
     low, high = -math.inf if low is None else low, math.inf if high is None else high
@@ -68,6 +70,14 @@ def _elu(b: Builder, x: Ref, alpha: float = 1, scale: float = 1, input_scale: fl
         return b.op("selu", x)
     y = b.op("elu", x, alpha=float(alpha))
     return y if scale == 1 else b.op("mul", y, float(scale))
+
+
+def _celu(b: Builder, x: Ref, alpha: float = 1) -> Ref:
+    """Not as torch spells it, by `where`: far above 0 its derivative would be 0 times infinity."""
+    if alpha == 1:
+        return b.op("elu", x, alpha=1.0)
+    y = b.op("elu", b.op("div", x, float(alpha)), alpha=1.0)
+    return b.op("mul", y, float(alpha))
 
 
 def _nan_to_num(b: Builder, x: Ref, nan: float, high: float, low: float) -> Ref:
@@ -119,6 +129,7 @@ SPELT: Handlers = {
     "clamp_max": lambda b, x, high: _clamp(b, x, None, high),
     "softplus": _softplus,
     "elu": _elu,
+    "celu": _celu,
     "gelu": lambda b, x, *, approximate="none": b.op(
         "gelu" if approximate == "none" else "gelu_tanh", x
     ),

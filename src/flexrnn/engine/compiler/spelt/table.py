@@ -95,6 +95,15 @@ def _tensor(data: Any, **options: Any) -> Tensor:
     return torch.tensor(data, **options)
 
 
+def _in_place(of: Any) -> Any:
+    """Torch's has no form that writes nowhere."""
+
+    def write(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return x.copy_(of(x, *args, **kwargs))
+
+    return write
+
+
 def _len(x: Tensor) -> int:
     """Python wants a number."""
     if is_of_rows(x):
@@ -110,6 +119,10 @@ _SPELT: dict[Any, Any] = {
     vars(Tensor.__base__)["data"].__get__: Tensor.detach,
     torch.tensor: _tensor,
     Tensor.fill_diagonal_: _fill_diagonal,
+    F.hardtanh_: _in_place(F.hardtanh),
+    torch.threshold_: _in_place(torch.threshold),
+    torch.selu_: _in_place(torch.selu),
+    torch.rrelu_: _in_place(torch.rrelu),
     torch.dropout: lambda x, p, train: _dropout(x, p, train),
     F.dropout: _dropout,
     F.alpha_dropout: _other_dropout,

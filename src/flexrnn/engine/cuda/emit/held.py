@@ -154,7 +154,8 @@ class ResidentWriter(StageWriter):
         out a result evenly, and read more if its inner columns are.
         """
         width = power_above(max(map(len, _runs(product)))) * self.tile.units
-        without, most = width // _MATRIX, self._chunk(product) // LEAST  # warps that share nothing
+        without = width // _MATRIX  # warps that share nothing
+        most = self._chunk(product) // self.buffers.least
         if without >= _WARPS[-1] or most < _WARPS[0]:
             return ""
         tests = [f"WARPS > {without}"] if without >= _WARPS[0] else []

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from flexrnn.engine.compiler.graph import BATCH
+from flexrnn.engine.cuda.emit.tiles import Tile
 from flexrnn.engine.lowering.places import Place, identifier, sizes_of
 from flexrnn.engine.lowering.stages import Loop
 
@@ -39,19 +40,27 @@ class Names:
 
     Args:
         loop: the stages.
-        parts: of every stage, into how many tiles a head's units are cut.
+        tiles: of every stage.
         real: the type of numbers in registers, and of what the loop hands on in memory, unless
             products alone read it.
         operand: the type of everything else.
+        least: columns of a left operand that a product multiplies at least.
         backward: it runs from the last step to the first, where `before` and `after` are histories.
     """
 
     def __init__(
-        self, loop: Loop, parts: Sequence[int], *, real: str, operand: str, backward: bool
+        self,
+        loop: Loop,
+        tiles: Sequence[Tile],
+        *,
+        real: str,
+        operand: str,
+        least: int,
+        backward: bool,
     ):
         self.loop, self.graph, self.low = loop, loop.graph, loop.lowering
-        self.parts = parts
-        self.backward, self.real, self.operand = backward, real, operand
+        self.tiles = tiles
+        self.backward, self.real, self.operand, self.least = backward, real, operand, least
         self.buffers: dict[str, Buffer] = {}
 
     def buffer(self, name: str) -> str:
@@ -83,7 +92,10 @@ class Names:
         if name.startswith("partial."):
             return self.loop.partial[self.loop.reduction_of(name)].heads
         name = name.removesuffix(ROUNDED)
-        index = self.graph.inputs.get(name, self.graph.outputs.get(name, 0))
+        kind, _, field = name.partition(".")
+        new = next((f"{n}.{field}" for n, old in _OLD.items() if old == kind), name)
+        # A state that nobody reads is no input of the loop, but has a ring.
+        index = self.graph.inputs.get(name, self.graph.outputs.get(new, 0))
         shape = self.graph.nodes[index].shape
         if name in self.graph.inputs and BATCH not in shape:
             return 0  # a parameter, and what is made of them: the same for every row

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from flexrnn.engine.cuda.emit.names import COMPILED, OWN_STEPS, Buffer, Names
 from flexrnn.engine.cuda.emit.resident import Resident, resident
 from flexrnn.engine.cuda.emit.stage import StageWriter
-from flexrnn.engine.cuda.emit.tiles import Tile, power_above, tile_of
+from flexrnn.engine.cuda.emit.tiles import LEAST, Tile, power_above, tile_of
 from flexrnn.engine.cuda.emit.whole import NotNarrowError, WholeWriter
 from flexrnn.engine.lowering.accumulate import Accumulators
 from flexrnn.engine.lowering.stages import Loop
@@ -88,6 +88,7 @@ def source(
     real: str,
     operand: str,
     tiles: Sequence[Tile],
+    least: int = LEAST,
     whole: bool = True,
 ) -> Source:
     """Write the source of a loop.
@@ -98,10 +99,11 @@ def source(
         real: the type of numbers in registers, `tl.float32` or `tl.float64`.
         operand: the type of products' operands.
         tiles: of every stage; see `tiles_of`.
+        least: columns of a left operand that a product multiplies at least.
         whole: a narrow loop's `sequence` may keep its state in registers.
     """
     parts = tuple(t.count(s.domain.units) for t, s in zip(tiles, loop.stages, strict=True))
-    names = Names(loop, parts, real=real, operand=operand, backward=backward)
+    names = Names(loop, tiles, real=real, operand=operand, least=least, backward=backward)
     writers = [StageWriter(names, k, tile) for k, tile in enumerate(tiles)]
     stages = [writer.text() for writer in writers]
     used = [tuple(writer.used) for writer in writers]

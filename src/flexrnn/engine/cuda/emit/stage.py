@@ -65,9 +65,20 @@ class StageWriter(Values):
 
     def first_unit(self) -> str:
         """What a tile's first unit adds to a number of a unit within it."""
+        several = self.tile.count(self.units) > 1
+        return f"{self.which_tile()} * {self.tile.units} + " if several else ""
+
+    def which_tile(self) -> str:
+        """The number of a tile among those of its head."""
         tiles = self.tile.count(self.units)
-        which = f"tile % {tiles}" if self.stage.domain.heads > 1 else "tile"
-        return f"{which} * {self.tile.units} + " if tiles > 1 else ""
+        return {1: "0"}.get(tiles, f"tile % {tiles}" if self.stage.domain.heads > 1 else "tile")
+
+    def present(self) -> str:
+        """How many units of the stage a tile has."""
+        width = self.tile.units
+        if self.is_whole:
+            return str(width)
+        return f"tl.minimum({self.units} - {self.which_tile()} * {width}, {width})"
 
     def load(self, index: int) -> str:
         """Read a node from memory; early what the loop only reads."""
@@ -93,9 +104,8 @@ class StageWriter(Values):
     def gather(self, index: int) -> None:
         """Leave what this tile has found."""
         found = self.gathered(index)
-        tiles = self.tile.count(self.units)
-        which = {1: "0"}.get(tiles, f"tile % {tiles}" if self.stage.domain.heads > 1 else "tile")
-        self.lines.append(f"tl.store({self._partial(index, which)}, {found}, mask=live)")
+        place = self._partial(index, self.which_tile())
+        self.lines.append(f"tl.store({place}, {found}, mask=live)")
 
     def _partial(self, index: int, tile: str) -> str:
         pointer = self.pointer(self.loop.partial_name(index))
@@ -105,12 +115,22 @@ class StageWriter(Values):
 
     def total(self, index: int) -> str:
         """The variable with what all tiles of a row have found."""
-        op, tiles = self.graph.nodes[index].op, self.buffers.parts[self.low.gathered[index]]
+        node, units = self.graph.nodes[index], self.low.partial[index].units
+        tile = self.buffers.tiles[self.low.gathered[index]]
+        tiles = tile.count(units)
         if tiles == 1:
             return self.assign(index, f"tl.load({self._partial(index, '0')}, mask=live, other=0.0)")
         width = power_above(tiles)
         some = "live" if width == tiles else f"live & (part < {tiles})"
-        place = self._partial(index, "part")
+
+        def found(reduction: int) -> str:
+            place, other = self._partial(reduction, "part"), NEUTRAL[self.graph.nodes[reduction].op]
+            return f"tl.load({place}, mask={some}, other={other})"
+
         self.lines.append(f"part = tl.arange(0, {width})[None, :]")
-        found = f"tl.load({place}, mask={some}, other={NEUTRAL[op]})"
-        return self.assign(index, f"row_{op}({found})")
+        if node.op != "moment":
+            return self.assign(index, f"row_{node.op}({found(index)})")
+        total = node.args[1]
+        self.lines.append(f"have = tl.minimum({units} - part * {tile.units}, {tile.units})")
+        given = f"{found(index)}, {found(total)}, have, {self.use(total)} / {units}"
+        return self.assign(index, f"whole_moment({given})")

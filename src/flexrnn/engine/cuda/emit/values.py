@@ -6,9 +6,9 @@ from flexrnn.engine.cuda.expression import expression, is_operator, literal
 from flexrnn.engine.lowering.accumulate import Accumulators
 from flexrnn.engine.lowering.evaluation import Evaluation
 from flexrnn.engine.lowering.places import Place, sizes_of
-from flexrnn.engine.lowering.stages import Product, Store
+from flexrnn.engine.lowering.stages import Store
 
-NEUTRAL = {"sum": "0.0", "amax": 'float("-inf")'}  # of a row's reduction
+NEUTRAL = {"sum": "0.0", "amax": 'float("-inf")', "moment": "0.0"}  # of a row's reduction
 
 
 class Values(Evaluation):
@@ -95,7 +95,8 @@ class Values(Evaluation):
         ragged = sizes[-1] > 1 and place.strides[-1] != 0 and not self.is_whole
         masks = {(True, True): self.inside, (True, False): "live",
                  (False, True): f"{self.unit} < {self.units}"}  # fmt: skip
-        mask = masks.get((rowed, ragged))
+        rows = rowed and self.buffers.buffers[place.buffer].row > 0  # else all have the same
+        mask = masks.get((rows, ragged))
         text = (
             f"tl.load({address})" if mask is None else f"tl.load({address}, mask={mask}, other=0.0)"
         )
@@ -128,10 +129,20 @@ class Values(Evaluation):
 
     def product(self, k: int) -> None:
         """Add one product of the stage to its sums."""
-        self.product_from_memory(self.stage.products[k])
+        self.product_from_memory(k)
 
-    def product_from_memory(self, product: Product) -> None:
+    def of_product(self, k: int) -> str:
+        """What the names of a product's variables end in.
+
+        Each has its own, where there are several: what a loop of Triton's sets has to have had the
+        same shape before.
+        """
+        return str(k) if len(self.stage.products) > 1 else ""
+
+    def product_from_memory(self, number: int) -> None:
         """Add one product to its sums, some columns of its left operand at a time."""
+        product, own = self.stage.products[number], self.of_product(number)
+        k, a, w = (f"{name}{own}" for name in "kaw")
         weight = self.graph.nodes[product.weight]
         inner, columns = int(weight.shape[-2]), int(weight.shape[-1])
         left = self.low.place(product.left)
@@ -141,23 +152,23 @@ class Values(Evaluation):
         head = f" + head * {inner * columns}" if len(weight.shape) == 3 else ""
         step = self.tile.inner(inner)
         whole = inner % step == 0
-        mask = "live" if whole else f"live & (k < {inner})[None, :]"
-        tests = [] if whole else [f"(k < {inner})[:, None]"]
+        mask = "live" if whole else f"live & ({k} < {inner})[None, :]"
+        tests = [] if whole else [f"({k} < {inner})[:, None]"]
         tests += [] if self.is_whole else [f"({self.unit} < {self.units})"]
         some = f", mask={' & '.join(tests)}, other=0.0" if tests else ""
         body = [
-            f"a = tl.load({address} + k[None, :], mask={mask}, other=0.0).to({self.operand})",
-            f"w = {pointer}{head} + k[:, None] * {columns} + {self.unit}",
+            f"{a} = tl.load({address} + {k}[None, :], mask={mask}, other=0.0).to({self.operand})",
+            f"{w} = {pointer}{head} + {k}[:, None] * {columns} + {self.unit}",
         ]
         for block, index in sorted(product.blocks.items()):
             acc = self.accumulator(self.accumulators.of[index])
             shift = f" + {block * self.units}" if block else ""
-            body.append(f"{acc} = product(a, tl.load(w{shift}{some}), {acc}, PRECISION)")
+            body.append(f"{acc} = product({a}, tl.load({w}{shift}{some}), {acc}, PRECISION)")
         if step >= inner:
-            self.lines += [f"k = tl.arange(0, {step})", *body]
+            self.lines += [f"{k} = tl.arange(0, {step})", *body]
         else:
             self.lines.append(f"for first in range(0, {inner}, {step}):")
-            body.insert(0, f"k = first + tl.arange(0, {step})")
+            body.insert(0, f"{k} = first + tl.arange(0, {step})")
             self.lines += [f"    {line}" for line in body]
 
     def stored(self, store: Store) -> str:
@@ -176,4 +187,10 @@ class Values(Evaluation):
         if not self.low.rowed(node.args[0]) or self.low.constant_of(node.args[0]) is not None:
             value = f"(tl.zeros((M, {self.tile.units}), {self.real}) + {value})"
         mask = "live" if self.is_whole else self.inside
+        if node.op == "moment":
+            return f"row_moment({value}, {mask}, {self.present()})"
         return f"row_{node.op}(tl.where({mask}, {value}, {NEUTRAL[node.op]}))"
+
+    def present(self) -> str:
+        """How many units of the stage a tile has."""
+        return str(self.units)

@@ -13,7 +13,7 @@ from flexrnn.engine.cuda.emit.names import COMPILED, OWN_STEPS, Names
 from flexrnn.engine.cuda.emit.tiles import LEAST, Tile, power_above
 from flexrnn.engine.cuda.emit.values import Values
 from flexrnn.engine.lowering.places import sizes_of
-from flexrnn.engine.lowering.stages import Store
+from flexrnn.engine.lowering.stages import REDUCTIONS, Store
 
 _WIDEST = 256  # bytes of units: more, and the registers would not hold sums and a weight's tile
 _STEP = 64  # columns of a left operand at a time, where it is in memory
@@ -162,13 +162,14 @@ class WholeWriter(Values):
 
     def _block(self, field: str, index: int) -> str:
         """A new state, for all rows and units."""
-        width = self._width(self.buffers.buffers[f"{self.new}.{field}"].row)
+        return self._whole(index, self.buffers.buffers[f"{self.new}.{field}"].row)
+
+    def _whole(self, index: int, units: int) -> str:
+        """A node's value with a number for every row and unit, also where all are the same."""
         value = self.names[index]
-        return (
-            value
-            if index in self.full or index in self.low.blocks
-            else f"tl.zeros((M, {width}), {self.real}) + {value}"
-        )
+        if index in self.full or index in self.low.blocks:
+            return value
+        return f"(tl.zeros((M, {self._width(units)}), {self.real}) + {value})"
 
     # A stage ----------------------------------------------------------------------------------
 
@@ -187,12 +188,27 @@ class WholeWriter(Values):
         """A new variable for a node's value."""
         node = self.graph.nodes[index]
         if node.op not in OPS:
-            full = self.low.rowed(index) and sizes_of(node.shape)[-1] == self.units
+            full = self._is_read_whole(index)
         else:
-            full = any(a in self.full or a in self.low.blocks for a in node.args)
+            width = sizes_of(node.shape)[-1:]  # an operand may be one number for all units
+            full = any((a in self.full or a in self.low.blocks)
+                       and sizes_of(self.graph.nodes[a].shape)[-1:] == width
+                       for a in node.args)  # fmt: skip
         if full:
             self.full.add(index)
         return super().assign(index, text)
+
+    def _is_read_whole(self, index: int) -> bool:
+        """Whether what is read, or reduced, has a number for every row and unit of the tile."""
+        node = self.graph.nodes[index]
+        sizes = sizes_of(node.shape)
+        if not self.low.rowed(index) or sizes[-1] != self.units:
+            return False
+        if node.op in REDUCTIONS:
+            return self.tile.units == 1
+        place = self.low.place(index)
+        has_units = self.tile.units == 1 or (sizes[-1] > 1 and place.strides[-1] != 0)
+        return has_units and self.buffers.buffers[place.buffer].row > 0
 
     def line(self, index: int, text: str) -> None:
         """Write a line that computes a node: before the loop if parameters alone are read."""
@@ -242,13 +258,17 @@ class WholeWriter(Values):
 
     # Products ---------------------------------------------------------------------------------
 
+    def of_product(self, k: int) -> str:
+        """What the names of a product's variables end in; one kernel has those of all stages."""
+        return f"{self.number}_{k}"
+
     def product(self, k: int) -> None:
         """Add one product of the stage to its sums."""
         product = self.stage.products[k]
         parts = self._in_registers(product.left)
         if parts is None:
             self._about_to_read(self.low.place(product.left).buffer)
-            self.product_from_memory(product)
+            self.product_from_memory(k)
             return
         weight = self.graph.nodes[product.weight]
         columns, pointer = int(weight.shape[-1]), self.pointer(weight.attr("name"))
@@ -276,7 +296,7 @@ class WholeWriter(Values):
         node = self.graph.nodes[index]
         if index in self.names:
             units = sizes_of(node.shape)[-1]
-            return None if self._width(units) < LEAST else [(self.names[index], 0, units)]
+            return None if self._width(units) < LEAST else [(self._whole(index, units), 0, units)]
         if node.op != "concat" or len(sizes_of(node.shape)) > 1:
             return None
         found, first = [], 0
