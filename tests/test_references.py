@@ -319,6 +319,16 @@ def test_a_module_by_another_object_is_told(backend: str) -> None:
     assert isinstance(told.value.__cause__, AttributeError)
 
 
+LOST: Any = nn.Linear(H, H)  # which no layer has
+
+
+class Astray(Base):
+    """An attribute that a module of nobody's does not have."""
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        return HiddenState(LOST.nothing(x))
+
+
 class Mistaken(Base):
     """An attribute that nobody has set."""
 
@@ -329,9 +339,10 @@ class Mistaken(Base):
 
 
 def test_an_attribute_that_is_missing_is_missed_as_in_any_module() -> None:
-    layer, _, x = pair(Mistaken)
-    with pytest.raises(AttributeError, match="'Mistaken' object has no attribute 'nothing'"):
-        layer(x)
+    for kind, name in ((Mistaken, "Mistaken"), (Astray, "Linear")):
+        layer, _, x = pair(kind)
+        with pytest.raises(AttributeError, match=f"'{name}' object has no attribute 'nothing'"):
+            layer(x)
 
 
 class Scripted(Base):

@@ -21,7 +21,7 @@ from flexrnn.engine import traced
 from flexrnn.engine.step import frozen, members
 from flexrnn.engine.tables import trim
 from flexrnn.engine.witness import CannotWatchError, Witness
-from flexrnn.references import learns, note, rebind, refresh, share, shares
+from flexrnn.references import give, learns, note, rebind, refresh, share, shares
 
 C = TypeVar("C", bound=Cell)
 
@@ -66,7 +66,7 @@ def move_parameters(cell: Cell, layer: nn.Module, suffix: str) -> tuple[Slot, ..
         slots.append(Slot(module, name, names[parameter]))
     for slot in slots:
         # A module that the cell holds under two names has two slots and one parameter.
-        cell.get_submodule(slot.module)._parameters.pop(slot.name, None)
+        give(cell.get_submodule(slot.module), slot.name)
     return tuple(slots)
 
 

@@ -13,6 +13,7 @@ from flexrnn.engine import autocast
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
 from flexrnn.engine.step import make_exportable
 from flexrnn.fields import described, field_names, field_sizes, unwrap, wrap
+from flexrnn.references import gave
 
 
 class Cell(nn.Module):
@@ -278,7 +279,9 @@ def checked_step(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> Any:
 def _past_the_cell(cell: Cell, error: AttributeError) -> AttributeError | None:
     """What to say where a step has found a module that has given its parameters to a layer."""
     found = error.obj
-    if not isinstance(found, nn.Module) or any(found is module for module in cell.modules()):
+    if not (isinstance(found, nn.Module) and error.name and gave(found, error.name)):
+        return None
+    if any(found is module for module in cell.modules()):  # it is no layer that runs it
         return None
     return AttributeError(
         f"{type(cell).__name__}.step reaches a {type(found).__name__} whose {error.name} is the "

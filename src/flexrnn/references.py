@@ -1,5 +1,6 @@
 # pyright: reportPrivateUsage=false
-# What torch's recurrent layers keep beside their parameters has no public name.
+# Where a module keeps its parameters, and torch's recurrent layers theirs once more, has no public
+# name.
 """Modules and tensors of a cell that are reached by other ways than their names.
 
 A bound method that is kept as an attribute, a list of layers, a function that closes over a module:
@@ -12,6 +13,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from types import CellType, FunctionType, MethodType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,20 @@ from torch import Tensor, nn
 _REFERS = "_flexrnn_refers"  # of a module: its attributes that led to others when it was made
 _SHARES = "_flexrnn_shares"  # of a cell: attributes, by module, that led to a tensor of its own
 _TORCHS = set(vars(nn.Module()))  # such as the tables of hooks, which call whom they were given
+
+
+_gave: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+
+
+def give(module: nn.Module, name: str) -> None:
+    """Take a parameter out of a module, and remember that it had one."""
+    module._parameters.pop(name, None)
+    _gave.setdefault(module, set()).add(name)
+
+
+def gave(module: nn.Module, name: str) -> bool:
+    """Whether a module, as it was made, had a parameter that it has given up."""
+    return name in _gave.get(module, ())
 
 
 def learns(module: nn.Module) -> bool:

@@ -86,7 +86,7 @@ FAULTS = {
     "a meeting that lets the first pass": ("- round) < 0;", "- round) < -1;"),
     "the last of an odd number of rows is left out": ("share(B, id,", "share(B - B % 2, id,"),
     "units behind the last whole vector are left out": ("int(left));", "0);"),
-    "a thread too few in a sum over all": ("other < f.of", "other < f.of - 1"),
+    "a thread too few in a sum over all": ("id < threads; id++) all += ", "id < 0; id++) all += "),
     "a sum over time forgets what it had": ("now = old + more;", "now = more;"),
     "units behind the last vector give nothing": ("if (unit < units.last)", "if (false)"),
     "a reduction goes on where the last row's ended": (" vec gathered0", " static vec gathered0"),

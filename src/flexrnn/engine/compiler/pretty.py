@@ -52,7 +52,8 @@ def lines_of(graph: Graph) -> dict[str, str]:
 
     The number of a line, and its file where they are in several.
     """
-    found = {place: Path(place.removeprefix("at ")).name for place in graph.sources.values()}
+    places = (place for place in graph.sources.values() if place.rpartition(":")[2].isdigit())
+    found = {place: Path(place.removeprefix("at ")).name for place in places}
     files = {name.rpartition(":")[0] for name in found.values()}
     if len(files) == 1:
         return {place: f"line {name.rpartition(':')[2]}" for place, name in found.items()}

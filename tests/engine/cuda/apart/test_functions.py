@@ -31,7 +31,7 @@ LETTERS = {"float32": "fp32", "float64": "fp64"}
 KERNEL = """
 @jit
 def kernel(p, q, r, y, N: tl.constexpr):
-    i = tl.program_id(0) * N + tl.arange(0, N)
+    i = tl.program_id(0) * N + tl.arange(0, N)[None, :]
     a, b, c = tl.load(p + i), tl.load(q + i), tl.load(r + i)
     tl.store(y + i, {result})
 """

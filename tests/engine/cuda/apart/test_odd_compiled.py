@@ -5,16 +5,25 @@ from typing import Any
 import pytest
 import torch
 
+from tests.engine.cuda import odd
 from tests.engine.cuda.apart.test_compiled import HOPPER, SHARED, cache, compiled, loops
-from tests.engine.cuda.odd import ODD, Everywhere, ShortAndLong
 
 __all__ = ["cache"]
 
+NARROW, WIDE = 32, 200  # units: their state stays in registers; or there are tiles
+CASES = [
+    (odd.ShortAndLong, WIDE),
+    (odd.Joined, WIDE),
+    (odd.Everywhere, NARROW),
+    (odd.Seen, NARROW),
+    (odd.Multiplied, NARROW),
+    (odd.OneNumber, NARROW),
+    (odd.OneNumber, WIDE),
+]
 
-@pytest.mark.parametrize("cell", ODD, ids=lambda cell: cell.__name__)
-@pytest.mark.parametrize("units", [32, 200])
+
+@pytest.mark.parametrize(("cell", "units"), CASES)
 def test_kernels_compile_and_fit(cell: Any, units: int) -> None:
-    dtype = torch.bfloat16 if cell in (ShortAndLong, Everywhere) else torch.float32
-    for loop in loops(cell, units, dtype):
-        made = compiled(loop, HOPPER, dtype.itemsize, by_value=False, ragged=False)
+    for loop in loops(cell, units, torch.float32):
+        made = compiled(loop, HOPPER, 4, by_value=False, ragged=False)
         assert all(shared <= SHARED for shared, _ in made.values())

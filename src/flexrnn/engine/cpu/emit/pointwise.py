@@ -117,11 +117,9 @@ class Pointwise(Evaluation):
         place, text = self.low.place(index), self.context.load(index, self.number)
         follows = any(not self.context.loop.stages[k].products for k in self._beside())
         if self.context.backward and follows and not self.several:
-            buffer, sizes = (
-                self.context.buffers[place.buffer],
-                sizes_of(self.graph.nodes[index].shape),
-            )
-            if buffer.kind == "timed" and sizes[-1] > 1:  # of single numbers a line holds many rows
+            kind = self.context.buffers[place.buffer].kind
+            sizes = sizes_of(self.graph.nodes[index].shape)
+            if kind == "timed" and sizes[-1] > 1:  # of single numbers a line holds many rows
                 address = self.context.address(place, sizes, self.number)
                 row = self.context.row(place.buffer)
                 self.lines.append(f"__builtin_prefetch({address} + {_EARLY} * {row});")
