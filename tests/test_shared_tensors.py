@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 import flexrnn
 from flexrnn.cells import HiddenState
+from tests import test_references as references
 from tests.test_references import (
     H,
     assert_is_the_loop,
@@ -25,37 +26,26 @@ from tests.test_references import (
 PLACES = ("auto", "reference")
 
 
-class Base(flexrnn.Cell):
-    """A gate of two weights, and what `set_up` makes of them."""
+class Base(references.Base):
+    """Two factors by what `set_up` makes of tensors, and one parameter more."""
 
-    State = HiddenState
-    shift: Tensor
     held: Any
 
-    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
-        super().__init__(input_size, hidden_size)
-        options: Any = {"device": device, "dtype": dtype}
-        self.of_input = nn.Parameter(torch.randn(input_size, hidden_size, **options))
-        self.of_state = nn.Parameter(torch.randn(hidden_size, hidden_size, **options))
-        self.scale = nn.Parameter(torch.rand(hidden_size, **options))
-        self.other = nn.Parameter(torch.rand(hidden_size, **options))
-        self.register_buffer("shift", torch.rand(hidden_size, **options))
-        self.set_up()
-
-    def set_up(self) -> None:
-        """What the kind of cell is about."""
+    def __init__(self, input_size: int, hidden_size: int, **options: Any):
+        super().__init__(input_size, hidden_size, **options)
+        self.other = nn.Parameter(torch.rand_like(self.scale))
 
     def factors(self) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
 
     def step(self, x: Tensor, state: HiddenState) -> HiddenState:
         scale, shift = self.factors()
-        new = torch.tanh(x @ self.of_input + state.h @ self.of_state)
+        new = torch.tanh(self.inner(torch.cat([x, state.h], -1)))
         return HiddenState(new * scale + shift + 0.1 * self.other)
 
 
 class ByDict(Base):
-    def set_up(self) -> None:
+    def set_up(self, options: dict[str, Any]) -> None:
         self.held = {"scale": self.scale, "more": {"shift": self.shift}}
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -63,7 +53,7 @@ class ByDict(Base):
 
 
 class ByList(Base):
-    def set_up(self) -> None:
+    def set_up(self, options: dict[str, Any]) -> None:
         self.held = [self.scale, (self.shift, 2.0)]
 
     def factors(self) -> tuple[Tensor, Tensor]:
@@ -73,7 +63,7 @@ class ByList(Base):
 class ByFunction(Base):
     """A closure, a default, `functools.partial`."""
 
-    def set_up(self) -> None:
+    def set_up(self, options: dict[str, Any]) -> None:
         scale = self.scale
         self.held = lambda by=self.shift: (scale, by)
         self.partly = functools.partial(torch.add, self.scale)
@@ -96,22 +86,22 @@ class Inner(nn.Module):
 
 
 class OfAModule(Base):
-    def set_up(self) -> None:
-        self.inner = Inner(len(self.scale), self.scale.dtype)
+    def set_up(self, options: dict[str, Any]) -> None:
+        self.gain = Inner(len(self.scale), self.scale.dtype)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        return self.inner(self.scale), self.shift
+        return self.gain(self.scale), self.shift
 
 
 class WithAModule(Base):
     """A dict that leads to a module and to a tensor."""
 
-    def set_up(self) -> None:
-        self.inner = Inner(len(self.scale), self.scale.dtype)
-        self.held = {"inner": self.inner, "scale": self.scale}
+    def set_up(self, options: dict[str, Any]) -> None:
+        self.gain = Inner(len(self.scale), self.scale.dtype)
+        self.held = {"gain": self.gain, "scale": self.scale}
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        return self.held["inner"](self.held["scale"]), self.shift
+        return self.held["gain"](self.held["scale"]), self.shift
 
 
 KINDS = [ByDict, ByList, ByFunction, OfAModule, WithAModule]

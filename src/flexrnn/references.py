@@ -23,6 +23,7 @@ _SHARES = "_flexrnn_shares"  # of a cell: attributes, by module, that led to a t
 _TORCHS = set(vars(nn.Module()))  # such as the tables of hooks, which call whom they were given
 
 
+_ANOTHER = nn.Identity()  # than any module or tensor of a cell; it can be called, as partial wants
 _gave: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
@@ -47,28 +48,26 @@ def note(cell: nn.Module) -> None:
 
     Later calls look at these alone, and at what they hold by then.
     """
-    others: dict[int, Any] = {
-        id(module): nn.Identity() for module in cell.modules() if learns(module)
-    }
+    modules = [module for module in cell.modules() if learns(module)]
+    tensors = [*cell.parameters(), *cell.buffers()]
+    led = [(p, name) for p, m in cell.named_modules() for name in _leading(m, tensors)]
     for module in cell.modules():
-        names = tuple(
-            name
-            for name, value in vars(module).items()
-            if name not in _TORCHS and _rebound(value, others) is not value
-        )
-        if names:
+        if names := _leading(module, modules):
             module.__dict__[_REFERS] = names
-    tensors = {id(t): nn.Identity() for own in (cell.parameters(), cell.buffers()) for t in own}
-    shares = tuple(
-        (path, name)
-        for path, module in cell.named_modules()
+    if led:
+        cell.__dict__[_SHARES] = tuple(led)
+
+
+def _leading(module: nn.Module, targets: Iterable[object]) -> tuple[str, ...]:
+    """The attributes of a module that are no tensors themselves and lead to some of these."""
+    others: dict[int, Any] = dict.fromkeys(map(id, targets), _ANOTHER)
+    return tuple(
+        name
         for name, value in vars(module).items()
         if name not in _TORCHS
         and not isinstance(value, Tensor)
-        and _rebound(value, {**tensors}) is not value
+        and _rebound(value, others) is not value
     )
-    if shares:
-        cell.__dict__[_SHARES] = shares
 
 
 def shares(cell: nn.Module) -> bool:

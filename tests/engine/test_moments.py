@@ -1,7 +1,6 @@
 """Sums of squared differences from a mean, found beside the sum that the mean is made of."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
@@ -10,28 +9,19 @@ from torch.nn import functional
 
 import flexrnn
 from flexrnn.engine import interpreter
-from flexrnn.engine.compiler.graph import Graph, Node
+from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.lowering.extract import extract
 from flexrnn.engine.lowering.moments import gather_moments
 from flexrnn.engine.lowering.stages import lower
 
-H = 6
+from .test_lowering import Cell, H
+
 Step = Callable[[Tensor, Tensor], Tensor]
 
 
 def looped(step: Step) -> Graph:
-    """The graph of the loop there, of a function `(x, h) -> h`."""
-
-    class Cell(flexrnn.Cell):
-        State = flexrnn.cells.HiddenState
-
-        def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
-            super().__init__(input_size, hidden_size)
-
-        def step(self, x: Tensor, state: Any) -> Any:
-            return self.State(step(x, state.h))
-
-    layer = flexrnn.FlexRNN(Cell, H, H)
+    """The graph of the loop there, of a function `(x + U h, h) -> h`."""
+    layer = flexrnn.FlexRNN(Cell, H, H, function=step)
     (report,) = flexrnn.explain(layer, torch.randn(3, 2, H, requires_grad=True)).steps
     assert report.program is not None, report.refusal
     return extract(report.program, hoist=True, keep=("h",), sum_inside=False).forward.graph
@@ -72,7 +62,7 @@ def test_they_are_found_where_they_are(name: str) -> None:
 def test_the_graph_computes_the_same(name: str) -> None:
     torch.manual_seed(0)
     graph = looped(MOMENTS[name][0])
-    given = {n: torch.randn(2, *map(int, graph.nodes[i].shape[1:]), dtype=torch.float64)
+    given = {n: torch.randn([2 if s == "B" else int(s) for s in graph.nodes[i].shape]).double()
              for n, i in graph.inputs.items()}  # fmt: skip
     before, after = values(graph, given), values(gather_moments(graph), given)
     torch.testing.assert_close(after, before, rtol=1e-12, atol=1e-13)
@@ -82,14 +72,12 @@ def values(graph: Graph, given: dict[str, Tensor]) -> dict[str, Tensor]:
     found: dict[int, Tensor] = {}
     like = next(iter(given.values()))
     for index, node in enumerate(graph.nodes):
+        args = [found[a] for a in node.args]
+        is_input = node.op == "input"
         found[index] = (
-            given[node.attr("name")] if node.op == "input" else computed(node, found, like)
+            given[node.attr("name")] if is_input else interpreter.compute(node, args, (2,), like)
         )
     return {name: found[index] for name, index in graph.outputs.items()}
-
-
-def computed(node: Node, found: dict[int, Tensor], like: Tensor) -> Tensor:
-    return interpreter.compute(node, [found[a] for a in node.args], (2,), like)
 
 
 def gates(x: Tensor, h: Tensor) -> Tensor:

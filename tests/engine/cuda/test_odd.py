@@ -1,4 +1,4 @@
-"""Odd cells by the cuda engine, in every tier; `apart/test_odd_compiled.py` compiles them."""
+"""Odd cells by the cuda engine, in every tier; `apart/test_compiled.py` compiles them."""
 
 from collections.abc import Callable
 from typing import Any

@@ -49,12 +49,12 @@ def keeps_doubles() -> bool:
     return _is_new()
 
 
-def least_columns(itemsize: int) -> int:
+def least_columns(operand: str) -> int:
     """Columns of a left operand that a product multiplies at least.
 
     Of float32 a matrix unit wants 8, but Triton 3.6 wants 16; 3.9 does not.
     """
-    return 8 if itemsize == 4 and _is_new() else 16
+    return 8 if operand == "tl.float32" and _is_new() else 16
 
 
 def _is_new() -> bool:

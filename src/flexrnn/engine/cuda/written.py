@@ -29,7 +29,6 @@ class Written:
     def __init__(self, stages: Loop, dtype: torch.dtype, *, backward: bool):
         self.stages, self.backward = stages, backward
         self.real, self.operand = (str(d).replace("torch.", "tl.") for d in (REAL[dtype], dtype))
-        self.itemsize = dtype.itemsize
         self.chosen: dict[Hashable, Any] = {}  # what `tiers` has found out, by what it depends on
         self.refused: set[Hashable] = set()  # launches that a card has not room for
         self._sources: dict[Hashable, Source] = {}
@@ -50,6 +49,6 @@ class Written:
             real=self.real,
             operand=self.operand,
             tiles=tiles,
-            least=kernels.least_columns(self.itemsize),
+            least=kernels.least_columns(self.operand),
             whole=self.real != "tl.float64" or kernels.keeps_doubles(),
         )

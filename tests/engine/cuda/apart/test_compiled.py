@@ -15,6 +15,7 @@ import flexrnn
 from flexrnn.engine.cuda import kernels, plan, tiers
 from flexrnn.engine.cuda.calls import Call
 from flexrnn.engine.cuda.emit import FIRST_POINTER
+from tests.engine.cuda import odd
 
 triton = pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -137,6 +138,14 @@ CASES = [
     (flexrnn.cells.LSTMCell, 100, torch.float64, HOPPER, False),
     (flexrnn.cells.GRUCell, 60, torch.float16, HOPPER, True),
     (flexrnn.cells.LayerNormLSTMCell, 300, torch.bfloat16, HOPPER, False),
+    # What the compiler wants more of shapes and types than the interpreter.
+    (odd.ShortAndLong, 200, torch.float32, HOPPER, False),
+    (odd.Joined, 200, torch.float32, HOPPER, False),
+    (odd.Everywhere, 32, torch.float32, HOPPER, False),
+    (odd.Seen, 32, torch.float32, HOPPER, False),
+    (odd.Multiplied, 32, torch.float32, HOPPER, False),
+    (odd.OneNumber, 32, torch.float32, HOPPER, False),
+    (odd.OneNumber, 200, torch.float32, HOPPER, False),
 ]
 
 

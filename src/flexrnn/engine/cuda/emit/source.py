@@ -20,7 +20,7 @@ from typing import NamedTuple
 from flexrnn.engine.cuda.emit.names import COMPILED, OWN_STEPS, Buffer, Names
 from flexrnn.engine.cuda.emit.resident import Resident, resident
 from flexrnn.engine.cuda.emit.stage import StageWriter
-from flexrnn.engine.cuda.emit.tiles import LEAST, Tile, power_above, tile_of
+from flexrnn.engine.cuda.emit.tiles import Tile, power_above, tile_of
 from flexrnn.engine.cuda.emit.whole import NotNarrowError, WholeWriter
 from flexrnn.engine.lowering.accumulate import Accumulators
 from flexrnn.engine.lowering.stages import Loop
@@ -88,7 +88,7 @@ def source(
     real: str,
     operand: str,
     tiles: Sequence[Tile],
-    least: int = LEAST,
+    least: int,
     whole: bool = True,
 ) -> Source:
     """Write the source of a loop.

@@ -127,10 +127,6 @@ class Values(Evaluation):
             for k in products:
                 self.product(k)
 
-    def product(self, k: int) -> None:
-        """Add one product of the stage to its sums."""
-        self.product_from_memory(k)
-
     def of_product(self, k: int) -> str:
         """What the names of a product's variables end in.
 
@@ -139,10 +135,10 @@ class Values(Evaluation):
         """
         return str(k) if len(self.stage.products) > 1 else ""
 
-    def product_from_memory(self, number: int) -> None:
-        """Add one product to its sums, some columns of its left operand at a time."""
-        product, own = self.stage.products[number], self.of_product(number)
-        k, a, w = (f"{name}{own}" for name in "kaw")
+    def product(self, k: int) -> None:
+        """Add one product of the stage to its sums, some columns of its left operand at a time."""
+        product, own = self.stage.products[k], self.of_product(k)
+        j, a, w = (f"{name}{own}" for name in "kaw")
         weight = self.graph.nodes[product.weight]
         inner, columns = int(weight.shape[-2]), int(weight.shape[-1])
         left = self.low.place(product.left)
@@ -152,23 +148,23 @@ class Values(Evaluation):
         head = f" + head * {inner * columns}" if len(weight.shape) == 3 else ""
         step = self.tile.inner(inner)
         whole = inner % step == 0
-        mask = "live" if whole else f"live & ({k} < {inner})[None, :]"
-        tests = [] if whole else [f"({k} < {inner})[:, None]"]
+        mask = "live" if whole else f"live & ({j} < {inner})[None, :]"
+        tests = [] if whole else [f"({j} < {inner})[:, None]"]
         tests += [] if self.is_whole else [f"({self.unit} < {self.units})"]
         some = f", mask={' & '.join(tests)}, other=0.0" if tests else ""
         body = [
-            f"{a} = tl.load({address} + {k}[None, :], mask={mask}, other=0.0).to({self.operand})",
-            f"{w} = {pointer}{head} + {k}[:, None] * {columns} + {self.unit}",
+            f"{a} = tl.load({address} + {j}[None, :], mask={mask}, other=0.0).to({self.operand})",
+            f"{w} = {pointer}{head} + {j}[:, None] * {columns} + {self.unit}",
         ]
         for block, index in sorted(product.blocks.items()):
             acc = self.accumulator(self.accumulators.of[index])
             shift = f" + {block * self.units}" if block else ""
             body.append(f"{acc} = product({a}, tl.load({w}{shift}{some}), {acc}, PRECISION)")
         if step >= inner:
-            self.lines += [f"{k} = tl.arange(0, {step})", *body]
+            self.lines += [f"{j} = tl.arange(0, {step})", *body]
         else:
             self.lines.append(f"for first in range(0, {inner}, {step}):")
-            body.insert(0, f"{k} = first + tl.arange(0, {step})")
+            body.insert(0, f"{j} = first + tl.arange(0, {step})")
             self.lines += [f"    {line}" for line in body]
 
     def stored(self, store: Store) -> str:

@@ -268,7 +268,7 @@ class WholeWriter(Values):
         parts = self._in_registers(product.left)
         if parts is None:
             self._about_to_read(self.low.place(product.left).buffer)
-            self.product_from_memory(k)
+            super().product(k)
             return
         weight = self.graph.nodes[product.weight]
         columns, pointer = int(weight.shape[-1]), self.pointer(weight.attr("name"))
