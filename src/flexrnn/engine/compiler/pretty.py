@@ -67,10 +67,12 @@ def origins(program: Program) -> list[str]:
     """
     names = lines_of(program.graph)
     where = {place: place.removeprefix("at ").rpartition(":") for place in names}
-    order = sorted(names, key=lambda place: (where[place][0], int(where[place][2])))
+    base = {place: Path(file).name for place, (file, _, _) in where.items()}
+    # By name first: the same wherever the files lie.
+    order = sorted(names, key=lambda p: (base[p], where[p][0], int(where[p][2])))
     if not order:
         return []
-    files = ", ".join(dict.fromkeys(Path(where[place][0]).name for place in order))
+    files = ", ".join(dict.fromkeys(base[place] for place in order))
     width = max(map(len, names.values()))
     rows = [f"Behind a formula stands the line of {files} that it is from, or a derivative of:"]
     for place in order:
