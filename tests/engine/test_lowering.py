@@ -36,7 +36,7 @@ def forward(function: Callable[[Tensor, Tensor], Tensor]) -> Loop:
     layer = flexrnn.FlexRNN(Cell, H, H, function=function).requires_grad_(False)
     program = flexrnn.explain(layer, torch.randn(3, 2, H)).steps[0].program
     assert program is not None
-    return lower(extract(program, hoist=False, keep=program.fields[:1]).forward.graph)
+    return lower(extract(program, hoist=False, keep=program.fields[:1]).forward.graph, again=True)
 
 
 def test_what_a_reduction_waits_for_is_computed_behind_it() -> None:

@@ -91,8 +91,16 @@ def test_what_gates_read_is_made_where_they_read_it() -> None:
     differences = [n for n in graph.nodes if n.op == "sub" and n.shape[-1] == 2 * H]
     alive = graph.ancestors(list(graph.outputs.values()))
     assert not [n for n in differences if graph.nodes.index(n) in alive]
-    loop = lower(looped(gates), moments=True)
-    assert len(loop.stages) < len(lower(looped(gates)).stages)
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_parts_of_a_row_wait_for_one_another_once(again: bool) -> None:
+    """Not for the mean, and then for the squares."""
+    loop = lower(looped(gates), again=again)
+    first, *rest = (k for k, stage in enumerate(loop.stages) if stage.reduced)
+    assert rest == [first + 1] * again
+    assert loop.stages[first + again].again == (first if again else None)
+    assert [k for k, stage in enumerate(loop.stages) if stage.alone] == [first + again + 1]
 
 
 def test_a_moment_is_of_a_row_and_its_sum() -> None:

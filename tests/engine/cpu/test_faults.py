@@ -38,8 +38,9 @@ def judged(judge: Judge, cell: Any, T: int = 5, B: int = 3, H: int = 35) -> None
 
 
 def at_two_sizes(judge: Judge, cell: Any) -> None:
-    # One row, so that threads share units; steps enough that no luck keeps them together.
-    judged(judge, cell, T=200, B=1)
+    # One row, so that threads share units; steps enough that no luck keeps them together. In 200
+    # of a layer norm's, roundings grow beyond what is allowed in one of ten draws, by any engine.
+    judged(judge, cell, T=100 if cell is cells.LayerNormLSTMCell else 200, B=1)
     judged(judge, cell)
 
 
@@ -83,13 +84,22 @@ NOBODY = "Team{team.shares, team.id, 1, 0}.each([&](long who) {\n        if"
 FAULTS = {
     "no share is waited for": ("takes(long who) {", "takes(long who) { return who == id;"),
     "one meeting a step too few": ("    team.each([&](long who) {\n        if", f"    {NOBODY}"),
-    "a meeting that lets the first pass": ("- round) < 0;", "- round) < -1;"),
+    # Nobody takes shares over there: threads of unlike rounds may wait for one another for ever.
+    "a meeting that lets the first pass": (
+        "- round) < 0; spins++) {\n            if (helps",
+        "- round) < -1; spins++) {\n            if (false",
+    ),
     "the last of an odd number of rows is left out": ("share(B, id,", "share(B - B % 2, id,"),
     "units behind the last whole vector are left out": ("int(left));", "0);"),
     "a thread too few in a sum over all": ("id < threads; id++) all += ", "id < 0; id++) all += "),
     "a sum over time forgets what it had": ("now = old + more;", "now = more;"),
     "units behind the last vector give nothing": ("if (unit < units.last)", "if (false)"),
     "a reduction goes on where the last row's ended": (" vec gathered0", " static vec gathered0"),
+    "threads' means are taken for the row's": ("+= n * from * from;", "+= 0 * from;"),
+    "a thread takes the row's mean for its own": ("/ (units.last - units.first)", "/ f.W0"),
+    "squares are found of half a thread's units": (
+        "id, f.of);\n    return", "2 * id, 2 * f.of);\n    return",
+    ),
     "what each computes for itself is saved by none": ("if (f.id == 0) *(", "if (0) *("),
     "a thread computes nothing for itself": ("- rows.first, 0, 1)", "* !f.id, 0, 1)"),
     "a chunk begins with the last state's derivative": ("done = T - last", "done = 0"),
@@ -97,6 +107,9 @@ FAULTS = {
     "a weight's last row is left out": ("(long k = 0; k < K;", "(long k = 1; k < K;"),
 }  # fmt: skip
 CELL_OF = {
+    "threads' means are taken for the row's": cells.LayerNormLSTMCell,
+    "a thread takes the row's mean for its own": cells.LayerNormLSTMCell,
+    "squares are found of half a thread's units": cells.LayerNormLSTMCell,
     "units behind the last vector give nothing": cells.LayerNormLSTMCell,
     "a reduction goes on where the last row's ended": cells.LayerNormLSTMCell,
     "a thread too few in a sum over all": cells.LayerNormLSTMCell,

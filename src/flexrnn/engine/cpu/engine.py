@@ -42,7 +42,7 @@ def prepare(program: Program, like: Tensor) -> None:
         parts = extract(program, hoist=False, keep=())
         for part in (parts.forward, parts.backward):
             if part is not None:
-                lower(part.graph)
+                lower(part.graph, again=True)
     library('extern "C" void nothing() {}')  # there is a compiler, and a place for what it makes
 
 
@@ -58,7 +58,7 @@ def source(program: Program) -> str:
     for name, part in (("forward", parts.forward), ("backward", parts.backward)):
         if part is not None:
             found = emit.source(
-                lower(part.graph),
+                lower(part.graph, again=True),
                 backward=name == "backward",
                 registers=machine().sums,
                 lanes=machine().vector_bytes // torch.float32.itemsize,

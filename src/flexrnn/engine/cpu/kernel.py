@@ -148,7 +148,7 @@ class Kernel:
         self.shape = shape
         self.itemsize = 4 if dtype == torch.float32 else 8
         self.lanes = isa.vector_bytes // self.itemsize
-        self.loop: Loop = lower(graph)
+        self.loop: Loop = lower(graph, again=True)
         self.source: Source = source(
             self.loop, backward=backward, registers=isa.sums, lanes=self.lanes, shape=shape
         )

@@ -26,8 +26,7 @@ def shares(kernel: Kernel, sizes: Sizes) -> tuple[int, bool]:
     there, read = kernel.weight_bytes, kernel.read_bytes
     if kernel.shape is Shape.FEW and steps * batch * read < _LITTLE:
         threads = 1
-    waits = sum(not stage.alone for stage in kernel.loop.stages)
-    brief = read < _BRIEF * waits
+    brief = read < _BRIEF * len(kernel.loop.waits)
     if batch == 1 and brief:
         threads = 1
     few = batch < MANY_ROWS * threads

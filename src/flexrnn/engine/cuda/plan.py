@@ -68,6 +68,6 @@ def _made(
 
 
 def _kernels(graph: Graph, dtype: torch.dtype, *, backward: bool) -> Written:
-    loop = Written(lower(graph, moments=True), dtype, backward=backward)
+    loop = Written(lower(graph, again=False), dtype, backward=backward)
     loop.source()  # refuses what no kernel does
     return loop

@@ -1,8 +1,8 @@
 """Moments: a sum of squared differences from the mean is found in the pass that finds the mean.
 
-As a norm is written, a row is summed up, then the squares of what is left of it: a pass each, and
-where threads or programs share a row, all of them meet between the two. But each can sum the
-squared differences from the mean of its own part; of n numbers, in parts of n_i with means m_i,
+As a norm is written, a row is summed up, then the squares of what is left of it, and where threads
+or programs share a row, all of them meet between the two. But each can sum the squared differences
+from the mean of its own part; of n numbers, in parts of n_i with means m_i,
 
     Σ (x - m)² = Σ_i [Σ (x - m_i)² + n_i (m_i - m)²]
 

@@ -46,6 +46,8 @@ def sink(low: "Lowering") -> None:
     low.stages = [low.stages[k] for k in kept]
     low.stage = {index: number[k] for index, k in low.stage.items()}
     low.gathered = {index: number[k] for index, k in low.gathered.items()}
+    for stage in low.stages:
+        stage.again = None if stage.again is None else number[stage.again]
 
 
 def _is_stored(low: "Lowering", index: int) -> bool:

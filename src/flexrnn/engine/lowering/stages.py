@@ -9,6 +9,7 @@ that a later stage reads, or that is read elsewhere than where it was computed, 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 from flexrnn.engine.compiler.graph import BATCH, Graph
@@ -54,6 +55,9 @@ class Stage:
     # Every thread may compute all of it for itself: it is one number a row, nobody else reads what
     # it writes before the next step but what is in `Loop.copied`, and it sums nothing.
     alone: bool = False
+    # Of a stage before it, whose number this is, every thread goes through its units once more, for
+    # `moment` nodes: it reads only what itself has written, and need not wait for others.
+    again: int | None = None
 
 
 class Loop(NamedTuple):
@@ -67,6 +71,12 @@ class Loop(NamedTuple):
     copied: set[str]  # temporaries of which every thread may have one
     lowering: "Lowering"
 
+    @property
+    def waits(self) -> list[int]:
+        """The stages behind which threads that share units meet: others read its results."""
+        before = [s.alone or behind.again is not None for s, behind in pairwise(self.stages)]
+        return [k for k, ready in enumerate([*before, False]) if not ready]
+
     def partial_name(self, index: int) -> str:
         """The name of the memory of what parts of a row have given to a reduction."""
         return f"partial.{sorted(self.partial).index(index)}"
@@ -76,16 +86,16 @@ class Loop(NamedTuple):
         return sorted(self.partial)[int(name.removeprefix("partial."))]
 
 
-def lower(graph: Graph, *, moments: bool = False) -> Loop:
+def lower(graph: Graph, *, again: bool) -> Loop:
     """Divide the graph of a loop into stages.
 
     Args:
         graph: of the loop.
-        moments: sums of squares are gathered beside the mean; see `moments.py`.
+        again: a thread finds the squares of its part of a row (see `moments.py`) when it goes
+            through it once more, and not with the sum, from what it still holds.
     """
     join_sums(graph)
-    graph = with_copies(graph)
-    lowering = Lowering(gather_moments(graph) if moments else graph)
+    lowering = Lowering(gather_moments(with_copies(graph)), again=again)
     for index in sorted(lowering.alive):
         lowering.assign(index)
     sink(lowering)
@@ -97,8 +107,8 @@ def lower(graph: Graph, *, moments: bool = False) -> Loop:
 class Lowering:
     """Decides for each node in which stage it is computed and where it lies."""
 
-    def __init__(self, graph: Graph):
-        self.graph = graph
+    def __init__(self, graph: Graph, *, again: bool):
+        self.graph, self.again = graph, again
         self.nodes = graph.nodes
         self.users = graph.users()
         self.alive = graph.ancestors(list(graph.outputs.values()))
@@ -124,13 +134,7 @@ class Lowering:
         elif node.op == "product":
             self._assign_product(index)
         elif node.op in REDUCTIONS:
-            domain = self.domain(node.args[0])
-            gather = self._place_in(domain, self._ready(node.args[0], domain))
-            self.stages[gather].reduced.append(index)
-            self.partial[index], self.gathered[index] = domain, gather
-            final = self._place_in(self.domain(index), gather + 1)
-            self.stage[index] = final
-            self.stages[final].values.append(index)
+            self._assign_reduction(index)
         elif node.op in OPS:
             domain = self.domain(index)
             ready = max((self._ready(a, domain) for a in node.args), default=0)
@@ -138,6 +142,28 @@ class Lowering:
             self.stages[self.stage[index]].values.append(index)
         else:
             raise CannotRunError(f"generated code has no form of {node.op} inside a loop")
+
+    def _assign_reduction(self, index: int) -> None:
+        node = self.nodes[index]
+        domain = self.domain(node.args[0])
+        gather = last = self._place_in(domain, self._ready(node.args[0], domain))
+        if self.again and any(self.nodes[u].op == "moment" for u in self.users[index]):
+            last = self._again(gather)  # both are ready behind it
+        elif self.again and node.op == "moment":
+            gather = last = self._again(self.gathered[node.args[1]])
+        self.stages[gather].reduced.append(index)
+        self.partial[index], self.gathered[index] = domain, gather
+        final = self._place_in(self.domain(index), last + 1)
+        self.stage[index] = final
+        self.stages[final].values.append(index)
+
+    def _again(self, number: int) -> int:
+        """The stage that goes through the units of another once more."""
+        for k, stage in enumerate(self.stages):
+            if stage.again == number:
+                return k
+        self.stages.append(Stage(self.stages[number].domain, again=number))
+        return len(self.stages) - 1
 
     def _assign_product(self, index: int) -> None:
         left, weight = self.nodes[index].args
@@ -175,7 +201,7 @@ class Lowering:
 
     def _place_in(self, domain: Domain, earliest: int) -> int:
         for k in range(earliest, len(self.stages)):
-            if self.stages[k].domain == domain:
+            if self.stages[k].domain == domain and self.stages[k].again is None:
                 return k
         self.stages.append(Stage(domain))
         return len(self.stages) - 1

@@ -57,6 +57,7 @@ class Context:
         self.apart = False  # some memory has rows of their own for every thread
         self.weights: dict[Packed, Packed] = {}
         self.reads: Counter[str] = Counter()  # stages that read a packed weight
+        self.width: dict[int, int] = {}  # of a stage, the vectors of a tile
 
     def weight(self, packed: Packed) -> Packed:
         """A weight that is laid out anew; or the same one, as another stage has it."""

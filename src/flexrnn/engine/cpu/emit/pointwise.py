@@ -53,7 +53,8 @@ class Pointwise(Evaluation):
         k = self.number
         head = "long head, " if self.context.headed(k) else ""
         if not self.several:
-            gathered = "".join(f", vec& {name}" for name in self.gathered)
+            gathered = "".join(f", vec {name}" for name in self.means)
+            gathered += "".join(f", vec& {name}" for name in self.gathered)
             rest = f"{head}long unit, int n"
             text = _function(
                 f"INLINE void point{k}(const Frame& f, long r, {rest}{gathered})",
@@ -80,6 +81,11 @@ class Pointwise(Evaluation):
     def gathered(self) -> list[str]:
         """The names of what the units of a thread give to reductions."""
         return [f"gathered{k}" for k in range(len(self.stage.reduced))]
+
+    @property
+    def means(self) -> list[str]:
+        """The names of the means of a thread's units, where it goes through them once more."""
+        return [] if self.stage.again is None else [f"mean{k}" for k in range(len(self.gathered))]
 
     def literal(self, value: float) -> str:
         """A number."""
@@ -136,7 +142,10 @@ class Pointwise(Evaluation):
         into = self.gathered[k]
         if self.stage.products:
             into = partial(self.context, index)
-        if self.graph.nodes[index].op == "sum":
+        op = self.graph.nodes[index].op
+        if op == "moment":
+            value = f"squared({value} - {self.means[k]})"
+        if op in ("sum", "moment"):
             self.lines.append(f"{into} += within<TAIL>({value}, n);")
         else:
             inside = f"within<TAIL>({value}, n, broadcast(-HUGE))"
@@ -147,9 +156,18 @@ class Pointwise(Evaluation):
         name, heads = _partial(self.context, index)
         row, apart = ("r", "f.B") if heads == "1" else (f"(r * {heads} + head)", f"f.B * {heads}")
         self.context.apart = True
-        which = "sum" if self.graph.nodes[index].op == "sum" else "max"
-        found = f"{which}_of_all({name} + {row} * VL, {apart} * VL, f.of)"
-        return self.assign(index, f"broadcast({found})")
+        node, given = self.graph.nodes[index], f"{name} + {row} * VL, {apart} * VL, f.of"
+        if node.op == "moment":
+            given += self._parts(index, node.args[1], row)
+        which = {"sum": "sum", "amax": "max", "moment": "moment"}[node.op]
+        return self.assign(index, f"broadcast({which}_of_all({given}))")
+
+    def _parts(self, index: int, total: int, row: str) -> str:
+        """What a moment wants to know besides: of the sum, and of the units of every thread."""
+        sums, number = _partial(self.context, total)[0], self.low.gathered[index]
+        head = ", head" if self.context.headed(number) else ""
+        part = f"[&](long id) {{ return part{number}(f, id{head}); }}"
+        return f", {sums} + {row} * VL, {self.use(total)}[0] / f.W{number}, {part}"
 
     def _store(self, store: Store) -> None:
         value = self.use(store.node)

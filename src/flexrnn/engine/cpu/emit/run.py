@@ -213,7 +213,7 @@ class _Run:
             if k in counts[-1:]:
                 lines.append("    f.added += mine.last - mine.first;")
                 part.append("settled(f, f.added);")
-            if self._waits(k):
+            if k in self.context.loop.waits:
                 if part == [f"stage{k}(f);"]:
                     lines.append(f"    together<Frame>(team, f, stage{k});")
                 else:
@@ -281,11 +281,6 @@ class _Run:
             "}\n\n",
         ]
         return "\n".join(function), ["    if (f.added) settled(f, f.added, 0);"]
-
-    def _waits(self, number: int) -> bool:
-        """Whether threads that share units meet behind a stage: others read its results."""
-        stages = self.context.loop.stages
-        return not stages[number].alone or number + 1 == len(stages)
 
     def packing(self) -> list[str]:
         """Pack this thread's share of the weights, which then lie there for all chunks."""

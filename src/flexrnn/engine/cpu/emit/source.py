@@ -63,10 +63,12 @@ def source(loop: Loop, *, backward: bool, registers: int, lanes: int, shape: Sha
                 full=accumulators.full,
                 vectors=-(-stage.domain.units // lanes),
             )
+            context.width[number] = tile.width
             writer = Products(context, number, accumulators, tile, functions, in_place=in_place)
             texts.append(Pointwise(context, number, accumulators, tile.width).text())
             texts.append(_tiles(context, writer, accumulators.count))
         else:
+            context.width[number] = 1
             point = Pointwise(context, number, accumulators, 1)
             texts += [point.text(), _rows(context, point)]
     weights = list(context.weights.values())
@@ -213,15 +215,22 @@ def _rows(context: Context, point: Pointwise) -> str:
     # Row by row, so that memory is read in order, and what a row gives to reductions stays in
     # registers.
     begin, end = [], []
+    for name, index in zip(point.means, stage.reduced, strict=bool(point.means)):
+        total = partial(context, context.graph.nodes[index].args[1])
+        begin.append(f"const vec {name} = broadcast(sum({total}) / (units.last - units.first));")
     for name, index in zip(point.gathered, stage.reduced, strict=True):
         begin.append(f"vec {name} = {_begin(context, index)};")
         end.append(f"{partial(context, index)} = {name};")
-    given = "".join(f", {name}" for name in point.gathered)
+    given = "".join(f", {name}" for name in (*point.means, *point.gathered))
     row = _units(context, number, f"point{number}", "f, r", given, begin, end)
-    share = [
-        f"    const long tiles = ceil_div(f.W{number}, VL);",
-        f"    const Range mine = {_share(context, number)};",
-    ]
+    share = []
+    if stage.again is None:
+        share = [
+            f"    const long tiles = ceil_div(f.W{number}, VL);",
+            f"    const Range mine = {_share(context, number)};",
+        ]
+    else:
+        head = _part(context, number, stage.again) + head
     lines = [
         head,
         *share,
@@ -240,10 +249,24 @@ def _rows(context: Context, point: Pointwise) -> str:
     return "\n".join(lines)
 
 
-def _share(context: Context, number: int) -> str:
+def _share(context: Context, number: int, thread: str = "f.id") -> str:
     """A thread's share of a stage's tiles."""
     heads = f"{context.heads(number)} * " if context.headed(number) else ""
-    return f"share({heads}tiles, f.id, f.of)"
+    return f"share({heads}tiles, {thread}, f.of)"
+
+
+def _part(context: Context, number: int, gathered: int) -> str:
+    """A function: of which units a thread has found sums in another stage."""
+    width, headed = context.width[gathered], context.headed(number)
+    head, which = (", long head", "head") if headed else ("", "0")
+    wide = f", {width}" if width > 1 else ""
+    return "\n".join([
+        f"static Range part{number}(const Frame& f, long id{head}) {{",
+        f"    const long tiles = ceil_div(f.W{number}, {vectors(width)});",
+        f"    const Range some = {_share(context, number, 'id')};",
+        f"    return units_of(some, {which}, tiles, f.W{number}{wide});",
+        "}\n\n",
+    ])  # fmt: skip
 
 
 def _units(
@@ -266,8 +289,11 @@ def _units(
     """
     headed = context.headed(number)
     which = "head, unit" if headed else "unit"
+    units = f"units_of(mine, {'head' if headed else '0'}, tiles, f.W{number})"
+    if context.loop.stages[number].again is not None:
+        units = f"part{number}(f, f.id{', head' if headed else ''})"
     lines = [
-        f"const Range units = units_of(mine, {'head' if headed else '0'}, tiles, f.W{number});",
+        f"const Range units = {units};",
         *begin,
         "long unit = units.first;",
         "for (; unit + VL <= units.last; unit += VL)",
@@ -292,8 +318,7 @@ def _each_head(context: Context, number: int, lines: Sequence[str]) -> list[str]
 
 def _begin(context: Context, index: int) -> str:
     """What a reduction begins with."""
-    is_sum = context.graph.nodes[index].op == "sum"
-    return "vec{}" if is_sum else "broadcast(-HUGE)"
+    return "broadcast(-HUGE)" if context.graph.nodes[index].op == "amax" else "vec{}"
 
 
 def _cleared(context: Context, number: int) -> list[str]:

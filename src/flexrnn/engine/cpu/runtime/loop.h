@@ -19,10 +19,10 @@ INLINE Range share(long size, long id, long count) {
     return {size * id / count, size * (id + 1) / count};
 }
 
-// Which units of a head, of so many, are in a share of the vectors of all heads.
-INLINE Range units_of(Range share, long head, long vectors, long units) {
-    const long before = head * vectors;
-    return {most(share.first - before, 0) * VL, least((share.last - before) * VL, units)};
+// Which units of a head, of so many, are in a share of the tiles of all heads, of so many vectors.
+INLINE Range units_of(Range share, long head, long tiles, long units, long width = 1) {
+    const long before = head * tiles, each = width * VL;
+    return {most(share.first - before, 0) * each, least((share.last - before) * each, units)};
 }
 
 // The first row before which there is about so much work, where step t has `at[t + 1] - at[t]` rows,
@@ -214,4 +214,22 @@ INLINE REAL max_of_all(const REAL* gathered, long apart, long threads) {
     vec all = *(const vec*)gathered;
     for (long id = 1; id < threads; id++) all = maximum(all, *(const vec*)(gathered + id * apart));
     return max(all);
+}
+
+// Σ (x - m)² of all units, m their mean: of its own units every thread knows the sum and, of their
+// own mean m_i, the squares (Chan, Golub and LeVeque 1983): Σ_i [Σ (x - m_i)² + n_i (m_i - m)²].
+// `part(i)` says which are those of a thread.
+template <class Part>
+INLINE REAL moment_of_all(const REAL* squares, long apart, long threads, const REAL* sums, REAL mean,
+                          Part part) {
+    REAL all = sum_of_all(squares, apart, threads);
+    if (threads == 1) return all;
+    for (long id = 0; id < threads; id++) {
+        const Range units = part(id);
+        const REAL n = units.last - units.first;
+        if (n <= 0) continue;
+        const REAL from = sum(*(const vec*)(sums + id * apart)) / n - mean;
+        all += n * from * from;
+    }
+    return all;
 }

@@ -142,6 +142,8 @@ template <bool TAIL> INLINE vec within(vec v, int n, vec rest = vec{}) {
     return TAIL ? select(lanes_below(n), v, rest) : v;
 }
 
+INLINE vec squared(vec x) { return x * x; }
+
 // -- over the lanes ---------------------------------------------------------------------------
 //
 // Halves are combined, then quarters, and so on: always in the same order.
