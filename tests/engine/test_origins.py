@@ -1,5 +1,6 @@
 """The source that a person reads says of its formulas from which of their lines they are."""
 
+import ast
 import re
 from inspect import getsourcelines
 from pathlib import Path
@@ -12,6 +13,9 @@ import flexrnn
 from flexrnn import Cell
 from flexrnn.engine import engines
 from flexrnn.engine.compiler.program import Program, dumps, loads
+from flexrnn.engine.cpu import cpp
+from flexrnn.engine.cpu.build import toolchain
+from flexrnn.engine.cpu.build.isa import machine
 from flexrnn.engine.cpu.emit import Shape
 from flexrnn.engine.cpu.kernel import Kernel
 from flexrnn.engine.lowering.extract import extract
@@ -76,6 +80,85 @@ class TestSource:
         source = engines.source(engine, loads(dumps(program)), torch.float32)
         assert source.startswith(f"{MARKS[engine]} The forward loop.")
         assert " line " not in source
+
+
+@pytest.mark.parametrize("engine", ["cpu", "cuda"])
+class TestNames:
+    def test_values_have_the_names_of_the_step(self, engine: str, program: Program) -> None:
+        source, mark = engines.source(engine, program, torch.float32), MARKS[engine]
+        there, back = source.split("The backward loop")
+        # In C++ the frame is `f` and the units of a tail are `n`: another gets a number.
+        f, n = ("f_1", "n_1") if engine == "cpu" else ("f", "n")
+        assert re.search(
+            rf"\b{f} = sigmoid\(\w+\);?  {mark} line {LINE['f']}$", there, re.MULTILINE
+        )
+        assert re.search(rf"\b{n} = tanh\(\w+\);?  {mark} line {LINE['n']}$", there, re.MULTILINE)
+        assert re.search(
+            rf"\bh(_1)? = \w+ \+ \w+;?  {mark} line {LINE['return']}$", there, re.MULTILINE
+        )
+        for name in ("df", "dn"):
+            assert re.search(rf"\b{name}(_\d)? = ", back)
+
+
+def test_what_a_person_reads_could_be_compiled() -> None:
+    """C++, whatever the step calls its variables."""
+    layer = flexrnn.FlexRNN(Reserved, 3, 5)
+    source = flexrnn.explain(layer, torch.randn(4, 2, 3)).steps[0].source
+    isa = machine()
+    common = cpp.common("float", isa, ())
+    for loop in re.split(r"^// The backward loop\.$", source, flags=re.MULTILINE):
+        toolchain.library(cpp.prologue("float", isa) + "\n" + loop, common=common)
+
+
+def test_python_reads_the_triton_that_a_person_reads() -> None:
+    layer = flexrnn.FlexRNN(Reserved, 3, 5)
+    program = flexrnn.explain(layer, torch.randn(4, 2, 3)).steps[0].program
+    assert program is not None
+    ast.parse(engines.source("cuda", program, torch.float32))
+
+
+class Reserved(Minimal):
+    """Whose variables have names that mean something else in the languages, or in their sources."""
+
+    def step(self, x: torch.Tensor, state: MinimalState) -> MinimalState:
+        f, REAL = torch.cat([self.gate(torch.cat([x, state.h], 1)), state.h], 1).chunk(2, 1)
+        double = f * 2.0
+        new = double.tanh()
+        new += REAL
+        tl, r, tile = new.exp(), new * f, new + f
+        σ = torch.sigmoid(tl + r + tile)
+        return MinimalState(σ * new)
+
+
+def test_a_variable_is_called_as_who_called_knows_it() -> None:
+    def halved(given: torch.Tensor) -> torch.Tensor:
+        return given * 0.5 + 1.0
+
+    def step(x: torch.Tensor, state: MinimalState) -> MinimalState:
+        total = x + state.h
+        half = halved(total)
+        left, right = half.sin(), half.cos()
+        return MinimalState((left * right).tanh())
+
+    layer = flexrnn.FlexRNN(Stepping, 5, 5, function=step)
+    source = flexrnn.explain(layer, torch.randn(4, 2, 5)).steps[0].source
+    told = ("total = x + h", "half = v3 + broadcast(1)", "left = sin(half)", "right = cos(half)")
+    for formula in (*told, "h_1 = tanh(v7)"):
+        assert f"const vec {formula};" in source, formula
+    assert "vec given" not in source
+
+
+class Stepping(Cell):
+    """A cell of a function."""
+
+    State = MinimalState
+
+    def __init__(self, input_size: int, hidden_size: int, function: Any = None, **_: Any):
+        super().__init__(input_size, hidden_size)
+        self.function = function
+
+    def step(self, x: torch.Tensor, state: MinimalState) -> MinimalState:
+        return self.function(x, state)
 
 
 class Helped(Minimal):

@@ -65,7 +65,7 @@ def explain(layer: nn.Module, x: Any, stages: bool = False) -> Explanation:
     Returns:
         An `Explanation`; print it. Of every layer and direction it holds in `steps` the engine, the
         program and, where code is generated, its `source`, in which formulas name the lines of the
-        step that they are from.
+        step that they are from, and values have the names that the step has for them.
 
     Raises:
         TypeError, ValueError, RuntimeError: as the layer does for this input.

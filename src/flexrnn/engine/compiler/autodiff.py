@@ -45,6 +45,8 @@ def differentiate(graph: Graph, wanted: Collection[str]) -> Graph:
         total = backward.total(index)
         if total is not None:
             backward.spread(index, total)
+        if total is not None and index in new.called:
+            new.called.setdefault(total, f"d{new.called[index]}")
         if index in new.sources:
             for made in range(before, len(new.nodes)):
                 new.sources[made] = new.sources[index]

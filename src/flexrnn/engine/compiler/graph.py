@@ -9,7 +9,7 @@ twice, and no pass has to look for them.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flexrnn.engine.compiler.ops import OPS, Expression
@@ -46,6 +46,7 @@ class Graph:
         self.inputs: dict[str, int] = {}
         self.outputs: dict[str, int] = {}
         self.sources: dict[int, str] = {}  # node -> file:line of the user's code, where known
+        self.called: dict[int, str] = {}  # node -> the person's name for it, where known
         self.ahead: Ahead | None = None  # what makes those of its inputs that nobody gives
         self._index: dict[tuple[Any, ...], int] = {}
 
@@ -121,6 +122,12 @@ class Graph:
                 pending.extend(self.nodes[index].args)
         return found
 
+    def call_as(self, graph: "Graph", where: Mapping[int, int]) -> None:
+        """Give nodes the names of those of another graph that they stand for."""
+        for index, name in graph.called.items():
+            if index in where:
+                self.called.setdefault(where[index], name)
+
 
 def _key(op: str, args: tuple[int, ...], attrs: tuple[tuple[str, Any], ...]) -> tuple[Any, ...]:
     """What makes two nodes one. Numbers count by what they are, for -0.0 == 0.0 and nan != nan."""
@@ -150,6 +157,7 @@ def rewrite(graph: Graph, rule: Rule) -> Graph:
                 for added in range(first_new, len(new.nodes)):
                     new.sources.setdefault(added, graph.sources[index])
     new.outputs = {name: where[index] for name, index in graph.outputs.items()}
+    new.call_as(graph, where)
     return new
 
 

@@ -11,6 +11,7 @@ from torch._ops import OpOverload
 
 from flexrnn.engine.compiler import ahead
 from flexrnn.engine.compiler.aten import Builder, Ref, Unsupported
+from flexrnn.engine.compiler.called import place_of_node
 
 
 class Made(NamedTuple):
@@ -114,7 +115,7 @@ class Parameters:
 
         def call(node: fx.Node, name: str, *args: Any, **kwargs: Any) -> ahead.Ref:
             calls.append(ahead.Call(name, args, kwargs))
-            self.places.append(node.meta.get("stack_trace") or "")
+            self.places.append(place_of_node(node))
             return ahead.Ref(len(given) + len(calls) - 1)
 
         for node in written:

@@ -8,6 +8,8 @@ otherwise first. What changes the world, or leaves the derivative out, is refuse
 """
 
 import inspect
+from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from flexrnn.engine.compiler.batch import BatchSize
+from flexrnn.engine.compiler.called import Called
 from flexrnn.engine.compiler.chance import Chance
 from flexrnn.engine.compiler.refusal import (
     BATCH_NORM,
@@ -42,6 +45,7 @@ class Spelling(TorchFunctionMode):
         self.infers = torch.is_inference_mode_enabled()
         self.stopped = False  # gradients are switched off where the step is now
         self.chance = Chance()
+        self.called = Called()
         self.apart: list[Tensor] = []  # they share memory with what has a derivative of its own
         self.failed = ""  # the operation that an exception came from
         self.outside = users_line(frames())  # whose line calls what is traced
@@ -52,7 +56,9 @@ class Spelling(TorchFunctionMode):
         if func in _FACTS:  # torch asks a hundred times; nothing can be wrong that stays unnoticed
             return func(*args)
         place = users_line(frames())
-        traceback.set_stack_trace([place])
+        self.called.look(_of_step())
+        call, marked = self.called.begins(place)
+        traceback.set_stack_trace([marked])
         name, kwargs = getattr(func, "__name__", str(func)), kwargs or {}
         self.last = self.last if name == "__get__" or place == self.outside else place
         if func is torch._C._set_grad_enabled:
@@ -82,6 +88,7 @@ class Spelling(TorchFunctionMode):
         found = self._without_derivative(func, name, args, kwargs, result, place)
         if self.apart or self.stopped or func in _APART:
             self._keep_apart((args, kwargs), found, cut=self.stopped or func in _APART)
+        self.called.gave(call, found)
         return found
 
     def _switch(self, on: bool, place: str) -> None:
@@ -182,6 +189,15 @@ def _written(func: Any, name: str, args: Any, kwargs: Any) -> list[Any]:
     return [first if in_place else (), kwargs.get("out")]
 
 
+def _of_step() -> Iterator[FrameType]:
+    """The person's frames inside the step that is traced."""
+    for frame, _ in frames():
+        if frame.f_globals.get("__name__") == _TRACER:
+            return
+        if is_users(frame):
+            yield frame
+
+
 def _asked_by_the_person() -> bool:
     """Whether the attribute that is asked for now is asked for by no code of torch's."""
     frame = inspect.currentframe()
@@ -197,6 +213,7 @@ _SET_DATA = vars(Tensor.__base__)["data"].__set__
 _APART = (torch.detach, Tensor.detach, vars(Tensor.__base__)["data"].__get__)
 _WRITTEN = {"__setitem__", *(f"__i{name}__" for name in ("add", "mul", "pow", "sub", "truediv"))}
 _COMPLEX = ("complex", "polar", "view_as_complex")
+_TRACER = f"{__package__}.trace"
 _MODE = "__torch_function__"  # torch has modes of its own around this one
 _DERIVATIVES = (TransformType.Grad, TransformType.Jvp)
 _OF_AUTOGRAD = {

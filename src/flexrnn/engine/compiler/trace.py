@@ -47,6 +47,7 @@ from flexrnn.engine.compiler.aten import (
     settle,
 )
 from flexrnn.engine.compiler.batch import BatchSize
+from flexrnn.engine.compiler.called import place_of_node
 from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.parameters import Made, Parameters
 from flexrnn.engine.compiler.refusal import NOWHERE, TAKEN, CannotCompileError, told
@@ -129,7 +130,7 @@ def _traced(
         raise CannotCompileError(_course(spelling))
     fields = [f"state.{field}" for field in state]
     names = [*(f"x{k}" for k in range(len(xs))), *fields, *(f"param.{name}" for name in params)]
-    graph, places = _read(traced, names, fields, next(iter(state.values())), spelling.outside)
+    graph, places = _read(traced, names, fields, next(iter(state.values())), spelling)
     if graph.ahead is not None and torch.is_grad_enabled():
         given = [params[name.removeprefix("param.")] for name in graph.ahead.given]
         given = [alike(param).requires_grad_(param.requires_grad) for param in given]
@@ -154,7 +155,7 @@ def _course(spelling: Spelling) -> str:
 
 
 def _read(
-    traced: fx.GraphModule, names: list[str], outputs: list[str], like: Tensor, outside: str
+    traced: fx.GraphModule, names: list[str], outputs: list[str], like: Tensor, spelling: Spelling
 ) -> tuple[Graph, list[str]]:
     """The graph of what torch wrote down, all of the dtype of a state.
 
@@ -164,16 +165,21 @@ def _read(
     values: dict[fx.Node, Value] = {}
     parameters = Parameters(like.dtype, like.device)
     unnamed, needed = iter(names), _needed(traced.graph)
+    called = spelling.called.nodes(traced.graph)
     for node in traced.graph.nodes:
         if node.op == "placeholder":
             meta = node.meta["val"]
             shape = tuple(_size(s) for s in meta.shape)
             name = next(unnamed)
             index = builder.graph.input(name, shape, boolean=meta.dtype == torch.bool)
+            if name.startswith("state."):
+                builder.graph.called[index] = name.removeprefix("state.")
             values[node] = parameters.given(node, name) or Ref(index)
         elif node.op == "output":
             results = [settle(builder.graph, values[arg]) for arg in node.args[0]]
             builder.graph.outputs = dict(zip(outputs, map(int, results), strict=True))
+            for field, index in builder.graph.outputs.items():
+                builder.graph.called.setdefault(index, field.removeprefix("state."))
         elif node.op == "get_attr":  # made in the step of numbers of Python's
             values[node] = parameters.constant(node, getattr(traced, node.target))
         else:
@@ -182,10 +188,13 @@ def _read(
                 continue
             before = len(builder.graph.nodes)
             values[node] = _lowered_or_made(builder, node, values, parameters)
-            where = node.meta.get("stack_trace") or NOWHERE
-            if where not in (outside, NOWHERE):  # it is the step's
+            where = place_of_node(node) or NOWHERE
+            if where not in (spelling.outside, NOWHERE):  # it is the step's
                 for added in range(before, len(builder.graph.nodes)):
                     builder.graph.sources[added] = where
+            made = values[node]
+            if node in called and isinstance(made, Ref):
+                builder.graph.called.setdefault(int(made), called[node])
     builder.graph.ahead = parameters.ahead()
     return builder.graph, parameters.places
 
@@ -237,7 +246,7 @@ def _lowered(
             return parameters.input(builder, found, promotes=mixes)
         return found
 
-    where = node.meta.get("stack_trace") or ""
+    where = place_of_node(node)
     if node.target is operator.getitem:
         several: Any = node.args[0]
         index: Any = node.args[1]

@@ -9,6 +9,13 @@ from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.cpu.build.isa import Isa, hints
 
 _LOOP = ("vector.h", "math.h", "loop.h", "weights.h")
+_WORDS = """
+    alignas alignof asm auto bool case catch char const constexpr default delete do double enum
+    explicit export extern float goto inline int long mutable namespace new noexcept operator
+    private protected public register short signed sizeof static struct switch template this
+    throw typedef typename union unsigned using virtual void volatile xor REAL INT VL HINTS HUGE
+"""
+KEYWORDS = frozenset(_WORDS.split())  # that Python lets a variable have as its name
 
 
 def expression(name: str, *operands: str, **attributes: float) -> str:

@@ -84,4 +84,5 @@ def _sorted(graph: Graph) -> Graph:
         if index in graph.sources:
             new.sources.setdefault(where[index], graph.sources[index])
     new.outputs = {name: where[index] for name, index in graph.outputs.items()}
+    new.call_as(graph, where)
     return new

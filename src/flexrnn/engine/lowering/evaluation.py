@@ -4,11 +4,12 @@ An engine says how each kind is written in its language; which operands a line r
 needs no line, is the same for all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from flexrnn.engine.compiler.called import with_names
 from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.lowering.accumulate import Accumulators
-from flexrnn.engine.lowering.stages import REDUCTIONS, Loop, Stage
+from flexrnn.engine.lowering.stages import ALIASES, REDUCTIONS, Loop, Stage
 
 
 class Evaluation:
@@ -43,6 +44,31 @@ class Evaluation:
         """Behind a line: the person's line that the node is from, where that is to be told."""
         place = self.graph.sources.get(index)
         return "" if place is None else f"  {self.comment} {place}"
+
+    def readable(self, text: str, taken: Iterable[str]) -> str:
+        """A text with the person's names of values, where those are to be told.
+
+        Args:
+            text: with every line that reads the variables.
+            taken: words of the language that are no names.
+        """
+        if not self.graph.sources:
+            return text
+        called = {name: self._called(index) for index, name in self.names.items()}
+        return with_names(text, called, taken)
+
+    def _called(self, index: int) -> str:
+        """What the person calls a node, or the memory that it is read from."""
+        nodes = self.graph.nodes
+        while index not in self.graph.called and nodes[index].op in ALIASES:
+            index = nodes[index].args[0]
+        if index in self.graph.called or nodes[index].op != "input":
+            return self.graph.called.get(index, "")
+        kind, _, rest = nodes[index].attr("name").partition(".")
+        if kind == "x0" and "x1" not in self.graph.inputs:
+            return "x"
+        derivative = "d" if kind in ("carry", "grad") else ""
+        return "" if rest.isdigit() else derivative + (rest or kind)
 
     def _is_at_hand(self, index: int) -> bool:
         """Whether a node needs no line of its own any more."""

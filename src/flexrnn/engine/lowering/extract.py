@@ -124,6 +124,8 @@ class _Loop:
                         found = self.graph.add(node.op, *copies, **dict(node.attrs))
                 if pending[-1] in self.source.sources:
                     self.graph.sources.setdefault(found, self.source.sources[pending[-1]])
+                if pending[-1] in self.source.called:
+                    self.graph.called.setdefault(found, self.source.called[pending[-1]])
                 self.where[pending[-1]] = found
             pending.pop()
         return self.where[index]

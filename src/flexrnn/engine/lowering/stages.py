@@ -22,7 +22,7 @@ from flexrnn.engine.lowering.sink import sink
 from flexrnn.engine.step import CannotRunError
 
 REDUCTIONS = ("sum", "amax", "moment")
-_ALIASES = ("slice", "reshape", "expand")
+ALIASES = ("slice", "reshape", "expand")
 
 
 class Store(NamedTuple):
@@ -127,7 +127,7 @@ class Lowering:
     def assign(self, index: int) -> None:
         """Put a node into the earliest stage that can compute it."""
         node = self.nodes[index]
-        if node.op in ("input", "constant", *_ALIASES) or not self.rowed(index):
+        if node.op in ("input", "constant", *ALIASES) or not self.rowed(index):
             pass
         elif node.op == "concat":
             self.stage[index] = max(self.stage[a] for a in node.args)
@@ -217,7 +217,7 @@ class Lowering:
         if index in self.blocks:
             stage = self.stage[index]
             return stage if self.stages[stage].domain == domain else stage + 1
-        if node.op in _ALIASES:
+        if node.op in ALIASES:
             return self._ready(node.args[0], None)
         if index not in self.stage:
             return 0
@@ -235,7 +235,7 @@ class Lowering:
     def constant_of(self, index: int) -> float | None:
         """The number that a node is everywhere, if it is one."""
         node = self.nodes[index]
-        while node.op in _ALIASES:
+        while node.op in ALIASES:
             node = self.nodes[node.args[0]]
         return node.attr("value") if node.op == "constant" else None
 
@@ -305,7 +305,7 @@ class Lowering:
             raise CannotRunError("generated code reads a number where it wants a tensor")
         if node.op == "input":
             self.memory[index] = self._in_one_piece(node.attr("name"), index)
-        elif node.op in _ALIASES and index not in self.blocks:
+        elif node.op in ALIASES and index not in self.blocks:
             self.memory[index] = self._alias(index)
         else:
             self._write(index, self._temporary(index))

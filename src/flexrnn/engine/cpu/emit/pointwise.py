@@ -1,6 +1,6 @@
 """The values of a stage: a function that computes them for some rows of one vector of units."""
 
-from flexrnn.engine.cpu.cpp import expression, vector_of_row
+from flexrnn.engine.cpu.cpp import KEYWORDS, expression, vector_of_row
 from flexrnn.engine.cpu.emit.context import Context
 from flexrnn.engine.lowering.accumulate import Accumulators
 from flexrnn.engine.lowering.evaluation import Evaluation
@@ -45,6 +45,9 @@ class Pointwise(Evaluation):
 
     def text(self) -> str:
         """The function."""
+        return self.readable(self._text(), KEYWORDS)
+
+    def _text(self) -> str:
         for store in self.stage.stores:
             self._store(store)
         for k, index in enumerate(self.stage.reduced):

@@ -4,6 +4,8 @@ What stages hand to one another goes through memory, which the caches hold. So t
 has no limit, and the tiles of a stage may as well be programs of their own.
 """
 
+from keyword import kwlist
+
 from flexrnn.engine.cuda.emit.names import Names
 from flexrnn.engine.cuda.emit.tiles import Tile, power_above
 from flexrnn.engine.cuda.emit.values import NEUTRAL, Values
@@ -22,6 +24,9 @@ class StageWriter(Values):
 
     def text(self) -> str:
         """The function."""
+        return self.readable(self._text(), kwlist)
+
+    def _text(self) -> str:
         self.write()
         pointers = ", ".join(self.buffers.buffer(name) for name in self.used)
         return "\n".join([

@@ -7,6 +7,7 @@ wanted of every step, and what is read elsewhere than where it was computed.
 """
 
 import math
+from keyword import kwlist
 
 from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.cuda.emit.names import COMPILED, OWN_STEPS, Names
@@ -58,6 +59,9 @@ class WholeWriter(Values):
 
     def text(self) -> str:
         """The kernel."""
+        return self.readable(self._text(), kwlist)
+
+    def _text(self) -> str:
         begin, end = self._begin(), self._end()
         for number, stage in enumerate(self.loop.stages):
             self.turn_to(number, Tile(self._width(stage.domain.units), _STEP))
