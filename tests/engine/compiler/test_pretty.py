@@ -42,7 +42,7 @@ def test_a_name_is_explained_before_it_is_used(cell_class: Any) -> None:
     cell = cell_class(3, 5)
     parameters = {name for name, _ in cell.named_parameters()}
     fields = cell.State._fields
-    given = {"x0", *fields, *(f"d{field}" for field in fields), *parameters}
+    given = {"x", *fields, *(f"d{field}" for field in fields), *parameters}
     for stage, text in stages_of(cell_class).items():
         known = set(given)
         for row in (row.strip() for row in text.splitlines()):
@@ -75,4 +75,4 @@ def test_formulas_keep_their_brackets(function_layer: Any) -> None:
     layer = function_layer(lambda c, z, h: (h - (z - h)) * -(z + h) / ((z * h) / (h * h) + 1))
     (step,) = flexrnn.explain(layer, torch.randn(4, 2, 3).double(), stages=True).steps
     text = dict(step.stages)["trace"].splitlines()[-1]
-    assert text.startswith("h' = v2 = (h - (v1 - h)) * (-(v1 + h)) / (v1 * h / (h * h) + 1)")
+    assert text.startswith("h' = (h - (z - h)) * (-(z + h)) / (z * h / (h * h) + 1)")

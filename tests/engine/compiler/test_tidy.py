@@ -60,7 +60,7 @@ def test_a_step_stays_as_it_is_written() -> None:
 def test_a_gru_goes_back_as_a_hand_would_write_it() -> None:
     program = flexrnn.explain(flexrnn.GRU(3, 4), torch.randn(5, 2, 3)).steps[0].program
     assert program is not None
-    assert "dh * (h - v" in pretty(program)
+    assert "dh * (h - n)" in pretty(program)
 
 
 def test_what_is_not_selected_may_be_large() -> None:

@@ -31,7 +31,7 @@ _STRENGTH = {"+": 1, "-": 1, "*": 2, "/": 2, "@": 3}
 def pretty(program: Program) -> str:
     """The program's formulas by stage; a value that is used once stands where it is used."""
     graph, plan = program
-    blocks, names = [], {}
+    blocks, names = [], _Names(graph)
     if graph.ahead is not None:
         blocks.append("\n".join(["once a call, by torch", *(f"    {row}" for row in _made(graph))]))
     saved = set(plan.saved)
@@ -86,23 +86,58 @@ def formulas(graph: Graph) -> str:
     """A graph's formulas, before it has a schedule."""
     needed = graph.ancestors(list(graph.outputs.values()))
     indices = [i for i in sorted(needed) if graph.nodes[i].op != "input"]
-    printer = _Printer(graph, indices, set(), {})
+    printer = _Printer(graph, indices, set(), _Names(graph))
     return "\n".join(printer.row(i) for i in indices if printer.has_row(i))
+
+
+class _Names:
+    """What formulas call nodes, the same in all stages.
+
+    By the name that the person has for it, or else a number; a new state is what it becomes.
+    """
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.outputs: dict[int, list[str]] = {}
+        for name, index in graph.outputs.items():
+            self.outputs.setdefault(index, []).append(_output_name(name))
+        self.known = {index: self._input(name) for name, index in graph.inputs.items()}
+        self.taken, self.unnamed = {*self.known.values()}, 0
+
+    def of(self, index: int) -> str:
+        """The name of a node, which gets one when it is first asked for."""
+        if index not in self.known:
+            self.known[index] = self._new(index)
+        return self.known[index]
+
+    def _input(self, name: str) -> str:
+        alone = self.graph.inputs.keys().isdisjoint(("x1", "state.x", "param.x"))
+        return "x" if name == "x0" and alone else _input_name(name)
+
+    def _new(self, index: int) -> str:
+        states = [name for name in self.outputs.get(index, []) if name.endswith("'")]
+        if states:
+            return states[0]
+        called = self.graph.called.get(index)
+        if called:
+            names = (f"{called}_{k}" if k else called for k in count())
+        else:
+            self.unnamed += 1
+            names = (f"v{k}" for k in count(self.unnamed))
+        found = next(name for name in names if name not in self.taken)
+        self.taken.add(found)
+        return found
 
 
 class _Printer:
     """Formulas of the nodes of one stage."""
 
-    def __init__(
-        self, graph: Graph, indices: Sequence[int], named: set[int], names: dict[int, str]
-    ):
-        self.graph = graph
-        self.names: dict[int, str] = {}  # for measuring; nothing is printed yet
-        self.outputs: dict[int, list[str]] = {}
-        for name, index in graph.outputs.items():
-            self.outputs.setdefault(index, []).append(_output_name(name))
+    def __init__(self, graph: Graph, indices: Sequence[int], named: set[int], names: "_Names"):
+        self.graph, self.outputs = graph, names.outputs
+        self.names = _Names(graph)  # for measuring; nothing is printed yet
         here = set(indices)
         users = graph.users()
+        self.read = {i for i, readers in enumerate(users) if readers}
         self.inline = {i for i, node in enumerate(graph.nodes) if node.op == "constant"}
         for i in indices:
             self._shorten(i)
@@ -132,20 +167,17 @@ class _Printer:
     def row(self, index: int, note: str = "") -> str:
         """`name = formula   shape`."""
         formula = self._formula(index)[0]  # names what it reads before it is named itself
-        names = " = ".join([*self.outputs.get(index, []), self._variable(index)])
+        names = self.outputs.get(index, [])
+        if not names or (index in self.read and self.names.of(index) not in names):
+            names = [*names, self.names.of(index)]
+        names = " = ".join(names)
         shape = _shape(self.graph.nodes[index].shape)
         left = f"{names} = {formula}"
         return f"{left:<60} {shape}{note}"
 
-    def _variable(self, index: int) -> str:
-        node = self.graph.nodes[index]
-        if node.op == "input":
-            return _input_name(node.attr("name"))
-        return self.names.setdefault(index, f"v{len(self.names) + 1}")
-
     def _use(self, index: int, strength: int = 0) -> str:
         if index not in self.inline:
-            return self._variable(index)
+            return self.names.of(index)
         formula, own = self._formula(index)
         return f"({formula})" if own < strength else formula
 
