@@ -12,6 +12,7 @@ import torch
 import flexrnn
 from flexrnn import Cell
 from flexrnn.engine import engines
+from flexrnn.engine.compiler.called import with_names
 from flexrnn.engine.compiler.program import Program, dumps, loads
 from flexrnn.engine.cpu import cpp
 from flexrnn.engine.cpu.build import toolchain
@@ -120,6 +121,10 @@ def test_python_reads_the_triton_that_a_person_reads() -> None:
 class Reserved(Minimal):
     """Whose variables have names that mean something else in the languages, or in their sources."""
 
+    def __init__(self, input_size: int, hidden_size: int, *args: Any, **kwargs: Any):
+        super().__init__(input_size, hidden_size, *args, **kwargs)
+        self.add_module("0", torch.nn.Linear(hidden_size, hidden_size))
+
     def step(self, x: torch.Tensor, state: MinimalState) -> MinimalState:
         f, REAL = torch.cat([self.gate(torch.cat([x, state.h], 1)), state.h], 1).chunk(2, 1)
         double = f * 2.0
@@ -127,7 +132,8 @@ class Reserved(Minimal):
         new += REAL
         tl, r, tile = new.exp(), new * f, new + f
         σ = torch.sigmoid(tl + r + tile)
-        return MinimalState(σ * new)
+        friend, __typeof__ = self.get_submodule("0")(σ), σ.cos()
+        return MinimalState(friend * new * __typeof__)
 
 
 def test_a_variable_is_called_as_who_called_knows_it() -> None:
@@ -146,6 +152,63 @@ def test_a_variable_is_called_as_who_called_knows_it() -> None:
     for formula in (*told, "h_1 = tanh(v7)"):
         assert f"const vec {formula};" in source, formula
     assert "vec given" not in source
+
+
+def test_a_step_that_reads_its_variables_is_not_disturbed() -> None:
+    def step(x: torch.Tensor, state: MinimalState) -> MinimalState:
+        own = locals()
+        y = (x * 2).sin()
+        return MinimalState(y * len(own) + state.h)
+
+    layer, x = flexrnn.FlexRNN(Stepping, 5, 5, function=step), torch.randn(4, 2, 5)
+    found = []
+    for engine in ("cpu", "reference"):
+        with flexrnn.backend(engine):
+            found.append(layer(x)[0])
+    torch.testing.assert_close(*found)
+
+
+def test_odd_files_and_variables_are_no_matter() -> None:
+    class Gone:
+        """Stands for something that is there no more."""
+
+        @property
+        def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride]
+            raise ReferenceError("it is gone")
+
+    there: dict[str, Any] = {"State": MinimalState, "Gone": Gone}
+    text = "def step(x, state):\n    odd = Gone()\n    y = x.sin()\n    return State(y * state.h)\n"
+    exec(compile(text, "/nowhere/a\tv2.py", "exec"), there)
+    layer = flexrnn.FlexRNN(Stepping, 5, 5, function=there["step"])
+    (step,) = flexrnn.explain(layer, torch.randn(4, 2, 5)).steps
+    assert "const vec y = sin(x);  // line 3" in step.source
+
+
+def test_names_stay_out_of_remarks() -> None:
+    text = "v0 = v1 * line  // v1.py:3, line"
+    names = {"v0": "line", "v1": "h", "acc": "c", "v2": "1a"}
+    assert with_names(text, names, ["h"], "// ") == "line_1 = h_1 * line  // v1.py:3, line"
+
+
+def test_results_of_unlike_kinds_have_no_names() -> None:
+    """In which order a cell of torch's computes its two states is not known."""
+    layer = flexrnn.FlexRNN(Inner, 5, 5)
+    source = flexrnn.explain(layer, torch.randn(4, 2, 5)).steps[0].source
+    assert not re.search(r"vec [hc]y(_\d)? =", source)
+    assert "vec both = " in source
+
+
+class Inner(Minimal):
+    """With a cell of torch's."""
+
+    def __init__(self, input_size: int, hidden_size: int, **_: Any):
+        super().__init__(input_size, hidden_size)
+        self.cell = torch.nn.LSTMCell(input_size, hidden_size)
+
+    def step(self, x: torch.Tensor, state: MinimalState) -> MinimalState:
+        hy, cy = self.cell(x, (state.h, state.h))
+        both = hy + cy * 0.5
+        return MinimalState(both.tanh())
 
 
 class Stepping(Cell):

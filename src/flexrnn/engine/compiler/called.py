@@ -4,21 +4,34 @@ For sources that a person reads. Whatever has no name, or loses it when a progra
 told by a number there.
 """
 
+import inspect
 import re
 from collections import defaultdict
 from collections.abc import Iterable
-from types import FrameType
+from itertools import chain, islice
+from types import CodeType, FrameType
 from typing import Any
 
 from torch import Tensor, fx
 
 _NUMBERED = re.compile(r"\bv\d+\b")
 _MARK = "\t"  # between the place and the number of a call
+_OWN = {"locals", "vars", "dir", "eval", "exec"}  # what gives a function its own variables
+_MANY = (
+    200  # variables of a function, and _DEEP functions that call one another: more are not asked
+)
+_DEEP = 8
 
 
 def place_of_node(node: fx.Node) -> str:
     """The person's line that an operation is written down with; nothing where none is known."""
-    return (node.meta.get("stack_trace") or "").partition(_MARK)[0]
+    return _place_and_call(node)[0]
+
+
+def _place_and_call(node: fx.Node) -> tuple[str, int | None]:
+    text = node.meta.get("stack_trace") or ""
+    place, mark, call = text.rpartition(_MARK)
+    return (place, int(call)) if mark and call.isdigit() else (text, None)
 
 
 class Called:
@@ -47,46 +60,69 @@ class Called:
 
         Who called a function knows better than the function what was given to it.
         """
-        for frame in reversed([*frames]):
+        for frame in reversed([*islice(frames, _DEEP)]):
+            if not _may_be_asked(frame.f_code):
+                continue
             for name, value in frame.f_locals.items():
-                if isinstance(value, Tensor) and id(value) in self._made:
+                # By type: what stands for another object may raise when it is asked what it is.
+                if issubclass(type(value), Tensor) and id(value) in self._made:
                     call, k, _ = self._made[id(value)]
                     self._names.setdefault((call, k), name)
 
     def nodes(self, graph: fx.Graph) -> dict[fx.Node, str]:
-        """The names of nodes; of what a call makes, its results come last."""
+        """The names of nodes; of what a call makes, its results come last.
+
+        Several do in their order where they are of one kind, as the parts of a tensor.
+        """
         made = defaultdict[int, list[fx.Node]](list)
         for node in graph.nodes:
-            call = (node.meta.get("stack_trace") or "").partition(_MARK)[2]
-            if call and isinstance(node.meta.get("val"), Tensor):
-                made[int(call)].append(node)
+            _, call = _place_and_call(node)
+            if call is not None and isinstance(node.meta.get("val"), Tensor):
+                made[call].append(node)
         found = dict[fx.Node, str]()
         for (call, k), name in self._names.items():
             results = made[call][-self._count[call] :]
-            if len(results) == self._count[call]:
+            if len(results) == self._count[call] and len({node.target for node in results}) == 1:
                 found.setdefault(results[k], name)
         return found
 
 
-def with_names(text: str, wanted: dict[str, str], taken: Iterable[str] = ()) -> str:
+def _may_be_asked(code: CodeType) -> bool:
+    """Whether it is of no account to a function that it is asked for its variables.
+
+    Before Python 3.13 they are put into one dictionary, which it may have, too.
+    """
+    is_function = code.co_flags & inspect.CO_OPTIMIZED
+    return bool(is_function) and code.co_nlocals <= _MANY and _OWN.isdisjoint(code.co_names)
+
+
+def with_names(text: str, wanted: dict[str, str], taken: Iterable[str], remark: str) -> str:
     """A text in which some variables have other names, none of which anything else has.
 
     Args:
         text: in which every one of the variables is the same thing wherever it stands.
+        remark: how one begins, in which nothing is changed.
         wanted: variable -> the name that it should have, and has where that is free; or nothing.
             Others than `v` and a number have names.
         taken: names that mean something where they do not stand in the text.
     """
-    used = {*re.findall(r"(?<![.\w])[^\W\d]\w*", text), *taken}  # what is behind a dot is another's
+    lines = [line.partition(remark) for line in text.split("\n")]
+    words = (re.findall(r"(?<![.\w])[^\W\d]\w*", code) for code, _, _ in lines)
+    used = {*chain(*words), *taken}  # what stands behind a dot is another's
     names = dict[str, str]()
     for variable, name in wanted.items():
-        if not name or not _NUMBERED.fullmatch(variable):
-            continue
         free = name = re.sub(r"\W", "_", name)
+        reserved = re.match(r"_[_A-Z]|\d|$", name)
+        if reserved or not _NUMBERED.fullmatch(variable):
+            continue
         number = 0
         while free in used:
             number += 1
             free = f"{name}_{number}"
         used.add(free)
         names[variable] = free
-    return _NUMBERED.sub(lambda found: names.get(found[0], found[0]), text)
+
+    def renamed(code: str) -> str:
+        return _NUMBERED.sub(lambda found: names.get(found[0], found[0]), code)
+
+    return "\n".join(renamed(code) + mark + rest for code, mark, rest in lines)

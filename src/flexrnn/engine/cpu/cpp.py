@@ -10,10 +10,14 @@ from flexrnn.engine.cpu.build.isa import Isa, hints
 
 _LOOP = ("vector.h", "math.h", "loop.h", "weights.h")
 _WORDS = """
-    alignas alignof asm auto bool case catch char const constexpr default delete do double enum
-    explicit export extern float goto inline int long mutable namespace new noexcept operator
-    private protected public register short signed sizeof static struct switch template this
-    throw typedef typename union unsigned using virtual void volatile xor REAL INT VL HINTS HUGE
+    alignas alignof and_eq asm auto bitand bitor bool break case catch char char16_t char32_t
+    char8_t co_await co_return co_yield compl concept const const_cast consteval constexpr
+    constinit continue decltype default delete do double dynamic_cast else enum explicit export
+    extern false float for friend goto if inline int linux long mutable namespace new noexcept
+    not_eq nullptr operator or_eq private protected public register reinterpret_cast requires
+    return short signed sizeof static static_assert static_cast struct switch template this
+    thread_local throw true try typedef typeid typename typeof union unix unsigned using virtual
+    void volatile wchar_t while xor xor_eq ALONE HINTS HUGE INLINE INT REAL VL
 """
 KEYWORDS = frozenset(_WORDS.split())  # that Python lets a variable have as its name
 

@@ -55,7 +55,7 @@ class Evaluation:
         if not self.graph.sources:
             return text
         called = {name: self._called(index) for index, name in self.names.items()}
-        return with_names(text, called, taken)
+        return with_names(text, called, taken, f"{self.comment} ")
 
     def _called(self, index: int) -> str:
         """What the person calls a node, or the memory that it is read from."""
