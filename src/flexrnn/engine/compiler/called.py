@@ -16,11 +16,9 @@ from torch import Tensor, fx
 
 _NUMBERED = re.compile(r"\bv\d+\b")
 _MARK = "\t"  # between the place and the number of a call
-_OWN = {"locals", "vars", "dir", "eval", "exec"}  # what gives a function its own variables
-_MANY = (
-    200  # variables of a function, and _DEEP functions that call one another: more are not asked
-)
-_DEEP = 8
+# What gives a function its own variables.
+_OWN = {"locals", "vars", "dir", "eval", "exec", "f_locals", "currentframe", "_getframe"}
+_MANY, _DEEP = 200, 8  # variables of a function, functions in one another: more are not asked
 
 
 def place_of_node(node: fx.Node) -> str:
