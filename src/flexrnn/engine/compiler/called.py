@@ -85,6 +85,13 @@ class Called:
         return found
 
 
+def of_input(name: str, inputs: Iterable[str]) -> str:
+    """What a step calls its input: `x`, where it has one and nothing else that is given is an x."""
+    others = ("x1", "x")  # another input, or a field or a parameter
+    alone = all(other.rpartition(".")[2] not in others for other in inputs)
+    return "x" if name == "x0" and alone else name
+
+
 def _may_be_asked(code: CodeType) -> bool:
     """Whether it is of no account to a function that it is asked for its variables.
 

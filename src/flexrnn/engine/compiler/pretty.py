@@ -8,6 +8,7 @@ from textwrap import shorten
 from typing import Any
 
 from flexrnn.engine.compiler.ahead import Ref
+from flexrnn.engine.compiler.called import of_input
 from flexrnn.engine.compiler.graph import BATCH, Graph, Node, Shape
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.compiler.schedule import saved_floats
@@ -101,7 +102,8 @@ class _Names:
         self.outputs: dict[int, list[str]] = {}
         for name, index in graph.outputs.items():
             self.outputs.setdefault(index, []).append(_output_name(name))
-        self.known = {index: self._input(name) for name, index in graph.inputs.items()}
+        given = {i: of_input(name, graph.inputs) for name, i in graph.inputs.items()}
+        self.known = {index: _input_name(name) for index, name in given.items()}
         self.taken, self.unnamed = {*self.known.values()}, 0
 
     def of(self, index: int) -> str:
@@ -109,10 +111,6 @@ class _Names:
         if index not in self.known:
             self.known[index] = self._new(index)
         return self.known[index]
-
-    def _input(self, name: str) -> str:
-        alone = self.graph.inputs.keys().isdisjoint(("x1", "state.x", "param.x"))
-        return "x" if name == "x0" and alone else _input_name(name)
 
     def _new(self, index: int) -> str:
         states = [name for name in self.outputs.get(index, []) if name.endswith("'")]

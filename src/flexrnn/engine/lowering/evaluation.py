@@ -6,7 +6,7 @@ needs no line, is the same for all.
 
 from collections.abc import Iterable, Sequence
 
-from flexrnn.engine.compiler.called import with_names
+from flexrnn.engine.compiler.called import of_input, with_names
 from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.lowering.accumulate import Accumulators
 from flexrnn.engine.lowering.stages import ALIASES, REDUCTIONS, Loop, Stage
@@ -64,9 +64,8 @@ class Evaluation:
             index = nodes[index].args[0]
         if index in self.graph.called or nodes[index].op != "input":
             return self.graph.called.get(index, "")
-        kind, _, rest = nodes[index].attr("name").partition(".")
-        if kind == "x0" and "x1" not in self.graph.inputs:
-            return "x"
+        name = of_input(nodes[index].attr("name"), self.graph.inputs)
+        kind, _, rest = name.partition(".")
         derivative = "d" if kind in ("carry", "grad") else ""
         return "" if rest.isdigit() else derivative + (rest or kind)
 

@@ -203,6 +203,7 @@ class _Run:
         for itself.
         """
         lines, part = list[str](), list[str]()
+        waits = self.context.loop.waits
         counts = [k for k in range(len(self.context.loop.stages)) if self.context.adds_up(k)]
         for k, stage in enumerate(self.context.loop.stages):
             if stage.products:
@@ -213,7 +214,7 @@ class _Run:
             if k in counts[-1:]:
                 lines.append("    f.added += mine.last - mine.first;")
                 part.append("settled(f, f.added);")
-            if k in self.context.loop.waits:
+            if k in waits:
                 if part == [f"stage{k}(f);"]:
                     lines.append(f"    together<Frame>(team, f, stage{k});")
                 else:
