@@ -1,6 +1,7 @@
 """Where kernels run here, and the judge of the engine."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +26,35 @@ def numbers_without_warnings() -> Iterator[None]:
     """NumPy, which stands for the card, warns of what a card does in silence."""
     with np.errstate(all="ignore"):
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interpreted_quickly() -> None:
+    """Spare Triton's interpreter two fifths of its time, on which no number depends.
+
+    At every call of a helper it puts its functions in the place of the language's, though they are
+    there already. And it computes whole numbers twice, to see whether they overflow: nothing does
+    at these sizes, and of large ones `test_tiers.py` looks at the addresses.
+    """
+    if DEVICE == "cuda":
+        return
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    there: Any = interpreter
+    once, done = there._patch_lang, set[tuple[bool, bool]]()
+
+    def patch_language(function: Any) -> Any:
+        modules = function.__globals__.values()
+        key = tuple(any(m is module for m in modules) for module in (tl, tl.core))
+        if key not in done:
+            done.add(key)
+            once(function)
+        return there._LangPatchScope()  # with nothing to put back
+
+    there._patch_lang = patch_language
+    builder = there.interpreter_builder
+    builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
 
 
 @pytest.fixture(autouse=True)

@@ -34,12 +34,17 @@ from flexrnn.engine.compiler.spelt.rows import is_of_rows
 from flexrnn.engine.compiler.spelt.table import RESPELT
 
 
+class DrawnError(CannotCompileError):
+    """A step draws random numbers, by Python or NumPy."""
+
+
 class Spelling(TorchFunctionMode):
     """Note the line of the person's code, respell, and refuse."""
 
-    def __init__(self, sizes: BatchSize) -> None:
+    def __init__(self, sizes: BatchSize, *, watchful: bool) -> None:
         super().__init__()
         self.sizes = sizes
+        self.watchful = watchful  # for every operation: has anybody drawn random numbers before it?
         self.given: tuple[Tensor, ...] = ()  # what the step may read and not write
         self.learns = torch.is_grad_enabled()
         self.infers = torch.is_inference_mode_enabled()
@@ -98,7 +103,8 @@ class Spelling(TorchFunctionMode):
 
     def _check(self, func: Any, name: str, args: Any, kwargs: Any, place: str) -> None:
         """Refuse what acts on, or asks for, what a program knows nothing of."""
-        self.check_chance(place)
+        if self.watchful:
+            self.check_chance(place)
         if torch.is_inference_mode_enabled() != self.infers:
             raise CannotCompileError(f"inference mode is switched inside the step, {place}")
         complexes = name in _COMPLEX or name.startswith("fft_")
@@ -150,7 +156,7 @@ class Spelling(TorchFunctionMode):
     def check_chance(self, place: str) -> None:
         """Refuse random numbers that torch does not draw: they would be the same at every step."""
         if self.chance.drawn():
-            raise CannotCompileError(
+            raise DrawnError(
                 f"random cannot be compiled: it draws random numbers, by Python or NumPy, {place}"
             )
 

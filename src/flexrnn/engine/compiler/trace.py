@@ -51,7 +51,7 @@ from flexrnn.engine.compiler.called import place_of_node
 from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.parameters import Made, Parameters
 from flexrnn.engine.compiler.refusal import NOWHERE, TAKEN, CannotCompileError, told
-from flexrnn.engine.compiler.spelling import Spelling
+from flexrnn.engine.compiler.spelling import DrawnError, Spelling
 from flexrnn.engine.compiler.spelt.unseen import seen
 
 _UNKNOWN = object()  # a number that depends on the batch size
@@ -80,11 +80,20 @@ def trace(
         CannotCompileError: the step is not made of operations of the table, or not row by row.
     """
     with alone():
-        return _traced(step, xs, state, params)
+        try:
+            return _traced(step, xs, state, params, watchful=False)
+        except DrawnError:  # where? To ask at every operation takes a tenth of a trace's time.
+            _traced(step, xs, state, params, watchful=True)
+            raise
 
 
 def _traced(
-    step: Step, xs: tuple[Tensor, ...], state: Mapping[str, Tensor], params: Mapping[str, Tensor]
+    step: Step,
+    xs: tuple[Tensor, ...],
+    state: Mapping[str, Tensor],
+    params: Mapping[str, Tensor],
+    *,
+    watchful: bool,
 ) -> Graph:
     dtype = next(iter(state.values())).dtype
     if not dtype.is_floating_point:
@@ -111,7 +120,7 @@ def _traced(
         {name: alike(param) for name, param in params.items()},
     )
 
-    spelling = Spelling(sizes)
+    spelling = Spelling(sizes, watchful=watchful)
 
     def pure(xs: Any, state: Any, params: Any) -> Any:  # a plain function, as functionalize wants
         spelling.given = (*xs, *state, *params.values())
@@ -119,8 +128,10 @@ def _traced(
 
     try:
         with mode, traceback.preserve_node_meta(), spelling, seen(), _unlogged():
-            traced = make_fx(functionalize(pure), _decompositions())(*args)
-            spelling.check_chance("at the end of the step")
+            try:
+                traced = make_fx(functionalize(pure), _decompositions())(*args)
+            finally:  # whatever the step raised may come of what it has drawn
+                spelling.check_chance("at the end of the step")
     except CannotCompileError:
         raise
     except Exception as error:  # whatever a step raises on tensors without values

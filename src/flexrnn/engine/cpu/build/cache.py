@@ -124,19 +124,20 @@ def _digest(key: str, content: bytes) -> bytes:
 def sweep(where: Path, keep: Path, maximum: int = MAXIMUM_BYTES) -> None:
     """Remove the oldest entries beyond a number of bytes, and what ended compilations left."""
     entries = []
-    for path in where.iterdir():
-        with contextlib.suppress(FileNotFoundError):  # another process sweeps, too
-            found = path.lstat()
-            if path.name.startswith(_BUILD) and found.st_mtime < time.time() - _ABANDONED_SECONDS:
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.suffix in (".so", ".o"):
-                entries.append((path != keep, -found.st_mtime, found.st_size, path))
+    with os.scandir(where) as there:  # thousands: half the time of as many paths
+        for entry in there:
+            with contextlib.suppress(FileNotFoundError):  # another process sweeps, too
+                name, found = entry.name, entry.stat(follow_symlinks=False)
+                if name.startswith(_BUILD) and found.st_mtime < time.time() - _ABANDONED_SECONDS:
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                elif name.endswith((".so", ".o")):
+                    entries.append((name != keep.name, -found.st_mtime, found.st_size, name))
     total = 0
-    for _, _, size, path in sorted(entries):  # `keep`, then the newest
+    for _, _, size, name in sorted(entries):  # `keep`, then the newest
         total += size
-        if total > maximum and path != keep:
+        if total > maximum and name != keep.name:
             with contextlib.suppress(OSError):
-                path.unlink()
+                (where / name).unlink()
 
 
 def check_room(where: Path) -> None:
