@@ -189,18 +189,24 @@ LENT = "_lent"  # of a copy of a cell: made for a "call", for a "trace", or None
 
 
 def _tell_of_the_loss(cell: Cell, name: str) -> None:
-    """Refuse, or warn, that an attribute is set on a copy; a copy shares its cell's buffers."""
-    what = type(cell).__name__
-    if vars(cell)[LENT] == "trace":
-        place = users_line(frames())
+    """Warn that an attribute is set on a copy; refuse a trace to set what the copy shares."""
+    shared = name in vars(cell)["_buffers"]
+    if vars(cell)[LENT] == "call":
+        if not shared:
+            warn_of_the_loss(type(cell).__name__, name, 4)
+    elif shared:
+        place, what = users_line(frames()), type(cell).__name__
         raise CannotCompileError(f"{what}.step changes the attribute {name}, {place}")
-    if name not in vars(cell)["_buffers"]:
-        warnings.warn(
-            f"{what} sets the attribute {name} of a copy of itself that lasts for one call; the "
-            "next call does not see it. What travels from step to step belongs into State, what "
-            "stays into a buffer (register_buffer), what is to be looked at into self.tap",
-            stacklevel=3,
-        )
+
+
+def warn_of_the_loss(cell: str, name: str, stacklevel: int) -> None:
+    """Warn that nobody will see what a step sets."""
+    warnings.warn(
+        f"{cell} sets the attribute {name} of a copy of itself that lasts for one call; the "
+        "next call does not see it. What travels from step to step belongs into State, what "
+        "stays into a buffer (register_buffer), what is to be looked at into self.tap",
+        stacklevel=stacklevel,
+    )
 
 
 def loop_dtypes(cell: Cell, x: Tensor) -> tuple[torch.dtype, torch.dtype]:

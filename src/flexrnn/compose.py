@@ -14,16 +14,15 @@ import torch
 from torch import Tensor
 
 from flexrnn.bind import copy_of, identity, tensors_of, with_tensors
-from flexrnn.cell import LENT, Cell, checked_step
+from flexrnn.cell import LENT, Cell, checked_step, warn_of_the_loss
+from flexrnn.changes import attributes_of, changed, refused, watch
 from flexrnn.engine.compiler.refusal import CannotCompileError
-from flexrnn.engine.step import Native, frozen, object_at
+from flexrnn.engine.step import Native, object_at
 from flexrnn.equivalent import native_of
 from flexrnn.fields import field_names
 from flexrnn.references import shared
 from flexrnn.regularize import Drop
 
-# What a module of torch's changes, and what would change nothing.
-_INSTEAD = {"weight": "; what is in torch.nn.utils.parametrizations changes none"}
 _OF_GRADIENTS = ("_backward_hooks", "_backward_pre_hooks")  # of a module of torch's
 
 
@@ -134,9 +133,9 @@ class CellStep:
         """The same call with other tensors in the place of the cell's own.
 
         Raises:
-            CannotCompileError: the step changes attributes of the cell, by which it would tell the
-                next step what only the state may tell; or a module of the cell has a hook for its
-                gradient, which nobody calls where no gradient is.
+            CannotCompileError: the step reads attributes of the cell that the step before has
+                set, which would tell it what only the state may tell; or a module of the cell has
+                a hook for its gradient, which nobody calls where no gradient is.
         """
         for name, module in self.cell.named_modules():
             if any(vars(module).get(hooks) for hooks in _OF_GRADIENTS):
@@ -147,15 +146,20 @@ class CellStep:
                 )
         step = CellStep(with_tensors(self.cell, tensors), **self.options)
         step._running.__dict__[LENT] = "trace"  # what is set is told at its line
-        before = _attributes(step._running)
+        before = attributes_of(step._running)
         new = step(inputs, state)
         step._running.__dict__.pop("drop_recurrent", None)  # ours; a method may lead to it, too
-        for name, value in _attributes(step._running).items():  # inside a list, say, or a module
-            if before.get(name) != value:
-                raise CannotCompileError(
-                    f"{type(self.cell).__name__}.step changes the attribute {name}"
-                    f"{_INSTEAD.get(name.rpartition('.')[2], '')}, {_definition(self.cell.step)}"
-                )
+        if sets := changed(step._running, before):
+            place = _definition(self.cell.step)
+            watch(step._running, sets, place)
+            new = step(inputs, state)  # as all steps but the first
+            step._running.__dict__.pop("drop_recurrent", None)
+            for path in changed(step._running, before):
+                if path not in sets:
+                    raise refused(self.cell, path, place)
+            for name in sets:
+                if "." not in name:
+                    warn_of_the_loss(type(self.cell).__name__, name, 2)
         return tuple(new)
 
     def key(self) -> Hashable:
@@ -183,14 +187,3 @@ def _from_origin(tensors: Mapping[str, Tensor], origin: int, *options: Any) -> C
         expected=expected,
         masks=masks,
     )
-
-
-def _attributes(cell: Cell) -> dict[str, Hashable]:
-    """Everything that a cell holds, by its path; a tensor counts as the object that it is."""
-    found: dict[str, Hashable] = {name: id(tensor) for name, tensor in tensors_of(cell).items()}
-    for prefix, module in cell.named_modules():
-        for name, value in vars(module).items():
-            path = f"{prefix}.{name}" if prefix else name
-            if name not in ("_parameters", "_buffers", "_modules") and path not in found:
-                found[path] = frozen(value)
-    return found

@@ -23,7 +23,17 @@ _NOT_THE_USERS = (
     *(str(_PACKAGE / name) + os.sep for name in ("engine", "call")),
     *(
         str(_PACKAGE / f"{name}.py")
-        for name in ("compose", "cell", "fields", "bind", "layer", "regularize", "record")
+        for name in (
+            "bind",
+            "cell",
+            "changes",
+            "compose",
+            "draws",
+            "fields",
+            "layer",
+            "record",
+            "regularize",
+        )
     ),
     "<frozen ",
     "<eval_with_key>",  # code that torch makes of a graph

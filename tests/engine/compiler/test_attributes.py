@@ -1,0 +1,163 @@
+"""Attributes that a step sets: no part of its result, as long as it does not read them first."""
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import flexrnn
+from flexrnn.cells import HiddenState
+
+
+class Membrane(nn.Module):
+    """As spiking neurons are written: what they were given and what comes out are attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.potential: Any = None
+        self.decay = 0.9
+
+    def forward(self, current: Tensor, potential: Tensor) -> Tensor:
+        self.potential = potential
+        self.drive = torch.tanh(current)
+        self.potential = self.decay * self.potential + self.drive
+        return self.potential
+
+
+class Spiking(flexrnn.Cell):
+    """Sets attributes of its own, of a module, and by a hook."""
+
+    State = HiddenState
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+        super().__init__(input_size, hidden_size)
+        self.inner = nn.Linear(input_size, hidden_size, bias, device, dtype)
+        self.outer = nn.Linear(hidden_size, hidden_size, False, device, dtype)
+        self.gain = nn.Parameter(torch.ones(hidden_size, 1, device=device, dtype=dtype))
+        self.membrane = Membrane()
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        self.scaled = self.gain * self.outer.weight
+        for _ in range(2):
+            self.z = self.inner(x) + nn.functional.linear(state.h, self.scaled)
+        self.count = 0
+        self.count += 1
+        return HiddenState(self.membrane(self.z, state.h) * self.count)
+
+
+ONE_CALL = pytest.mark.filterwarnings("ignore:Spiking sets the attribute .* lasts for one call")
+
+
+@ONE_CALL
+def test_what_is_set_before_it_is_read_is_no_part_of_the_result(
+    same_by_program: Callable[..., None],
+) -> None:
+    layer = flexrnn.FlexRNN(Spiking, 3, 5, dtype=torch.float64)
+    same_by_program(layer, torch.randn(4, 3, 3, dtype=torch.float64))
+    cell: Any = layer.cells[0]
+    assert cell.membrane.potential is None
+    assert not hasattr(cell, "z")
+
+
+def test_that_nobody_sees_it_afterwards_is_told_also_where_it_is_compiled() -> None:
+    layer = flexrnn.FlexRNN(Spiking, 3, 5)
+    with flexrnn.backend("cpu"), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        layer(torch.randn(4, 3, 3))
+    names = [str(warning.message).split()[4] for warning in told]
+    assert sorted(names) == ["count", "scaled", "z"]
+
+
+@ONE_CALL
+def test_a_hook_may_compute_a_weight(same_by_program: Callable[..., None]) -> None:
+    layer = flexrnn.FlexRNN(Spiking, 3, 5, dtype=torch.float64)
+    inner: Any = layer.cells[0].inner
+
+    def doubled(module: Any, given: Any) -> None:
+        module.twice = 2 * module.weight
+
+    inner.register_forward_pre_hook(doubled)
+    inner.register_forward_hook(lambda module, given, z: z + given[0] @ module.twice.t())
+    same_by_program(layer, torch.randn(4, 3, 3, dtype=torch.float64))
+
+
+def once(module: Any, z: Tensor) -> Tensor:
+    if module.kept is None:
+        module.kept = z
+    return z
+
+
+def once_by_has(module: Any, z: Tensor) -> Tensor:
+    if not hasattr(module, "other"):
+        module.other = z
+    return z
+
+
+def once_by_get(module: Any, z: Tensor) -> Tensor:
+    module.other = z if getattr(module, "other", None) is None else module.other
+    return z
+
+
+def kind_decides(module: Any, z: Tensor) -> Tensor:
+    module.kept = 2 * z if isinstance(module.kept, Tensor) else z
+    return z + module.kept
+
+
+def by_its_dictionary(module: Any, z: Tensor) -> Tensor:
+    module.kept, before = z, module.__dict__.get("kept")
+    return z if before is None else z + before
+
+
+def one_of_two(module: Any, z: Tensor) -> Tensor:
+    module.other = z
+    module.kept, z = z, z if module.kept is None else z + module.kept
+    return z
+
+
+class Keeps(flexrnn.Cell):
+    State = HiddenState
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None, how=once):
+        super().__init__(input_size, hidden_size)
+        self.inner = nn.Linear(input_size, hidden_size, bias, device, dtype)
+        self.inside: Any = nn.Module()
+        self.how, self.kept = how, None
+        self.inside.kept = None
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        return HiddenState(state.h + self.how(self.inside, self.inner(x)))
+
+
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [
+        (once, "kept"),
+        (once_by_has, "other"),
+        (once_by_get, "other"),
+        (kind_decides, "kept"),
+        (by_its_dictionary, "kept"),
+        (one_of_two, "kept"),
+    ],
+)
+def test_what_is_read_before_it_is_set_is_refused_at_that_line(how: Any, name: str) -> None:
+    layer = flexrnn.FlexRNN(Keeps, 3, 5, dtype=torch.float64, how=how)
+    at = f"{__file__}:{how.__code__.co_firstlineno + 1 + (how is one_of_two)}"
+    told = f"Keeps.step reads the attribute inside.{name} before it sets it; .* at {at}$"
+    with flexrnn.backend("interpreter"), pytest.raises(RuntimeError, match=told):
+        layer(torch.randn(2, 3, 3, dtype=torch.float64))
+
+
+def test_a_buffer_of_a_module_is_not_to_be_set() -> None:
+    def counted(module: Any, z: Tensor) -> Tensor:
+        module.count = module.count + 1
+        return z
+
+    layer = flexrnn.FlexRNN(Keeps, 3, 5, dtype=torch.float64, how=counted)
+    cell: Any = layer.cells[0]
+    cell.inside.register_buffer("count", torch.zeros((), dtype=torch.float64))
+    told = r"Keeps\.step changes the attribute inside\.count, at "
+    with flexrnn.backend("interpreter"), pytest.raises(RuntimeError, match=told):
+        layer(torch.randn(2, 3, 3, dtype=torch.float64))
