@@ -8,6 +8,7 @@ travels as further fields of the state, which the step hands on as they are.
 
 import inspect
 from collections.abc import Hashable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from flexrnn.bind import copy_of, identity, tensors_of, with_tensors
 from flexrnn.cell import LENT, Cell, checked_step, warn_of_the_loss
 from flexrnn.changes import attributes_of, changed, refused, watch
+from flexrnn.draws import Draw, Given
 from flexrnn.engine.compiler.refusal import CannotCompileError
 from flexrnn.engine.step import Native, object_at
 from flexrnn.equivalent import native_of
@@ -29,8 +31,9 @@ _OF_GRADIENTS = ("_backward_hooks", "_backward_pre_hooks")  # of a module of tor
 class CellStep:
     """The step that an engine runs for a layer: `(inputs_t, state) -> state`.
 
-    `inputs_t` is x_t, then, where asked for, `valid_t`, `reset_t` and the masks of zoneout. The
-    state is the cell's, then the initial state, then the masks of recurrent dropout.
+    `inputs_t` is x_t, then, where asked for, `valid_t`, `reset_t`, the masks of zoneout and what
+    the cell's step draws. The state is the cell's, then the initial state, then the masks of
+    recurrent dropout.
 
     Args:
         cell: bound to its parameters.
@@ -43,6 +46,7 @@ class CellStep:
             where a unit keeps its old value.
         expected: of each field, the share of its old value in its new one; zoneout's expectation.
         masks: number of masks of recurrent dropout, each `(B, width)`.
+        draws: what the cell's step draws, each of which comes with the inputs.
         origin: the layer's cell, of which `cell` is a copy made for this call.
     """
 
@@ -55,15 +59,16 @@ class CellStep:
         zoned: tuple[bool, ...] = (),
         expected: tuple[float, ...] = (),
         masks: int = 0,
+        draws: tuple[Draw, ...] = (),
         origin: Cell | None = None,
     ):
         self.cell = cell
         self.origin = origin
         self._tensors: dict[str, Tensor] | None = None
         self.options = {"ragged": ragged, "reset": reset, "zoned": zoned, "expected": expected,
-                        "masks": masks}  # fmt: skip
+                        "masks": masks, "draws": draws}  # fmt: skip
         self.ragged, self.reset, self.masks = ragged, reset, masks
-        self.zoned, self.expected = zoned, expected
+        self.zoned, self.expected, self.draws = zoned, expected, draws
         self._running = copy_of(cell) if masks else cell  # whose drop_recurrent is ours
 
     def __call__(self, inputs: tuple[Tensor, ...], state: Any) -> Any:
@@ -77,7 +82,9 @@ class CellStep:
             old = tuple(map(torch.where, [reset] * fields, rest_of_state, held))
         if valid is not None:
             x = torch.where(valid, x, 0)
-        new = self._stepped(x, self.cell.State(*old), rest_of_state[fields * self.reset :])
+        drawn = tuple(rest[len(rest) - len(self.draws) :])
+        with Given(self.draws, drawn) if self.draws else nullcontext():
+            new = self._stepped(x, self.cell.State(*old), rest_of_state[fields * self.reset :])
         new = self._zoned_out(new, old, rest)
         if valid is not None:
             new = tuple(map(torch.where, [valid] * fields, new, held))
@@ -178,7 +185,7 @@ def _definition(step: Any) -> str:
 
 
 def _from_origin(tensors: Mapping[str, Tensor], origin: int, *options: Any) -> CellStep:
-    ragged, reset, zoned, expected, masks = options
+    ragged, reset, zoned, expected, masks, draws = options
     return CellStep(
         with_tensors(object_at(origin), tensors),
         ragged=ragged,
@@ -186,4 +193,5 @@ def _from_origin(tensors: Mapping[str, Tensor], origin: int, *options: Any) -> C
         zoned=zoned,
         expected=expected,
         masks=masks,
+        draws=draws,
     )

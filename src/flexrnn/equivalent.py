@@ -14,6 +14,7 @@ _ADDITIONS = {
     "zoned": "zoneout",
     "expected": "zoneout",
     "masks": "recurrent dropout",
+    "draws": "random numbers of a step's own",
 }
 
 

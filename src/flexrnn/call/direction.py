@@ -10,6 +10,7 @@ from flexrnn.call import segments
 from flexrnn.call.marks import Marks
 from flexrnn.cell import Cell
 from flexrnn.compose import CellStep
+from flexrnn.draws import drawn_by
 from flexrnn.engine import scan
 from flexrnn.record import Taps
 from flexrnn.regularize import recurrent_masks, zoneout_masks
@@ -61,12 +62,14 @@ def run(
         first = x[0, :1] if layout is None else x[:1]
         masks = recurrent_masks(cell, options.recurrent_dropout, first, state)
     zoned: tuple[Tensor, ...] = ()
+    steps, batch = (x.shape[0] if layout is None else layout.steps), len(state[0])
     if options.training and any(options.zoneout):
-        steps = x.shape[0] if layout is None else layout.steps
         zoned = zoneout_masks(options.zoneout, steps, state)
+    drawn = drawn_by(cell, origin, x, state)
+    numbers = tuple(draw.sequence(steps, batch, x.device) for draw in drawn.draws)
     if layout is not None:  # drawn for all, so that the numbers are the same either way
         masks = tuple(map(layout.sorted, masks))
-        zoned = tuple(map(layout.gather, zoned))
+        zoned, numbers = tuple(map(layout.gather, zoned)), tuple(map(layout.gather, numbers))
         reset = None if reset is None else layout.gather(reset)
     tap = Taps()
     if taps is not None:
@@ -78,9 +81,10 @@ def run(
         zoned=tuple(map(bool, options.zoneout)) if zoned else (),
         expected=options.zoneout if not options.training and any(options.zoneout) else (),
         masks=len(masks),
+        draws=drawn.draws,
         origin=origin,
     )
-    inputs = [x, *(mark for mark in (valid, reset) if mark is not None), *zoned]
+    inputs = [x, *(mark for mark in (valid, reset) if mark is not None), *zoned, *numbers]
     whole = cell.State(*state)
     if reset is not None or masks:
         whole = (*state, *(start if reset is not None else ()), *masks)
@@ -94,6 +98,7 @@ def run(
             keep=keep,
             backend=options.backend,
             every=options.checkpoint_every,
+            draws=drawn.alone,
             batch_sizes=None if layout is None else layout.batch_sizes,
         )
     if taps is not None:

@@ -25,6 +25,7 @@ def run(
     keep: Sequence[int],
     backend: str,
     every: int | None,
+    draws: bool = False,
     batch_sizes: Tensor | None = None,
 ) -> Result:
     """Run a composed step over time; operands as in `engine.scan.run`.
@@ -38,6 +39,8 @@ def run(
         every: length of a segment, or None for everything at once. So it is, too, where nothing
             is kept for a backward pass anyway, under the transforms of `torch.func` and under
             `torch.compile`, which decide themselves what is kept; and with `batch_sizes`.
+        draws: the step draws random numbers, which are to be the same when it is computed anew;
+            masks, and what was drawn for it, are inputs.
     """
     if every is None or batch_sizes is not None or not torch.is_grad_enabled() or _others_decide():
         return scan.run(
@@ -57,9 +60,8 @@ def run(
     pieces = list(zip(*(x.split(every) for x in xs), strict=True))
     histories: list[tuple[Tensor, ...]] = []
     for piece in reversed(pieces) if reverse else pieces:
-        # Masks are drawn before: nothing inside draws anything.
         done: Any = checkpoint(
-            segment, *state, *piece, use_reentrant=False, preserve_rng_state=False
+            segment, *state, *piece, use_reentrant=False, preserve_rng_state=draws
         )
         histories.append(done[: len(keep)])
         state = done[len(keep) :]

@@ -18,23 +18,12 @@ class CannotCompileError(RuntimeError):
 
 
 _PACKAGE = Path(__file__).parents[2]
+_RUN_EVERY_STEP = ("bind", "cell", "changes", "compose", "draws", "fields", "laws", "layer",
+                   "record", "regularize")  # fmt: skip
 _NOT_THE_USERS = (
     str(Path(torch.__file__).parent) + os.sep,
     *(str(_PACKAGE / name) + os.sep for name in ("engine", "call")),
-    *(
-        str(_PACKAGE / f"{name}.py")
-        for name in (
-            "bind",
-            "cell",
-            "changes",
-            "compose",
-            "draws",
-            "fields",
-            "layer",
-            "record",
-            "regularize",
-        )
-    ),
+    *(str(_PACKAGE / f"{name}.py") for name in _RUN_EVERY_STEP),
     "<frozen ",
     "<eval_with_key>",  # code that torch makes of a graph
 )
