@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn.functional import dropout, linear
 
 import flexrnn
 
@@ -104,4 +104,12 @@ class Constants(Odd):
         return torch.remainder(x + h, 2.0) - 1.0, torch.hypot(m * 0.5, torch.full_like(m, 0.3))
 
 
-ODD = [ShortAndLong, Joined, Everywhere, Seen, Multiplied, OneNumber, Constants]
+class Drawing(Odd):
+    """Truth values and numbers that are drawn, for units and for the row."""
+
+    def news(self, x: Tensor, h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        h = dropout(torch.tanh(x + linear(h, self.U)), 0.3) + 0.1 * torch.randn_like(h)
+        return h, 0.5 * m + torch.rand_like(m)
+
+
+ODD = [ShortAndLong, Joined, Everywhere, Seen, Multiplied, OneNumber, Constants, Drawing]
