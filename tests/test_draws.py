@@ -275,6 +275,22 @@ def test_what_nobody_can_draw_ahead_runs_by_the_reference() -> None:
     assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore::flexrnn.FallbackWarning")
+@pytest.mark.parametrize("size", [7, 11, 14, 77])
+def test_a_size_that_is_not_the_batchs_is_not_taken_for_it(size: int) -> None:
+    def shared(c: Any, z: Tensor, h: Tensor) -> Tensor:
+        return torch.tanh(z + torch.randn(size, dtype=z.dtype).sum() * c.drop(h))
+
+    layer, x = layer_of(shared), torch.randn(T, B, I, dtype=DOUBLE)
+    found = []
+    for every in (None, 2):  # computed anew, it draws the same
+        layer.checkpoint_every = every
+        torch.manual_seed(4)
+        output = layer(x)[0]
+        found.append([output, *torch.autograd.grad(output.sum(), [*layer.parameters()])])
+    assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
+
+
 def test_a_step_that_draws_now_and_then_is_the_references() -> None:
     def sometimes(c: Any, z: Tensor, h: Tensor) -> Tensor:
         return c.drop(z) if not h.detach().any() else z.tanh() + torch.rand_like(h)
