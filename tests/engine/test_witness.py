@@ -2,8 +2,9 @@
 
 import functools
 import itertools
+from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy
 import pytest
@@ -97,6 +98,65 @@ def test_a_change_of_a_class(change: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert not witness.still_holds()
 
 
+class Pair(NamedTuple):
+    a: Any
+    b: Any
+
+    def total(self) -> Any:
+        return self.a + self.b
+
+
+class Listed(list[Any]):
+    """A list with attributes."""
+
+
+class Text(str):
+    """A string with attributes."""
+
+
+WATCHED: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "a namedtuple": (lambda: Pair([1], 2), lambda held: held.a.append(2)),
+    "a deque": (lambda: deque([1]), lambda held: held.append(2)),
+    "an object in a deque": (lambda: deque([Held()]), lambda held: setattr(held[0], "size", 2)),
+    "a defaultdict": (lambda: defaultdict(list, a=1), lambda held: held.update(a=2)),
+    "its factory": (lambda: defaultdict(list), lambda held: setattr(held, "default_factory", set)),
+    "an OrderedDict": (lambda: OrderedDict(a=1), lambda held: held.update(b=2)),
+    "the order": (lambda: OrderedDict(a=1, b=1), lambda held: held.move_to_end("a")),
+    "an attribute of one": (OrderedDict, lambda held: setattr(held, "value", 2)),
+    "a derived list": (lambda: Listed([1]), lambda held: held.append(2)),
+    "its attribute": (lambda: Listed([1]), lambda held: setattr(held, "value", 2)),
+    "an attribute of a string": (lambda: Text("a"), lambda held: setattr(held, "value", 2)),
+}
+
+
+@pytest.mark.parametrize("kind", WATCHED)
+def test_containers_and_what_is_derived_from_them_are_watched(kind: str) -> None:
+    module, (make, change) = Holder(), WATCHED[kind]
+    module.thing = make()
+    witness, before = Witness(module), fingerprint(module)
+    assert witness.still_holds()
+    assert fingerprint(module) == before
+    change(module.thing)
+    assert not witness.still_holds()
+    assert fingerprint(module) != before
+
+
+def test_a_method_of_a_namedtuple_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = Holder()
+    module.thing = Pair(1, 2)
+    witness, before = Witness(module), fingerprint(module)
+    monkeypatch.setattr(Pair, "total", lambda self: 0)
+    assert not witness.still_holds()
+    assert fingerprint(module) != before
+
+
+class Turned(list[Any]):
+    """A list that is another when it is looked at."""
+
+    def __iter__(self) -> Any:
+        return reversed(self)
+
+
 class Slotted:
     __slots__ = ("gain",)
 
@@ -113,6 +173,8 @@ class Slotted:
         (k for k in range(3)),
         Slotted(),
         {1, 2},
+        {"a": 1}.values(),
+        Turned([1]),
         bytearray(b"a"),
         functools.partial(max, 1),
     ],

@@ -4,11 +4,12 @@
 
 import ctypes
 import sys
-from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, MappingView
+from contextlib import suppress
 from random import Random
-from types import FunctionType, ModuleType
-from typing import Any, NamedTuple, Protocol
+from types import FunctionType, MemberDescriptorType, ModuleType, SimpleNamespace
+from typing import Any, NamedTuple, Protocol, cast
 from weakref import ReferenceType
 
 import torch
@@ -118,7 +119,9 @@ def frozen(value: Any, within: tuple[int, ...] = ()) -> Hashable:
     kind = type(value)
     if kind in _PLAIN:
         return (kind, value)
-    if kind in _CONTAINERS and not value:  # as the tables of hooks of a module are
+    if kind in _CONTAINERS and not value:
+        return kind
+    if kind is OrderedDict and not (value or value.__dict__):  # a table of hooks of a module
         return kind
     if isinstance(value, Tensor) or id(value) in within:
         return kind
@@ -128,29 +131,109 @@ def frozen(value: Any, within: tuple[int, ...] = ()) -> Hashable:
         return (value, *(frozen(h, within) for h in held)) if any(held) else value
     if isinstance(value, (type, ModuleType)):
         return value
-    if isinstance(value, (int, str)):
-        return (kind, value)
+    content = _content(value, within)
+    return (kind, content) if kind in EXACT else (kind, content, *_own(value, within))
+
+
+def _content(value: Any, within: tuple[int, ...]) -> Hashable:
+    """What an object is beside its own attributes; Python's containers are what they hold.
+
+    A class of somebody's may count, iterate and compare in its own way: that is its class's and its
+    attributes', which count as well.
+    """
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, str):
+        return str.__str__(value)
     if isinstance(value, float):
-        return repr(value)  # -0.0 is not 0.0, and nan is nan
-    if isinstance(value, Mapping):
-        return tuple((frozen(k, within), frozen(v, within)) for k, v in value.items())
-    if isinstance(value, (list, tuple)):
-        return (type(value), *(frozen(v, within) for v in value))
-    if isinstance(value, (set, frozenset)):
-        return frozenset(frozen(v, within) for v in value)
-    if hasattr(value, "tobytes") and hasattr(value, "dtype"):  # an array of NumPy's
-        return (type(value), value.shape, str(value.dtype), value.tobytes())
+        return float.__repr__(value)  # -0.0 is not 0.0, and nan is nan
+    if isinstance(value, complex):
+        return complex.__repr__(value)
+    if isinstance(value, dict):
+        table: Any = OrderedDict if isinstance(value, OrderedDict) else dict
+        return tuple((frozen(k, within), frozen(v, within)) for k, v in table.items(value))
+    for base, made in _ROWS.items():
+        if isinstance(value, base):
+            return made(frozen(v, within) for v in base.__iter__(value))
     if isinstance(value, Iterator):
         return object()
+    return _itself(value) if _is_pythons(type(value)) else _kept_in_c(value, within)
+
+
+def _kept_in_c(value: Any, within: tuple[int, ...]) -> Hashable:
+    """What an object keeps where Python has no names for it."""
+    if isinstance(value, Mapping):
+        return tuple((frozen(k, within), frozen(v, within)) for k, v in value.items())
+    if isinstance(value, MappingView):
+        return tuple(frozen(v, within) for v in cast(Iterable[Any], value))
+    if hasattr(value, "tobytes") and hasattr(value, "dtype"):  # an array of NumPy's
+        if value.dtype.hasobject:  # its bytes are addresses
+            return (value.shape, frozen(value.tolist(), within))
+        return (value.shape, str(value.dtype), value.tobytes())
     if isinstance(value, Random):
-        return (kind, value.getstate())
-    if hasattr(value, "bit_generator"):  # a generator of NumPy's
-        return (kind, repr(value.bit_generator.state))
+        return value.getstate()
+    for name in ("bit_generator", "_bit_generator"):  # of NumPy's generators, new and old
+        if hasattr(value, name):
+            return frozen(getattr(value, name).state, within)
     if isinstance(value, ReferenceType):
-        return (type(value), frozen(value(), within))
-    held = ((name, _held(value, name)) for name in (*_HOLDERS, *_slots(type(value))))
+        return frozen(value(), within)
+    if isinstance(value, SimpleNamespace):
+        return ()
+    found = _itself(value)
+    if found is not None:
+        return found
+    with suppress(TypeError, ValueError, BufferError), memoryview(value) as view:
+        return (view.format, view.tobytes())
+    if isinstance(value, Collection):
+        return tuple(frozen(v, within) for v in cast(Iterable[Any], value))
+    try:
+        return repr(value)
+    except Exception:  # nobody knows what it is, so it is like nothing
+        return object()
+
+
+def _itself(value: Any) -> Hashable:
+    """An object that can be hashed; None where it cannot, for then it is what it holds."""
+    try:
+        hash(value)
+    except TypeError:  # also of what says that it is hashable and holds what is not
+        return None
+    return value
+
+
+def _own(value: Any, within: tuple[int, ...]) -> tuple[Hashable, ...]:
+    """The attributes that an object has of its own, and those of its class."""
+    kind = type(value)
+    named = ("__dict__",) if _is_pythons(kind) else _HOLDERS
+    held: list[tuple[Any, Any]] = [(name, _held(value, name)) for name in named]
+    held += [(slot, _held(value, slot)) for slot in slots(kind)]
     parts = ((name, frozen(part, within)) for name, part in held if part is not None)
-    return (type(value), _itself(value), members(type(value), within), *parts)
+    return (members(kind, within), *parts)
+
+
+def slots(cls: type) -> list[Any]:
+    """The places that `__slots__` of a class and of its bases have made."""
+    return [
+        slot
+        for c in cls.__mro__
+        if "__slots__" in vars(c)
+        for slot in vars(c).values()
+        if type(slot) is MemberDescriptorType
+    ]
+
+
+def _is_pythons(cls: type) -> bool:
+    """Whether instances hold nothing but their `__dict__` and slots, as those of `class` do."""
+    most = _Plain.__basicsize__ + tuple.__itemsize__ * len(slots(cls))
+    return cls.__basicsize__ <= most and all(c.__flags__ & _MADE for c in cls.__mro__[:-1])
+
+
+def _held(value: Any, place: Any) -> Any:
+    """What an object holds under a name, or in a slot; a subclass may have hidden this."""
+    try:
+        return getattr(value, place, None) if isinstance(place, str) else place.__get__(value)
+    except (AttributeError, ValueError):  # a slot, or a variable of a closure, without a value
+        return None
 
 
 def is_settled(cls: type) -> bool:
@@ -174,32 +257,23 @@ def members(cls: type, within: tuple[int, ...] = ()) -> Hashable:
     )
 
 
+class _Plain:
+    pass
+
+
+_MADE = 1 << 9  # Py_TPFLAGS_HEAPTYPE: a class that was made at run time
 _PLAIN = {type(None), bool, int, str}
-_CONTAINERS = {dict, OrderedDict, list, tuple, set}
+_ROWS: dict[Any, Callable[[Iterable[Hashable]], Hashable]] = {
+    list: tuple, tuple: tuple, deque: tuple, set: frozenset, frozenset: frozenset
+}  # fmt: skip
+_CONTAINERS = {dict, list, tuple, set}
+EXACT = {int, float, complex, str, bytes, bytearray, dict, list, tuple, set, frozenset}
 _SETTLED = sys.stdlib_module_names | {"torch", "numpy"}
 OF_NO_EFFECT = {"__dict__", "__doc__", "__weakref__", "__annotations__", "__module__",
-                 "__qualname__", "__slots__", "_abc_impl"}  # fmt: skip
+                "__qualname__", "__slots__", "__orig_bases__", "__parameters__",
+                "_abc_impl"}  # fmt: skip
 
-# Where objects, closures, what `functools.partial` makes, methods and properties keep what they
-# hold.
-_HOLDERS = ("__dict__", "cell_contents", "func", "args", "keywords", "__func__", "__self__", "fget")
-
-
-def _slots(cls: type) -> list[str]:
-    found = [vars(c).get("__slots__", ()) for c in cls.__mro__]
-    return [n for names in found for n in ((names,) if isinstance(names, str) else names)]
-
-
-def _itself(value: Any) -> Hashable:
-    try:
-        hash(value)
-    except TypeError:  # also of what says that it is hashable and holds what is not
-        return repr(value)
-    return value
-
-
-def _held(value: Any, name: str) -> Any:
-    try:
-        return getattr(value, name, None)
-    except ValueError:  # a variable of a closure that has no value yet
-        return None
+# Where objects, closures, what `functools.partial` makes, methods, properties and containers keep
+# what they hold.
+_HOLDERS = ("__dict__", "cell_contents", "func", "args", "keywords", "__func__", "__self__", "fget",
+            "default_factory", "maxlen")  # fmt: skip
