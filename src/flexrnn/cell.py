@@ -291,8 +291,9 @@ def _past_the_cell(cell: Cell, error: AttributeError) -> AttributeError | None:
         return None
     return AttributeError(
         f"{type(cell).__name__}.step reaches a {type(found).__name__} whose {error.name} is the "
-        "layer's, through something that is no module, list, tuple, dict, method, function or "
-        "functools.partial of the cell's; keep it as one of these, in an attribute set in __init__"
+        "layer's, through something that is no module, list, tuple, dict, deque or derived from "
+        "them, nor a method, function or functools.partial of the cell's; keep it as one of these, "
+        "in an attribute set in __init__"
     )
 
 

@@ -9,14 +9,13 @@ given their parameters up. A dict of parameters leads to the layer's as it is, a
 step runs with others in their place.
 """
 
-import functools
-from collections.abc import Callable, Iterable, Mapping
-from types import CellType, FunctionType, MethodType
+from collections.abc import Iterable, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
+
+from flexrnn.ways import way_of
 
 _REFERS = "_flexrnn_refers"  # of a module: its attributes that led to others when it was made
 _SHARES = "_flexrnn_shares"  # of a cell: attributes, by module, that led to a tensor of its own
@@ -90,9 +89,9 @@ def shared(cell: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str | None, 
     def visit(value: Any) -> Any:
         if isinstance(value, Tensor):
             found.append(paths.get(id(value)))
-        elif type(value) in _WAYS and id(value) not in seen:
+        elif (way := way_of(type(value))) and id(value) not in seen:
             seen.add(id(value))
-            _WAYS[type(value)](value, visit)
+            way(value, visit)
         return value
 
     for path, name in cell.__dict__[_SHARES]:
@@ -135,75 +134,9 @@ def _rebound(value: Any, others: dict[int, Any]) -> Any:
     """A value that leads to other modules, by the `id` of these; itself where it leads to none."""
     if id(value) in others:
         return others[id(value)]
-    way = _WAYS.get(type(value))
+    way = way_of(type(value))
     if way is None:
         return value
     others[id(value)] = value  # what holds itself comes by here again
     others[id(value)] = made = way(value, lambda part: _rebound(part, others))
     return made
-
-
-Again = Callable[[Any], Any]
-
-
-def _method(value: MethodType, again: Again) -> Any:
-    owner = again(value.__self__)
-    if owner is value.__self__:
-        return value
-    # Dynamo makes no methods.
-    make = functools.partial if torch.compiler.is_dynamo_compiling() else MethodType
-    return make(value.__func__, owner)
-
-
-def _partial(value: "functools.partial[Any]", again: Again) -> Any:
-    before = (value.func, value.args, value.keywords)
-    func, args, keywords = now = [again(part) for part in before]
-    return value if _same(before, now) else functools.partial(func, *args, **keywords)
-
-
-def _row(value: Any, again: Again) -> Any:
-    now = [again(part) for part in value]
-    return value if _same(value, now) else type(value)(now)
-
-
-def _table(value: dict[Any, Any], again: Again) -> Any:
-    now = [again(part) for part in value.values()]
-    return value if _same(value.values(), now) else dict(zip(value, now, strict=True))
-
-
-def _function(value: FunctionType, again: Again) -> Any:
-    if torch.compiler.is_dynamo_compiling():  # it makes no closures
-        return value
-    cells, defaults = value.__closure__ or (), again(value.__defaults__)
-    now = [cell if _is_empty(cell) else again(cell.cell_contents) for cell in cells]
-    kept = [_is_empty(c) or new is c.cell_contents for c, new in zip(cells, now, strict=True)]
-    if all(kept) and defaults is value.__defaults__:
-        return value
-    closure = tuple(
-        cell if keep else CellType(new) for cell, new, keep in zip(cells, now, kept, strict=True)
-    )
-    made = FunctionType(value.__code__, value.__globals__, value.__name__, defaults, closure)
-    made.__kwdefaults__ = again(value.__kwdefaults__)
-    made.__dict__.update(value.__dict__)
-    return made
-
-
-_WAYS: dict[type, Callable[[Any, Again], Any]] = {
-    MethodType: _method,
-    functools.partial: _partial,
-    list: _row,
-    tuple: _row,
-    dict: _table,
-    FunctionType: _function,
-}
-
-
-def _is_empty(cell: CellType) -> bool:
-    try:
-        return cell.cell_contents is cell
-    except ValueError:  # a variable that has no value yet
-        return True
-
-
-def _same(before: Iterable[Any], now: Iterable[Any]) -> bool:
-    return all(a is b for a, b in zip(before, now, strict=True))
