@@ -21,7 +21,7 @@ from flexrnn.engine import traced
 from flexrnn.engine.step import frozen, members
 from flexrnn.engine.tables import trim
 from flexrnn.engine.witness import CannotWatchError, Witness
-from flexrnn.references import give, learns, note, rebind, refresh, share, shares
+from flexrnn.references import forget, give, learns, note, rebind, refresh, share, shares, strangers
 
 C = TypeVar("C", bound=Cell)
 
@@ -96,7 +96,21 @@ def copy_of(cell: C) -> C:
 
 
 def tensors_of(cell: Cell) -> dict[str, Tensor]:
-    """Parameters, buffers and plain tensor attributes of a bound cell, by their paths."""
+    """Parameters, buffers and plain tensor attributes of a bound cell, by their paths.
+
+    Then tensors that only lists and other containers lead to, but for Dynamo, which knows no
+    identities.
+    """
+    found = _named(cell)
+    return found | strangers(cell, found) if _is_looked_into(cell) else found
+
+
+def _is_looked_into(cell: nn.Module) -> bool:
+    return shares(cell) and not torch.compiler.is_dynamo_compiling()
+
+
+def _named(cell: Cell) -> dict[str, Tensor]:
+    """The tensors that a cell's modules have under a name of their own."""
     found: dict[str, Tensor] = {}
     for prefix, module in (
         cell.named_modules(remove_duplicate=False) if cell._modules else [("", cell)]
@@ -118,14 +132,19 @@ def with_tensors(cell: C, tensors: Mapping[str, Tensor]) -> C:
     copy.__dict__[LENT] = None
     for module in copies:
         module.__dict__["_buffers"] = dict(module._buffers)
+    apart = strangers(cell, _named(cell)) if _is_looked_into(cell) else {}
     for path, tensor in tensors.items():
+        if path in apart:
+            continue
         prefix, _, name = path.rpartition(".")
         module = copy.get_submodule(prefix)
         places: list[Any] = [module._parameters, module._buffers, vars(module)]
         for held in [held for held in places if name in held] or places[:1]:
             held[name] = tensor
     refresh(copies)
-    if shares(copy) and not torch.compiler.is_dynamo_compiling():  # which knows no identities
+    if not apart.keys() <= tensors.keys():  # Dynamo has not looked there, nor is it done later
+        forget(copy)
+    elif _is_looked_into(copy):
         share(copy, tensors_of(cell), tensors)
     return copy
 

@@ -6,19 +6,21 @@
 A bound method that is kept as an attribute, a list of layers, a function that closes over a module:
 in a copy of a cell they have to lead to the copy's modules, for those that they were made with have
 given their parameters up. A dict of parameters leads to the layer's as it is, and to others where a
-step runs with others in their place.
+step runs with others in their place. So does a list of tensors that are nobody else's: they are
+tensors of the cell as well.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 
-from flexrnn.ways import way_of
+from flexrnn.ways import places, way_of
 
 _REFERS = "_flexrnn_refers"  # of a module: its attributes that led to others when it was made
-_SHARES = "_flexrnn_shares"  # of a cell: attributes, by module, that led to a tensor of its own
+_SHARES = "_flexrnn_shares"  # of a cell: attributes, by module, that led to a tensor
 _TORCHS = set(vars(nn.Module()))  # such as the tables of hooks, which call whom they were given
 
 
@@ -43,13 +45,17 @@ def learns(module: nn.Module) -> bool:
 
 
 def note(cell: nn.Module) -> None:
-    """Write down which attributes of a cell's modules lead to modules with parameters, or tensors.
+    """Write down which attributes of a cell's modules lead to tensors, or modules with parameters.
 
     Later calls look at these alone, and at what they hold by then.
     """
     modules = [module for module in cell.modules() if learns(module)]
-    tensors = [*cell.parameters(), *cell.buffers()]
-    led = [(p, name) for p, m in cell.named_modules() for name in _leading(m, tensors)]
+    led = [
+        (path, name)
+        for path, module in cell.named_modules()
+        for name, value in vars(module).items()
+        if name not in _TORCHS and not isinstance(value, Tensor) and any(_tensors(value, "", set()))
+    ]
     for module in cell.modules():
         if names := _leading(module, modules):
             module.__dict__[_REFERS] = names
@@ -70,33 +76,65 @@ def _leading(module: nn.Module, targets: Iterable[object]) -> tuple[str, ...]:
 
 
 def shares(cell: nn.Module) -> bool:
-    """Whether some container of a cell led to one of its tensors when the cell was made."""
+    """Whether some container of a cell led to a tensor when the cell was made."""
     return _SHARES in cell.__dict__
+
+
+def forget(cell: nn.Module) -> None:
+    """Let the containers of a copied cell be nobody's business."""
+    del cell.__dict__[_SHARES]
 
 
 def shared(cell: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str | None, ...]:
     """To which of its tensors the containers of a cell lead, one after another, by their paths.
 
     A program knows tensors by these paths, and is another one where a container leads to others;
-    None is a tensor that is not the cell's.
+    None is a tensor that is none of them.
     """
     if not shares(cell):
         return ()
     paths = {id(tensor): path for path, tensor in tensors.items()}
-    found: list[str | None] = []
+    return tuple(paths.get(id(tensor)) for _, tensor in _held(cell))
+
+
+def strangers(cell: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors to which containers of a cell lead and that are none of these.
+
+    Their paths are of the attribute and the place in it: `supports.0`, `p.v_th`.
+    """
+    known = {id(tensor) for tensor in tensors.values()}
+    found: dict[str, Tensor] = {}
+    for path, tensor in _held(cell):
+        if id(tensor) not in known and tensor.layout is torch.strided:
+            known.add(id(tensor))
+            while path in found or path in tensors:
+                path += "_"
+            found[path] = tensor
+    return found
+
+
+def _held(cell: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor that containers of a cell hold, and where, one after another."""
     seen: set[int] = set()
+    for path, name in cell.__dict__.get(_SHARES, ()):
+        value = vars(cell.get_submodule(path)).get(name)
+        yield from _tensors(value, f"{path}.{name}" if path else name, seen)
 
-    def visit(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            found.append(paths.get(id(value)))
-        elif (way := way_of(type(value))) and id(value) not in seen:
-            seen.add(id(value))
-            way(value, visit)
-        return value
 
-    for path, name in cell.__dict__[_SHARES]:
-        visit(vars(cell.get_submodule(path)).get(name))
-    return tuple(found)
+def _tensors(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield path, value
+    elif (way := way_of(type(value))) and id(value) not in seen:
+        seen.add(id(value))
+        parts: list[Any] = []
+
+        def note(part: Any) -> Any:
+            parts.append(part)
+            return part
+
+        way(value, note)
+        for label, part in zip(places(value, len(parts)), parts, strict=True):
+            yield from _tensors(part, f"{path}.{label}", seen)
 
 
 def share(cell: nn.Module, tensors: Mapping[str, Tensor], instead: Mapping[str, Tensor]) -> None:

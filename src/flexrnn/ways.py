@@ -146,16 +146,33 @@ _WAYS: dict[type, Way] = {
     FunctionType: _function,
 }
 _BASES = (OrderedDict, defaultdict, dict, list, tuple, deque)
-_DERIVED: dict[type, Way] = {base: functools.partial(_derived, base=base) for base in _BASES}
+_DERIVED: dict[Any, Way] = {base: functools.partial(_derived, base=base) for base in _BASES}
 
 
 def way_of(kind: type) -> Way | None:
     """How to make something of a class anew; None where it cannot be looked into."""
     if kind in _WAYS:
         return _WAYS[kind]
+    base = _base(kind)
+    if base is None or not torch.compiler.is_dynamo_compiling():
+        return _DERIVED.get(base)
+    return _plain if kind is base or hasattr(kind, "_fields") else None
+
+
+def _base(kind: type) -> Any:
     for base in _BASES:
         if issubclass(kind, base):
-            if torch.compiler.is_dynamo_compiling():
-                return _plain if kind is base or hasattr(kind, "_fields") else None
-            return _DERIVED[base]
+            return base
     return None
+
+
+def places(value: Any, count: int) -> list[str]:
+    """What the parts of a value are called, of which its way asks so many: field, key or number"""
+    found: list[str] = []
+    if isinstance(value, tuple):
+        found += getattr(value, "_fields", ())
+    elif isinstance(value, dict):
+        found += map(str, _base(type(value)).keys(value))
+    return [
+        found[k] if k < len(found) and found[k].isidentifier() else str(k) for k in range(count)
+    ]
