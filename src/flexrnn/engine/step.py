@@ -7,6 +7,7 @@ import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, MappingView
 from contextlib import suppress
+from functools import lru_cache
 from random import Random
 from types import FunctionType, MemberDescriptorType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple, Protocol, cast
@@ -211,8 +212,9 @@ def _own(value: Any, within: tuple[int, ...]) -> tuple[Hashable, ...]:
     return (members(kind, within), *parts)
 
 
+@lru_cache(512)
 def slots(cls: type) -> list[Any]:
-    """The places that `__slots__` of a class and of its bases have made."""
+    """The places that `__slots__` of a class and of its bases have made; these stay as they are."""
     return [
         slot
         for c in cls.__mro__
@@ -222,6 +224,7 @@ def slots(cls: type) -> list[Any]:
     ]
 
 
+@lru_cache(512)
 def _is_pythons(cls: type) -> bool:
     """Whether instances hold nothing but their `__dict__` and slots, as those of `class` do."""
     most = _Plain.__basicsize__ + tuple.__itemsize__ * len(slots(cls))
