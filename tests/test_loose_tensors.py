@@ -205,8 +205,29 @@ class Written(ByList):
 
 def test_a_step_that_puts_another_into_a_list_is_refused() -> None:
     layer, _, x = pair(Written)
-    with flexrnn.backend("cpu"), pytest.raises(RuntimeError, match="changes the attribute held"):
+    told = "Written.step reads the attribute held before it sets it"
+    with flexrnn.backend("cpu"), pytest.raises(RuntimeError, match=told):
         layer(x)
+
+
+class Made(ByList):
+    """A step that makes its list anew before it reads it."""
+
+    def set_up(self, options: dict[str, Any]) -> None:
+        super().set_up(options)
+        self.made_anew = [torch.zeros(1)]
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        self.made_anew = [2 * x, state.h]
+        return HiddenState(super().step(x, state).h + self.made_anew[1])
+
+
+@pytest.mark.filterwarnings("ignore:Made sets the attribute made_anew of a copy")
+def test_a_step_may_make_a_list_anew() -> None:
+    layer, cell, x = pair(Made)
+    for backend in ("cpu", "reference"):
+        with flexrnn.backend(backend):
+            assert_is_the_loop(layer, cell, x)
 
 
 class Sparse(ByList):

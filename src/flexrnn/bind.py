@@ -101,7 +101,7 @@ def tensors_of(cell: Cell) -> dict[str, Tensor]:
     Then tensors that only lists and other containers lead to, but for Dynamo, which knows no
     identities.
     """
-    found = _named(cell)
+    found = named_tensors(cell)
     return found | strangers(cell, found) if _is_looked_into(cell) else found
 
 
@@ -109,7 +109,7 @@ def _is_looked_into(cell: nn.Module) -> bool:
     return shares(cell) and not torch.compiler.is_dynamo_compiling()
 
 
-def _named(cell: Cell) -> dict[str, Tensor]:
+def named_tensors(cell: Cell) -> dict[str, Tensor]:
     """The tensors that a cell's modules have under a name of their own."""
     found: dict[str, Tensor] = {}
     for prefix, module in (
@@ -132,7 +132,7 @@ def with_tensors(cell: C, tensors: Mapping[str, Tensor]) -> C:
     copy.__dict__[LENT] = None
     for module in copies:
         module.__dict__["_buffers"] = dict(module._buffers)
-    apart = strangers(cell, _named(cell)) if _is_looked_into(cell) else {}
+    apart = strangers(cell, named_tensors(cell)) if _is_looked_into(cell) else {}
     for path, tensor in tensors.items():
         if path in apart:
             continue

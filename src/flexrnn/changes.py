@@ -11,20 +11,22 @@ from typing import Any
 
 from torch import nn
 
-from flexrnn.bind import tensors_of
+from flexrnn.bind import named_tensors
 from flexrnn.cell import Cell
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, is_users, users_line
 from flexrnn.engine.step import frozen
+from flexrnn.references import inside
 
 
 def attributes_of(cell: Cell) -> dict[str, Hashable]:
     """Everything that a cell holds, by its path; a tensor counts as the object that it is."""
-    found: dict[str, Hashable] = {name: id(tensor) for name, tensor in tensors_of(cell).items()}
+    found: dict[str, Hashable] = {name: id(tensor) for name, tensor in named_tensors(cell).items()}
+    held = inside(cell)  # to a list that holds other tensors `frozen` is blind
     for prefix, module in cell.named_modules():
         for name, value in vars(module).items():
             path = f"{prefix}.{name}" if prefix else name
             if name not in ("_parameters", "_buffers", "_modules") and path not in found:
-                found[path] = frozen(value)
+                found[path] = (frozen(value), held.get(path))
     return found
 
 

@@ -94,7 +94,15 @@ def shared(cell: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[str | None, 
     if not shares(cell):
         return ()
     paths = {id(tensor): path for path, tensor in tensors.items()}
-    return tuple(paths.get(id(tensor)) for _, tensor in _held(cell))
+    return tuple(paths.get(id(tensor)) for _, _, tensor in _held(cell))
+
+
+def inside(cell: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Which tensors containers of a cell hold, by the paths of the attributes that these are."""
+    found: dict[str, tuple[int, ...]] = {}
+    for attribute, _, tensor in _held(cell):
+        found[attribute] = (*found.get(attribute, ()), id(tensor))
+    return found
 
 
 def strangers(cell: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -104,7 +112,7 @@ def strangers(cell: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     """
     known = {id(tensor) for tensor in tensors.values()}
     found: dict[str, Tensor] = {}
-    for path, tensor in _held(cell):
+    for _, path, tensor in _held(cell):
         if id(tensor) not in known and tensor.layout is torch.strided:
             known.add(id(tensor))
             while path in found or path in tensors:
@@ -113,12 +121,14 @@ def strangers(cell: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tenso
     return found
 
 
-def _held(cell: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor that containers of a cell hold, and where, one after another."""
+def _held(cell: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
+    """Every tensor that containers of a cell hold: the attribute's path, the place's in it."""
     seen: set[int] = set()
     for path, name in cell.__dict__.get(_SHARES, ()):
+        attribute = f"{path}.{name}" if path else name
         value = vars(cell.get_submodule(path)).get(name)
-        yield from _tensors(value, f"{path}.{name}" if path else name, seen)
+        for place, tensor in _tensors(value, attribute, seen):
+            yield attribute, place, tensor
 
 
 def _tensors(value: Any, path: str, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
