@@ -288,7 +288,7 @@ def _lowered(
         made = lower(builder, name, args, kwargs)
         if isinstance(result, Tensor) and isinstance(made, (Ref, Joined)):
             kind = builder.truth if result.dtype == torch.bool else builder.real
-            return kind(made) if isinstance(made, Ref) else Joined(kind(made.base))
+            return kind(made) if isinstance(made, Ref) else made._replace(base=kind(made.base))
         return made
     except (Unsupported, ValueError) as reason:
         what = node.args[1] if name == "custom_vjp" else node.target

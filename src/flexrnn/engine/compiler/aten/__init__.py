@@ -2,12 +2,13 @@
 
 Axes that are only moved about are followed (`views.py`); an elementwise operation has a row in
 `ops.OPS`, or is spelt by rows (`elementwise.py`); the rest is products, shapes and constants
-(`shapes.py`, `windows.py`) and what works along the hidden axis (`reductions.py`).
+(`shapes.py`, `beside.py`, `windows.py`) and what works along the hidden axis (`reductions.py`).
 """
 
 from typing import Any
 
 from flexrnn.engine.compiler.aten import (
+    beside,
     custom,
     elementwise,
     joined,
@@ -73,9 +74,15 @@ def lower(b: Builder, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return views.OF_VIEWS[name](b.graph, *args[:4], **kwargs)
     if name in shapes.UNMOVED and isinstance(args[0], views.View):
         return args[0]
+    if name in beside.BESIDE:
+        return beside.BESIDE[name](b, *args, **kwargs)
     if name in HANDLERS:
         if name in reductions.ALONG and (order := views.order_of(b.graph, args[:1])) is not None:
             return reductions.reordered(b, name, order, args, kwargs)
+        if name in shapes.ALIKE and (order := views.batch_first(b.graph, [*args[:1]])) is not None:
+            first = views.settle(b.graph, views.reordered(b.graph, args[0], order))
+            made = HANDLERS[name](b, first, *args[1:], **kwargs)
+            return views.permute(b.graph, made, [order.index(k) for k in range(len(order))])
         return HANDLERS[name](b, *(_settled(b, arg) for arg in args), **kwargs)
     # Of an elementwise operation every operand may be a number.
     row, spelling = OPS.get(name), elementwise.SPELT.get(name)

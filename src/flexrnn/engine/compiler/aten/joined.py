@@ -1,9 +1,11 @@
 """Rows and heads that a person makes one axis: `h.view(-1, d)`, then a norm or a map for all.
 
 A program has no axis of B·G rows. It computes with `(B, G, ...)`, and what is written as the same
-for every row is the same for every head of every row.
+for every row is the same for every head of every row. So it is with states that are stacked in
+front of the batch, `states.view(-1, n)`.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,9 +22,10 @@ class Rows(NamedTuple):
 
 
 class Joined(NamedTuple):
-    """A node `(B, G, ...)`, seen as `(B·G, ...)`."""
+    """A node `(B, G, ...)`, seen as `(B·G, ...)`; or as `(G·B, ...)`, where heads stand first."""
 
     base: Ref
+    behind: bool = False  # the batch is behind the heads
 
 
 VIEWS = ("view", "_unsafe_view", "reshape")
@@ -34,8 +37,22 @@ _AXES = reductions.ALONG | {"cat": 1, "slice": 1, "select": 1, "unbind": 1, "uns
 
 def join(b: Builder, value: Value, sizes: list[Any]) -> Joined:
     """A node seen as one whose first axis are the rows, so many for each."""
-    base = value.base if isinstance(value, Joined) else views.settle(b.graph, value)
-    return Joined(b.reshape(base, (BATCH, sizes[0].times, *sizes[1:])))
+    heads = sizes[0].times
+    if isinstance(value, Joined):
+        base, behind = value.base, value.behind
+        before = b.shape(base)[1] if behind else heads
+    else:
+        shape = views.shape_of(b.graph, value)
+        place = shape.index(BATCH) if BATCH in shape else 0
+        before = math.prod(int(size) for size in shape[:place])
+        behind = before != 1
+        if place:
+            order = [place, *(k for k in range(len(shape)) if k != place)]
+            value = views.permute(b.graph, value, order)
+        base = views.settle(b.graph, value)
+    if behind and before != heads:
+        raise Unsupported("it moves the batch")
+    return Joined(b.reshape(base, (BATCH, heads, *sizes[1:])), behind)
 
 
 def is_joined(args: Any) -> bool:
@@ -57,17 +74,18 @@ def lower(
         lowered: that.
     """
     values = [*_values(args)]
-    heads = {b.shape(value.base)[1] for value in values if isinstance(value, Joined)}
+    seen = [value for value in values if isinstance(value, Joined)]
+    heads, behind = {b.shape(value.base)[1] for value in seen}, {value.behind for value in seen}
     others = [value for value in values if isinstance(value, (Ref, views.View))]
     shapes = [views.shape_of(b.graph, value) for value in others]
-    rank = min(len(b.shape(v.base)) - 1 for v in values if isinstance(v, Joined))
+    rank = min(len(b.shape(value.base)) - 1 for value in seen)
     if any(len(shape) > rank for shape in shapes) and elementwise.is_elementwise(name):
         raise Unsupported("it puts an axis in front of the batch, which another has joined")
-    if len(heads) > 1 or any(BATCH in shape for shape in shapes):
+    if len(heads) > 1 or len(behind) > 1 or any(BATCH in shape for shape in shapes):
         raise Unsupported("it joins the batch with another axis, beside what is not so joined")
     plain = _apart(args)
     if name in VIEWS:
-        return lowered(b, name, plain, kwargs)
+        return _in_front(b, seen[0], args[1]) if seen[0].behind else lowered(b, name, plain, kwargs)
     if name == "slice" and args[1:3] in ((0, 0), (0, None)) and args[3:] in ((), (TO_THE_END,)):
         return args[0]
     if name in _AXES:
@@ -76,8 +94,20 @@ def lower(
         raise Unsupported("it takes the batch and another axis as one; an axis of its own may do")
     made = lowered(b, name, plain, kwargs)
     several = isinstance(made, list)
-    found = [Joined(views.settle(b.graph, value)) for value in (made if several else [made])]
+    nodes = [views.settle(b.graph, value) for value in (made if several else [made])]
+    found = [Joined(node, seen[0].behind) for node in nodes]
     return found if several else found[0]
+
+
+def _in_front(b: Builder, value: Joined, sizes: list[Any]) -> views.View:
+    """Heads in front of the batch, apart from it again; they may be several axes."""
+    before = sizes[: sizes.index(BATCH)] if BATCH in sizes else []
+    if math.prod(before) != b.shape(value.base)[1]:
+        raise Unsupported("it moves the batch")
+    place = len(before)
+    base = b.reshape(value.base, (BATCH, *before, *sizes[place + 1 :]))
+    order = [*range(1, place + 1), 0, *range(place + 1, len(sizes))]
+    return views.permute(b.graph, base, order)
 
 
 def _behind(args: tuple[Any, ...], place: int, rank: int) -> tuple[Any, ...]:

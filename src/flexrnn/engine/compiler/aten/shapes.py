@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from flexrnn.engine.compiler.aten import views
 from flexrnn.engine.compiler.aten.builder import (
     TO_THE_END,
     Builder,
@@ -41,6 +42,8 @@ def _addmm(b: Builder, bias: Ref, a: Ref, w: Ref, *, beta: float = 1, alpha: flo
 
 
 UNMOVED = ("clone", "alias", "contiguous", "lift_fresh_copy")
+# Which take numbers one by one, wherever the batch is.
+ALIKE = ("detach", "_to_copy", "zeros_like", "ones_like", "full_like", "empty_like", "zero")
 
 
 @handles(HANDLERS, *UNMOVED)
@@ -167,13 +170,6 @@ def _unbind(b: Builder, a: Ref, dim: int = 0) -> list[Ref]:
     return [_select(b, a, dim, k) for k in range(int(b.shape(a)[axis]))]
 
 
-@handles(HANDLERS, "cat")
-def _cat(b: Builder, parts: list[Ref], dim: int = 0) -> Ref:
-    axis = b.axis(parts[0], dim)
-    parts = [part for part in parts if b.shape(part)[axis] != 0] or parts[:1]
-    return b.concat(parts, axis)
-
-
 @handles(HANDLERS, "expand")
 def _expand(b: Builder, a: Ref, sizes: list[Any], **kwargs: Any) -> Ref:
     old = b.shape(a)
@@ -188,15 +184,6 @@ def _copy(b: Builder, a: Ref, value: Any, *args: Any) -> Ref:
     source = value if isinstance(value, Ref) else Ref(b.graph.constant(number(value)))
     source = source if b.graph.nodes[a].boolean else b.real(source)
     return source if b.shape(source) == b.shape(a) else b.op("expand", source, shape=b.shape(a))
-
-
-@handles(HANDLERS, "stack")
-def _stack(b: Builder, parts: list[Ref], dim: int = 0) -> Ref:
-    shape = b.shape(parts[0])
-    axis = dim if dim < 0 else dim - len(shape) - 1
-    wide = (*shape[: len(shape) + axis + 1], 1, *shape[len(shape) + axis + 1 :])
-    parts = [b.reshape(part, wide) for part in parts]
-    return b.concat(parts, axis)
 
 
 @handles(HANDLERS, "slice_scatter")
@@ -267,9 +254,13 @@ def _roll(b: Builder, a: Ref, shifts: list[int], dims: list[int] = []) -> Ref:  
 # Constants ----------------------------------------------------------------------------------------
 
 
-def _filled(b: Builder, shape: Shape, value: float) -> Ref:
+def _filled(b: Builder, shape: Shape, value: float) -> Ref | views.View:
     constant = Ref(b.graph.constant(value))
-    return b.op("expand", constant, shape=tuple(shape)) if len(shape) else constant
+    if BATCH not in shape[1:]:
+        return b.op("expand", constant, shape=tuple(shape)) if len(shape) else constant
+    place = shape.index(BATCH)
+    rows = b.op("expand", constant, shape=(BATCH, *shape[:place], *shape[place + 1 :]))
+    return views.permute(b.graph, rows, [*range(1, place + 1), 0, *range(place + 1, len(shape))])
 
 
 HANDLERS |= {

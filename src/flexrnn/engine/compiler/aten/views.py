@@ -235,6 +235,16 @@ def order_of(graph: Graph, values: tuple[Any, ...]) -> list[int] | None:
     return None
 
 
+def batch_first(graph: Graph, values: list[Any]) -> list[int] | None:
+    """The order of axes in which the batch comes first and all others stay; None where it does."""
+    for value in values:
+        shape = shape_of(graph, value)
+        if BATCH in shape[1:]:
+            place = shape.index(BATCH)
+            return [place, *(k for k in range(len(shape)) if k != place)]
+    return None
+
+
 def reordered(graph: Graph, value: Any, order: list[int]) -> Any:
     """An operand with its axes in another order, of as many axes as that has."""
     if not isinstance(value, (Ref, View)):

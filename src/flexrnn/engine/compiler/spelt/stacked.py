@@ -1,6 +1,7 @@
-"""Spellings: rows that are stacked or repeated in front of the batch.
+"""Spellings: rows that are repeated in front of the batch.
 
 A program keeps the batch first, and so do these, until the axis that is put in front of it is seen.
+They lie as torch's would, for whoever views them.
 """
 
 from collections.abc import Sequence
@@ -10,19 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from flexrnn.engine.compiler.spelt.rows import as_torch, is_behind, is_of_rows
-
-
-def _stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    if dim in (0, -1 - tensors[0].dim()) and all(map(is_of_rows, tensors)):
-        return torch.stack([*tensors], 1).transpose(0, 1)
-    return torch.stack([*tensors], dim)
-
-
-def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
-    if dim in (0, -tensors[0].dim()) and all(map(is_behind, tensors)):
-        return torch.cat([tensor.transpose(0, 1) for tensor in tensors], 1).transpose(0, 1)
-    return torch.cat([*tensors], dim)
+from flexrnn.engine.compiler.spelt.rows import is_behind, is_of_rows
 
 
 def _expand(x: Tensor, *sizes: Any, **named: Any) -> Tensor:
@@ -30,9 +19,18 @@ def _expand(x: Tensor, *sizes: Any, **named: Any) -> Tensor:
     wanted = _sizes(sizes, named)
     behind = _in_front(x, len(wanted))
     new = len(wanted) > x.dim()  # so that torch takes no -1 for it
+    if len(wanted) > 1 and behind is None and isinstance(wanted[1], torch.SymInt):
+        behind = _once(x, len(wanted))
     if behind is None or not isinstance(wanted[0], int) or (new and wanted[0] < 0):
         return x.expand(*sizes, **named)
     return behind.expand(wanted[1], wanted[0], *wanted[2:]).transpose(0, 1)
+
+
+def _once(x: Tensor, axes: int) -> Tensor | None:
+    """What is the same for all rows, with an axis for them in front of all others."""
+    if any(isinstance(size, torch.SymInt) for size in x.shape) or x.dim() > axes:
+        return None
+    return x.view(*(1 for _ in range(axes - x.dim())), *x.shape).transpose(0, 1)
 
 
 def _in_front(x: Tensor, axes: int) -> Tensor | None:
@@ -45,7 +43,7 @@ def _in_front(x: Tensor, axes: int) -> Tensor | None:
 def _layer_norm(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if not is_behind(input):
         return F.layer_norm(input, *args, **kwargs)
-    return F.layer_norm(input.transpose(0, 1), *args, **kwargs).transpose(0, 1)
+    return F.layer_norm(input.transpose(0, 1), *args, **kwargs).transpose(0, 1).contiguous()
 
 
 def _repeat(x: Tensor, *sizes: Any, **named: Any) -> Tensor:
@@ -53,7 +51,7 @@ def _repeat(x: Tensor, *sizes: Any, **named: Any) -> Tensor:
     times = _sizes(sizes, named)
     behind = _in_front(x, len(times))
     if behind is not None and times[1] == 1 and isinstance(times[0], int):
-        return behind.repeat(1, times[0], *times[2:]).transpose(0, 1)
+        return behind.repeat(1, times[0], *times[2:]).transpose(0, 1).contiguous()
     if is_of_rows(x) or not times or not isinstance(times[0], torch.SymInt):
         return x.repeat(*times)
     if len(times) > x.dim():
@@ -74,11 +72,4 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, (int, torch.SymInt))
 
 
-SPELT: dict[Any, Any] = {
-    original: as_torch(original, spelling)
-    for spelling, originals in (
-        (_stack, (torch.stack,)),
-        (_cat, (torch.cat, torch.concat, torch.concatenate)),
-    )
-    for original in originals
-} | {Tensor.repeat: _repeat, Tensor.expand: _expand, F.layer_norm: _layer_norm}
+SPELT: dict[Any, Any] = {Tensor.repeat: _repeat, Tensor.expand: _expand, F.layer_norm: _layer_norm}
