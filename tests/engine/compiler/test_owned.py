@@ -27,12 +27,37 @@ def cleared(c: Any, x: Tensor, h: Tensor) -> Tensor:
     return z
 
 
+def several(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    """What `topk` finds, marked and written to; of several values the last stays."""
+    marks, rows = torch.zeros_like(h), torch.arange(h.size(0), device=h.device).view(-1, 1)
+    places = h.topk(3, -1).indices
+    marks[rows, places[:, :2]] = h[:, :2] * 2
+    marks[rows, places] += x
+    marks[rows.long(), places[:, 2:] - 4] = c.b[:1]
+    chosen = torch.zeros(h.shape[0], 4, dtype=torch.bool)
+    chosen[rows, places[:, :1]] = True
+    return marks * h + x @ c.W + chosen * h
+
+
+def several_slots(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    memory, rows = halves(x @ c.W + h) * 1, torch.arange(h.size(0))[:, None]
+    places = memory.sum(-1).argsort(-1)
+    read = memory[rows, places]
+    memory[rows, places] = read * c.b[:2]
+    memory[rows, places[:, :1]] = h[:, None, :2]
+    return (memory + read).flatten(1)
+
+
 WRITTEN: dict[str, Callable[..., Tensor]] = {
     "read": lambda c, x, h: (
         x @ c.W + h[torch.arange(h.shape[0]), h.argmax(-1)].unsqueeze(1) * torch.tanh(h)),
     "read by one number": lambda c, x, h: x @ c.W + h[torch.arange(h.shape[0]), 2].unsqueeze(1),
     "slots": slots,
     "cleared": cleared,
+    "several, read": lambda c, x, h: x @ c.W + (
+        h[torch.arange(h.size(0)).unsqueeze(1), h.topk(2, -1).indices].repeat(1, 2)),
+    "several": several,
+    "several slots": several_slots,
 }  # fmt: skip
 
 
@@ -48,3 +73,31 @@ def test_a_number_that_no_unit_has_picks_nan() -> None:
     layer = flexrnn.FlexRNN(Cell, 3, 4, dtype=torch.float64, function=step)
     with flexrnn.backend("cpu"):
         assert layer(torch.randn(1, 2, 3, dtype=torch.float64))[0].isnan().all()
+
+
+def first_row(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    rows = torch.arange(h.size(0))
+    rows.clamp_(max=0)
+    return z[rows, h.argmax(1)][:, None] + h
+
+
+def first_row_behind(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    rows = torch.arange(h.size(0))
+    column = rows.unsqueeze(1)
+    rows.clamp_(max=0)
+    return z[column, h.topk(1).indices] + h
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        first_row,
+        first_row_behind,
+        lambda c, z, h: h + z * torch.arange(h.shape[0]).unsqueeze(1),
+        lambda c, z, h: h + z.view(-1)[torch.arange(h.shape[0]) * 5 + h.argmax(1)][:, None],
+    ],
+)
+def test_numbers_of_rows_that_name_others_are_refused(
+    function: Callable[..., Tensor], refuses: Callable[..., None]
+) -> None:
+    refuses(function, r"it numbers the rows, and not in x\[torch.arange\(B\), numbers\]")

@@ -68,6 +68,13 @@ def of_weights(c: Any, x: Tensor, h: Tensor) -> Tensor:
     return x @ c.W + h @ weight
 
 
+def of_weights_by_masks(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    weight = c.U.clone()
+    weight[c.U.abs() > 1] = 0.0
+    weight[c.U[:, 0] > 0] = c.b
+    return x @ c.W + h @ weight
+
+
 def of_rows(c: Any, x: Tensor, h: Tensor) -> Tensor:
     """Rows that are done begin anew."""
     y, z = x @ c.W + h, halves(h).clone()
@@ -102,6 +109,7 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "several values for one unit": several_times,
     "truth values": of_truth,
     "units of weights": of_weights,
+    "of weights by masks": of_weights_by_masks,
     "rows, by a mask": of_rows,
     "index_copy and index_add": by_name,
     "index_fill": filled,

@@ -30,7 +30,7 @@ def set_item(tensor: Tensor, index: Any, value: Any) -> None:
     """`tensor[..., numbers] = value`, of units by number, or by a mask of them or of rows."""
     if not isinstance(value, Tensor):  # a number would come as a tensor from nowhere
         value = torch.full((), value, dtype=tensor.dtype)
-    if value.dtype == tensor.dtype and _is_of_rows(tensor, index, value):
+    if value.dtype == tensor.dtype and _is_a_choice(tensor, index, value):
         wide = index.view(*index.shape, *(1 for _ in range(tensor.dim() - index.dim())))
         tensor.copy_(torch.where(wide, value, tensor))
         return
@@ -43,13 +43,17 @@ def set_item(tensor: Tensor, index: Any, value: Any) -> None:
         tensor[index] = value
 
 
-def _is_of_rows(tensor: Tensor, index: Any, value: Tensor) -> bool:
-    """Whether this is a mask of rows, or of units of rows, and what is written the same for all."""
-    if not isinstance(index, Tensor) or index.dtype != torch.bool or not is_of_rows(index):
+def _is_a_choice(tensor: Tensor, index: Any, value: Tensor) -> bool:
+    """Whether this is a mask of the first axes, and what is written the same for all it picks."""
+    if not isinstance(index, Tensor) or index.dtype != torch.bool:
         return False
     behind = tensor.dim() - index.dim()
     alike = value.dim() <= behind or value.shape == (1,)
-    return alike and behind >= 0 and index.shape == tensor.shape[: index.dim()]
+    if not alike or behind < 0 or not index.dim():
+        return False
+    # Sizes of two kinds are not compared: that would be a question.
+    pairs = [*zip(index.shape, tensor.shape, strict=False)]
+    return all(type(a) is type(b) and a == b for a, b in pairs)
 
 
 def _is_known(numbers: Any) -> bool:

@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+# What functionalisation notes of writes has no public name.
 """What spellings share: whether rows come first, and how a spelling stands in torch's place."""
 
 import inspect
@@ -14,6 +16,16 @@ from flexrnn.engine.compiler.refusal import refused
 def is_of_rows(x: Tensor) -> bool:
     """Whether the first axis is the batch."""
     return x.dim() > 0 and isinstance(x.shape[0], torch.SymInt)
+
+
+def has_rows(x: Tensor) -> bool:
+    """Whether any axis is the batch."""
+    return any(isinstance(size, torch.SymInt) for size in x.shape)
+
+
+def writes_to(x: Tensor) -> int:
+    """How often somebody has written to the memory of a tensor of the step's own."""
+    return torch._functionalize_mutation_counter(x)
 
 
 def is_behind(x: Tensor) -> bool:
