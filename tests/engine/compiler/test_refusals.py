@@ -118,6 +118,17 @@ def heads(z: Tensor) -> Tensor:
     return torch.stack([z, z], 1)  # (B, 2, 5)
 
 
+def sparse_weight(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    weight = (c.inner.weight @ c.inner.weight.T).to_sparse()
+    return z + torch.sparse.mm(weight, h.t()).t()
+
+
+def by_a_mask_of_others(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    y = z.tanh()
+    y[:, :3][c.inner.weight[:3] > 0] = 0.5
+    return y
+
+
 REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "more than one row": (sized(lambda h: h.shape[0] > 1), COURSE),
     "exactly one row": (sized(lambda h: h.size(0) == 1), COURSE),
@@ -145,6 +156,20 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "whether z is differentiated": (
         lambda c, z, h: h + z if z.requires_grad else h, "requires_grad cannot be compiled"),
     "whether h is a leaf": (lambda c, z, h: h + z if h.is_leaf else h, "is_leaf cannot be"),
+    "a convolution": (
+        lambda c, z, h: h + F.conv1d(z[:, None], c.inner.weight[:1, None]).sum(-1),
+        "conv1d cannot be compiled: a program has no convolutions"),
+    "a product with a sparse weight": (
+        sparse_weight, "sparse_mm cannot be compiled: a program has no sparse tensors"),
+    "NumPy's numbers": (
+        lambda c, z, h: h + torch.from_numpy(z.detach().numpy()),
+        "numpy cannot be compiled: it takes a number out of a tensor"),
+    "NumPy's arange": (
+        lambda c, z, h: h + z[numpy.arange(h.shape[0]), h.argmax(1)][:, None],
+        "NumPy's arange, for which torch.arange would do, asks for the batch size"),
+    "by a mask of others": (by_a_mask_of_others, "it picks by a mask; torch.where would do"),
+    "a view of what lies otherwise": (
+        lambda c, z, h: h + z.t().view(-1)[:1], "view cannot be compiled: what lies as this does"),
     "a number of a tensor": (lambda c, z, h: h * z[0, 0].item() + z, "across the batch"),
     "a number of a parameter": (
         lambda c, z, h: h * c.inner.bias[0].item() + z, "it takes a number out of a tensor"),

@@ -113,7 +113,9 @@ def _reason_of(error: Exception, operation: str) -> str:
     if operation in _TAKES_OUT or isinstance(error, GuardOnDataDependentSymNode):
         return f"{what}: {TAKEN}"
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"{what}: {first}"
+    if first.startswith("Cannot view a tensor"):  # the strides may be none of the person's
+        return f"{what}: what lies as this does, at least while it is traced, has no such view"
+    return f"{what}: {with_batch(first)}"
 
 
 ACROSS = (

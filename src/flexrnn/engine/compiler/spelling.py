@@ -1,4 +1,4 @@
-# pyright: reportPrivateUsage=false
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
 # torch has no public name for the switch of gradients, for what functionalisation notes, nor for
 # the stack of its function transforms.
 """What is noted of a step while it is traced: whose line each operation is from, and its spelling.
@@ -30,7 +30,7 @@ from flexrnn.engine.compiler.refusal import (
     is_users,
     users_line,
 )
-from flexrnn.engine.compiler.spelt.rows import is_of_rows
+from flexrnn.engine.compiler.spelt.rows import is_of_rows, writes_to
 from flexrnn.engine.compiler.spelt.table import RESPELT
 
 
@@ -51,6 +51,7 @@ class Spelling(TorchFunctionMode):
         self.stopped = False  # gradients are switched off where the step is now
         self.chance = Chance()
         self.called = Called()
+        self.flat: dict[int, Tensor] = {}  # of memory that no derivative passes, what lies there
         self.apart: list[Tensor] = []  # they share memory with what has a derivative of its own
         self.failed = ""  # the operation that an exception came from
         self.outside = users_line(frames())  # whose line calls what is traced
@@ -69,18 +70,21 @@ class Spelling(TorchFunctionMode):
         if func is torch._C._set_grad_enabled:
             self._switch(bool(args[0]), place)
             return func(*args)
-        self._check(func, name, args, kwargs, place)
-        known = self.sizes.question
+        written = _tensors(_written(func, name, args, kwargs))
+        self._check(func, name, args, kwargs, written, place)
+        known, writes = self.sizes.question, self._writes((args, kwargs))
+        given: Any = (args, kwargs)
+        if self.stopped:
+            given = tree_map_only(Tensor, lambda x: _cut(x, written), given)
         try:
-            result = RESPELT.get(func, func)(*args, **kwargs)
+            found = RESPELT.get(func, func)(*given[0], **given[1])
         except Exception:
             self.failed = self.failed or name
             raise
         finally:
             if self.sizes.question is not known:
                 self.asked = name
-        written = torch._functionalize_has_data_mutation  # pyright: ignore[reportAttributeAccessIssue]
-        if any(map(written, self.given)):
+        if any(map(writes_to, self.given)):
             self.given = ()  # on its way out the error may come by here
             if any(
                 f.f_code.co_filename == batchnorm.__file__ for f, _ in frames()
@@ -90,8 +94,18 @@ class Spelling(TorchFunctionMode):
                 f"{name} cannot be compiled: it writes into the input, the state, a parameter or "
                 f"a buffer, {place}"
             )
-        found = self._without_derivative(func, name, args, kwargs, result, place)
-        if self.apart or self.stopped or func in _APART:
+        same = None
+        if self.stopped:
+            self._check_writes(name, written, self._writes((args, kwargs)) != writes, place)
+            same = _given_back(found, given, (args, kwargs))
+            if same is not None and same is not found and name not in _GIVES_BACK:
+                raise CannotCompileError(
+                    f"{name} cannot be compiled: it gives back what may have a derivative, while "
+                    f"gradients are switched off, {place}"
+                )
+            found = found if same is None else same
+        self._keep_flat(name, (args, kwargs), found, written)
+        if (self.apart or self.stopped or func in _APART) and same is None:
             self._keep_apart((args, kwargs), found, cut=self.stopped or func in _APART)
         self.called.gave(call, found)
         return found
@@ -101,7 +115,9 @@ class Spelling(TorchFunctionMode):
             raise CannotCompileError(f"gradients are switched on inside the step, {place}")
         self.stopped = self.learns and not on
 
-    def _check(self, func: Any, name: str, args: Any, kwargs: Any, place: str) -> None:
+    def _check(
+        self, func: Any, name: str, args: Any, kwargs: Any, written: list[Tensor], place: str
+    ) -> None:
         """Refuse what acts on, or asks for, what a program knows nothing of."""
         if self.watchful:
             self.check_chance(place)
@@ -113,13 +129,19 @@ class Spelling(TorchFunctionMode):
                 f"{name} cannot be compiled: it makes complex numbers, which two real ones can be, "
                 f"{place}"
             )
+        if name in _PRODUCTS and any(x.layout != torch.strided for x in _tensors(args)):
+            name = name.strip("_")
+            raise CannotCompileError(
+                f"{name} cannot be compiled: a program has no sparse tensors, {place}"
+            )
         if name in ("requires_grad_", "backward") or func is torch.autograd.grad:
             raise CannotCompileError(f"{name} cannot be compiled: the step differentiates, {place}")
         if func == _SET_DATA:
             raise CannotCompileError(
                 f"data = cannot be compiled: it writes where no derivative passes, {place}"
             )
-        if self._apart_among(_written(func, name, args, kwargs)):
+        flat = self.stopped and all(_memory(x) in self.flat for x in written)
+        if not flat and self._apart_among(written):
             raise CannotCompileError(
                 f"{name} cannot be compiled: it writes where no derivative passes, {place}"
             )
@@ -160,18 +182,61 @@ class Spelling(TorchFunctionMode):
                 f"random cannot be compiled: it draws random numbers, by Python or NumPy, {place}"
             )
 
-    def _without_derivative(
-        self, func: Any, name: str, args: Any, kwargs: Any, result: Any, place: str
-    ) -> Any:
-        """The result as it is outside of `no_grad`, or inside."""
-        if not self.stopped:
-            return result
-        given = (*args, *kwargs.values())
-        if func is Tensor.__setitem__ or any(result is a for a in given if isinstance(a, Tensor)):
+    def _check_writes(self, name: str, written: list[Tensor], writes: bool, place: str) -> None:
+        """Refuse a write while gradients are switched off, where it would cut a derivative.
+
+        Args:
+            name: of the operation.
+            written: the operands to which it writes, as far as its name tells.
+            writes: whether it has written to any.
+            place: of the person's line.
+        """
+        flat = bool(written) and all(_memory(x) in self.flat for x in written)
+        if not flat and (written or writes):
             raise CannotCompileError(
-                f"{name} cannot be compiled: it writes while gradients are switched off, {place}"
+                f"{name} cannot be compiled: it writes while gradients are switched off, to what "
+                f"may have a derivative, {place}"
             )
-        return tree_map_only(Tensor, Tensor.detach, result)
+
+    def _keep_flat(self, name: str, given: Any, found: Any, written: list[Tensor]) -> None:
+        """Remember what has no derivative, and may be written to while gradients are switched off.
+
+        Args:
+            name: of the operation.
+            given: its operands.
+            found: its result.
+            written: the operands to which it has written.
+        """
+        if not self.learns:
+            return
+        if not self.stopped:
+            for x in written:
+                self.flat.pop(_memory(x), None)
+        if self.stopped or name in _FILLED:
+            memories = {_memory(x) for x in _tensors(given)}
+            fresh = (x for x in _tensors(found) if _memory(x) not in memories)
+            self.flat |= {_memory(x): x for x in fresh}
+
+    def _writes(self, given: Any) -> int:
+        """How often somebody has written to the operands, where it is of interest."""
+        if not self.stopped:
+            return 0
+        functional = torch._is_functional_tensor
+        return sum(writes_to(x) for x in _tensors(given) if functional(x))
+
+
+def _cut(x: Tensor, written: list[Tensor]) -> Tensor:
+    """An operand without its derivative, unless it is written to."""
+    keeps = not x.is_floating_point() or any(x is w for w in written)
+    return x if keeps else x.detach()
+
+
+def _given_back(found: Any, cut: Any, given: Any) -> Tensor | None:
+    """The operand that an operation gives back as its result, as `x.to(x.dtype)` does."""
+    if not isinstance(found, Tensor):
+        return None
+    pairs = zip(_tensors(cut), _tensors(given), strict=True)
+    return next((x for without, x in pairs if without is found), None)
 
 
 def _tensors(given: Any) -> list[Tensor]:
@@ -217,8 +282,13 @@ _FACTS = {
 }
 _SET_DATA = vars(Tensor.__base__)["data"].__set__
 _APART = (torch.detach, Tensor.detach, vars(Tensor.__base__)["data"].__get__)
-_WRITTEN = {"__setitem__", *(f"__i{name}__" for name in ("add", "mul", "pow", "sub", "truediv"))}
+_INTO = ("add", "and", "floordiv", "mod", "mul", "or", "pow", "sub", "truediv", "xor")
+_WRITTEN = {"__setitem__", *(f"__i{name}__" for name in _INTO)}
+_GIVES_BACK = ("dropout", "to", "type", "type_as", "float", "double", "cpu", "cuda")
+_FILLED = {f"{new}{what}{like}" for new in ("", "new_") for like in ("", "_like")
+           for what in ("zeros", "ones", "full", "empty")}  # fmt: skip
 _COMPLEX = ("complex", "polar", "view_as_complex")
+_PRODUCTS = ("_sparse_mm", "_sparse_addmm", "mm", "matmul", "__matmul__", "addmm", "mv", "bmm")
 _TRACER = f"{__package__}.trace"
 _MODE = "__torch_function__"  # torch has modes of its own around this one
 _DERIVATIVES = (TransformType.Grad, TransformType.Jvp)

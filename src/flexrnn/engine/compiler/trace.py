@@ -160,6 +160,8 @@ def _course(spelling: Spelling) -> str:
     if spelling.sizes.question is None:
         return ""
     why = "the step's course depends on the batch size"
+    if not spelling.asked and "IntTrueDiv(B, 1)" in spelling.sizes.question:
+        why = "NumPy's arange, for which torch.arange would do, asks for the batch size"
     if spelling.asked:
         why = f"{spelling.asked} cannot be compiled: it asks for the batch size"
     return f"{why} {spelling.sizes.question}"
@@ -301,9 +303,16 @@ def _check(node: fx.Node, values: dict[fx.Node, Value], dtype: torch.dtype) -> N
     if torch.Tag.nondeterministic_seeded in node.target.tags:
         raise Unsupported("it draws random numbers")
     if node.target.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put):
+        places: Any = node.args[1]
+        masks = (arg for arg in places if isinstance(arg, fx.Node))
+        if any(arg.meta["val"].dtype == torch.bool for arg in masks):
+            raise Unsupported("it picks by a mask; torch.where would do")
         raise Unsupported(
             "it picks by number, other than units of real numbers along one axis behind the batch"
         )
+    numbers = node.target.overloadpacket is torch.ops.aten.arange
+    if numbers and _size(node.meta["val"].shape[0]) == BATCH:
+        raise Unsupported("it numbers the rows, and not in x[torch.arange(B), numbers]")
     if node.target._schema.is_mutable:
         raise Unsupported("it writes into the input, the state, a parameter or a buffer")
     dtypes.check(node, [a for a in node.all_input_nodes if not isinstance(values[a], Made)], dtype)

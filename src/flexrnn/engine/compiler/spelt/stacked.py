@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from flexrnn.engine.compiler.spelt.rows import is_behind, is_of_rows
+from flexrnn.engine.compiler.spelt.rows import has_rows, is_behind, is_of_rows
 
 
 def _expand(x: Tensor, *sizes: Any, **named: Any) -> Tensor:
@@ -28,7 +28,7 @@ def _expand(x: Tensor, *sizes: Any, **named: Any) -> Tensor:
 
 def _once(x: Tensor, axes: int) -> Tensor | None:
     """What is the same for all rows, with an axis for them in front of all others."""
-    if any(isinstance(size, torch.SymInt) for size in x.shape) or x.dim() > axes:
+    if has_rows(x) or x.dim() > axes:
         return None
     return x.view(*(1 for _ in range(axes - x.dim())), *x.shape).transpose(0, 1)
 

@@ -23,6 +23,7 @@ from flexrnn.engine.compiler.spelt import (
     pooled,
     ranked,
     stacked,
+    unsaid,
 )
 from flexrnn.engine.compiler.spelt.rows import drawn, is_of_rows
 
@@ -123,6 +124,9 @@ _SPELT: dict[Any, Any] = {
     torch.threshold_: _in_place(torch.threshold),
     torch.selu_: _in_place(torch.selu),
     torch.rrelu_: _in_place(torch.rrelu),
+    Tensor.__iand__: _in_place(torch.bitwise_and),
+    Tensor.__ior__: _in_place(torch.bitwise_or),
+    Tensor.__ixor__: _in_place(torch.bitwise_xor),
     torch.dropout: lambda x, p, train: _dropout(x, p, train),
     F.dropout: _dropout,
     F.alpha_dropout: _other_dropout,
@@ -154,5 +158,6 @@ RESPELT: dict[Any, Any] = {
     **pooled.SPELT,
     **ranked.SPELT,
     **stacked.SPELT,
+    **unsaid.SPELT,
     **_SPELT,
 }
