@@ -30,6 +30,7 @@ from flexrnn.engine.compiler.refusal import (
     is_users,
     users_line,
 )
+from flexrnn.engine.compiler.spelt import picked
 from flexrnn.engine.compiler.spelt.rows import is_of_rows, writes_to
 from flexrnn.engine.compiler.spelt.table import RESPELT
 
@@ -61,6 +62,9 @@ class Spelling(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _FACTS:  # torch asks a hundred times; nothing can be wrong that stays unnoticed
             return func(*args)
+        if func is not Tensor.__setitem__ and picked.Picked in map(type, args):
+            with self:
+                return picked.call(func, args, kwargs or {})
         place = users_line(frames())
         self.called.look(_of_step())
         call, marked = self.called.begins(place)
@@ -225,8 +229,10 @@ class Spelling(TorchFunctionMode):
         return sum(writes_to(x) for x in _tensors(given) if functional(x))
 
 
-def _cut(x: Tensor, written: list[Tensor]) -> Tensor:
+def _cut(x: Any, written: list[Tensor]) -> Any:
     """An operand without its derivative, unless it is written to."""
+    if type(x) is picked.Picked:
+        return x.detach()
     keeps = not x.is_floating_point() or any(x is w for w in written)
     return x if keeps else x.detach()
 
@@ -240,7 +246,7 @@ def _given_back(found: Any, cut: Any, given: Any) -> Tensor | None:
 
 
 def _tensors(given: Any) -> list[Tensor]:
-    return [x for x in tree_leaves(given) if isinstance(x, Tensor)]
+    return [x for x in tree_leaves(given) if issubclass(type(x), Tensor)]
 
 
 def _memory(x: Tensor) -> int:

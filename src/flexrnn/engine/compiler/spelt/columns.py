@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from flexrnn.engine.compiler.cuts import MOST
-from flexrnn.engine.compiler.refusal import refused
+from flexrnn.engine.compiler.spelt import picked
 from flexrnn.engine.compiler.spelt.rows import has_real_units, is_behind_batch
 
 
@@ -54,19 +54,16 @@ def along(x: Tensor, index: Any, *, masks: bool = False) -> tuple[Tensor, int, A
     return rest, dim, parts[place]
 
 
-def get_item(x: Tensor, index: Any) -> Tensor:
+def get_item(x: Tensor, index: Any) -> Any:
     """`x[..., numbers]`, where one axis has a list of units, or a tensor of their numbers."""
     parts = index if isinstance(index, tuple) else (index,)
     if any(isinstance(part, Tensor) and part.dtype == torch.bool for part in parts):
-        raise refused(
-            "indexing by a mask",
-            "how many it picks is not known before the step runs; torch.where, or a product with "
-            "the mask, would do",
-        )
-    picked = along(x, index)
-    if picked is None:
+        found = picked.pick(x, index)
+        return picked.refuse() if found is None else found
+    parted = along(x, index)
+    if parted is None:
         return x[index]
-    rest, dim, numbers = picked
+    rest, dim, numbers = parted
     if not isinstance(numbers, Tensor):
         spans = _spans(numbers, rest.shape[dim]) if is_behind_batch(rest, dim) else []
         if 0 < len(spans) <= MOST:

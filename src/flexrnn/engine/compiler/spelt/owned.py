@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flexrnn.engine.compiler.cuts import MOST
-from flexrnn.engine.compiler.spelt import chosen, placed
+from flexrnn.engine.compiler.spelt import chosen, picked, placed
 from flexrnn.engine.compiler.spelt.rows import (
     as_torch,
     has_real_units,
@@ -72,7 +72,7 @@ def _wide(here: Tensor, x: Tensor) -> Tensor:
     return here.view(*here.shape, *(1 for _ in range(x.dim() - 2)))
 
 
-def _get_item(x: Tensor, index: Any) -> Tensor:
+def _get_item(x: Tensor, index: Any) -> Any:
     here = _own(x, index)
     if here is not None and x.is_floating_point():
         units = x if here.dim() == 2 else x.unsqueeze(1)
@@ -95,6 +95,9 @@ def _is_behind(index: Any) -> bool:
 
 def _set_item(x: Tensor, index: Any, value: Any) -> None:
     """Of several values for one unit the last stays, as with torch on a CPU."""
+    if type(value) is picked.Picked:
+        picked.put(x, index, value)
+        return
     here = _own(x, index)
     known = not isinstance(value, Tensor) or value.dtype == x.dtype
     if here is None or not known or (here.dim() == 3 and here.shape[1] > MOST):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from flexrnn.engine.compiler.cuts import MOST
-from flexrnn.engine.compiler.spelt import columns
+from flexrnn.engine.compiler.spelt import columns, picked
 from flexrnn.engine.compiler.spelt.rows import (
     as_torch,
     has_real_units,
@@ -31,8 +31,7 @@ def set_item(tensor: Tensor, index: Any, value: Any) -> None:
     if not isinstance(value, Tensor):  # a number would come as a tensor from nowhere
         value = torch.full((), value, dtype=tensor.dtype)
     if value.dtype == tensor.dtype and _is_a_choice(tensor, index, value):
-        wide = index.view(*index.shape, *(1 for _ in range(tensor.dim() - index.dim())))
-        tensor.copy_(torch.where(wide, value, tensor))
+        tensor.copy_(torch.where(picked.wide(index, tensor), value, tensor))
         return
     along = columns.along(tensor, index, masks=True)
     if along is None or not _is_known(along[2]) or value.dtype != tensor.dtype:
@@ -45,15 +44,9 @@ def set_item(tensor: Tensor, index: Any, value: Any) -> None:
 
 def _is_a_choice(tensor: Tensor, index: Any, value: Tensor) -> bool:
     """Whether this is a mask of the first axes, and what is written the same for all it picks."""
-    if not isinstance(index, Tensor) or index.dtype != torch.bool:
+    if not picked.covers(index, tensor):
         return False
-    behind = tensor.dim() - index.dim()
-    alike = value.dim() <= behind or value.shape == (1,)
-    if not alike or behind < 0 or not index.dim():
-        return False
-    # Sizes of two kinds are not compared: that would be a question.
-    pairs = [*zip(index.shape, tensor.shape, strict=False)]
-    return all(type(a) is type(b) and a == b for a, b in pairs)
+    return value.dim() <= tensor.dim() - index.dim() or value.shape == (1,)
 
 
 def _is_known(numbers: Any) -> bool:

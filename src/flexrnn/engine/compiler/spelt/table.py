@@ -19,6 +19,7 @@ from flexrnn.engine.compiler.spelt import (
     matrices,
     owned,
     padded,
+    picked,
     placed,
     pooled,
     ranked,
@@ -155,6 +156,7 @@ RESPELT: dict[Any, Any] = {
     **placed.SPELT,
     **owned.SPELT,  # which gives others' items back
     **padded.SPELT,
+    **picked.SPELT,
     **pooled.SPELT,
     **ranked.SPELT,
     **stacked.SPELT,
