@@ -58,10 +58,22 @@ def without_gradients(c: Any, x: Tensor, h: Tensor) -> Tensor:
     return y * z
 
 
+def said_again(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    """The same mask, made anew of the same values."""
+    y = x @ c.W + h
+    y[h > 0] = h[h > 0] * 2
+    mask = h.abs() > 0.5
+    y[~mask] = y[~mask] + h[~mask] ** 2
+    y[(h > 0) & mask] /= 1 + h[(h > 0) & mask]
+    y[y < x[:, :1]] = 0.1 * y[y < x[:, :1]]
+    return y
+
+
 WRITTEN: dict[str, Callable[..., Tensor]] = {
     "of units": of_units,
     "nowhere else": nowhere_else,
     "of rows": of_rows,
+    "said again": said_again,
     "picked before": picked_before,
     "without gradients": without_gradients,
 }
@@ -91,6 +103,12 @@ def mask_written(z: Tensor, h: Tensor, y: Tensor, mask: Tensor) -> Any:
     picked = h[mask]
     mask.logical_and_(z > 0)
     return picked
+
+
+def values_written(z: Tensor, h: Tensor, y: Tensor, mask: Tensor) -> Any:
+    picked = h[y > 0]
+    y.mul_(-1)
+    return picked + h[y > 0]
 
 
 def switched(z: Tensor, h: Tensor, y: Tensor, mask: Tensor) -> Any:
@@ -136,6 +154,8 @@ REFUSED: dict[str, Callable[..., Any]] = {
     "a layer norm": rows(lambda picked: F.layer_norm(picked, (5,))),
     "told": put(lambda z, h, y, m: float(f"{y[m]}")),
     "a mask that is written to": put(mask_written),
+    "a mask of what is written to": put(values_written),
+    "another number": put(lambda z, h, y, m: h[h > 0.5]),
     "gradients switched": put(switched),
     "memory that is shared": put(shared),
     "returned": lambda c, z, h: z[h > 0],

@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+# What an operation of torch's is, and what functionalisation holds, have no public names.
 """What a mask picks of rows and units, `x[mask]`, until it is put where the same mask picks.
 
 How many there are is not known before the step runs. But what is computed with all of them one by
@@ -12,11 +14,13 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch._ops import OpOverload
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
 from torch.nn import functional as F  # noqa: N812
 
 from flexrnn.engine.compiler.refusal import refused
-from flexrnn.engine.compiler.spelt.rows import as_torch, has_rows, is_of_rows, where, writes_to
+from flexrnn.engine.compiler.spelt.rows import as_torch, has_rows, is_of_rows, where
 
 _WHY = (
     "how many it picks is not known before the step runs; torch.where, or a product with the mask, "
@@ -52,8 +56,9 @@ class Picked:
     asks goes on as it would with one.
     """
 
-    def __init__(self, values: Tensor, mask: Tensor, writes: int, learns: bool) -> None:
-        self.values, self.mask, self.writes, self.learns = values, mask, writes, learns
+    def __init__(self, values: Tensor, mask: Tensor, node: fx.Node | None) -> None:
+        self.values, self.mask, self.node = values, mask, node
+        self.learns = torch.is_grad_enabled()
         self.shared = False  # another has its memory
 
     @property
@@ -115,7 +120,7 @@ def pick(x: Tensor, mask: Any) -> Picked | None:
     if not covers(mask, x):
         return None
     values = where(wide(mask, x), x, 1.0)
-    return Picked(values, mask, writes_to(mask), torch.is_grad_enabled())
+    return Picked(values, mask, _node(mask))
 
 
 def _masked_select(input: Tensor, mask: Tensor) -> Any:
@@ -135,7 +140,7 @@ def call(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Picked:
     if values.dtype != first.values.dtype or values.dim() != first.values.dim():
         refuse(f"{name} makes another kind of what it picks")
     values = where(wide(first.mask, values), values, 1.0)
-    made = Picked(values, first.mask, first.writes, torch.is_grad_enabled())
+    made = Picked(values, first.mask, first.node)
     if name == "detach":
         first.shared = made.shared = True
     return made
@@ -145,8 +150,7 @@ def _beside(first: Picked, arg: Any) -> Any:
     """An operand beside what has been picked: picked like it, or the same for all."""
     values = first.values
     if type(arg) is Picked:
-        same = arg.mask is first.mask and arg.writes == first.writes
-        if not same or arg.values.dim() != values.dim():
+        if not _alike(arg.node, first.node) or arg.values.dim() != values.dim():
             refuse("what is beside it is picked by another mask")
         return arg.values
     if isinstance(arg, Tensor):
@@ -163,16 +167,45 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float, bool)
 
 
+def _node(mask: Tensor) -> fx.Node | None:
+    """What a mask is now, as it is written down: another, once somebody has written to it."""
+    mode = get_proxy_mode()
+    if mode is None or not torch._is_functional_tensor(mask):
+        return None
+    torch._sync(mask)
+    found: Any = get_proxy_slot(torch._from_functional_tensor(mask), mode.tracer, None)
+    return None if found is None else found.proxy.node
+
+
+def _alike(a: Any, b: Any, deep: int = 6) -> bool:
+    """Whether two values are one, or are computed of the same ones in the same way."""
+    if isinstance(a, (list, tuple)):
+        pairs = zip(a, b, strict=True) if type(a) is type(b) and len(a) == len(b) else None
+        return pairs is not None and all(_alike(x, y, deep) for x, y in pairs)
+    if not isinstance(a, fx.Node):
+        return type(a) in _PLAIN and type(a) is type(b) and a == b
+    if a is b:
+        return True
+    target = a.target
+    if deep == 0 or not isinstance(b, fx.Node) or b.target is not target:
+        return False
+    if not isinstance(target, OpOverload) or target.namespace != "aten":
+        return False  # others may be something else every time
+    if a.kwargs or b.kwargs or torch.Tag.nondeterministic_seeded in target.tags:
+        return False
+    return _alike(a.args, b.args, deep - 1)
+
+
 def put(x: Tensor, mask: Any, picked: Picked) -> None:
     """`x[mask] = picked`, by the mask that has picked it."""
-    same = mask is picked.mask and writes_to(mask) == picked.writes
-    if not same or not covers(mask, x):
+    if not covers(mask, x) or not _alike(_node(mask), picked.node):
         refuse("what it picks is put where another mask picks")
     if x.dtype != picked.values.dtype or x.dim() != picked.values.dim():
         refuse("what it picks is of another kind than where it is put")
     x.copy_(torch.where(wide(mask, x), picked.values, x))
 
 
+_PLAIN = (int, float, bool, str)
 # At 1, and beside 1, each of these has a finite derivative.
 _ONE_BY_ONE = (
     *("abs", "neg", "negative", "exp", "log", "log1p", "log2", "sqrt", "rsqrt", "square", "sin"),
