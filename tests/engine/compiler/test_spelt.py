@@ -40,6 +40,7 @@ def copies_written(c: Any, x: Tensor, h: Tensor) -> Tensor:
     return x @ c.W + y * c.b
 
 
+tensordot: Any = torch.tensordot  # whose `dims` torch says to be a number
 WRITTEN: dict[str, Callable[..., Any]] = {
     "vector products": lambda c, x, h: (
         x @ c.W + F.pad(torch.linalg.cross(x, h[:, 1:]) + x.cross(c.row[:, 1:], -1), (0, 1))
@@ -82,6 +83,25 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         x @ c.W + torch.einsum("bjk,ijk->bi", h.view(-1, 1, 4), c.U.view(4, 4, 1))
         + torch.einsum("bjc,ij->bic", h.view(-1, 1, 4), c.U).mean(1)
         + h * torch.einsum("gjk,ijk->gi", c.W[:, :1, None], c.U.view(4, 2, 2)[:, :1]).sum(0)
+    ),
+    "one matrix on columns of heads": lambda c, x, h: (
+        (c.U[:2, :2] @ halves(h)[..., None]).view(-1, 4) + x @ c.W
+        + (c.low.T @ (h @ c.wide).view(-1, 1, 4, 2)).view(-1, 4)
+        + (c.wide.view(2, 4, 4)[:, :2] @ (h @ c.wide).view(-1, 2, 4, 1)).view(-1, 4)
+        + (c.wide.view(2, 4, 4)[:, :2] @ h[:, None, :, None]).view(-1, 4)
+    ),
+    "capsules": lambda c, x, h: (
+        torch.einsum("bnki,nkio->bno", (h @ c.wide).view(-1, 2, 2, 2), c.wide.view(2, 2, 2, 4))
+        .sum(1) + x @ c.W
+        + torch.einsum("bnki,nkio->bno", h.view(-1, 1, 2, 2), c.U.view(1, 2, 2, 4)).flatten(1)
+        + torch.einsum("knio,bkin->bon", c.wide.view(2, 2, 2, 4), (h @ c.wide).view(-1, 2, 2, 2))
+        .sum(2) + torch.einsum("bnki,nki->bn", h.view(-1, 1, 2, 2), c.U[:1].view(1, 2, 2))
+    ),
+    "tensordot": lambda c, x, h: (
+        tensordot(c.U, h, ([1], [1])).t() + tensordot(h, c.U, 1) + x @ c.W
+        + tensordot(c.U[:2, :2], halves(h), dims=([-1], [-1])).permute(1, 2, 0).flatten(1)
+        + tensordot(halves(h), c.U.view(2, 2, 4), ([1, 2], [0, 1]))
+        + tensordot(c.U.view(4, 2, 2), halves(h), ([1, 2], [1, 2])).T
     ),
     # rows stacked in front of the batch
     "stacked first": lambda c, x, h: (

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from flexrnn.engine.compiler.spelt import columns
-from flexrnn.engine.compiler.spelt.rows import as_torch, is_behind, is_of_rows
+from flexrnn.engine.compiler.spelt.rows import as_torch, has_rows, is_behind, is_of_rows
 
 # Products that a row may sum up where it multiplies matrices of its own: generated code goes
 # through them unit by unit.
@@ -22,8 +22,13 @@ def _matmul(a: Tensor, w: Tensor) -> Tensor:
 
     `(K,)` or `(K, N)ᵀ` on the left of columns, `(B, ..., K)` times one w for all heads, and head by
     head `(B, G, 1, K)` times `(G, K, N)`, or `(B, G, M, K)` times `(B, G, K, N)`; `(B, K)`, or
-    `(G, B, K)`, or `(B, 1, 1, K)`, times the weights of G gates, `(G, K, N)`.
+    `(G, B, K)`, or `(B, 1, 1, K)`, times the weights of G gates, `(G, K, N)`;
+    and one `(M, K)`, or one for each head, times `(B, G, K, N)`.
     """
+    if w.dim() > 3 and is_of_rows(w) and not has_rows(a) and a.dtype == w.dtype:
+        made = _on_columns(a, w)
+        if made is not None:
+            return made
     if w.dim() == 3 and not is_of_rows(w) and not is_behind(w):
         a = a.squeeze(0) if is_behind(a) and a.shape[0] == 1 and a.dim() == 3 else a
         if a.dim() == 2 and is_of_rows(a) and w.shape[-1] != 1:
@@ -43,6 +48,24 @@ def _matmul(a: Tensor, w: Tensor) -> Tensor:
     if a.dim() == 4 and a.shape[-2] == 1 and w.dim() == 3 and a.shape[1] == w.shape[0]:
         return torch.bmm(a.squeeze(-2).transpose(0, 1), w).transpose(0, 1).unsqueeze(-2)
     return torch.matmul(a, w)
+
+
+def _on_columns(a: Tensor, w: Tensor) -> Tensor | None:
+    """One `(M, K)` for all heads, or `(G, M, K)`, on the left of `(B, G, K, N)`.
+
+    It lies as torch's would, for whoever views it.
+    """
+    if a.dim() == 2 and a.shape[1] == w.shape[-2]:
+        columns_last = w.transpose(-1, -2)  # (B, ..., N, K)
+        return _by_heads(columns_last, a.T).transpose(-1, -2).contiguous()
+    single = a.dim() == 3 and w.dim() == 4 and w.shape[-1] == 1 and a.shape[2] == w.shape[2]
+    if not single or w.shape[1] not in (1, a.shape[0]):
+        return None
+    rows = w.squeeze(-1)  # (B, G, K), or (B, 1, K)
+    if rows.shape[1] == 1:
+        return torch.einsum("bk,gmk->bgm", rows.squeeze(1), a).unsqueeze(-1).contiguous()
+    product = torch.bmm(rows.transpose(0, 1), a.transpose(1, 2)).transpose(0, 1)
+    return product.unsqueeze(-1).contiguous()
 
 
 def _multi_dot(tensors: Sequence[Tensor]) -> Tensor:
@@ -90,6 +113,8 @@ def _einsum(equation: Any, *operands: Any) -> Tensor:
         return _einsum(f"{read}->{result}", made, *(operands[k] for k in rest))
     if arrow and (shared := _shared(labels, operands, result)) is not None:
         return shared
+    if arrow and (grouped := _grouped(labels, operands, result)) is not None:
+        return grouped
     summed = "".join(dict.fromkeys(label for label in "".join(labels) if label not in result))
     if not arrow or not summed or not _is_of_heads(labels, operands, result):
         return torch.einsum(equation, *operands)
@@ -148,6 +173,46 @@ def _shared(labels: Sequence[str], operands: Sequence[Any], result: str) -> Tens
     return product.permute([names.index(label) for label in result])
 
 
+def _grouped(labels: Sequence[str], operands: Sequence[Any], result: str) -> Tensor | None:
+    """An einsum of rows and of one weight for each group: `bnki,nkio->bno`.
+
+    Torch makes one axis of several that are summed, and so do we, but not of the batch.
+    """
+    if len(labels) != 2 or len(operands) != 2 or not all(isinstance(x, Tensor) for x in operands):
+        return None
+    (own, x), (other, w) = sorted(
+        zip(labels, operands, strict=True), key=lambda pair: not is_of_rows(pair[1])
+    )
+    if any(
+        not len({*names}) == len(names) == tensor.dim() for names, tensor in ((own, x), (other, w))
+    ):
+        return None
+    if len({*result}) < len(result) or "." in own + other:
+        return None
+    if not is_of_rows(x) or has_rows(w) or x.dtype != w.dtype:
+        return None
+    summed = [label for label in own if label not in result]
+    groups = [label for label in own[1:] if label in result]
+    new = [label for label in other if label not in own]
+    if own[:1] != result[:1] or own[:1] in other or len(summed) < 2 or not groups:
+        return None
+    if not {*summed, *groups} <= {*other} or {*own[:1], *groups, *new} != {*result}:
+        return None
+    if any(x.shape[own.index(k)] != w.shape[other.index(k)] for k in (*summed, *groups)):
+        return None  # one of them may be stretched
+    rows = x.permute([own.index(k) for k in (own[0], *groups, *summed)])
+    heads = [w.shape[other.index(k)] for k in groups]
+    rows = rows.flatten(1 + len(groups)).flatten(1, len(groups))  # (B, G, K)
+    weight = w.permute([other.index(k) for k in (*groups, *summed, *new)])
+    sizes = [w.shape[other.index(k)] for k in new]
+    weight = weight.reshape(rows.shape[1], rows.shape[2], math.prod(sizes))
+    product = torch.bmm(rows.transpose(0, 1), weight).transpose(0, 1)  # (B, G, N)
+    product = product.unflatten(-1, sizes) if new else product.squeeze(-1)
+    product = product.unflatten(1, heads)
+    names = [own[0], *groups, *new]
+    return product.permute([names.index(label) for label in result])
+
+
 def _is_of_heads(labels: Sequence[str], operands: Sequence[Tensor], result: str) -> bool:
     """Whether all operands of an einsum are of rows and share more, and are no large matrices."""
     by_rows = all(map(is_of_rows, operands)) and {own[:1] for own in labels} == {result[:1]}
@@ -185,6 +250,17 @@ def _bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | Non
     return y if bias is None else y + bias
 
 
+def _tensordot(a: Tensor, b: Tensor, dims: Any = 2, out: None = None) -> Tensor:
+    """Torch's puts what is left of the second behind the first, and so the batch."""
+    listed = isinstance(dims, (list, tuple)) and len(dims) == 2
+    swaps = listed and all(isinstance(part, (list, tuple)) for part in dims)
+    if not swaps or out is not None or not is_of_rows(b) or has_rows(a):
+        return _TENSORDOT(a, b, dims, out=out)
+    made = _TENSORDOT(b, a, (dims[1], dims[0]))
+    left = b.dim() - len(dims[1])
+    return made.permute(*range(left, made.dim()), *range(left))
+
+
 def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "") -> Tensor:
     """Torch's is not written down: of every pair the norm of a difference."""
     if x1.dim() < 2 or x2.dim() < 2 or not 0 < p < math.inf:
@@ -197,11 +273,13 @@ def _baddbmm(y: Tensor, a: Tensor, w: Tensor, *, beta: float = 1, alpha: float =
     return beta * y + alpha * torch.bmm(a, w)
 
 
+_TENSORDOT: Any = torch.tensordot  # whose `dims` torch says to be a number
 SPELT: dict[Any, Any] = {
     torch.matmul: _matmul,
     Tensor.matmul: _matmul,
     Tensor.__matmul__: _matmul,
     torch.einsum: _einsum,
+    torch.tensordot: as_torch(torch.tensordot, _tensordot),
     torch.baddbmm: _baddbmm,
     torch.linalg.multi_dot: as_torch(torch.linalg.multi_dot, _multi_dot),
     torch.chain_matmul: lambda *matrices: _multi_dot(matrices),

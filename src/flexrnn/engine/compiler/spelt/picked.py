@@ -124,6 +124,8 @@ def pick(x: Tensor, mask: Any) -> Picked | None:
 
 
 def _masked_select(input: Tensor, mask: Tensor) -> Any:
+    if not has_rows(mask):
+        return torch.masked_select(input, mask)
     found = pick(input, mask) if mask.dim() == input.dim() else None
     return refuse() if found is None else found
 
