@@ -76,6 +76,10 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         .reshape(2, -1, 4).sum(0)
         + both(c, x, h).view(-1, 4).norm(dim=1).view(2, -1).t().repeat(1, 2)
     ),
+    "numbers like all": lambda c, x, h: (
+        (both(c, x, h).view(-1, 4) * torch.full_like(both(c, x, h).view(-1, 4), 0.5))
+        .view(2, -1, 4).sum(0) + torch.zeros_like(h.view(-1, 2)).view(-1, 4)
+    ),
     "repeated": lambda c, x, h: (
         (h.unsqueeze(0).repeat(3, 1, 1).view(-1, 4) @ c.U).view(3, h.shape[0], 4).mean(0) + x @ c.W
     ),

@@ -74,7 +74,7 @@ class Spelling(TorchFunctionMode):
         if func is torch._C._set_grad_enabled:
             self._switch(bool(args[0]), place)
             return func(*args)
-        written = _tensors(_written(func, name, args, kwargs))
+        written = _written(func, name, args, kwargs)
         self._check(func, name, args, kwargs, written, place)
         known, writes = self.sizes.question, self._writes((args, kwargs))
         given: Any = (args, kwargs)
@@ -88,7 +88,7 @@ class Spelling(TorchFunctionMode):
         finally:
             if self.sizes.question is not known:
                 self.asked = name
-        if any(map(writes_to, self.given)):
+        if any(map(torch._functionalize_has_data_mutation, self.given)):
             self.given = ()  # on its way out the error may come by here
             if any(
                 f.f_code.co_filename == batchnorm.__file__ for f, _ in frames()
@@ -254,16 +254,18 @@ def _memory(x: Tensor) -> int:
     return x.untyped_storage()._cdata
 
 
-def _written(func: Any, name: str, args: Any, kwargs: Any) -> list[Any]:
+def _written(func: Any, name: str, args: Any, kwargs: Any) -> list[Tensor]:
     """The operands to which an operation writes."""
     first = args[:1] or (*kwargs.values(),)[:1]
     if name.endswith("_") != name.endswith("__") or name in _WRITTEN:
-        return [first, kwargs.get("out")]
+        return _tensors([first, kwargs.get("out")])
     asks = inspect.isfunction(func) and "dropout" not in name  # where nothing is dropped
     names = func.__code__.co_varnames if asks else ()
     place = names.index("inplace") if "inplace" in names else len(args)
     in_place = args[place] if place < len(args) else asks and kwargs.get("inplace", False)
-    return [first if in_place else (), kwargs.get("out")]
+    if not in_place and "out" not in kwargs:
+        return []
+    return _tensors([first if in_place else (), kwargs.get("out")])
 
 
 def _of_step() -> Iterator[FrameType]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from flexrnn.engine.compiler.aten import elementwise, reductions, views
 from flexrnn.engine.compiler.aten.builder import TO_THE_END, Builder, Ref, Unsupported, Value
-from flexrnn.engine.compiler.aten.shapes import UNMOVED
+from flexrnn.engine.compiler.aten.shapes import ALIKE, UNMOVED
 from flexrnn.engine.compiler.graph import BATCH
 
 
@@ -29,7 +29,7 @@ class Joined(NamedTuple):
 
 
 VIEWS = ("view", "_unsafe_view", "reshape")
-_BY_ROWS = ("mm", "addmm", "native_layer_norm", "_to_copy", "detach", *UNMOVED)
+_BY_ROWS = ("mm", "addmm", "native_layer_norm", *ALIKE, *UNMOVED)
 # Where an operation names axes.
 _AXES = reductions.ALONG | {"cat": 1, "slice": 1, "select": 1, "unbind": 1, "unsqueeze": 1,
                             "split": 2, "split_with_sizes": 2}  # fmt: skip
