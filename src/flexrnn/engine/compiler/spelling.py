@@ -88,7 +88,8 @@ class Spelling(TorchFunctionMode):
         finally:
             if self.sizes.question is not known:
                 self.asked = name
-        if any(map(torch._functionalize_has_data_mutation, self.given)):
+        changed = torch._functionalize_has_data_mutation  # pyright: ignore[reportAttributeAccessIssue]
+        if any(map(changed, self.given)):
             self.given = ()  # on its way out the error may come by here
             if any(
                 f.f_code.co_filename == batchnorm.__file__ for f, _ in frames()
