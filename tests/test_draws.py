@@ -10,9 +10,11 @@ from torch import Tensor, distributions, nn
 from torch.nn import functional as F  # noqa: N812
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.testing import assert_close
+from torch.utils.checkpoint import checkpoint
 
 import flexrnn
 from flexrnn.cells import HiddenState
+from flexrnn.signs import may_draw
 
 from .quickly import compile_quickly
 
@@ -44,6 +46,8 @@ def three(z: Tensor, h: Tensor) -> Tensor:
     return torch.cat([z, h, z + h], 1).unflatten(1, (3, 5))
 
 
+FROM_2_TO_3: Any = {"from": 2, "to": 3}
+
 DRAWN: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "nn.Dropout": lambda c, z, h: torch.tanh(c.drop(z) + h),
     "dropout": lambda c, z, h: F.dropout(torch.tanh(z), 0.2, c.training),
@@ -64,6 +68,11 @@ DRAWN: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "bernoulli_ of a tensor": lambda c, z, h: z.tanh() * torch.empty_like(z).bernoulli_(scale(h)),
     "uniform_": lambda c, z, h: z.tanh() + torch.empty_like(z).uniform_(-1, 1),
     "normal_": lambda c, z, h: z.tanh() + z.new_empty(z.shape).normal_(std=0.5),
+    "uniform_, from=": lambda c, z, h: z.tanh() + torch.empty_like(z).uniform_(**FROM_2_TO_3),
+    "by names": lambda c, z, h: torch.randn_like(input=z) * torch.bernoulli(input=scale(h)) + z,
+    "written to": lambda c, z, h: torch.tanh(z * torch.randn_like(z).mul_(0.1).add_(h) + z),
+    "into truth values": lambda c, z, h: z.tanh()
+    * torch.empty_like(z, dtype=torch.bool).bernoulli_(scale(h).detach()),
     "exponential_": lambda c, z, h: z.tanh() + z.new_empty(z.shape).exponential_(2.0),
     "gumbel_softmax": lambda c, z, h: F.gumbel_softmax(z + h, 1.0),
     "gumbel_softmax, hard": lambda c, z, h: F.gumbel_softmax(z + h, 0.5, hard=True),
@@ -138,7 +147,12 @@ def drawn_as(law: str) -> Any:
         "randn_like": lambda c, z, h: torch.randn_like(z),
         "normal": lambda c, z, h: torch.normal(torch.ones_like(z), 2.0),
         "uniform_": lambda c, z, h: torch.empty_like(z).uniform_(-1, 3),
-        "exponential_": lambda c, z, h: torch.empty_like(z).exponential_(2.0),
+        "uniform_, from=": lambda c, z, h: torch.empty_like(z).uniform_(**FROM_2_TO_3),
+    "by names": lambda c, z, h: torch.randn_like(input=z) * torch.bernoulli(input=scale(h)) + z,
+    "written to": lambda c, z, h: torch.tanh(z * torch.randn_like(z).mul_(0.1).add_(h) + z),
+    "into truth values": lambda c, z, h: z.tanh()
+    * torch.empty_like(z, dtype=torch.bool).bernoulli_(scale(h).detach()),
+    "exponential_": lambda c, z, h: torch.empty_like(z).exponential_(2.0),
         "bernoulli": lambda c, z, h: torch.bernoulli(torch.full_like(z, 0.3)),
         "bernoulli_": lambda c, z, h: torch.empty_like(z).bernoulli_(0.3),
         "gumbel_softmax": lambda c, z, h: F.gumbel_softmax(torch.zeros_like(z)),
@@ -148,8 +162,18 @@ def drawn_as(law: str) -> Any:
     }[law]  # fmt: skip
 
 
-LAWS = ("dropout", "randn_like", "normal", "uniform_", "exponential_", "bernoulli", "bernoulli_",
-        "gumbel_softmax", "multinomial")  # fmt: skip
+LAWS = (
+    "dropout",
+    "randn_like",
+    "normal",
+    "uniform_",
+    "uniform_, from=",
+    "exponential_",
+    "bernoulli",
+    "bernoulli_",
+    "gumbel_softmax",
+    "multinomial",
+)
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -275,13 +299,35 @@ def test_what_nobody_can_draw_ahead_runs_by_the_reference() -> None:
     assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.filterwarnings("ignore::flexrnn.FallbackWarning")
-@pytest.mark.parametrize("size", [7, 11, 14, 77])
-def test_a_size_that_is_not_the_batchs_is_not_taken_for_it(size: int) -> None:
-    def shared(c: Any, z: Tensor, h: Tensor) -> Tensor:
-        return torch.tanh(z + torch.randn(size, dtype=z.dtype).sum() * c.drop(h))
+def drawn_inside_a_checkpoint(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    noisy: Any = checkpoint(lambda z: z * torch.randn_like(z), z, use_reentrant=False)
+    return torch.tanh(noisy + z)
 
-    layer, x = layer_of(shared), torch.randn(T, B, I, dtype=DOUBLE)
+
+def now_and_then(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    return c.drop(z) if h.detach().any() else z.tanh()
+
+
+def where_gradients_are(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    return z.tanh() * torch.rand_like(z) if torch.is_grad_enabled() else z
+
+
+@pytest.mark.filterwarnings("ignore::flexrnn.FallbackWarning")
+@pytest.mark.parametrize(
+    "how",
+    [
+        *(
+            lambda c, z, h, n=n: torch.tanh(z + torch.randn(n, dtype=z.dtype).sum() * c.drop(h))
+            for n in (7, 11, 14, 77)
+        ),
+        drawn_inside_a_checkpoint,
+        now_and_then,
+        where_gradients_are,
+        lambda c, z, h: F.alpha_dropout(z, 0.3, training=True).tanh(),
+    ],
+)
+def test_what_the_step_draws_itself_is_the_same_when_it_is_computed_anew(how: Any) -> None:
+    layer, x = layer_of(how), torch.randn(T, B, I, dtype=DOUBLE)
     found = []
     for every in (None, 2):  # computed anew, it draws the same
         layer.checkpoint_every = every
@@ -298,6 +344,98 @@ def test_a_step_that_draws_now_and_then_is_the_references() -> None:
     layer, x = layer_of(sometimes), torch.randn(T, B, I, dtype=DOUBLE)
     with pytest.warns(flexrnn.FallbackWarning, match="takes a number out of a tensor"):
         assert layer(x)[0].isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_transforms_get_the_same_numbers() -> None:
+    layer, x = layer_of(DRAWN["several"]), torch.randn(T, B, I, dtype=DOUBLE)
+
+    def call(x: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        return layer(x)[0].sum()
+
+    leaf = x.clone().requires_grad_()
+    (right,) = torch.autograd.grad(call(leaf), leaf)
+    assert_close(torch.func.grad(call)(x), right, rtol=1e-11, atol=1e-11)
+    value, *_ = torch.func.jvp(call, (x,), (torch.ones_like(x),))
+    assert_close(value, call(x), rtol=1e-11, atol=1e-11)
+
+
+def test_rows_of_a_vmap_inside_a_step_differ() -> None:
+    def several(c: Any, z: Tensor, h: Tensor) -> Tensor:
+        ones = torch.ones(20, *z.shape, dtype=z.dtype)
+        many = torch.func.vmap(lambda v: F.dropout(v, 0.5), randomness="different")(ones)
+        assert 0 < many.mean() < 2
+        return z.tanh() + many.std(0)
+
+    with flexrnn.backend("reference"):
+        assert layer_of(several)(torch.zeros(T, B, I, dtype=DOUBLE))[1].min() > 0
+
+
+def test_a_seed_inside_a_step_counts() -> None:
+    masks = []
+
+    def one_mask(c: Any, z: Tensor, h: Tensor) -> Tensor:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(7)
+            masks.append(torch.rand_like(z))
+        return z * masks[-1]
+
+    with flexrnn.backend("reference"):
+        layer_of(one_mask)(torch.randn(T, B, I, dtype=DOUBLE))
+    assert torch.equal(masks[-1], masks[-2])
+
+
+class Delayed(flexrnn.Cell):
+    """Keeps things outside of the state, as only the reference lets it."""
+
+    State = HiddenState
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None, **_):
+        super().__init__(input_size, hidden_size)
+        self.inner = nn.Linear(input_size, hidden_size, bias, device, dtype)
+        self.line: Any = [None]
+        self.count = [0]
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        z = self.inner(x)
+        before = z if self.line[0] is None else self.line[0]
+        self.line[0] = z
+        self.count[0] += 1
+        return HiddenState(state.h + before)
+
+
+def test_a_step_that_draws_nothing_is_not_run_to_find_that_out() -> None:
+    layer = flexrnn.FlexRNN(Delayed, I, H, backend="reference")
+    layer(torch.randn(T, B, I))
+    cell: Any = layer.cells[0]
+    assert cell.count == [T]
+
+
+@pytest.mark.parametrize(
+    ("draws", "how"),
+    [
+        (True, lambda c, z, h: torch.distributions.Normal(z, 1).rsample()),
+        (True, lambda c, z, h: sum(F.dropout(row) for row in (z, h))),
+        (False, lambda c, z, h: z.tanh() + h.sigmoid()),
+    ],
+)
+def test_names_in_the_code_of_a_cell_are_signs(draws: bool, how: Any) -> None:
+    cell = Delayed(I, H)
+    assert not may_draw(cell)
+    cell.__dict__["how"] = how
+    assert may_draw(cell) == draws
+    cell.__dict__["how"] = [{"inside": lambda z: how(None, z, z)}]
+    assert may_draw(cell) == draws
+
+
+def test_widths_of_parameters_are_seen() -> None:
+    def as_wide(c: Any, z: Tensor, h: Tensor) -> Tensor:
+        return z.tanh() + torch.rand(z.size(0), c.inner.weight.shape[1], dtype=z.dtype).sum(1, True)
+
+    for width in (I, 2 * I):
+        layer = flexrnn.FlexRNN(Noisy, width, H, how=as_wide, dtype=DOUBLE, backend="interpreter")
+        layer(torch.randn(T, B, width, dtype=DOUBLE))
 
 
 def test_autocast() -> None:

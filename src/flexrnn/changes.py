@@ -6,7 +6,7 @@ spiking neurons with their potential, and hooks with the weight that they comput
 """
 
 import sys
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 from torch import nn
@@ -25,17 +25,25 @@ def attributes_of(cell: Cell) -> dict[str, Hashable]:
     for prefix, module in cell.named_modules():
         for name, value in vars(module).items():
             path = f"{prefix}.{name}" if prefix else name
-            if name not in ("_parameters", "_buffers", "_modules") and path not in found:
+            if name in _TABLES:  # which names there are; modules count as the objects that they are
+                entries = vars(module)[name]
+                found[path] = tuple(
+                    (key, id(entry) if name == "_modules" else None)
+                    for key, entry in entries.items()
+                )
+            elif path not in found:
                 found[path] = (frozen(value), held.get(path))
     return found
 
 
 def changed(cell: Cell, before: dict[str, Hashable]) -> list[str]:
-    """Paths of what a cell holds otherwise, or newly."""
-    return [path for path, value in attributes_of(cell).items() if before.get(path) != value]
+    """Paths of what a cell holds otherwise, newly, or no more."""
+    after = attributes_of(cell)
+    gone = [path for path in before if path not in after]
+    return gone + [path for path, value in after.items() if before.get(path) != value]
 
 
-def watch(cell: Cell, paths: Iterable[str], place: str) -> None:
+def watch(cell: Cell, paths: Iterable[str], place: str) -> list[CannotCompileError]:
     """From now on refuse to read these attributes before they are set; the cell is a copy.
 
     Args:
@@ -43,21 +51,42 @@ def watch(cell: Cell, paths: Iterable[str], place: str) -> None:
         paths: of what that run has changed.
         place: of the step.
 
+    Returns:
+        What is refused from now on, for the step may go on without: the caller is to raise it.
+
     Raises:
-        CannotCompileError: one of them is a buffer or a parameter, which outlives the call.
+        CannotCompileError: one of them is a buffer, a parameter or a module, which outlives the
+            call, or is there no more.
     """
     names: dict[str, set[str]] = {}
     for path in paths:
         prefix, _, name = path.rpartition(".")
-        if name not in vars(cell.get_submodule(prefix)):
+        if name in _TABLES or name not in vars(cell.get_submodule(prefix)):
             raise refused(cell, path, place)
         names.setdefault(prefix, set()).add(name)
+    told: list[CannotCompileError] = []
     for prefix, unset in names.items():
         module = cell.get_submodule(prefix)
-        module.__class__ = _watching(type(module), unset, cell, f"{prefix}." if prefix else "")
+
+        def refuse(
+            name: str, prefix: str = f"{prefix}." if prefix else "", unset: set[str] = unset
+        ) -> CannotCompileError:
+            told.append(
+                CannotCompileError(
+                    f"{type(cell).__name__}.step reads the attribute {prefix}"
+                    f"{name if name in unset else min(unset)} before it sets it; what the next "
+                    f"step is to know belongs into State, {users_line(frames())}"
+                )
+            )
+            return told[-1]
+
+        module.__class__ = _watching(type(module), unset, refuse)
+    return told
 
 
-def _watching(kind: type[nn.Module], unset: set[str], cell: Cell, prefix: str) -> type[nn.Module]:
+def _watching(
+    kind: type[nn.Module], unset: set[str], refuse: Callable[[str], CannotCompileError]
+) -> type[nn.Module]:
     """A class like another one, whose one instance refuses to be asked for what is not set yet."""
 
     class Watching(kind):
@@ -65,20 +94,34 @@ def _watching(kind: type[nn.Module], unset: set[str], cell: Cell, prefix: str) -
             # torch's own code looks into every dictionary of a module, and asks for other names.
             everything = name == "__dict__" and unset and is_users(sys._getframe(1))  # pyright: ignore[reportPrivateUsage]
             if everything or name in unset:
-                raise CannotCompileError(
-                    f"{type(cell).__name__}.step reads the attribute "
-                    f"{prefix}{min(unset) if everything else name} before it sets it; what the "
-                    f"next step is to know belongs into State, {users_line(frames())}"
-                )
+                raise refuse(name)
             return super().__getattribute__(name)
 
         def __setattr__(self, name: str, value: Any) -> None:
             super().__setattr__(name, value)
             unset.discard(name)
 
+        def __dir__(self) -> list[str]:
+            if unset:
+                raise refuse("")
+            return super().__dir__()
+
+        def __reduce_ex__(self, protocol: Any) -> Any:  # as `copy` does
+            if unset:
+                raise refuse("")
+            return super().__reduce_ex__(protocol)
+
+        def __getstate__(self) -> Any:
+            if unset:
+                raise refuse("")
+            return super().__getstate__()
+
     Watching.__name__, Watching.__qualname__ = kind.__name__, kind.__qualname__
     Watching.__module__ = kind.__module__
     return Watching
+
+
+_TABLES = ("_parameters", "_buffers", "_modules")
 
 
 def refused(cell: Cell, path: str, place: str) -> CannotCompileError:

@@ -158,8 +158,12 @@ class CellStep:
         step._running.__dict__.pop("drop_recurrent", None)  # ours; a method may lead to it, too
         if sets := changed(step._running, before):
             place = _definition(self.cell.step)
-            watch(step._running, sets, place)
-            new = step(inputs, state)  # as all steps but the first
+            read = watch(step._running, sets, place)
+            try:
+                step(inputs, state)  # as all steps but the first, for what it reads
+            finally:  # it may have gone on without
+                if read:
+                    raise read[0]
             step._running.__dict__.pop("drop_recurrent", None)
             for path in changed(step._running, before):
                 if path not in sets:

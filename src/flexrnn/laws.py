@@ -14,21 +14,22 @@ from torch import Tensor
 from torch.nn import functional
 
 Answer = Callable[..., Tensor | None]
+Law = Callable[..., Tensor | None]
 
 
-def _like(law: str) -> Callable[..., Tensor | None]:
+def _like(law: str) -> Law:
     """`randn_like` and its kin."""
 
-    def spelt(answer: Answer, x: Tensor, **kwargs: Any) -> Tensor | None:
+    def spelt(answer: Answer, input: Tensor, **kwargs: Any) -> Tensor | None:
         dtype, device = kwargs.pop("dtype", None), kwargs.pop("device", None)
         if _odd(kwargs):
             return None
-        return answer(law, x.shape, dtype or x.dtype, device or x.device)
+        return answer(law, input.shape, dtype or input.dtype, device or input.device)
 
     return spelt
 
 
-def _new(law: str) -> Callable[..., Tensor | None]:
+def _new(law: str) -> Law:
     """`randn` and its kin."""
 
     def spelt(answer: Answer, *size: Any, **kwargs: Any) -> Tensor | None:
@@ -46,7 +47,11 @@ def _new(law: str) -> Callable[..., Tensor | None]:
 
 def _odd(options: dict[str, Any]) -> bool:
     """Whether anything is asked for that changes which numbers come, or what is kept of them."""
-    return any(value for name, value in options.items() if name != "memory_format")
+    return any(
+        value is not torch.strided and value
+        for name, value in options.items()
+        if name != "memory_format"
+    )
 
 
 def _normal(
@@ -54,7 +59,7 @@ def _normal(
 ) -> Tensor | None:
     """`torch.normal`, through which no gradient passes."""
     dtype, device = kwargs.pop("dtype", None), kwargs.pop("device", None)
-    if _odd(kwargs):
+    if _odd(kwargs) or _below(std, 0):
         return None
     given = [t for t in (mean, std) if isinstance(t, Tensor)]
     if given:
@@ -72,50 +77,75 @@ def _normal(
     return mean + std * numbers
 
 
-def _kept(answer: Answer, x: Tensor, p: float) -> Tensor | None:
-    """Where something stays that is dropped with probability p."""
-    return answer("kept", x.shape, torch.bool, x.device, 1 - p)
+def _below(number: Any, least: float) -> bool:
+    """Whether it is a number that torch refuses; a program does not look into tensors."""
+    return not isinstance(number, Tensor) and number < least
 
 
-def _bernoulli(answer: Answer, x: Tensor, p: Any = None, **kwargs: Any) -> Tensor | None:
-    """`torch.bernoulli`: x holds probabilities, or p is one."""
+def _bernoulli(answer: Answer, input: Tensor, p: Any = None, **kwargs: Any) -> Tensor | None:
+    """`torch.bernoulli`: the input holds probabilities, or p is one."""
     if _odd(kwargs):
         return None
     if p is None or isinstance(p, Tensor):
-        numbers = answer("uniform", x.shape, x.dtype, x.device)
-        return None if numbers is None else (numbers < (x if p is None else p)).to(x.dtype)
-    numbers = answer("kept", x.shape, torch.bool, x.device, float(p))
-    return None if numbers is None else numbers.to(x.dtype)
+        chance = input if p is None else p
+        numbers = answer("uniform", input.shape, chance.dtype, input.device)
+        return None if numbers is None else (numbers < chance).to(input.dtype)
+    if not 0 <= p <= 1:
+        return None
+    numbers = answer("kept", input.shape, torch.bool, input.device, float(p))
+    return None if numbers is None else numbers.to(input.dtype)
 
 
-def _written(law: str, scaled: Callable[..., Tensor]) -> Callable[..., Tensor | None]:
-    """`normal_` and its kin: into a tensor."""
-
-    def spelt(answer: Answer, x: Tensor, *args: Any, generator: Any = None, **kwargs: Any) -> Any:
-        if generator is not None:
-            return None
-        numbers = answer(law, x.shape, x.dtype, x.device)
-        return None if numbers is None else x.copy_(scaled(numbers, *args, **kwargs))
-
-    return spelt
+def _bernoulli_(answer: Answer, input: Tensor, p: Any = 0.5, **kwargs: Any) -> Tensor | None:
+    numbers = _bernoulli(answer, input, p, **kwargs)
+    return None if numbers is None else input.copy_(numbers)
 
 
-def _bernoulli_(answer: Answer, x: Tensor, p: Any = 0.5, **kwargs: Any) -> Tensor | None:
-    numbers = _bernoulli(answer, x, p, **kwargs)
-    return None if numbers is None else x.copy_(numbers)
+def _normal_(
+    answer: Answer, input: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Any = None
+) -> Tensor | None:
+    if generator is not None or _below(std, 0):
+        return None
+    numbers = answer("normal", input.shape, input.dtype, input.device)
+    return None if numbers is None else input.copy_(mean + std * numbers)
+
+
+def _uniform_(
+    answer: Answer, input: Tensor, *ends: float, generator: Any = None, **named: float
+) -> Tensor | None:
+    """One of the ends has a name that Python keeps for itself, `from`."""
+    begin, end = (*ends, *(0.0, 1.0)[len(ends) :])
+    begin, end = named.pop("from", begin), named.pop("to", end)
+    if generator is not None or named or begin > end:
+        return None
+    numbers = answer("uniform", input.shape, input.dtype, input.device)
+    return None if numbers is None else input.copy_(begin + (end - begin) * numbers)
+
+
+def _exponential_(
+    answer: Answer, input: Tensor, lambd: float = 1.0, *, generator: Any = None
+) -> Tensor | None:
+    if generator is not None or lambd <= 0:
+        return None
+    numbers = answer("exponential", input.shape, input.dtype, input.device)
+    return None if numbers is None else input.copy_(numbers / lambd)
 
 
 def _dropout(
     answer: Answer, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> Tensor | None:
     """What stays is larger by 1/(1 − p); what goes is chosen, for 0 · inf is NaN."""
-    if not training or not 0 < p < 1:
+    if not training or isinstance(p, Tensor) or not 0 < p < 1:
         return None
-    kept = _kept(answer, input, p)
+    kept = answer("kept", input.shape, torch.bool, input.device, 1 - p)
     if kept is None:
         return None
     result = torch.where(kept, input * (1 / (1 - p)), 0)
     return input.copy_(result) if inplace else result
+
+
+def _torchs_dropout(answer: Answer, input: Tensor, p: float, train: bool) -> Tensor | None:
+    return _dropout(answer, input, p, train)
 
 
 def _gumbel_softmax(
@@ -138,16 +168,16 @@ def _gumbel_softmax(
 
 
 def _multinomial(
-    answer: Answer, p: Tensor, num_samples: int, replacement: bool = False, **kwargs: Any
+    answer: Answer, input: Tensor, num_samples: int, replacement: bool = False, **kwargs: Any
 ) -> Tensor | None:
     """One number of each row: whose exponential, as fast as it is probable, comes first."""
-    if num_samples != 1 or p.dim() != 2 or _odd(kwargs):
+    if num_samples != 1 or input.dim() != 2 or _odd(kwargs):
         return None
-    numbers = answer("exponential", p.shape, p.dtype, p.device)
-    return None if numbers is None else (p.detach() / numbers).argmax(-1, keepdim=True)
+    numbers = answer("exponential", input.shape, input.dtype, input.device)
+    return None if numbers is None else (input.detach() / numbers).argmax(-1, keepdim=True)
 
 
-DRAWING: dict[Any, Callable[..., Tensor | None]] = {
+DRAWING: dict[Any, Law] = {
     torch.randn_like: _like("normal"),
     torch.rand_like: _like("uniform"),
     torch.randn: _new("normal"),
@@ -158,12 +188,10 @@ DRAWING: dict[Any, Callable[..., Tensor | None]] = {
     torch.bernoulli: _bernoulli,
     Tensor.bernoulli: _bernoulli,
     Tensor.bernoulli_: _bernoulli_,
-    Tensor.normal_: _written("normal", lambda n, mean=0.0, std=1.0: mean + std * n),
-    Tensor.uniform_: _written(
-        "uniform", lambda n, start=0.0, to=1.0, **_: start + (to - start) * n
-    ),
-    Tensor.exponential_: _written("exponential", lambda n, lambd=1.0: n / lambd),
+    Tensor.normal_: _normal_,
+    Tensor.uniform_: _uniform_,
+    Tensor.exponential_: _exponential_,
     functional.dropout: _dropout,
-    torch.dropout: _dropout,
+    torch.dropout: _torchs_dropout,
     functional.gumbel_softmax: _gumbel_softmax,
 }

@@ -10,7 +10,7 @@ from flexrnn.call import segments
 from flexrnn.call.marks import Marks
 from flexrnn.cell import Cell
 from flexrnn.compose import CellStep
-from flexrnn.draws import drawn_by
+from flexrnn.draws import draws_of
 from flexrnn.engine import scan
 from flexrnn.record import Taps
 from flexrnn.regularize import recurrent_masks, zoneout_masks
@@ -65,8 +65,8 @@ def run(
     steps, batch = (x.shape[0] if layout is None else layout.steps), len(state[0])
     if options.training and any(options.zoneout):
         zoned = zoneout_masks(options.zoneout, steps, state)
-    drawn = drawn_by(cell, origin, x, state)
-    numbers = tuple(draw.sequence(steps, batch, x.device) for draw in drawn.draws)
+    draws = draws_of(cell, origin, x, state)
+    numbers = tuple(draw.sequence(steps, batch, x.device) for draw in draws)
     if layout is not None:  # drawn for all, so that the numbers are the same either way
         masks = tuple(map(layout.sorted, masks))
         zoned, numbers = tuple(map(layout.gather, zoned)), tuple(map(layout.gather, numbers))
@@ -81,7 +81,7 @@ def run(
         zoned=tuple(map(bool, options.zoneout)) if zoned else (),
         expected=options.zoneout if not options.training and any(options.zoneout) else (),
         masks=len(masks),
-        draws=drawn.draws,
+        draws=draws,
         origin=origin,
     )
     inputs = [x, *(mark for mark in (valid, reset) if mark is not None), *zoned, *numbers]
@@ -98,7 +98,6 @@ def run(
             keep=keep,
             backend=options.backend,
             every=options.checkpoint_every,
-            draws=drawn.alone,
             batch_sizes=None if layout is None else layout.batch_sizes,
         )
     if taps is not None:

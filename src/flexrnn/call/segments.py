@@ -25,7 +25,6 @@ def run(
     keep: Sequence[int],
     backend: str,
     every: int | None,
-    draws: bool = False,
     batch_sizes: Tensor | None = None,
 ) -> Result:
     """Run a composed step over time; operands as in `engine.scan.run`.
@@ -39,8 +38,6 @@ def run(
         every: length of a segment, or None for everything at once. So it is, too, where nothing
             is kept for a backward pass anyway, under the transforms of `torch.func` and under
             `torch.compile`, which decide themselves what is kept; and with `batch_sizes`.
-        draws: the step draws random numbers, which are to be the same when it is computed anew;
-            masks, and what was drawn for it, are inputs.
     """
     if every is None or batch_sizes is not None or not torch.is_grad_enabled() or _others_decide():
         return scan.run(
@@ -60,14 +57,20 @@ def run(
     pieces = list(zip(*(x.split(every) for x in xs), strict=True))
     histories: list[tuple[Tensor, ...]] = []
     for piece in reversed(pieces) if reverse else pieces:
+        # Masks and what the layer has drawn for a step are inputs; what it draws itself is to be
+        # the same once more, but while a graph is recorded nobody may ask a generator.
         done: Any = checkpoint(
-            segment, *state, *piece, use_reentrant=False, preserve_rng_state=draws
+            segment, *state, *piece, use_reentrant=False, preserve_rng_state=not _is_recording()
         )
         histories.append(done[: len(keep)])
         state = done[len(keep) :]
     if reverse:
         histories.reverse()
     return tuple(map(torch.cat, zip(*histories, strict=True))), state
+
+
+def _is_recording() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _others_decide() -> bool:

@@ -1,5 +1,7 @@
 """Attributes that a step sets: no part of its result, as long as it does not read them first."""
 
+import contextlib
+import copy
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -117,6 +119,25 @@ def one_of_two(module: Any, z: Tensor) -> Tensor:
     return z
 
 
+def in_spite(module: Any, z: Tensor) -> Tensor:
+    with contextlib.suppress(Exception):
+        z = z + module.other
+    module.other = z
+    return z
+
+
+def by_its_names(module: Any, z: Tensor) -> Tensor:
+    first = "other" not in dir(module)
+    module.other = z
+    return z if first else 2 * z
+
+
+def by_a_copy(module: Any, z: Tensor) -> Tensor:
+    before = copy.copy(module).kept
+    module.kept = z
+    return z if before is None else z + before
+
+
 class Keeps(flexrnn.Cell):
     State = HiddenState
 
@@ -140,14 +161,68 @@ class Keeps(flexrnn.Cell):
         (kind_decides, "kept"),
         (by_its_dictionary, "kept"),
         (one_of_two, "kept"),
+        (in_spite, "other"),
+        (by_its_names, "other"),
     ],
 )
 def test_what_is_read_before_it_is_set_is_refused_at_that_line(how: Any, name: str) -> None:
     layer = flexrnn.FlexRNN(Keeps, 3, 5, dtype=torch.float64, how=how)
-    at = f"{__file__}:{how.__code__.co_firstlineno + 1 + (how is one_of_two)}"
+    at = f"{__file__}:{how.__code__.co_firstlineno + 1 + (how in (one_of_two, in_spite))}"
     told = f"Keeps.step reads the attribute inside.{name} before it sets it; .* at {at}$"
     with flexrnn.backend("interpreter"), pytest.raises(RuntimeError, match=told):
         layer(torch.randn(2, 3, 3, dtype=torch.float64))
+
+
+def test_a_copy_does_not_help() -> None:
+    layer = flexrnn.FlexRNN(Keeps, 3, 5, dtype=torch.float64, how=by_a_copy)
+    told = r"Keeps\.step reads the attribute inside\.kept before it sets it"
+    with flexrnn.backend("interpreter"), pytest.raises(RuntimeError, match=told):
+        layer(torch.randn(2, 3, 3, dtype=torch.float64))
+
+
+def swapped(module: Any, z: Tensor) -> Tensor:
+    module.first, module.second = module.second, module.first
+    return module.first(z)
+
+
+def made(module: Any, z: Tensor) -> Tensor:
+    if not hasattr(module, "new"):
+        module.new = nn.Tanh()
+        return z
+    return module.new(z)
+
+
+def deleted(module: Any, z: Tensor) -> Tensor:
+    if not hasattr(module, "kept"):
+        return z
+    del module.kept
+    return 2 * z
+
+
+def registered(module: Any, z: Tensor) -> Tensor:
+    module.register_buffer("noted", z)
+    return z
+
+
+@pytest.mark.parametrize("how", [swapped, made, deleted, registered])
+def test_modules_and_what_goes_are_not_to_change(how: Any) -> None:
+    layer = flexrnn.FlexRNN(Keeps, 3, 5, dtype=torch.float64, how=how)
+    inside: Any = layer.cells[0].inside
+    inside.first, inside.second = nn.Tanh(), nn.ReLU()
+    told = r"Keeps\.step changes the attribute inside\."
+    with flexrnn.backend("interpreter"), pytest.raises(RuntimeError, match=told):
+        layer(torch.randn(2, 3, 3, dtype=torch.float64))
+
+
+def test_a_step_may_ask_for_the_class_of_what_it_changes(
+    same_by_program: Callable[..., None],
+) -> None:
+    def asked(module: Any, z: Tensor) -> Tensor:
+        module.other = z
+        return z.tanh() if type(module) is nn.Module else z
+
+    layer = flexrnn.FlexRNN(Keeps, 3, 5, dtype=torch.float64, how=asked)
+    same_by_program(layer, torch.randn(4, 3, 3, dtype=torch.float64))
 
 
 def test_a_buffer_of_a_module_is_not_to_be_set() -> None:

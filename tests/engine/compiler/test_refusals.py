@@ -363,6 +363,11 @@ def test_a_step_that_changes_an_attribute_is_refused(how: str, attribute: str) -
     assert place == f"{__file__}:{first + next(k for k, row in enumerate(lines) if at in row)}"
 
 
+def numpy_state() -> bytes:
+    state: Any = numpy.random.get_state()
+    return state[1].tobytes()
+
+
 def test_chance_is_told_of_where_it_is_drawn_and_leaves_no_trace(function_layer: Any) -> None:
     def drawn_first(c: Any, z: Tensor, h: Tensor) -> Tensor:
         noise = random.gauss(0.0, 1.0)
@@ -371,14 +376,14 @@ def test_chance_is_told_of_where_it_is_drawn_and_leaves_no_trace(function_layer:
         return h + z.mean(0)  # is no program either
 
     layer = function_layer(drawn_first)
-    before, by_numpy = random.getstate(), numpy.random.get_state()[1].tobytes()
+    before, by_numpy = random.getstate(), numpy_state()
     with flexrnn.backend("interpreter"), pytest.raises(RuntimeError) as caught:
         layer(torch.randn(2, 3, 3, dtype=torch.float64))
     told, _, place = str(caught.value).rpartition(", at ")
     assert told == "random cannot be compiled: it draws random numbers, by Python or NumPy"
     assert place == f"{__file__}:{inspect.getsourcelines(drawn_first)[1] + 2}"
     assert random.getstate() == before
-    assert numpy.random.get_state()[1].tobytes() == by_numpy
+    assert numpy_state() == by_numpy
 
 
 def test_chance_behind_the_last_operation_is_refused(function_layer: Any) -> None:

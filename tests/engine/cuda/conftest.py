@@ -44,7 +44,7 @@ def interpreted_quickly() -> None:
         return
 
     there: Any = interpreter
-    once, done = there._patch_lang, set[tuple[bool, bool]]()
+    once, done = there._patch_lang, set[tuple[bool, ...]]()
 
     def patch_language(function: Any) -> Any:
         modules = function.__globals__.values()
