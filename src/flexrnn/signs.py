@@ -12,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivate
 from flexrnn.laws import DRAWING
 
 _NAMES = {function.__name__ for function in DRAWING} | {"sample", "rsample"}
-_KNOWN = ("torch", "flexrnn", "builtins", "numpy")  # packages that are not looked into
+_KNOWN = ("torch", "flexrnn", "numpy")  # packages that are not looked into
 _MOST = 1000  # functions
 
 

@@ -52,7 +52,7 @@ class Explanation(NamedTuple):
 
 
 def explain(layer: nn.Module, x: Any, stages: bool = False) -> Explanation:
-    """Say how a layer is run on an input where it is differentiated; nothing is run.
+    """Say how a layer is run on an input where it is differentiated; no sequence is run.
 
     Without derivatives the same engines run, but for a sequence of one step: `auto` leaves it to
     the reference where it is differentiated, and a plain one that is not runs compiled.
