@@ -396,6 +396,10 @@ class Delayed(flexrnn.Cell):
         self.inner = nn.Linear(input_size, hidden_size, bias, device, dtype)
         self.line: Any = [None]
         self.count = [0]
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.uniform_(self.inner.weight, -0.1, 0.1)
 
     def step(self, x: Tensor, state: HiddenState) -> HiddenState:
         z = self.inner(x)

@@ -62,7 +62,7 @@ def run(
         first = x[0, :1] if layout is None else x[:1]
         masks = recurrent_masks(cell, options.recurrent_dropout, first, state)
     zoned: tuple[Tensor, ...] = ()
-    steps, batch = (x.shape[0] if layout is None else layout.steps), len(state[0])
+    steps, batch = (x.shape[0] if layout is None else layout.steps), state[0].shape[0]
     if options.training and any(options.zoneout):
         zoned = zoneout_masks(options.zoneout, steps, state)
     draws = draws_of(cell, origin, x, state)

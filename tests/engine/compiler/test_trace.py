@@ -33,7 +33,7 @@ def writes(cell: Any, z: Tensor, h: Tensor) -> Tensor:
 REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "a branch on the batch size": (branches, "the step's course depends on the batch size"),
     "a tensor from outside": (lambda c, z, h: h @ OUTSIDE + z, "neither input, state nor"),
-    "random numbers": (lambda c, z, h: h + torch.randn_like(z), "it draws random numbers"),
+    "random numbers": (lambda c, z, h: h + z * torch.randn(5), "it draws random numbers"),
     "a write to the state": (
         writes,
         "it writes into the input, the state, a parameter or a buffer",
