@@ -8,11 +8,10 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 import flexrnn
-from flexrnn import cells
 
 OUTSIDE = torch.randn(5, dtype=torch.float64)
 WRITES = "it writes into the input, the state, a parameter or a buffer"
@@ -307,60 +306,6 @@ def test_checks_of_shapes_that_any_batch_passes_are_no_question(
 
     for batch in (1, 3):
         same_by_program(function_layer(checked), torch.randn(2, batch, 3, dtype=torch.float64))
-
-
-class Remembers(flexrnn.Cell):
-    """Tells the next step by an attribute what only the state may tell."""
-
-    State = cells.HiddenState
-
-    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None, how="tensor"):
-        super().__init__(input_size, hidden_size)
-        self.how, self.count, self.seen = how, 0, {"count": 0}
-        self.inner = nn.Linear(input_size, hidden_size, bias, device, dtype)
-        self.register_buffer("last", torch.zeros((), device=device, dtype=dtype))
-
-    def step(self, x: Tensor, state: cells.HiddenState) -> cells.HiddenState:
-        z = self.inner(x)
-        if self.how == "tensor":
-            self.last, z = z, z + self.last
-        elif self.how == "number":
-            self.count += 1
-            z = z * self.count
-        elif self.how == "inside":
-            self.seen["count"] += 1
-            z = z * self.seen["count"]
-        else:
-            held = vars(self.inner)
-            held["gain"] = held.get("gain", 1) + 1
-            z = z * held["gain"]
-        return cells.HiddenState(state.h + z)
-
-
-@pytest.mark.parametrize(
-    ("how", "attribute"),
-    [("tensor", "last"), ("number", "count"), ("inside", "seen"), ("module", "inner.gain")],
-)
-def test_a_step_that_changes_an_attribute_is_refused(how: str, attribute: str) -> None:
-    layer = flexrnn.FlexRNN(Remembers, 3, 5, dtype=torch.float64, how=how)
-    with flexrnn.backend("interpreter"), pytest.raises(RuntimeError) as caught:
-        layer(torch.randn(2, 3, 3, dtype=torch.float64))
-    told, _, place = str(caught.value).rpartition(", at ")
-    assert told == {
-        "tensor": "Remembers.step changes the attribute last",  # a buffer, which stays
-    }.get(
-        how,
-        f"Remembers.step reads the attribute {attribute} before it sets it; what the next step is "
-        "to know belongs into State",
-    )
-    lines, first = inspect.getsourcelines(Remembers.step)
-    at = {
-        "tensor": "self.last, z = z",
-        "number": "self.count += 1",
-        "inside": 'self.seen["count"] += 1',
-        "module": "vars(self.inner)",
-    }[how]
-    assert place == f"{__file__}:{first + next(k for k, row in enumerate(lines) if at in row)}"
 
 
 def numpy_state() -> bytes:
