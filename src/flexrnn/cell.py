@@ -195,8 +195,12 @@ def _tell_of_the_loss(cell: Cell, name: str) -> None:
         if not shared:
             warn_of_the_loss(type(cell).__name__, name, 4)
     elif shared:
-        place, what = users_line(frames()), type(cell).__name__
-        raise CannotCompileError(f"{what}.step changes the attribute {name}, {place}")
+        raise changes(cell, name, users_line(frames()))
+
+
+def changes(cell: Cell, path: str, place: str) -> CannotCompileError:
+    """That a step changes what outlives it."""
+    return CannotCompileError(f"{type(cell).__name__}.step changes the attribute {path}, {place}")
 
 
 def warn_of_the_loss(cell: str, name: str, stacklevel: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from flexrnn.bind import named_tensors
-from flexrnn.cell import Cell
+from flexrnn.cell import Cell, changes
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, is_users, users_line
 from flexrnn.engine.step import frozen
 from flexrnn.references import inside
@@ -26,10 +26,8 @@ def attributes_of(cell: Cell) -> dict[str, Hashable]:
         for name, value in vars(module).items():
             path = f"{prefix}.{name}" if prefix else name
             if name in _TABLES:  # which names there are; modules count as the objects that they are
-                entries = vars(module)[name]
                 found[path] = tuple(
-                    (key, id(entry) if name == "_modules" else None)
-                    for key, entry in entries.items()
+                    (key, id(entry) if name == "_modules" else None) for key, entry in value.items()
                 )
             elif path not in found:
                 found[path] = (frozen(value), held.get(path))
@@ -62,7 +60,7 @@ def watch(cell: Cell, paths: Iterable[str], place: str) -> list[CannotCompileErr
     for path in paths:
         prefix, _, name = path.rpartition(".")
         if name in _TABLES or name not in vars(cell.get_submodule(prefix)):
-            raise refused(cell, path, place)
+            raise changes(cell, path, place)
         names.setdefault(prefix, set()).add(name)
     told: list[CannotCompileError] = []
     for prefix, unset in names.items():
@@ -122,8 +120,3 @@ def _watching(
 
 
 _TABLES = ("_parameters", "_buffers", "_modules")
-
-
-def refused(cell: Cell, path: str, place: str) -> CannotCompileError:
-    """That a step changes what outlives it."""
-    return CannotCompileError(f"{type(cell).__name__}.step changes the attribute {path}, {place}")

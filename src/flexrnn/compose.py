@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from flexrnn.bind import copy_of, identity, tensors_of, with_tensors
-from flexrnn.cell import LENT, Cell, checked_step, warn_of_the_loss
-from flexrnn.changes import attributes_of, changed, refused, watch
+from flexrnn.cell import LENT, Cell, changes, checked_step, warn_of_the_loss
+from flexrnn.changes import attributes_of, changed, watch
 from flexrnn.draws import Draw, Given
 from flexrnn.engine.compiler.refusal import CannotCompileError
 from flexrnn.engine.step import Native, object_at
@@ -167,7 +167,7 @@ class CellStep:
             step._running.__dict__.pop("drop_recurrent", None)
             for path in changed(step._running, before):
                 if path not in sets:
-                    raise refused(self.cell, path, place)
+                    raise changes(self.cell, path, place)
             for name in sets:
                 if "." not in name:
                     warn_of_the_loss(type(self.cell).__name__, name, 2)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributions, nn
 from torch.nn import functional as F  # noqa: N812
+from torch.testing import assert_close
 
 import flexrnn
 from flexrnn.cells import HiddenState
@@ -90,3 +91,14 @@ DRAWN: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
 
 def layer_of(how: Any, **options: Any) -> flexrnn.FlexRNN:
     return flexrnn.FlexRNN(Noisy, I, H, how=how, dtype=DOUBLE, **options)
+
+
+def assert_the_same_anew(layer: flexrnn.FlexRNN) -> None:
+    """With checkpoints steps are computed anew: assert that they draw the same."""
+    x, found = torch.randn(T, B, I, dtype=DOUBLE), []
+    for every in (None, 2):
+        layer.checkpoint_every = every
+        torch.manual_seed(4)
+        output = layer(x)[0]
+        found.append([output, *torch.autograd.grad(output.sum(), [*layer.parameters()])])
+    assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)

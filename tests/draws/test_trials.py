@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
-from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import flexrnn
 from flexrnn.cells import HiddenState
 from flexrnn.signs import may_draw
 
-from .noisy import DOUBLE, B, H, I, Noisy, T, layer_of
+from .noisy import DOUBLE, B, H, I, Noisy, T, assert_the_same_anew, layer_of
 
 
 @pytest.mark.filterwarnings("ignore::flexrnn.FallbackWarning")
@@ -24,13 +23,7 @@ def test_what_nobody_can_draw_ahead_runs_by_the_reference() -> None:
     layer, x = layer_of(shared), torch.randn(T, B, I, dtype=DOUBLE)
     with flexrnn.backend("cpu"), pytest.raises(RuntimeError, match="it draws random numbers, at"):
         layer(x)
-    found = []
-    for every in (None, 2):  # computed anew, it draws the same
-        layer.checkpoint_every = every
-        torch.manual_seed(4)
-        output = layer(x)[0]
-        found.append([output, *torch.autograd.grad(output.sum(), [*layer.parameters()])])
-    assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
+    assert_the_same_anew(layer)
 
 
 def drawn_inside_a_checkpoint(c: Any, z: Tensor, h: Tensor) -> Tensor:
@@ -61,14 +54,7 @@ def where_gradients_are(c: Any, z: Tensor, h: Tensor) -> Tensor:
     ],
 )
 def test_what_the_step_draws_itself_is_the_same_when_it_is_computed_anew(how: Any) -> None:
-    layer, x = layer_of(how), torch.randn(T, B, I, dtype=DOUBLE)
-    found = []
-    for every in (None, 2):  # computed anew, it draws the same
-        layer.checkpoint_every = every
-        torch.manual_seed(4)
-        output = layer(x)[0]
-        found.append([output, *torch.autograd.grad(output.sum(), [*layer.parameters()])])
-    assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
+    assert_the_same_anew(layer_of(how))
 
 
 def test_a_step_that_draws_now_and_then_is_the_references() -> None:

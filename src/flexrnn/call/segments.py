@@ -54,23 +54,20 @@ def run(
             history, final = scan.run(step, rebuild(begin), rows, reverse=reverse, keep=keep)
         return (*history, *final)
 
+    # Masks and what the layer has drawn for a step are inputs; what it draws itself is to be the
+    # same once more, but while a graph is recorded nobody may ask a generator.
+    draws = not (state[0].is_cuda and torch.cuda.is_current_stream_capturing())
     pieces = list(zip(*(x.split(every) for x in xs), strict=True))
     histories: list[tuple[Tensor, ...]] = []
     for piece in reversed(pieces) if reverse else pieces:
-        # Masks and what the layer has drawn for a step are inputs; what it draws itself is to be
-        # the same once more, but while a graph is recorded nobody may ask a generator.
         done: Any = checkpoint(
-            segment, *state, *piece, use_reentrant=False, preserve_rng_state=not _is_recording()
+            segment, *state, *piece, use_reentrant=False, preserve_rng_state=draws
         )
         histories.append(done[: len(keep)])
         state = done[len(keep) :]
     if reverse:
         histories.reverse()
     return tuple(map(torch.cat, zip(*histories, strict=True))), state
-
-
-def _is_recording() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _others_decide() -> bool:
