@@ -83,7 +83,9 @@ class CellStep:
         if valid is not None:
             x = torch.where(valid, x, 0)
         drawn = tuple(rest[len(rest) - len(self.draws) :])
-        with Given(self.draws, drawn) if self.draws else nullcontext():
+        # Dynamo cannot follow how draws are answered: before it, a step draws itself.
+        is_given = bool(self.draws) and not torch.compiler.is_dynamo_compiling()
+        with Given(self.draws, drawn) if is_given else nullcontext():
             new = self._stepped(x, self.cell.State(*old), rest_of_state[fields * self.reset :])
         new = self._zoned_out(new, old, rest)
         if valid is not None:

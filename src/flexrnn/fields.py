@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -13,7 +14,10 @@ def field_sizes(cell: Any) -> tuple[int, ...]:
         raise TypeError(f"{what}.__init__: expected super().__init__(input_size, hidden_size)")
     declared = type(cell).state_sizes
     try:
-        special = declared.__get__(cell) if isinstance(declared, property) else cell.state_sizes
+        if isinstance(declared, property) and not torch.compiler.is_dynamo_compiling():
+            special = declared.__get__(cell)
+        else:
+            special = cell.state_sizes
     except AttributeError as error:  # of a property, nn.Module would say that there is none
         raise TypeError(f"{what}.state_sizes: {error}") from error
     fields = field_names(cell)

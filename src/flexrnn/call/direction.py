@@ -10,10 +10,10 @@ from flexrnn.call import segments
 from flexrnn.call.marks import Marks
 from flexrnn.cell import Cell
 from flexrnn.compose import CellStep
-from flexrnn.draws import draws_of
 from flexrnn.engine import scan
 from flexrnn.record import Taps
 from flexrnn.regularize import recurrent_masks, zoneout_masks
+from flexrnn.trials import draws_of
 
 
 class Options(NamedTuple):
