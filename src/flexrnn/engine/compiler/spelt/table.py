@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
-from torch.nn.functional import linear
 
 from flexrnn.engine.compiler.refusal import refused
 from flexrnn.engine.compiler.spelt import (
@@ -14,6 +13,7 @@ from flexrnn.engine.compiler.spelt import (
     composed,
     counted,
     function,
+    inner,
     itself,
     losses,
     matrices,
@@ -57,35 +57,6 @@ def _other_dropout(
     x: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False
 ) -> Tensor:
     return _dropout(x, p, training)
-
-
-def _lstm_cell(x: Tensor, state: Any, w: Tensor, u: Tensor, b: Any = None, d: Any = None) -> Any:
-    """Torch's cells ask for the batch size, which has no value here."""
-    h, c = state
-    i, f, g, o = (linear(x, w, b) + linear(h, u, d)).chunk(4, -1)
-    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-    return o.sigmoid() * c.tanh(), c
-
-
-def _gru_cell(x: Tensor, h: Tensor, w: Tensor, u: Tensor, b: Any = None, d: Any = None) -> Tensor:
-    x_r, x_z, x_n = linear(x, w, b).chunk(3, -1)
-    h_r, h_z, h_n = linear(h, u, d).chunk(3, -1)
-    z, n = (x_z + h_z).sigmoid(), (x_n + (x_r + h_r).sigmoid() * h_n).tanh()
-    return n + z * (h - n)
-
-
-def _rnn_cell(activation: Any) -> Any:
-    def cell(x: Tensor, h: Tensor, w: Tensor, u: Tensor, b: Any = None, d: Any = None) -> Tensor:
-        return activation(linear(x, w, b) + linear(h, u, d))
-
-    return cell
-
-
-def _of_sequences(name: str) -> Any:
-    def refuse(*args: Any, **kwargs: Any) -> Any:
-        raise refused(name, "it is for sequences; a module such as nn.GRUCell is for a step")
-
-    return refuse
 
 
 def _tensor(data: Any, **options: Any) -> Tensor:
@@ -135,14 +106,6 @@ _SPELT: dict[Any, Any] = {
     torch.lerp: _lerp,
     Tensor.lerp: _lerp,
     F.gumbel_softmax: _gumbel_softmax,
-    torch.lstm_cell: _lstm_cell,
-    torch.gru_cell: _gru_cell,
-    torch.rnn_tanh_cell: _rnn_cell(torch.tanh),
-    torch.rnn_relu_cell: _rnn_cell(torch.relu),
-    torch.lstm: _of_sequences("lstm"),
-    torch.gru: _of_sequences("gru"),
-    torch.rnn_tanh: _of_sequences("rnn_tanh"),
-    torch.rnn_relu: _of_sequences("rnn_relu"),
 }
 RESPELT: dict[Any, Any] = {
     **attention.SPELT,
@@ -150,6 +113,7 @@ RESPELT: dict[Any, Any] = {
     **composed.SPELT,
     **counted.SPELT,
     **function.SPELT,
+    **inner.SPELT,
     **itself.SPELT,
     **losses.SPELT,
     **matrices.SPELT,
