@@ -221,6 +221,30 @@ def test_weight_norm_of_the_old_kind(kind: Kind) -> None:
     close(layer(x), twin(kind, layer)(x))
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("change", [weight_norm, partial(prune.l1_unstructured, amount=0.4)])
+def test_a_module_of_a_cell_that_makes_its_weight_anew_is_trained(
+    change: Callable[..., nn.Module],
+) -> None:
+    """The weight of the call before stays in the module, and what it was made of is gone."""
+
+    class Changed(HoldingCell):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            change(self.inner, name="weight")
+
+    layer, x = made(Kind(partial(FlexRNN, Changed), nn.LSTM, "")), sequence()
+    found: dict[str, list[Tensor]] = {}
+    for engine in ("reference", "cpu", "interpreter"):
+        with flexrnn.backend(engine):
+            for _ in range(3):
+                loss = layer(x)[0].square().sum()
+                found[engine] = [*torch.autograd.grad(loss, list(layer.parameters()))]
+    for engine in ("cpu", "interpreter"):
+        for ours, expected in zip(found[engine], found["reference"], strict=True):
+            torch.testing.assert_close(ours, expected)
+
+
 def test_spectral_norm(kind: Kind) -> None:
     layer, x = made(kind), sequence()
     parametrizations.spectral_norm(layer, kind.weight, n_power_iterations=5)

@@ -38,10 +38,21 @@ class Ready(NamedTuple):
         if not torch.is_grad_enabled():
             return self.forward(tuple(row))[: self.ends]
         if self.about.gradients:
-            return _Scan.apply(self, *row)
+            return _Scan.apply(self, *self._without_flat(row))
         with torch.no_grad():
             results = self.forward(tuple(row))[: self.ends]
         return results if self.batch_sizes is None else self._with_unread(results, row)
+
+    def _without_flat(self, row: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Operands of which those without a gradient here are nothing to autograd.
+
+        It would go on to what they were made of, where there may be nothing any more: the `weight`
+        that torch's older `weight_norm` leaves in a module is one of the call before.
+        """
+        learns = [k for k in self.about.flat if row[k].requires_grad]
+        if not learns:
+            return row
+        return [t.detach() if k in learns else t for k, t in enumerate(row)]
 
     def _with_unread(self, results: tuple[Any, ...], row: Sequence[Tensor]) -> tuple[Any, ...]:
         """Results of steps without derivative: sequences of no step end in their first state."""
