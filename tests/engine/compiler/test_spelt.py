@@ -57,6 +57,19 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         + torch.einsum("bi,ijk,bj->bk", h[:, :2], c.wide.view(2, 2, 8)[..., :4], h[:, 2:])
         + torch.einsum("bhi,ij,bhj->bh", halves(h), c.U[:2, :2], halves(x @ c.W)).repeat(1, 2)
     ),
+    "forms of several weights": lambda c, x, h: (
+        torch.einsum("ij,bjk,lk->bil", c.low.T @ c.U[:, :2], halves(h), c.high[:, :2]).flatten(1)
+        + torch.einsum("ij,bi,jk,kl->bl", c.U, h, c.V, c.U) + torch.einsum("bi,i,i->bi", h, c.b, c.b)
+        + torch.einsum("bij,j,kj->bik", halves(h), c.b[:2], c.U[:2, :2]).flatten(1)
+        + torch.einsum("bi,ij,bk,kj->bj", x, c.W, h, c.U)
+        + torch.einsum("bi,ij,jk,bk->b", h, c.U, c.V, x @ c.W)[:, None]
+    ),
+    "einsum, dotted": lambda c, x, h: (
+        torch.einsum("...k,...kv->...v", halves(h), (h @ c.wide).view(-1, 2, 2, 2)).flatten(1)
+        + torch.einsum("... h i, h i j -> ... h j", halves(h), c.U.view(2, 2, 4)[..., :2]).flatten(1)
+        + torch.einsum("b...k,...k->b...", halves(h), c.U[:2, :2]).repeat(1, 2) + x @ c.W
+        + torch.einsum("...i,...i->...", x @ c.W, h)[:, None]
+    ),
     # heads that share a map
     "a map by heads, viewed": lambda c, x, h: (halves(h) @ c.U[:2, :2]).view(-1, 4) + x @ c.W,
     "linear by heads, viewed": lambda c, x, h: (

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 from functools import reduce
+from itertools import combinations
+from string import ascii_letters
 from typing import Any
 
 import torch
@@ -98,11 +100,12 @@ def _einsum(equation: Any, *operands: Any) -> Tensor:
         return torch.einsum(equation, *operands)
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = (*operands[0],)
+    equation = _without_dots(equation, operands)
     read, arrow, result = equation.replace(" ", "").partition("->")
     labels = read.split(",")
     if arrow and read.isalpha() and sorted({*read}) == sorted(read) == sorted(result):
         return operands[0].permute([read.index(label) for label in result])
-    if arrow and (pair := _pair(labels, operands)) is not None:  # which is a product
+    if arrow and (pair := _pair(labels, operands, result)) is not None:  # which is a product
         rest = [k for k in range(len(labels)) if k not in pair]
         wanted = result + "".join(labels[k] for k in rest)
         own = dict.fromkeys("".join(labels[k] for k in pair))
@@ -127,17 +130,44 @@ def _einsum(equation: Any, *operands: Any) -> Tensor:
     return product.sum(tuple(range(len(result), len(order))))
 
 
-def _pair(labels: Sequence[str], operands: Sequence[Any]) -> tuple[int, int] | None:
-    """Of more than two the one weight, behind the first of rows that has a label of it."""
+def _pair(labels: Sequence[str], operands: Sequence[Any], result: str) -> tuple[int, int] | None:
+    """Of more than two the first of rows and the first weight that share what they sum up.
+
+    One weight may share any label; several are multiplied one after another, or with one another.
+    """
     several = len(labels) == len(operands) > 2 and "." not in "".join(labels)
     if not several or not all(isinstance(x, Tensor) for x in operands):
         return None
     weights = [k for k, x in enumerate(operands) if not is_of_rows(x)]
     rows = [k for k in range(len(labels)) if k not in weights]
-    if len(weights) != 1 or not rows:
-        return None
-    fit = (k for k in rows if {*labels[k]} & {*labels[weights[0]]})
-    return next(((k, weights[0]) for k in fit), None)
+
+    def shared(k: int, w: int) -> set[str]:
+        both = {*labels[k]} & {*labels[w]}
+        rest = "".join(labels[n] for n in range(len(labels)) if n not in (k, w))
+        return both if len(weights) == 1 else both - {*result, *rest}
+
+    found = next(((k, w) for w in weights for k in rows if shared(k, w)), None)
+    pairs = combinations(weights, 2) if rows else ()
+    return found or next((pair for pair in pairs if {*labels[pair[0]]} & {*labels[pair[1]]}), None)
+
+
+def _without_dots(equation: str, operands: Sequence[Any]) -> str:
+    """An equation with a label for each axis for which it has three dots."""
+    read, arrow, result = equation.replace(" ", "").partition("->")
+    labels = read.split(",")
+    tensors = len(labels) == len(operands) and all(isinstance(x, Tensor) for x in operands)
+    if not tensors or not arrow or any(own.count(".") not in (0, 3) for own in (*labels, result)):
+        return equation
+    free = [label for label in ascii_letters if label not in equation]
+    counts = [x.dim() - len(own) + 3 for own, x in zip(labels, operands, strict=True) if "." in own]
+    most = max(counts, default=0)
+    if not counts or min(counts) < 0 or most > len(free):
+        return equation
+    axes = "".join(free[:most])
+    for k, (own, x) in enumerate(zip(labels, operands, strict=True)):
+        last = most - (x.dim() - len(own) + 3)
+        labels[k] = own.replace("...", axes[last:])
+    return f"{','.join(labels)}->{result.replace('...', axes)}"
 
 
 def _shared(labels: Sequence[str], operands: Sequence[Any], result: str) -> Tensor | None:
