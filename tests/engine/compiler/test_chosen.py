@@ -52,6 +52,18 @@ def open_units(h: Tensor) -> Tensor:
     return torch.where(closed, torch.full((), -INF, dtype=h.dtype), 0.0)
 
 
+def counted(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    """How many of the first units are open before one is shut, as a loop that halts has it."""
+    count = torch.zeros(h.shape[0], 1, dtype=torch.long)
+    least, most = torch.full((h.shape[0], 1), 2), torch.ones_like(h, dtype=torch.int64)
+    running = torch.ones(h.shape[0], 1, dtype=torch.bool)
+    for k in range(3):
+        count = count + running.long()
+        running = running & (h[:, k : k + 1] < 0.5)
+        most += (h > 0).long()
+    return x @ c.W + count.to(h.dtype) / 3 * h + torch.where(count > least, h, 0.0) + most * h
+
+
 def least_of_nan(c: Any, x: Tensor, h: Tensor) -> Tensor:
     """What is no number is larger than all that are."""
     y = torch.where(h >= h.topk(3)[0][:, 1:2], math.nan, h)
@@ -104,6 +116,22 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "rows of a parameter": lambda c, x, h: (
         x @ c.W + c.U[h.argmax(-1)] * h + c.V[h.argmin(-1)][:, :1]
     ),
+    "matrices of a parameter": lambda c, x, h: (
+        x @ c.W + torch.einsum("boi,bi->bo", c.wide.view(4, 2, 4)[h.argmax(-1)], h).repeat(1, 2)
+        + c.wide.view(4, 2, 4)[h.topk(2)[1]].sum((1, 2))
+        + c.wide.view(4, 2, 4)[h.argmin(-1), :, 1:3].flatten(1) + c.wide.view(2, 4, 4)[1, x.argmax(-1)]
+    ),
+    "a parameter by two numbers": lambda c, x, h: (
+        x @ c.W + c.U[h.argmax(-1) - 1, h.argmin(-1)][:, None] * h
+        + c.wide.view(4, 2, 4)[h.argmax(-1), h.argmin(-1) % 2] + c.U[h.argmin(-1), 1][:, None]
+        + c.wide.view(4, 2, 4)[h.argmax(-1), h.argmin(-1) % 2, x.argmax(-1)][:, None]
+        + c.U[h.argmax(-1, keepdim=True), h.topk(2, largest=False)[1]].repeat(1, 2)
+    ),
+    "take_along_dim, stretched": lambda c, x, h: (
+        x @ c.W + halves(h).take_along_dim(halves(h).sum(2, keepdim=True).argsort(1), 1).flatten(1)
+        + torch.take_along_dim(h[:, :, None], halves(h).argmax(1)[:, None], 1).flatten(1).repeat(1, 2)
+    ),
+    "counted up from none": counted,
     "rows of a parameter from its end": lambda c, x, h: (
         x @ c.W + c.U[h.argmax(-1) - 1] + torch.take_along_dim(h, h.argmax(1, keepdim=True) - 4, -1)
     ),
@@ -169,7 +197,7 @@ def test_numbers_that_pick_nothing_are_no_secret(function_layer: Any) -> None:
 
 REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "products of counts": (
-        lambda c, z, h: h + ((h > 0).sum(-1) * (z > 0).sum(-1))[:, None], "int64"),
+        lambda c, z, h: h + ((h > 0).sum(-1) * (z > 0).sum(-1))[:, None], "too many digits"),
     "classes that are not said": (
         lambda c, z, h: h + F.one_hot(h.argmax(-1))[:, :1], "num_classes"),
     "the largest of all rows": (lambda c, z, h: h + h.argmax(), "aten.argmax"),

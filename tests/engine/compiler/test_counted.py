@@ -101,7 +101,7 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "a quotient of counts": (lambda c, z, h: h * (count(z) / (count(h) + 1)), "torch.float32"),
     "tenths that were chosen": (
         lambda c, z, h: h * (torch.where(z > 0, 0.1, 0.2) * 3), "torch.float32"),
-    "products of large numbers": (lambda c, z, h: h * (count(z) * 5000), "int64"),
+    "products of large numbers": (lambda c, z, h: h * (count(z) * 5000), "too many digits"),
     "a quotient of reals": (lambda c, z, h: h + z // 0.3, "floor_divide"),
     "a running count of many": (
         lambda c, z, h: h + (z > 0).repeat(1, 30).cumsum(-1)[:, :5], "cumsum"),
@@ -132,5 +132,5 @@ ROUNDED: dict[str, Callable[..., Tensor]] = {
 @pytest.mark.parametrize("name", ROUNDED)
 def test_what_torch_rounds_to_fewer_bits_is_refused(name: str) -> None:
     layer = flexrnn.FlexRNN(Cell, 3, 4, dtype=torch.float64, function=ROUNDED[name])
-    with flexrnn.backend("cpu"), pytest.raises(RuntimeError, match=r"torch\.(float32|int64)"):
+    with flexrnn.backend("cpu"), pytest.raises(RuntimeError, match=r"torch\.float32|too many digits"):
         layer(torch.randn(2, 3, 3, dtype=torch.float64))

@@ -42,6 +42,10 @@ def check(node: fx.Node, operands: Sequence[fx.Node], dtype: torch.dtype) -> Non
     # Of whole numbers torch makes what they are put beside, or what a division has.
     counts = mixes and isinstance(result, Tensor) and result.dtype in (dtype, torch.bool)
 
+    if name == "mul" and isinstance(result, Tensor) and result.dtype in WHOLE:
+        raise Unsupported("a product of whole numbers may have too many digits; `.to(h.dtype)` before "
+                          "it makes one of reals")  # fmt: skip
+
     def is_same(arg: fx.Node) -> bool:
         return "exact" in arg.meta and (yields or (counts and arg.meta["val"].dtype in WHOLE))
 
@@ -64,8 +68,8 @@ def _is_exact(node: fx.Node, name: str, dtype: torch.dtype) -> bool:
         return dtype in _EXACT and _is_whole(node, name, dtype)
     if not result.is_floating_point():
         return False
-    if name in ("zeros", "ones", "full", "empty"):
-        value: Any = node.args[1] if name == "full" else 0.0
+    if name in (*_MADE, "empty"):
+        value: Any = node.args[1] if name.startswith("full") else 0.0
         return torch.tensor(value, dtype=result.dtype).item() == value
     if name not in ("_to_copy", "where") or torch.promote_types(result.dtype, dtype) != dtype:
         return False
@@ -90,6 +94,9 @@ def _is_whole(node: fx.Node, name: str, dtype: torch.dtype) -> bool:
     """
     if name == "_to_copy" and node.all_input_nodes[0].meta["val"].dtype == dtype:
         return True
+    if name in _MADE:
+        value: Any = node.args[1] if name.startswith("full") else 0
+        return isinstance(value, int) and abs(value) <= _MOST
     grown = any("grown" in arg.meta for arg in node.all_input_nodes)
     few = any(isinstance(arg, int) and abs(arg) <= _MOST for arg in node.args)
     if name == "mul" and (grown or not few):
@@ -165,6 +172,7 @@ _EXACT = (torch.float64, torch.float32)  # of whole numbers up to two to the pow
 _COUNTS = ("_to_copy", "sum", "amax", "amin", "where", "cat", "add", "sub", "rsub", "neg", "abs",
            "clamp", "clamp_min", "clamp_max", "maximum", "minimum")  # fmt: skip
 _OF_WHOLE = ("mul", "remainder", "fmod", "div", "stack")
+_MADE = ("zeros", "ones", "full", "zeros_like", "ones_like", "full_like")
 _MOST = 4096  # as many are units among which numbers are looked for
 _BITS = 24  # of float32
 _LARGE = 16  # bits that a whole number is taken to have, where it becomes a part of others

@@ -7,6 +7,7 @@ those of all units.
 
 import math
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -16,7 +17,14 @@ from torch.nn import functional as F  # noqa: N812
 from flexrnn.engine.compiler.cuts import MOST
 from flexrnn.engine.compiler.refusal import refused
 from flexrnn.engine.compiler.spelt import columns
-from flexrnn.engine.compiler.spelt.rows import as_torch, has_real_units, in_place, is_of_rows, where
+from flexrnn.engine.compiler.spelt.rows import (
+    as_torch,
+    has_real_units,
+    has_rows,
+    in_place,
+    is_of_rows,
+    where,
+)
 
 _TABLE = 1 << 16  # numbers of a table, through all of which a row goes
 PAIRS = 1 << 14  # comparisons of a row of numbers with all units
@@ -129,8 +137,12 @@ def or_nan(here: Tensor, picked: Tensor) -> Tensor:
 
 def get_item(x: Tensor, index: Any) -> Tensor:
     """`x[numbers]`, where every row has its number of a parameter's row; or as units are picked."""
+    if isinstance(index, tuple) and (found := _of_axes(x, index)) is not None:
+        return found
     if not is_number(index) or is_of_rows(x):
         return columns.get_item(x, index)
+    if x.dim() > 2 and _is_table(x.flatten(1)):
+        return get_item(x.flatten(1), index).unflatten(-1, x.shape[1:])
     if _is_table(x):
         return _embedding(from_the_end(index, x.shape[0]), x)
     if x.dim() != 1 or len(x) > _WIDE:
@@ -139,6 +151,30 @@ def get_item(x: Tensor, index: Any) -> Tensor:
         return _embedding(from_the_end(index, len(x)), x.unsqueeze(-1)).squeeze(-1)
     here = are(from_the_end(index, len(x)), len(x))
     return (here & x).any(-1) if x.dtype == torch.bool else torch.where(here, x, 0).sum(-1)
+
+
+def _of_axes(x: Tensor, index: tuple[Any, ...]) -> Tensor | None:
+    """`x[m, n]` and `x[m, n, ...]`, where every row has numbers of its own for the first axes."""
+    single = [*takewhile(lambda part: type(part) is int, index)]
+    numbers = [*takewhile(is_number, index[len(single) :])]
+    behind = index[len(single) + len(numbers) :]
+    plain = all(isinstance(part, (slice, int)) or part is Ellipsis for part in behind)
+    if has_rows(x) or not numbers or len({n.dim() for n in numbers}) > 1 or not plain:
+        return None
+    if len(single) + len(numbers) > x.dim() or not x.is_floating_point():
+        return None
+    x = x[(*single, *(slice(None) for _ in numbers), *behind)]
+    if len(numbers) == 1:
+        return get_item(x, *numbers)
+    table = x.flatten(0, len(numbers) - 1)
+    if not _is_table(table.view(len(table), -1)):
+        return None
+    here: Any = None  # of every place in the table whether it is the one
+    for size, n in zip(x.shape, torch.broadcast_tensors(*numbers), strict=False):
+        one = are(from_the_end(n, size), size)
+        here = one if here is None else (here.unsqueeze(-1) & one.unsqueeze(-2)).flatten(-2)
+    picked = or_nan(here, where(here.unsqueeze(-1), table.view(len(table), -1), 0.0).sum(-2))
+    return picked.unflatten(-1, table.shape[1:]) if table.dim() > 1 else picked.squeeze(-1)
 
 
 def _index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
@@ -170,9 +206,26 @@ def _gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False
     return or_nan(here, where(here, rows, 0.0).sum(-1)).movedim(-1, dim).contiguous()
 
 
+def _stretched(input: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Both with the larger of their sizes along all axes but one, where one has a single place."""
+    behind = [*zip(input.shape[1:], indices.shape[1:], strict=True)]
+    if any(1 not in (a, b) and a != b for k, (a, b) in enumerate(behind, 1) if k != dim):
+        return input, indices
+    sizes = [-1, *(max(pair) if 0 not in pair else 0 for pair in behind)]
+    sizes[dim] = -1
+    return input.expand(sizes), indices.expand(sizes)
+
+
 def _take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
     if is_of_rows(input) and indices.dim() == input.dim() and indices.shape[0] == 1:
         indices = indices.expand(input.shape[0], *indices.shape[1:])
+    if (
+        dim is not None
+        and is_number(indices)
+        and is_of_rows(input)
+        and indices.dim() == input.dim()
+    ):
+        input, indices = _stretched(input, indices, dim % input.dim())
     if dim is None or not _fits(input, dim, indices):
         return torch.take_along_dim(input, indices, dim)
     return _gather(input, dim, from_the_end(indices, input.shape[dim]))
