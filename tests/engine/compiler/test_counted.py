@@ -132,5 +132,8 @@ ROUNDED: dict[str, Callable[..., Tensor]] = {
 @pytest.mark.parametrize("name", ROUNDED)
 def test_what_torch_rounds_to_fewer_bits_is_refused(name: str) -> None:
     layer = flexrnn.FlexRNN(Cell, 3, 4, dtype=torch.float64, function=ROUNDED[name])
-    with flexrnn.backend("cpu"), pytest.raises(RuntimeError, match=r"torch\.float32|too many digits"):
+    with (
+        flexrnn.backend("cpu"),
+        pytest.raises(RuntimeError, match=r"torch\.float32|too many digits"),
+    ):
         layer(torch.randn(2, 3, 3, dtype=torch.float64))

@@ -156,7 +156,7 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
         lambda c, z, h: h + z if z.requires_grad else h, "requires_grad cannot be compiled"),
     "whether h is a leaf": (lambda c, z, h: h + z if h.is_leaf else h, "is_leaf cannot be"),
     "a convolution": (
-        lambda c, z, h: h + F.conv1d(z[:, None], c.inner.weight[:1, None]).sum(-1),
+        lambda c, z, h: h + F.conv1d(heads(z), c.inner.weight[:2, :2, None].repeat(1, 1, 2)).sum(),
         "conv1d cannot be compiled: a program has no convolutions"),
     "a product with a sparse weight": (
         sparse_weight, "sparse_mm cannot be compiled: a program has no sparse tensors"),
