@@ -119,7 +119,8 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "matrices of a parameter": lambda c, x, h: (
         x @ c.W + torch.einsum("boi,bi->bo", c.wide.view(4, 2, 4)[h.argmax(-1)], h).repeat(1, 2)
         + c.wide.view(4, 2, 4)[h.topk(2)[1]].sum((1, 2))
-        + c.wide.view(4, 2, 4)[h.argmin(-1), :, 1:3].flatten(1) + c.wide.view(2, 4, 4)[1, x.argmax(-1)]
+        + c.wide.view(4, 2, 4)[h.argmin(-1), :, 1:3].flatten(1)
+        + c.wide.view(2, 4, 4)[1, x.argmax(-1)]
     ),
     "a parameter by two numbers": lambda c, x, h: (
         x @ c.W + c.U[h.argmax(-1) - 1, h.argmin(-1)][:, None] * h
@@ -129,7 +130,7 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     ),
     "take_along_dim, stretched": lambda c, x, h: (
         x @ c.W + halves(h).take_along_dim(halves(h).sum(2, keepdim=True).argsort(1), 1).flatten(1)
-        + torch.take_along_dim(h[:, :, None], halves(h).argmax(1)[:, None], 1).flatten(1).repeat(1, 2)
+        + torch.take_along_dim(h[:, :, None], halves(h).argmax(1)[:, None], 1)[:, 0].repeat(1, 2)
     ),
     "counted up from none": counted,
     "rows of a parameter from its end": lambda c, x, h: (

@@ -46,12 +46,13 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
         lambda c, z, h: h + F.conv2d(z[:, None, None], c.inner.weight[None, None, :3, :3],
                                      padding=1).flatten(1), MANY),
     "many places of several channels": (
-        lambda c, z, h: h + F.conv1d(z.unsqueeze(1), c.inner.weight[:, None, :2]).mean((1, 2))[:, None],
+        lambda c, z, h: h + F.conv1d(z[:, None], c.inner.weight[:, None, :2]).sum((1, 2))[:, None],
         MANY),
     "a product for each of many places": (
-        lambda c, z, h: h + F.conv1d(h.repeat(1, 4)[:, None], c.inner.weight[:2, :1, None]).sum(), MANY),
+        lambda c, z, h: h + F.conv1d(h.repeat(1, 4)[:, None], c.inner.weight[:2, :1, None]).sum(),
+        MANY),
     "the batch as channels": (
-        lambda c, z, h: h + F.conv1d(z, c.inner.weight[:, :, None].repeat(1, 2, 1)[:, :3]), "conv1d"),
+        lambda c, z, h: h + F.conv1d(z, c.inner.weight[:, :3, None]), "conv1d"),
     "a transposed one": (
         lambda c, z, h: h + F.conv_transpose1d(z[:, None], c.inner.weight[:1, None, :1]).flatten(1),
         "conv_transpose1d cannot be compiled: a program has no convolutions"),

@@ -59,14 +59,15 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     ),
     "forms of several weights": lambda c, x, h: (
         torch.einsum("ij,bjk,lk->bil", c.low.T @ c.U[:, :2], halves(h), c.high[:, :2]).flatten(1)
-        + torch.einsum("ij,bi,jk,kl->bl", c.U, h, c.V, c.U) + torch.einsum("bi,i,i->bi", h, c.b, c.b)
+        + torch.einsum("ij,bi,jk,kl->bl", c.U, h, c.V, c.U)
+        + torch.einsum("bi,i,i->bi", h, c.b, c.b)
         + torch.einsum("bij,j,kj->bik", halves(h), c.b[:2], c.U[:2, :2]).flatten(1)
         + torch.einsum("bi,ij,bk,kj->bj", x, c.W, h, c.U)
         + torch.einsum("bi,ij,jk,bk->b", h, c.U, c.V, x @ c.W)[:, None]
     ),
     "einsum, dotted": lambda c, x, h: (
         torch.einsum("...k,...kv->...v", halves(h), (h @ c.wide).view(-1, 2, 2, 2)).flatten(1)
-        + torch.einsum("... h i, h i j -> ... h j", halves(h), c.U.view(2, 2, 4)[..., :2]).flatten(1)
+        + torch.einsum("... h i, h i j -> ... j", halves(h), c.wide.view(2, 2, 8)[..., :4])
         + torch.einsum("b...k,...k->b...", halves(h), c.U[:2, :2]).repeat(1, 2) + x @ c.W
         + torch.einsum("...i,...i->...", x @ c.W, h)[:, None]
     ),

@@ -43,8 +43,10 @@ def check(node: fx.Node, operands: Sequence[fx.Node], dtype: torch.dtype) -> Non
     counts = mixes and isinstance(result, Tensor) and result.dtype in (dtype, torch.bool)
 
     if name == "mul" and isinstance(result, Tensor) and result.dtype in WHOLE:
-        raise Unsupported("a product of whole numbers may have too many digits; `.to(h.dtype)` before "
-                          "it makes one of reals")  # fmt: skip
+        raise Unsupported(
+            "a product of whole numbers may have too many digits; `.to(h.dtype)` before it makes "
+            "one of reals"
+        )
 
     def is_same(arg: fx.Node) -> bool:
         return "exact" in arg.meta and (yields or (counts and arg.meta["val"].dtype in WHOLE))

@@ -208,6 +208,9 @@ def _gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False
 
 def _stretched(input: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Both with the larger of their sizes along all axes but one, where one has a single place."""
+    if not (is_number(indices) and is_of_rows(input) and indices.dim() == input.dim()):
+        return input, indices
+    dim %= input.dim()
     behind = [*zip(input.shape[1:], indices.shape[1:], strict=True)]
     if any(1 not in (a, b) and a != b for k, (a, b) in enumerate(behind, 1) if k != dim):
         return input, indices
@@ -219,16 +222,10 @@ def _stretched(input: Tensor, indices: Tensor, dim: int) -> tuple[Tensor, Tensor
 def _take_along_dim(input: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
     if is_of_rows(input) and indices.dim() == input.dim() and indices.shape[0] == 1:
         indices = indices.expand(input.shape[0], *indices.shape[1:])
-    if (
-        dim is not None
-        and is_number(indices)
-        and is_of_rows(input)
-        and indices.dim() == input.dim()
-    ):
-        input, indices = _stretched(input, indices, dim % input.dim())
-    if dim is None or not _fits(input, dim, indices):
+    x, places = (input, indices) if dim is None else _stretched(input, indices, dim)
+    if dim is None or not _fits(x, dim, places):
         return torch.take_along_dim(input, indices, dim)
-    return _gather(input, dim, from_the_end(indices, input.shape[dim]))
+    return _gather(x, dim, from_the_end(places, x.shape[dim]))
 
 
 def _scatter(input: Tensor, dim: int, index: Tensor, src: Any) -> Tensor:

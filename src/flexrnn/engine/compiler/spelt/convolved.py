@@ -1,8 +1,8 @@
 """Spellings: convolutions that are a product, or a few sums; others have no form in a program.
 
 A product are those that leave one place, as of the last inputs that a state keeps, and those whose
-kernel has one, over few. Sums are those of every channel by itself along one axis. The rest would be
-a product for each of many places, which takes longer than torch does.
+kernel has one, over few. Sums are those of every channel by itself along one axis. The rest would
+be a product for each of many places, which takes longer than torch does.
 """
 
 import math
