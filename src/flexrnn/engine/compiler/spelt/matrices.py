@@ -19,7 +19,7 @@ from flexrnn.engine.compiler.spelt.rows import as_torch, has_rows, is_behind, is
 _OWN = 8192
 
 
-def _matmul(a: Tensor, w: Tensor) -> Tensor:
+def matmul(a: Tensor, w: Tensor) -> Tensor:
     """Products that torch spells by copies of w, for each row or by rows and heads as one axis.
 
     `(K,)` or `(K, N)ᵀ` on the left of columns, `(B, ..., K)` times one w for all heads, and head by
@@ -72,7 +72,7 @@ def _on_columns(a: Tensor, w: Tensor) -> Tensor | None:
 
 def _multi_dot(tensors: Sequence[Tensor]) -> Tensor:
     """Torch's asks for all sizes to find the best order; of rows it is the given one."""
-    return reduce(_matmul, tensors)
+    return reduce(matmul, tensors)
 
 
 def _by_heads(a: Tensor, w: Tensor) -> Tensor:
@@ -265,7 +265,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`: of `(B, ..., I)` torch makes rows and heads one axis."""
     if input.dim() < 3:
         return F.linear(input, weight, bias)
-    y = _matmul(input, weight.T)
+    y = matmul(input, weight.T)
     return y if bias is None else y + bias
 
 
@@ -305,9 +305,9 @@ def _baddbmm(y: Tensor, a: Tensor, w: Tensor, *, beta: float = 1, alpha: float =
 
 _TENSORDOT: Any = torch.tensordot  # whose `dims` torch says to be a number
 SPELT: dict[Any, Any] = {
-    torch.matmul: _matmul,
-    Tensor.matmul: _matmul,
-    Tensor.__matmul__: _matmul,
+    torch.matmul: matmul,
+    Tensor.matmul: matmul,
+    Tensor.__matmul__: matmul,
     torch.einsum: _einsum,
     torch.tensordot: as_torch(torch.tensordot, _tensordot),
     torch.baddbmm: _baddbmm,

@@ -24,6 +24,7 @@ from flexrnn.engine.compiler.spelt import (
     placed,
     pooled,
     ranked,
+    solved,
     stacked,
     unsaid,
 )
@@ -125,6 +126,7 @@ RESPELT: dict[Any, Any] = {
     **picked.SPELT,
     **pooled.SPELT,
     **ranked.SPELT,
+    **solved.SPELT,
     **stacked.SPELT,
     **unsaid.SPELT,
     **_SPELT,
