@@ -69,6 +69,26 @@ def said_again(c: Any, x: Tensor, h: Tensor) -> Tensor:
     return y
 
 
+def by_experts(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    """Each row goes to an expert of its own, which sees no other, and is weighed."""
+    weights = (h @ c.U).softmax(-1)
+    chosen, y = weights.argmax(-1), x @ c.W
+    for k, expert in enumerate((c.U, c.V, c.U.T)):
+        mask = chosen == k
+        inner = F.layer_norm(F.gelu(F.linear(h[mask], c.wide.T)), (8,)) @ c.wide.T
+        y[mask] += weights[mask, k, None] * (F.linear(h[mask], expert, c.b) + inner.softmax(-1))
+    return y
+
+
+def by_modules(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    y, mask = torch.zeros_like(h), h[:, 0] > 0
+    with torch.no_grad():
+        again = F.linear(h[mask], c.V)
+    y[mask] = F.silu(torch.matmul(h[mask], c.U)) + again
+    y[~mask] = F.rms_norm(h[~mask], (4,), c.b, 1e-3)
+    return y + x @ c.W
+
+
 WRITTEN: dict[str, Callable[..., Tensor]] = {
     "of units": of_units,
     "nowhere else": nowhere_else,
@@ -76,6 +96,8 @@ WRITTEN: dict[str, Callable[..., Tensor]] = {
     "said again": said_again,
     "picked before": picked_before,
     "without gradients": without_gradients,
+    "rows by experts": by_experts,
+    "rows by layers": by_modules,
 }
 
 
@@ -142,7 +164,9 @@ REFUSED: dict[str, Callable[..., Any]] = {
     "beside units": put(lambda z, h, y, m: y[m] * torch.ones(5, dtype=torch.float64)),
     "beside all": put(lambda z, h, y, m: y + y[m]),
     "joined": put(lambda z, h, y, m: torch.cat([y[m], y[m]])),
-    "multiplied": rows(lambda picked: picked @ torch.eye(5, dtype=torch.float64)),
+    "multiplied": put(lambda z, h, y, m: y[m] @ torch.eye(5, dtype=torch.float64)),
+    "multiplied by rows": rows(lambda picked: picked @ picked),
+    "a layer of units": put(lambda z, h, y, m: F.linear(y[m], torch.eye(5, dtype=torch.float64))),
     "compared": put(lambda z, h, y, m: (y[m] > 0) * 1.0),
     "counted": put(lambda z, h, y, m: y[m].shape[0]),
     "counted by Python": put(lambda z, h, y, m: len(y[m])),
@@ -151,7 +175,7 @@ REFUSED: dict[str, Callable[..., Any]] = {
     "in place": put(lambda z, h, y, m: y[m].tanh_()),
     "in place by a function": put(lambda z, h, y, m: F.relu(y[m], inplace=True)),
     "out": put(lambda z, h, y, m: torch.add(y[m], 1, out=y[m])),
-    "a layer norm": rows(lambda picked: F.layer_norm(picked, (5,))),
+    "a layer norm": put(lambda z, h, y, m: F.layer_norm(y[m], (5,))),
     "told": put(lambda z, h, y, m: float(f"{y[m]}")),
     "a mask that is written to": put(mask_written),
     "a mask of what is written to": put(values_written),

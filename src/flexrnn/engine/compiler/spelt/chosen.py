@@ -137,8 +137,9 @@ def or_nan(here: Tensor, picked: Tensor) -> Tensor:
 
 def get_item(x: Tensor, index: Any) -> Tensor:
     """`x[numbers]`, where every row has its number of a parameter's row; or as units are picked."""
-    if isinstance(index, tuple) and (found := _of_axes(x, index)) is not None:
-        return found
+    if isinstance(index, tuple):
+        found = _of_axes(x, index)
+        return columns.get_item(x, index) if found is None else found
     if not is_number(index) or is_of_rows(x):
         return columns.get_item(x, index)
     if x.dim() > 2 and _is_table(x.flatten(1)):

@@ -4,7 +4,8 @@
 
 How many there are is not known before the step runs. But what is computed with all of them one by
 one, and put back by the same mask, is a choice: `y[m] = 2 * x[m]` is `torch.where(m, 2 * x, y)`.
-Whatever else is asked of what has been picked is refused.
+Where the mask is of whole rows, so is what a layer makes of each: `y[m] = expert(x[m])`. Whatever
+else is asked of what has been picked is refused.
 
 Where nothing is picked every operand is 1, and so is every result: what is computed there is read
 by nobody, but its derivative, times 0, must not be nan.
@@ -70,8 +71,8 @@ class Picked:
         refuse()
 
     def __getattr__(self, name: str) -> Any:
-        function = getattr(Tensor, name, None) if name in _ONE_BY_ONE else None
-        if function is None:
+        function = getattr(Tensor, name, None)
+        if function not in _FUNCTIONS and function not in _BY_ROWS:
             refuse(f"{name} is asked of what it picks")
         return lambda *args, **kwargs: call(function, (self, *args), kwargs)
 
@@ -99,6 +100,7 @@ def _unknown(name: str) -> Any:
 
 
 _OPERATORS = ("add", "sub", "mul", "truediv", "pow")
+setattr(Picked, "__matmul__", _operator("__matmul__"))  # noqa: B010
 for _name in _OPERATORS:
     setattr(Picked, f"__{_name}__", _operator(f"__{_name}__"))
     setattr(Picked, f"__r{_name}__", _operator(f"__r{_name}__"))
@@ -107,14 +109,20 @@ for _name in ("__neg__", "__abs__"):
     setattr(Picked, _name, _operator(_name))
 for _name in (
     *("bool", "len", "iter", "getitem", "setitem", "contains", "float", "int", "index", "format"),
-    *("eq", "ne", "lt", "le", "gt", "ge", "matmul", "rmatmul", "hash", "reduce_ex", "array"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "rmatmul", "hash", "reduce_ex", "array"),
     *("mod", "floordiv", "rmod", "rfloordiv", "and", "or", "xor", "invert", "imatmul"),
 ):
     setattr(Picked, f"__{_name}__", _unknown(f"__{_name}__"))
 
 
 def pick(x: Tensor, mask: Any) -> Picked | None:
-    """`x[mask]`, where the mask is of rows, or of units of rows."""
+    """`x[mask]`, where the mask is of rows, or of units of rows; or `x[mask, k, ...]`, of rows."""
+    if isinstance(mask, tuple):
+        rows, *rest = mask
+        plain = all(r is None or isinstance(r, (int, slice)) for r in rest)
+        if not isinstance(rows, Tensor) or rows.dim() != 1 or not plain:
+            return None
+        x, mask = x[(slice(None), *rest)], rows
     if not isinstance(mask, Tensor) or not x.is_floating_point() or not is_of_rows(x):
         return None
     if not covers(mask, x):
@@ -133,7 +141,9 @@ def _masked_select(input: Tensor, mask: Tensor) -> Any:
 def call(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Picked:
     """What a function makes of what has been picked, one by one."""
     name = getattr(function, "__name__", "")
-    plain = all(type(v) in (int, float) or v is False for v in kwargs.values())  # `inplace`, too
+    if function in _BY_ROWS:
+        return _by_rows(function, name, args, kwargs)
+    plain = all(type(v) in (int, float, str) or v is False for v in kwargs.values())  # `inplace`
     if function not in _FUNCTIONS or not plain:
         refuse(f"{name} is asked of what it picks")
     first: Picked = next(arg for arg in args if type(arg) is Picked)
@@ -146,6 +156,19 @@ def call(function: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Picked:
     if name == "detach":
         first.shared = made.shared = True
     return made
+
+
+def _by_rows(function: Any, name: str, args: Sequence[Any], kwargs: dict[str, Any]) -> Picked:
+    """What a function makes of picked rows, each by itself; of ones it has a finite derivative."""
+    first, *others = args
+    rest = [*others, *kwargs.values()]
+    own = type(first) is Picked and first.mask.dim() == 1 and first.values.dim() > 1
+    if not own or any(type(x) is Picked or (isinstance(x, Tensor) and has_rows(x)) for x in rest):
+        refuse(f"{name} is asked of what it picks")
+    values = function(first.values, *others, **kwargs)
+    if values.dtype != first.values.dtype or not is_of_rows(values):
+        refuse(f"{name} makes another kind of what it picks")
+    return Picked(where(wide(first.mask, values), values, 1.0), first.mask, first.node)
 
 
 def _beside(first: Picked, arg: Any) -> Any:
@@ -219,6 +242,11 @@ _FUNCTIONS = {
     *(getattr(of, name) for of in (torch, Tensor) for name in _ONE_BY_ONE if hasattr(of, name)),
     *(getattr(Tensor, f"__{side}{name}__") for name in _OPERATORS for side in ("", "r")),
     *(Tensor.__neg__, Tensor.__abs__, Tensor.__rdiv__, F.relu, F.sigmoid, F.tanh),
+    *(F.silu, F.gelu, F.elu, F.leaky_relu, F.softplus),
+}
+_BY_ROWS = {
+    *(F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, F.layer_norm, F.rms_norm),
+    *(F.softmax, torch.softmax, Tensor.softmax, F.log_softmax),
 }
 SPELT: dict[Any, Any] = {
     original: as_torch(original, _masked_select)

@@ -73,7 +73,8 @@ def _slogdet(input: Tensor) -> Any:
     if not _is_small("slogdet", input):
         return torch.linalg.slogdet(input)
     found = _det(input)
-    return torch.return_types.linalg_slogdet((found.sign(), found.abs().log()))
+    kind: Any = torch.return_types
+    return kind.linalg_slogdet((found.sign(), found.abs().log()))
 
 
 def _solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
