@@ -124,6 +124,16 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         + torch.stack([x @ c.W, h]).unbind(0)[0]
         + torch.stack([x @ c.W, h]).amax(0, keepdim=True)[0]
     ),
+    "expanded in front": lambda c, x, h: (
+        (h.expand(3, -1, -1) * c.U[:3, None]).sum(0) + x @ c.W
+        + torch.bmm(h.expand(2, -1, -1), c.wide.view(2, 4, 4)).mean(0)
+        + torch.broadcast_to(h, (2, h.shape[0], 4))[1] + h.t()[None].expand(3, -1, -1).sum(0).t()
+    ),
+    "vmap over weights": lambda c, x, h: (
+        torch.vmap(lambda w: F.linear(h, w))(c.wide.view(2, 4, 4)).sum(0) + x @ c.W
+        + torch.vmap(lambda w, b, z: torch.tanh(z @ w.T + b), in_dims=(0, 0, None), out_dims=1)(
+            c.wide.view(2, 4, 4), c.U[:2], h).sum(1)
+    ),
     "stacked first, weighted": lambda c, x, h: (
         (torch.stack([h, x @ c.W]).softmax(0) * torch.stack([h, h])).sum(0)
         + (c.b[:2].view(2, 1, 1) * torch.stack([h, x @ c.W])).logsumexp(0)

@@ -67,6 +67,8 @@ def lower(b: Builder, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return joined.join(b, args[0], args[1])
     if joined.is_joined(args):
         return joined.lower(b, name, args, kwargs, lower)
+    if name == "expand" and views.is_stretched_in_front(b.graph, args[0], args[1]):
+        return views.expand(b.graph, args[0], args[1])
     if name in views.MOVES:
         return views.MOVES[name](b.graph, *args, **kwargs)
     strided = name == "slice" and args[4:] not in ((), (1,))  # that makes an axis of its own

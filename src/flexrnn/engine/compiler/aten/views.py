@@ -100,6 +100,27 @@ def transpose(graph: Graph, value: Ref | View, dim0: int, dim1: int) -> View:
     return permute(graph, view, dims)
 
 
+def is_stretched_in_front(graph: Graph, value: Any, sizes: list[Any]) -> bool:
+    """Whether an expansion puts axes in front of the batch."""
+    if not isinstance(value, (Ref, View)):
+        return False
+    shape = shape_of(graph, value)
+    return BATCH in shape and shape.index(BATCH) + len(sizes) - len(shape) > 0
+
+
+def expand(graph: Graph, value: Ref | View, sizes: list[Any]) -> View:
+    """Axes of size one become larger, and more are put in front of the batch."""
+    view = as_view(graph, value)
+    wide = View(view.base, (None,) * (len(sizes) - len(view.axes)) + view.axes)
+    old = shape_of(graph, wide)
+    shape = tuple(o if s == -1 else s for s, o in zip(sizes, old, strict=True))
+    first = shape.index(BATCH)
+    order = [first, *(k for k in range(len(shape)) if k != first)]
+    base = settle(graph, permute(graph, wide, order))
+    made = graph.add("expand", base, shape=tuple(shape[k] for k in order))
+    return permute(graph, Ref(made), [order.index(k) for k in range(len(order))])
+
+
 def turn(graph: Graph, value: Ref | View) -> Ref | View:
     """Both axes exchanged; what has one axis stays."""
     return value if len(as_view(graph, value).axes) < 2 else transpose(graph, value, 0, 1)
