@@ -29,6 +29,18 @@ def among(c: Any, x: Tensor, h: Tensor) -> Tensor:
     )  # fmt: skip
 
 
+def among_its_own(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    """As a particle filter draws anew: by the running sum of a row's own weights."""
+    sums, y = h.sigmoid().cumsum(-1), h.round()
+    return (
+        torch.searchsorted(sums, x.exp()).sum(-1, keepdim=True) * h + x @ c.W
+        + torch.searchsorted(sums, h.exp(), right=True)
+        + torch.searchsorted(y.sort(-1)[0], y) * 2
+        + torch.searchsorted(y.sort(-1)[0], y, side="right")
+        + torch.searchsorted(h.view(-1, 2, 2).sort(-1)[0], (x @ c.W).view(-1, 2, 2)).flatten(1)
+    )  # fmt: skip
+
+
 def count(h: Tensor) -> Tensor:
     return (h > 0).sum(-1, keepdim=True)
 
@@ -66,6 +78,7 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     ),
     "powers of two": lambda c, x, h: x @ c.W + torch.ldexp(h, count(h)) + h.ldexp(torch.tensor(2)),
     "among boundaries": among,
+    "among boundaries of its own": among_its_own,
     "an embedding of a range": lambda c, x, h: (
         x @ c.W + c.U[torch.bucketize(h[:, 0].clone(), edges(h))] * h
     ),

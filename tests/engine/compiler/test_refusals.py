@@ -158,6 +158,15 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "a convolution": (
         lambda c, z, h: h + F.conv1d(heads(z), c.inner.weight[:2, :2, None].repeat(1, 1, 2)).sum(),
         "conv1d cannot be compiled: a program has no convolutions"),
+    "a system of large matrices by one root": (
+        lambda c, z, h: h + torch.cholesky_solve(c.inner.weight, z[:, None].mT * z[:, None])[:, 0],
+        "cholesky_solve cannot be compiled: torch has no form of it for a batch that has no number"),
+    "a pseudo-inverse": (
+        lambda c, z, h: h + torch.linalg.pinv(heads(z)).sum(1),
+        "linalg_pinv cannot be compiled: torch has no form of it for a batch that has no number"),
+    "least squares": (
+        lambda c, z, h: h + torch.linalg.lstsq(heads(z), heads(z)).solution[:, 0],
+        "linalg_lstsq cannot be compiled: torch has no form of it for a batch that has no number"),
     "a product with a sparse weight": (
         sparse_weight, "sparse_mm cannot be compiled: a program has no sparse tensors"),
     "NumPy's numbers": (

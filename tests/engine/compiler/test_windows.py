@@ -49,6 +49,7 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         x @ c.W + F.max_pool1d(h.relu(), 2).repeat(1, 2) * h + F.avg_pool1d(h, 2).repeat(1, 2)
         + F.avg_pool1d(h[:, None], 3, stride=1, padding=1)[:, 0] * h
         + F.max_pool1d(halves(h @ c.U), kernel_size=2, stride=1).flatten(1).repeat(1, 2)
+        + F.max_pool1d(h[:, None], 3, 1, 1)[:, 0] + F.max_pool1d(-h[:, None], 2, 2, 1).sum(-1)
     ),
     "pads": lambda c, x, h: (
         x @ c.W + F.pad(h, (2, 1), "reflect")[:, :4] + F.pad(h @ c.U, (3, 2), "replicate")[:, 3:7]
@@ -80,8 +81,8 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
         lambda c, z, h: h + z[:, None].diagonal(0, 0, 2), "it asks for the batch size"),
     "a diagonal of nothing": (
         lambda c, z, h: h + z[:, None].diagonal(5, 1, 2).sum(-1, True), "a diagonal of nothing"),
-    "padded maxima": (
-        lambda c, z, h: h + F.max_pool1d(z[:, None], 3, 1, 1)[:, 0], "max_pool2d_with_indices"),
+    "maxima that lie apart": (
+        lambda c, z, h: h + F.max_pool1d(z[:, None], 2, 1, 0, 2)[:, 0, :1], "max_pool2d_with"),
     "a pad of less": (
         lambda c, z, h: h + F.pad(z, (1, -1), "reflect"), "reflection_pad1d"),
     "long windows": (

@@ -113,6 +113,8 @@ def _reason_of(error: Exception, operation: str) -> str:
     if operation in _TAKES_OUT or isinstance(error, GuardOnDataDependentSymNode):
         return f"{what}: {TAKEN}"
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if any(part in first for part in _UNWRITTEN) or re.fullmatch(r"aten\.[\w.]+", first):
+        return f"{what}: torch has no form of it for a batch that has no number"
     if first.startswith("Cannot view a tensor"):  # the strides may be none of the person's
         return f"{what}: what lies as this does, at least while it is traced, has no such view"
     return f"{what}: {with_batch(first)}"
@@ -125,4 +127,5 @@ ACROSS = (
 BATCH_NORM = f"batch_norm cannot be compiled: {ACROSS}"
 TAKEN = "it takes a number out of a tensor"
 _TAKES_OUT = ("__float__", "__int__", "__index__", "item", "tolist", "numpy", "equal", "allclose")
+_UNWRITTEN = ("expected to contain only concrete integers", "INTERNAL ASSERT FAILED")  # by torch
 _HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")

@@ -9,7 +9,13 @@ from torch import Tensor
 
 from flexrnn.engine.compiler.spelt import columns
 from flexrnn.engine.compiler.spelt.chosen import PAIRS
-from flexrnn.engine.compiler.spelt.rows import as_torch, in_place, is_behind_batch, is_of_rows
+from flexrnn.engine.compiler.spelt.rows import (
+    as_torch,
+    has_real_units,
+    in_place,
+    is_behind_batch,
+    is_of_rows,
+)
 
 
 def _floor_divide(input: Any, other: Any) -> Tensor:
@@ -31,6 +37,10 @@ def _bucketize(
     fits = isinstance(input, Tensor) and is_of_rows(input) and boundaries.dim() == 1
     if not fits or input.dtype != boundaries.dtype or is_of_rows(boundaries):
         return torch.bucketize(input, boundaries, out_int32=out_int32, right=right)
+    return _counted(boundaries, input, right=right, out_int32=out_int32)
+
+
+def _counted(boundaries: Tensor, input: Tensor, *, right: bool, out_int32: bool) -> Tensor:
     x = input.unsqueeze(-1)
     found = (~(boundaries > x if right else boundaries >= x)).sum(-1)
     return found.int() if out_int32 else found
@@ -44,6 +54,15 @@ def _searchsorted(
     right: bool = False,
     side: str | None = None,
 ) -> Tensor:
+    own = isinstance(input, Tensor) and sorted_sequence.dim() == input.dim() > 1 and all(
+        has_real_units(x, -1) for x in (sorted_sequence, input))  # fmt: skip
+    if own and side in (None, "left", "right") and not (right and side == "left"):
+        alike = sorted_sequence.shape[1:-1] == input.shape[1:-1]
+        few = sorted_sequence.shape[-1] * input.shape[-1] <= PAIRS
+        if alike and few and sorted_sequence.dtype == input.dtype:
+            right = right or side == "right"
+            rows = sorted_sequence.unsqueeze(-2)
+            return _counted(rows, input, right=right, out_int32=out_int32)
     if sorted_sequence.dim() != 1 or side not in (None, "right" if right else "left", "right"):
         return torch.searchsorted(
             sorted_sequence, input, out_int32=out_int32, right=right, side=side

@@ -1,5 +1,6 @@
 """Spellings: windows side by side along the last axis, of which one number each is left."""
 
+import math
 from typing import Any
 
 import torch
@@ -47,12 +48,14 @@ def _max_pool1d(
     return_indices: bool = False,
 ) -> Any:
     size, step = _one(kernel_size), _one(stride) if stride else _one(kernel_size)
-    usual = _one(dilation) == 1 and not _one(padding) and not return_indices
-    if not usual or not _fits(input, size, 0, ceil_mode):
+    padded, usual = _one(padding), _one(dilation) == 1 and not return_indices
+    if not usual or not _fits(input, size, padded, ceil_mode):
         return F.max_pool1d(
             input, kernel_size, stride, padding, dilation, ceil_mode=ceil_mode,
             return_indices=return_indices)  # fmt: skip
-    return torch.max(input.unfold(-1, size, step), -1)[0]
+    edge = input.new_full((*input.shape[:-1], padded), -math.inf)
+    wide = torch.cat([edge, input, edge], -1) if padded else input
+    return torch.max(wide.unfold(-1, size, step), -1)[0]
 
 
 SPELT: dict[Any, Any] = {
