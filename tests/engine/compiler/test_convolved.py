@@ -76,7 +76,7 @@ class CausalCell(flexrnn.Cell):
 
     def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
         super().__init__(input_size, hidden_size)
-        options = {"device": device, "dtype": dtype}
+        options: Any = {"device": device, "dtype": dtype}
         self.conv = nn.Conv1d(input_size, input_size, 4, groups=input_size, padding=3, **options)
 
     @property

@@ -159,7 +159,7 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
         lambda c, z, h: h + F.conv1d(heads(z), c.inner.weight[:2, :2, None].repeat(1, 1, 2)).sum(),
         "conv1d cannot be compiled: a program has no convolutions"),
     "a system of large matrices by one root": (
-        lambda c, z, h: h + torch.cholesky_solve(c.inner.weight, z[:, None].mT * z[:, None])[:, 0],
+        lambda c, z, h: h + torch.cholesky_solve(c.inner.weight, z[..., None] @ z[:, None]).sum(),
         "cholesky_solve cannot be compiled: torch has no form of it for a batch that has no number"),
     "a pseudo-inverse": (
         lambda c, z, h: h + torch.linalg.pinv(heads(z)).sum(1),
