@@ -160,7 +160,7 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
         "conv1d cannot be compiled: a program has no convolutions"),
     "a system of large matrices by one root": (
         lambda c, z, h: h + torch.cholesky_solve(c.inner.weight, z[..., None] @ z[:, None]).sum(),
-        "cholesky_solve cannot be compiled: torch has no form of it for a batch that has no number"),
+        "cholesky_solve cannot be compiled: torch has no form of it for a batch that has"),
     "a pseudo-inverse": (
         lambda c, z, h: h + torch.linalg.pinv(heads(z)).sum(1),
         "linalg_pinv cannot be compiled: torch has no form of it for a batch that has no number"),
