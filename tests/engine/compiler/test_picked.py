@@ -85,7 +85,8 @@ def by_modules(c: Any, x: Tensor, h: Tensor) -> Tensor:
     with torch.no_grad():
         again = F.linear(h[mask], c.V)
     y[mask] = F.silu(torch.matmul(h[mask], c.U)) + again
-    y[~mask] = F.rms_norm(h[~mask], (4,), c.b, 1e-3)
+    y[~mask] = F.rms_norm(h[~mask], (4,), c.b, 1e-3) * h.sum(-1)[~mask].unsqueeze(-1)
+    y[mask] += F.dropout(F.normalize(h[mask], dim=-1), 0.0)
     return y + x @ c.W
 
 
@@ -166,6 +167,7 @@ REFUSED: dict[str, Callable[..., Any]] = {
     "joined": put(lambda z, h, y, m: torch.cat([y[m], y[m]])),
     "multiplied": put(lambda z, h, y, m: y[m] @ torch.eye(5, dtype=torch.float64)),
     "multiplied by rows": rows(lambda picked: picked @ picked),
+    "an axis in front": rows(lambda picked: picked.unsqueeze(0)),
     "a layer of units": put(lambda z, h, y, m: F.linear(y[m], torch.eye(5, dtype=torch.float64))),
     "compared": put(lambda z, h, y, m: (y[m] > 0) * 1.0),
     "counted": put(lambda z, h, y, m: y[m].shape[0]),

@@ -162,7 +162,8 @@ def _by_rows(function: Any, name: str, args: Sequence[Any], kwargs: dict[str, An
     """What a function makes of picked rows, each by itself; of ones it has a finite derivative."""
     first, *others = args
     rest = [*others, *kwargs.values()]
-    own = type(first) is Picked and first.mask.dim() == 1 and first.values.dim() > 1
+    own = type(first) is Picked and first.mask.dim() == 1
+    own = own and (first.values.dim() > 1 or name == "unsqueeze")
     if not own or any(type(x) is Picked or (isinstance(x, Tensor) and has_rows(x)) for x in rest):
         refuse(f"{name} is asked of what it picks")
     values = function(first.values, *others, **kwargs)
@@ -246,7 +247,8 @@ _FUNCTIONS = {
 }
 _BY_ROWS = {
     *(F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, F.layer_norm, F.rms_norm),
-    *(F.softmax, torch.softmax, Tensor.softmax, F.log_softmax),
+    *(F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, F.normalize, F.dropout),
+    *(torch.unsqueeze, Tensor.unsqueeze),
 }
 SPELT: dict[Any, Any] = {
     original: as_torch(original, _masked_select)
