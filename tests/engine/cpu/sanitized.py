@@ -67,7 +67,7 @@ def run(
 
 
 def _compiled(text: str, sanitizer: str, isa: Isa, folder: Path) -> Path:
-    options = ("-g", "-pthread", *SANITIZERS[sanitizer])
+    options = ("-g1", "-pthread", *SANITIZERS[sanitizer])  # of names, a report tells lines alone
     return compiler.compile_program(compiler.find(), isa, text, folder, *options)
 
 
