@@ -1,4 +1,4 @@
-"""For every test: a seed, one thread, NaN in memory that nobody wrote; and pairs with torch."""
+"""For every test: a seed, one thread, NaN where nobody wrote, quick compiling; pairs with torch."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -12,6 +12,8 @@ from torch.testing import assert_close
 
 import flexrnn
 from flexrnn.engine import fallback
+
+from .quickly import compile_quickly
 
 DROP_INS = {
     "lstm": (flexrnn.LSTM, nn.LSTM),
@@ -36,6 +38,12 @@ def unwritten_memory_is_nan() -> Iterator[None]:
 def every_cause_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fall-back warns in every test, whatever ran before."""
     monkeypatch.setattr(fallback, "_warned", set())
+
+
+@pytest.fixture(autouse=True)
+def quickly_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a layer means does not depend on how fast its loop is."""
+    compile_quickly(monkeypatch)
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 # pyright: reportPrivateUsage=false
 # What is kept between calls has no public names.
-"""Loops that are compiled in half the time, for tests of what steps and calls mean: thousands.
+"""Loops that are compiled in a third of the time, for tests of what steps and calls mean: many.
 
 With the options of users, loops are compiled and judged in `tests/engine/cpu`.
 """

@@ -14,8 +14,6 @@ import flexrnn
 from flexrnn import FlexRNN, cells
 from flexrnn.call import quick
 
-from ..quickly import compile_quickly
-
 KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "lstm": (cells.LSTMCell, {}),
     "lstm projected": (cells.LSTMCell, {"proj_size": 2}),
@@ -244,9 +242,3 @@ def hand() -> Any:
         fields, given = staticmethod(fields), staticmethod(given)
 
     return Hand
-
-
-@pytest.fixture(autouse=True)
-def quickly_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a call means does not depend on how fast its loop is."""
-    compile_quickly(monkeypatch)

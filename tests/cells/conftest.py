@@ -9,8 +9,6 @@ import torch
 
 from flexrnn import FlexRNN, cells
 
-from ..quickly import compile_quickly
-
 Make = Callable[..., FlexRNN]
 
 
@@ -56,9 +54,3 @@ def make(kind: str) -> Make:
         return layer
 
     return made
-
-
-@pytest.fixture(autouse=True)
-def quickly_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a cell means does not depend on how fast its loop is."""
-    compile_quickly(monkeypatch)

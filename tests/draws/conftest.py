@@ -10,14 +10,7 @@ from torch.testing import assert_close
 
 import flexrnn
 
-from ..quickly import compile_quickly
 from .noisy import DOUBLE
-
-
-@pytest.fixture(autouse=True)
-def quickly_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a step means does not depend on how fast its loop is."""
-    compile_quickly(monkeypatch)
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from typer.testing import CliRunner, Result
 from flexrnn.lab import compare, speed
 from flexrnn.lab.cli import app
 
+from ..quickly import compile_quickly
+
 CHARACTERS = 20  # of what a trained model writes
 SMALL = {"--steps": "4", "--hidden": "5", "--seq": "12", "--batch": "3"}
 
@@ -37,6 +39,7 @@ def invoke(text: Path) -> Callable[..., Result]:
         with pytest.MonkeyPatch.context() as patch:  # nobody reads these times and texts
             patch.setattr(compare, "SAMPLE", CHARACTERS)
             patch.setattr(speed, "measure", partial(speed.measure, rounds=speed.FEWEST_ROUNDS))
+            compile_quickly(patch)  # also for what lasts longer than a test
             return CliRunner().invoke(app, ["compare", *given])
 
     return call

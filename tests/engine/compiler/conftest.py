@@ -14,7 +14,6 @@ from flexrnn.compose import CellStep
 from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import Program
 
-from ...quickly import compile_quickly
 from .written import Cell
 
 ALL_CELLS = [
@@ -40,12 +39,6 @@ class FunctionCell(flexrnn.Cell):
 
     def step(self, x: Tensor, state: cells.HiddenState) -> cells.HiddenState:
         return cells.HiddenState(self.function(self, self.inner(x), state.h))
-
-
-@pytest.fixture(autouse=True)
-def quickly_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a step means does not depend on how fast its loop is."""
-    compile_quickly(monkeypatch)
 
 
 @pytest.fixture(params=ALL_CELLS, ids=lambda cell: cell.__name__)

@@ -34,6 +34,11 @@ def no_cache_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[P
 
 
 @pytest.fixture(autouse=True)
+def quickly_compiled() -> None:
+    """Nothing is: here loops are judged as users have them, but in files that say otherwise."""
+
+
+@pytest.fixture(autouse=True)
 def threads_where_one_would_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the sizes of tests, loops would otherwise never share units; three threads always do."""
     monkeypatch.setattr(shares, "_LITTLE", 0)

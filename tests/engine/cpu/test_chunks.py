@@ -23,6 +23,8 @@ from flexrnn.engine.cpu.forward import Forward
 from flexrnn.engine.cpu.plan import Sizes
 from flexrnn.fields import field_sizes
 
+from ...quickly import compile_quickly
+
 Judge = Callable[..., None]
 DOUBLE, SINGLE = torch.float64, torch.float32
 T, I, H = 10, 3, 11
@@ -33,6 +35,12 @@ class Counted(NamedTuple):
 
     forward: list[int]
     backward: list[int]
+
+
+@pytest.fixture(autouse=True)
+def quickly_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a chunk ends does not depend on how fast its loop is."""
+    compile_quickly(monkeypatch)
 
 
 @pytest.fixture

@@ -14,7 +14,15 @@ from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.cpu import chunks, kernel, plan
 from flexrnn.engine.cpu.after import After
 
+from ...quickly import compile_quickly
+
 Judge = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def quickly_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fault is one in whatever way it is compiled."""
+    compile_quickly(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

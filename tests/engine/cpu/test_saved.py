@@ -21,6 +21,8 @@ from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import dumps
 from flexrnn.engine.cpu import plan
 
+from ...quickly import compile_quickly
+
 T, I, H = 9, 4, 5
 DOUBLE = torch.float64
 
@@ -58,6 +60,12 @@ CELLS = [
     GateOfInputCell,
     ProductIsStateCell,
 ]
+
+
+@pytest.fixture(autouse=True)
+def quickly_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whose memory results are does not depend on how fast their loop is."""
+    compile_quickly(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
