@@ -10,7 +10,7 @@ from flexrnn.engine.cpu.build import compiler
 from flexrnn.engine.cpu.build.isa import Isa
 from flexrnn.engine.cpu.cpp import definitions, prologue
 
-from .sanitized import MEMORY
+from .sanitized import MEMORY, SANITIZERS
 
 DRIVER = """
 // One tile of a weight of two blocks, each in two pieces: as `pack` lays it out, and as it lies.
@@ -60,20 +60,19 @@ int main() {
 
 
 @pytest.mark.parametrize("command", ["g++", "clang++"])
-@pytest.mark.parametrize("sanitizers", ["", "address,undefined"], ids=["bare", "sanitized"])
+@pytest.mark.parametrize("flags", [(), SANITIZERS["both"]], ids=["bare", "sanitized"])
 @pytest.mark.parametrize("real", ["float", "double"])
 def test_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     real: str,
-    sanitizers: str,
+    flags: tuple[str, ...],
     command: str,
     isa: Isa,
 ) -> None:
     if shutil.which(command) is None:
         pytest.skip(f"no {command} here")
     monkeypatch.setenv("CXX", command)
-    flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"] if sanitizers else []
     source = prologue(real, isa) + definitions() + MEMORY + DRIVER
     driver = compiler.compile_program(compiler.find(), isa, source, tmp_path, *flags)
     ran = subprocess.run([driver], capture_output=True, text=True, check=False)
