@@ -1,5 +1,8 @@
 """The report: one page that needs nothing beside itself, made from the plain results alone."""
 
+import json
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -66,6 +69,10 @@ def render(results: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+    def part(*names: str) -> str:
+        return json.dumps({name: results[name] for name in names})
+
     environment.filters |= {
         "number": terminal.number,
         "products": terminal.products,
@@ -76,17 +83,25 @@ def render(results: dict[str, Any]) -> str:
         facts=facts(results),
         plotly=Markup(get_plotlyjs()),
         curves=[
-            Markup(figures.curves(results, against)) for against in ("step", "seconds")
+            _drawn(figures.curves, part("learning", "text", "options"), against)
+            for against in ("step", "seconds")
         ] if results["learning"] else [],
         bars=[
-            Markup(figures.bars(results, kind)) for kind in ("forward", "training")
+            _drawn(figures.bars, part("speed", "options"), kind)
+            for kind in ("forward", "training")
         ] if results["speed"] else [],
         maps=[
-            (heading, said, Markup(figures.heat_map(results["gates"], name)))
+            (heading, said, _drawn(figures.heat_map, json.dumps(results["gates"]), name))
             for name, heading, said in EXPLAINED
         ] if results["gates"] else [],
         sections=_by_size(results["speed"]),
     )  # fmt: skip
+
+
+@lru_cache(maxsize=16)  # a page has ten
+def _drawn(draw: Callable[[Any, str], str], numbers: str, name: str) -> Markup:
+    """A figure; of the same numbers it is not drawn anew for every page of a run."""
+    return Markup(draw(json.loads(numbers), name))
 
 
 def facts(results: dict[str, Any]) -> list[tuple[str, str]]:
