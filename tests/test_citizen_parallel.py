@@ -1,6 +1,6 @@
 """Two Python threads on one layer, and two processes under DistributedDataParallel.
 
-Run as a program, this file is one of the two processes.
+Run as a module, this file is one of the two processes.
 """
 
 import os
@@ -23,6 +23,9 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import flexrnn
 from flexrnn import FlexRNN
 from flexrnn.cells import HiddenState, PeepholeLSTMCell
+from flexrnn.engine.cpu.build import compiler
+
+from .quickly import OPTIONS
 
 I, H, B, T = 3, 5, 4, 6
 PROCESSES = 2
@@ -103,6 +106,7 @@ def trained(model: nn.Module, rows: slice, lengths: Tensor | None) -> dict[str, 
 def process(rank: int, folder: Path) -> None:
     """One of the processes: the results of every layer, for its half of the batch, to a file."""
     torch.set_num_threads(1)
+    compiler.OPTIONS = OPTIONS  # as in every test
     distributed.init_process_group(
         "gloo",
         init_method=(folder / "store").as_uri(),
@@ -128,7 +132,8 @@ def of_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, dic
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": loopback, "OMP_NUM_THREADS": "1"}
     running = [
         subprocess.Popen(
-            [sys.executable, __file__, str(rank), str(folder)],
+            [sys.executable, "-m", "tests.test_citizen_parallel", str(rank), str(folder)],
+            cwd=Path(__file__).parents[1],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
