@@ -30,11 +30,12 @@ def numbers_without_warnings() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def interpreted_quickly() -> None:
-    """Spare Triton's interpreter two fifths of its time, on which no number depends.
+    """Spare Triton's interpreter half of its time, on which no number depends.
 
     At every call of a helper it puts its functions in the place of the language's, though they are
     there already. And it computes whole numbers twice, to see whether they overflow: nothing does
-    at these sizes, and of large ones `test_tiers.py` looks at the addresses.
+    at these sizes, and of large ones `test_tiers.py` looks at the addresses. And it makes types and
+    shapes anew for every value: here each is made once.
     """
     from triton import knobs
     from triton import language as tl
@@ -57,6 +58,46 @@ def interpreted_quickly() -> None:
     there._patch_lang = patch_language
     builder = there.interpreter_builder
     builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+    types_are_made_once(tl, there)
+
+
+def types_are_made_once(tl: Any, interpreter: Any) -> None:
+    """A block's type, what a tensor says of its own, and what NumPy calls it."""
+    blocks: dict[Any, Any] = {}
+    told: dict[int, tuple[Any, dict[str, Any]]] = {}  # by where a type lies, which is kept
+    names: dict[str, Any] = {}
+    one_number = vars(tl.tensor(None, tl.int32))
+    block, same, name_of = tl.block_type, tl.block_type.__eq__, interpreter._get_np_dtype
+
+    def block_of(element: Any, shape: Any) -> Any:
+        sizes = tuple(getattr(n, "value", n) for n in shape)
+        key = element.name, getattr(element, "address_space", None), sizes
+        if key not in blocks:
+            made = blocks[key] = block(element, shape)
+            told[id(made)] = made, vars(tl.tensor(None, made))
+        return blocks[key]
+
+    def tensor_of(self: Any, handle: Any, kind: Any) -> Any:
+        if id(kind) in told:
+            known = told[id(kind)][1]
+        elif kind.is_block():
+            return tl.tensor(handle, kind)
+        else:
+            known = {**one_number, "type": kind, "dtype": kind.scalar}
+        made = object.__new__(tl.tensor)
+        vars(made).update(known, handle=handle)
+        return made
+
+    def named(kind: Any) -> Any:
+        if kind.scalar.name not in names:
+            names[kind.scalar.name] = name_of(kind)
+        return names[kind.scalar.name]
+
+    block.with_element_ty = lambda self, element: block_of(element, self.shape)
+    block.__eq__ = lambda self, other: self is other or same(self, other)
+    interpreter.InterpreterBuilder.get_block_ty = lambda _, element, shape: block_of(element, shape)
+    interpreter.TritonSemantic.make_tensor = tensor_of
+    interpreter._get_np_dtype = named
 
 
 @pytest.fixture(autouse=True)
