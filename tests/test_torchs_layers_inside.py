@@ -12,16 +12,9 @@ from torch.testing import assert_close
 
 import flexrnn
 from flexrnn.cells import HiddenState, LSTMState
-from tests.quickly import compile_quickly
 from tests.test_references import Base, H, I, assert_stays_the_loop, pair
 
 T, B = 5, 2
-
-
-@pytest.fixture(autouse=True)
-def quickly_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a step means does not depend on how fast its loop is."""
-    compile_quickly(monkeypatch)
 
 
 class Sequence(Base):
