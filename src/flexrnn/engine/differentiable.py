@@ -44,7 +44,7 @@ class Ready(NamedTuple):
         return results if self.batch_sizes is None else self._with_unread(results, row)
 
     def _without_flat(self, row: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Operands of which those without a gradient here are nothing to autograd.
+        """Operands, of which parameters without a gradient here are nothing to autograd.
 
         It would go on to what they were made of, where there may be nothing any more: the `weight`
         that torch's older `weight_norm` leaves in a module is one of the call before.

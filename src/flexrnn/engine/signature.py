@@ -20,7 +20,7 @@ class Signature(NamedTuple):
     states: int
     params: tuple[str, ...]  # NAME alone
     gradients: tuple[str, ...]  # the operands whose gradient the program computes, in this order
-    flat: tuple[int, ...]  # places of those whose gradient it does not compute
+    flat: tuple[int, ...]  # places of the tensors by name whose gradient it does not compute
 
     def parts(self, row: Sequence[Tensor]) -> Operands:
         """Inputs, state, and the other tensors by name, as engines take them."""
@@ -40,7 +40,9 @@ def signature(program: Program) -> Signature:
         states = sum(name.startswith("state.") for name in names)
         params = tuple(name[len("param.") :] for name in names if name.startswith("param."))
         gradients = tuple(name for name in names if f"grad.{name}" in graph.outputs)
-        flat = tuple(k for k, name in enumerate(names) if name not in gradients)
+        flat = tuple(
+            k for k, name in enumerate(names) if name.startswith("param.") and name not in gradients
+        )
         known = Signature(names, len(names) - states - len(params), states, params, gradients, flat)
         _known[graph] = known
     return known
