@@ -180,11 +180,14 @@ def refresh(modules: Iterable[nn.Module]) -> None:
 
 def _rebound(value: Any, others: dict[int, Any]) -> Any:
     """A value that leads to other modules, by the `id` of these; itself where it leads to none."""
-    if id(value) in others:
-        return others[id(value)]
     way = way_of(type(value))
     if way is None:
-        return value
+        own = isinstance(value, (nn.Module, Tensor))
+        return others.get(id(value), value) if own else value
+    if torch.compiler.is_dynamo_compiling():  # torch 2.11 has no `id` of a list there
+        return way(value, lambda part: _rebound(part, others))
+    if id(value) in others:
+        return others[id(value)]
     others[id(value)] = value  # what holds itself comes by here again
     others[id(value)] = made = way(value, lambda part: _rebound(part, others))
     return made
