@@ -1,10 +1,11 @@
 """Spellings: systems of equations, inverses and determinants, and Cholesky's root.
 
 Where the matrix is a parameter's, torch inverts it ahead. Where each row has its own, of few
-places, they are eliminated one after another, and the largest of a column comes first. What is
-singular is inf or nan, where torch raises an error.
+places, they are eliminated one after another, and the largest of a column comes first. The inverse
+of what is singular is inf or nan, where torch raises an error.
 """
 
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -29,9 +30,9 @@ def _is_small(name: str, a: Tensor, *others: Tensor) -> bool:
     return True
 
 
-def _eliminated(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """`a⁻¹ b`, of `(B, ..., n, n)` and `(B, ..., n, m)`, and the determinant of a."""
-    n, determinant = a.shape[-1], None
+def _eliminated(a: Tensor, b: Tensor) -> Tensor:
+    """`a⁻¹ b`, of `(B, ..., n, n)` and `(B, ..., n, m)`."""
+    n = a.shape[-1]
     both = torch.cat([a, b.expand(*a.shape[:-1], b.shape[-1])], -1)
     for k in range(n):
         done, rest = both[..., :k, :], both[..., k:, :]
@@ -40,13 +41,10 @@ def _eliminated(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
         largest = where(here.unsqueeze(-1), rest, 0.0).sum(-2, keepdim=True)
         rest = torch.where(here.unsqueeze(-1), rest[..., :1, :], rest)[..., 1:, :]  # they swap
         pivot = largest[..., k : k + 1]
-        signed = where(here[..., :1, None], pivot, -pivot)
-        determinant = signed if determinant is None else determinant * signed
         line = largest / pivot
         parts = [part - part[..., k : k + 1] * line for part in (done, rest) if part.shape[-2]]
         both = torch.cat([*parts[: k > 0], line, *parts[k > 0 :]], -2)
-    assert determinant is not None
-    return both[..., n:], determinant.squeeze(-1).squeeze(-1)
+    return both[..., n:]
 
 
 def _eye(a: Tensor) -> Tensor:
@@ -56,13 +54,25 @@ def _eye(a: Tensor) -> Tensor:
 def _inv(input: Tensor) -> Tensor:
     if not _is_small("inv", input):
         return torch.linalg.inv(input)
-    return _eliminated(input, _eye(input))[0]
+    return _eliminated(input, _eye(input))
 
 
 def _det(input: Tensor) -> Tensor:
+    """By minors: what is singular has a determinant, too, and that a derivative."""
     if not _is_small("det", input):
         return torch.linalg.det(input)
-    return _eliminated(input, _eye(input)[:, :1])[1]
+    n = input.shape[-1]
+    minors: dict[tuple[int, ...], Tensor] = {}  # of the first rows, by their columns
+    minors |= {(k,): input[..., 0, k] for k in range(n)}
+    for row in range(1, n):
+        wider: dict[tuple[int, ...], Tensor] = {}
+        for columns in combinations(range(n), row + 1):
+            for place, k in enumerate(columns):
+                part = input[..., row, k] * minors[columns[:place] + columns[place + 1 :]]
+                sign = 1 if (row + place) % 2 == 0 else -1
+                wider[columns] = wider[columns] + sign * part if place else sign * part
+        minors = wider
+    return minors[(*range(n),)]
 
 
 def _logdet(input: Tensor) -> Tensor:
@@ -92,8 +102,8 @@ def _solve(A: Tensor, B: Tensor, *, left: bool = True) -> Tensor:
             "as many rows; with an axis in front they are columns",
         )
     if B.dim() == 1 or (B.dim() == A.dim() - 1 and is_of_rows(B)):
-        return _eliminated(A, B.unsqueeze(-1))[0].squeeze(-1)
-    return _eliminated(A, B)[0]
+        return _eliminated(A, B.unsqueeze(-1)).squeeze(-1)
+    return _eliminated(A, B)
 
 
 def _solve_triangular(
