@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 import flexrnn
+from flexrnn.cells import HiddenState
 
 T, B, I, H = 4, 3, 2, 5
 pytestmark = pytest.mark.usefixtures("by_program")
@@ -172,6 +173,25 @@ def test_a_frozen_layer_and_a_frozen_input() -> None:
     assert_close(layer.get_parameter("weight_hh_l0").grad, right[0], rtol=1e-12, atol=1e-12)
     layer.requires_grad_(False)
     assert not layer(x.detach())[0].requires_grad
+
+
+class Signs(flexrnn.Cell):
+    """Only the signs of its weights count, and these have no derivative."""
+
+    State = HiddenState
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+        super().__init__(input_size, hidden_size)
+        self.weight = nn.Parameter(torch.randn(hidden_size, input_size, dtype=dtype))
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        return HiddenState(torch.tanh(x @ self.weight.sign().T + state.h))
+
+
+def test_weights_without_a_derivative_are_trained_without_an_error() -> None:
+    layer = flexrnn.FlexRNN(Signs, I, H, dtype=torch.float64)
+    layer(sequence().detach())[0].sum().backward()
+    assert not any(p.grad is not None and p.grad.any() for p in layer.parameters())
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])

@@ -47,12 +47,13 @@ class Ready(NamedTuple):
         """Operands, of which parameters without a gradient here are nothing to autograd.
 
         It would go on to what they were made of, where there may be nothing any more: the `weight`
-        that torch's older `weight_norm` leaves in a module is one of the call before.
+        that torch's older `weight_norm` leaves in a module is one of the call before. The results
+        still have a gradient where no other operand has one: it leads nowhere, and not to an error.
         """
         learns = [k for k in self.about.flat if row[k].requires_grad]
         if not learns:
             return row
-        return [t.detach() if k in learns else t for k, t in enumerate(row)]
+        return [t.detach().requires_grad_() if k in learns else t for k, t in enumerate(row)]
 
     def _with_unread(self, results: tuple[Any, ...], row: Sequence[Tensor]) -> tuple[Any, ...]:
         """Results of steps without derivative: sequences of no step end in their first state."""
