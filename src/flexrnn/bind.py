@@ -227,8 +227,13 @@ def _held(module: nn.Module) -> dict[str, Any]:
     """`vars(module)`, which Dynamo of torch 2.11 does not list."""
     if not torch.compiler.is_dynamo_compiling():
         return vars(module)
-    names = module.__dict__.get(_NAMES) or traced.names(id(module))
+    names = module.__dict__.get(_NAMES)
+    if not names:
+        names = traced.names(id(module))
+        if _LISTS:
+            list(module.__dict__)  # one name more brings Dynamo back: it may hide a class's
     return {name: module.__dict__[name] for name in names} | {_NAMES: names}
 
 
 _NAMES = "_flexrnn_names"  # under Dynamo a copy tells what it holds
+_LISTS = torch.__version__ >= (2, 13)  # of Dynamo: it guards what it lists

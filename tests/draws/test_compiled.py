@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 from torch.testing import assert_close
 
 import flexrnn
@@ -65,6 +66,24 @@ def test_a_change_of_what_is_drawn_is_noticed() -> None:
     assert_close(seeded(compiled, x), seeded(layer, x))
     layer.eval()
     assert_close(compiled(x)[0], layer(x)[0], rtol=0, atol=0)
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 13), reason="its Dynamo does not list attributes")
+def test_an_attribute_that_comes_to_hide_the_classs_is_noticed() -> None:
+    class Dropping(nn.Module):
+        p = 0.2
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(x, self.p)
+
+    layer = layer_of(lambda c, z, h: c.inside(z) + h.tanh())
+    cell: Any = layer.cells[0]
+    cell.inside = Dropping()
+    x = torch.randn(T, B, I, dtype=DOUBLE)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert_close(seeded(compiled, x), seeded(layer, x))
+    cell.inside.p = 0.6
+    assert_close(seeded(compiled, x), seeded(layer, x))
 
 
 @pytest.mark.filterwarnings("ignore::flexrnn.FallbackWarning")
