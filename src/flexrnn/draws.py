@@ -5,7 +5,8 @@
 As masks of zoneout are, so are they: one step is run to see what it draws (`trials`), all of it is
 drawn from torch's generator, and at every step the cell gets its share. So a step with dropout,
 noise or a sample in it is a function of its inputs, which a program can say and `checkpoint_every`
-can compute anew; and the numbers are the same whatever the engine.
+can compute anew; and the numbers are the same whatever the engine, but for a reference that
+`torch.compile` follows, where a step draws itself.
 """
 
 from itertools import dropwhile, takewhile
