@@ -236,4 +236,5 @@ def _held(module: nn.Module) -> dict[str, Any]:
 
 
 _NAMES = "_flexrnn_names"  # under Dynamo a copy tells what it holds
-_LISTS = torch.__version__ >= (2, 13)  # of Dynamo: it guards what it lists
+# Whether Dynamo guards what it lists.
+_LISTS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)

@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.testing import assert_close
 
 import flexrnn
+from flexrnn import bind
 
 from .noisy import DOUBLE, DRAWN, B, I, T, layer_of
 
@@ -68,7 +69,7 @@ def test_a_change_of_what_is_drawn_is_noticed() -> None:
     assert_close(compiled(x)[0], layer(x)[0], rtol=0, atol=0)
 
 
-@pytest.mark.skipif(torch.__version__ < (2, 13), reason="its Dynamo does not list attributes")
+@pytest.mark.skipif(not bind._LISTS, reason="Dynamo of this torch does not list attributes")
 def test_an_attribute_that_comes_to_hide_the_classs_is_noticed() -> None:
     class Dropping(nn.Module):
         p = 0.2
