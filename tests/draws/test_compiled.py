@@ -13,24 +13,13 @@ from torch.testing import assert_close
 import flexrnn
 from flexrnn import bind
 
+from ..graphs import compiled
 from .noisy import DOUBLE, DRAWN, B, I, T, layer_of
 
 
 @pytest.fixture(autouse=True)
 def nothing_compiled() -> None:
     torch._dynamo.reset()
-
-
-class Graphs:
-    """A compiler that counts what Dynamo hands it, and leaves the rest to AOTAutograd."""
-
-    def __init__(self) -> None:
-        self.scans: list[int] = []
-
-    def __call__(self, graph: Any, examples: Any) -> Any:
-        names = [str(node.target) for node in graph.graph.nodes]
-        self.scans.append(names.count("flexrnn.scan.default"))
-        return torch._dynamo.lookup_backend("aot_eager")(graph, examples)
 
 
 def seeded(layer: Any, x: Tensor) -> list[Tensor]:
@@ -46,27 +35,26 @@ def seeded(layer: Any, x: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("how", ["several", "multinomial"])
 def test_one_node_has_the_numbers_of_a_plain_call(how: str) -> None:
     layer, x = layer_of(DRAWN[how]), torch.randn(T, B, I, dtype=DOUBLE)
-    graphs = Graphs()
-    compiled = torch.compile(layer, fullgraph=True, backend=graphs)
-    assert_close(seeded(compiled, x), seeded(layer, x))
+    call, graphs = compiled(layer)
+    assert_close(seeded(call, x), seeded(layer, x))
     more = torch.randn(T + 3, B + 2, I, dtype=DOUBLE)
-    assert_close(seeded(compiled, more), seeded(layer, more))
+    assert_close(seeded(call, more), seeded(layer, more))
     again = torch.randn(T + 1, B + 1, I, dtype=DOUBLE)
-    assert_close(seeded(compiled, again), seeded(layer, again))
+    assert_close(seeded(call, again), seeded(layer, again))
     assert graphs.scans == [1, 1]  # for one size, then for any
 
 
 def test_a_change_of_what_is_drawn_is_noticed() -> None:
     layer, x = layer_of(DRAWN["nn.Dropout"]), torch.randn(T, B, I, dtype=DOUBLE)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    assert not torch.equal(compiled(x)[0], compiled(x)[0])
+    call, _ = compiled(layer)
+    assert not torch.equal(call(x)[0], call(x)[0])
     with torch.no_grad():
-        assert_close(seeded(compiled, x), seeded(layer, x))
+        assert_close(seeded(call, x), seeded(layer, x))
     drop: Any = layer.cells[0].drop
     drop.p = 0.6
-    assert_close(seeded(compiled, x), seeded(layer, x))
+    assert_close(seeded(call, x), seeded(layer, x))
     layer.eval()
-    assert_close(compiled(x)[0], layer(x)[0], rtol=0, atol=0)
+    assert_close(call(x)[0], layer(x)[0], rtol=0, atol=0)
 
 
 @pytest.mark.skipif(not bind._LISTS, reason="Dynamo of this torch does not list attributes")
@@ -81,10 +69,10 @@ def test_an_attribute_that_comes_to_hide_the_classs_is_noticed() -> None:
     cell: Any = layer.cells[0]
     cell.inside = Dropping()
     x = torch.randn(T, B, I, dtype=DOUBLE)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    assert_close(seeded(compiled, x), seeded(layer, x))
+    call, _ = compiled(layer)
+    assert_close(seeded(call, x), seeded(layer, x))
     cell.inside.p = 0.6
-    assert_close(seeded(compiled, x), seeded(layer, x))
+    assert_close(seeded(call, x), seeded(layer, x))
 
 
 @pytest.mark.filterwarnings("ignore::flexrnn.FallbackWarning")
@@ -93,9 +81,8 @@ def test_what_nobody_can_draw_ahead_is_drawn_step_by_step() -> None:
         return c.drop(torch.tanh(z + h) + torch.randn(5, dtype=z.dtype))
 
     layer, x = layer_of(shared), torch.randn(T, B, I, dtype=DOUBLE)
-    graphs = Graphs()
-    compiled = torch.compile(layer, fullgraph=True, backend=graphs)
-    assert_close(seeded(compiled, x), seeded(layer, x))
+    call, graphs = compiled(layer)
+    assert_close(seeded(call, x), seeded(layer, x))
     assert graphs.scans == [0]
 
 
@@ -112,5 +99,5 @@ def test_export(strict: bool) -> None:
 def test_the_reference_draws_step_by_step() -> None:
     layer, x = layer_of(DRAWN["uniform_"]), torch.randn(T, B, I, dtype=DOUBLE)
     with torch.no_grad(), flexrnn.backend("reference"):
-        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-        assert_close(seeded(compiled, x), seeded(layer, x))
+        call, _ = compiled(layer)
+        assert_close(seeded(call, x), seeded(layer, x))

@@ -16,30 +16,12 @@ import flexrnn
 from flexrnn import cells
 from flexrnn.engine import scan
 
+from ..graphs import compiled
 from .gated import GatedCell, GatesCell
 from .rotated import RotatedCell
 
 T, B, I, H = 5, 3, 2, 4
 pytestmark = pytest.mark.usefixtures("by_program")
-
-
-class Graphs:
-    """A compiler that notes what Dynamo hands it, and leaves the rest to AOTAutograd."""
-
-    def __init__(self) -> None:
-        self.sizes: list[int] = []
-        self.scans: list[int] = []
-
-    def __call__(self, graph: Any, examples: Any) -> Any:
-        names = [str(node.target) for node in graph.graph.nodes]
-        self.sizes.append(len(names))
-        self.scans.append(names.count("flexrnn.scan.default"))
-        return torch._dynamo.lookup_backend("aot_eager")(graph, examples)
-
-
-def compiled(call: Any, **options: Any) -> tuple[Any, Graphs]:
-    graphs = Graphs()
-    return torch.compile(call, fullgraph=True, backend=graphs, **options), graphs
 
 
 def sequence(steps: int = T, batch: int = B) -> Tensor:
