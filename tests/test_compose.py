@@ -45,26 +45,6 @@ def test_a_row_behind_its_end_keeps_its_state_and_the_others_step(cell: LSTMCell
         assert torch.equal(new[~valid[:, 0]], old[~valid[:, 0]])
 
 
-@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
-def test_padding_touches_no_result_and_no_gradient(cell: LSTMCell, poison: float) -> None:
-    step, before = CellStep(cell, ragged=True), state()
-    valid = torch.tensor([True, False, True, False])[:, None]
-    clean = randn(B, I)
-    spoiled = torch.where(valid, clean, poison).requires_grad_()
-    clean.requires_grad_()
-    got, expected = step((spoiled, valid), before), step((clean, valid), before)
-    assert_close(got, expected, rtol=0, atol=0)
-
-    weights = [randn(B, H) for _ in got]
-    wanted = [*before, *cell.parameters()]
-    gradients = [
-        torch.autograd.grad(result, [x, *wanted], grad_outputs=weights)
-        for result, x in ((got, spoiled), (expected, clean))
-    ]
-    assert_close(*gradients, rtol=0, atol=0)
-    assert_close(gradients[0][0][~valid[:, 0]], torch.zeros(2, I).double(), rtol=0, atol=0)
-
-
 def test_rows_that_have_ended_may_hold_any_state(cell: LSTMCell) -> None:
     """Infinity in a held state is kept, and a row beside it is as if it were alone."""
     x = randn(B, I)

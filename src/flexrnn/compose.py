@@ -38,8 +38,8 @@ class CellStep:
     Args:
         cell: bound to its parameters.
         ragged: sequences have lengths of their own: `valid_t` `(B, 1)` is false where row b's has
-            ended. There the state stays what it was, and nothing of `x_t`, not even its
-            derivative, is touched.
+            ended. There the state stays what it was, whatever the step makes of the `x_t` that
+            `Marks.fill` has put there.
         reset: `reset_t` `(B, 1)` is true where row b begins anew: from the initial state, which
             stands in the state behind the cell's own fields.
         zoned: of each field, whether a mask of zoneout `(B, width)` comes with the inputs, true
@@ -80,8 +80,6 @@ class CellStep:
         if self.reset:
             reset = rest.pop(0)
             old = tuple(map(torch.where, [reset] * fields, rest_of_state, held))
-        if valid is not None:
-            x = torch.where(valid, x, 0)
         drawn = tuple(rest[len(rest) - len(self.draws) :])
         # Dynamo cannot follow how draws are answered: before it, a step draws itself.
         is_given = bool(self.draws) and not torch.compiler.is_dynamo_compiling()

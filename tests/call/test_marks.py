@@ -1,17 +1,18 @@
 """`lengths` and `reset`: the same as sequences cut by hand, gradients too; padding is nothing."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import gradcheck
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.testing import assert_close
 
 import flexrnn
-from flexrnn import FlexRNN
+from flexrnn import FlexRNN, cells
 
 Make = Callable[..., FlexRNN]
 T, B, I, H = 6, 4, 3, 5
@@ -98,6 +99,46 @@ def test_padding_touches_no_number_and_no_gradient(
         assert not gradients[0][~valid].any()
         found.append((result, gradients))
     assert_close(found[0], found[1], rtol=0, atol=0)
+
+
+class Direction(flexrnn.Cell):
+    """Reads where its input points to, which zeros do not tell."""
+
+    State = cells.HiddenState
+
+    def __init__(self, input_size: int, hidden_size: int, **options: Any):
+        super().__init__(input_size, hidden_size)
+        del options["bias"]
+        self.W = nn.Parameter(torch.randn(input_size, hidden_size, **options))
+
+    def step(self, x: Any, state: Any) -> Any:
+        return cells.HiddenState(
+            torch.tanh(state.h / 2 + x / x.norm(dim=-1, keepdim=True) @ self.W)
+        )
+
+
+@pytest.mark.parametrize("way", ["call", "states", "record", "checkpoint", "compile", "vmap"])
+def test_padding_touches_nothing_where_a_step_has_no_derivative_at_zero(
+    engine: str, hand: Any, way: str
+) -> None:
+    layer = FlexRNN(Direction, I, H, bidirectional=True, dtype=torch.float64)
+    lengths = torch.tensor([3, 6, 2, 1])
+    valid = torch.arange(T)[:, None] < lengths
+    x = torch.where(valid[..., None], randn(T, B, I), torch.nan).requires_grad_()
+    expected = hand.by_hand(layer, x, None, lengths.tolist(), None).output
+    layer.checkpoint_every = 2 if way == "checkpoint" else None
+    if way == "vmap":
+        one = torch.vmap(lambda x, n: layer(x[:, None], lengths=n[None])[0][:, 0], (1, 0), 1)
+        output = one(x, lengths)
+    elif way == "compile":
+        torch.compiler.reset()
+        output = torch.compile(layer, backend="aot_eager", fullgraph=True)(x, lengths=lengths)[0]
+    else:
+        with flexrnn.record(layer) if way == "record" else nullcontext():
+            output = layer(x, lengths=lengths, return_states=way == "states")[0]
+    factor = randn(T, B, 2 * H)
+    found = [torch.autograd.grad(y, [x, *layer.parameters()], factor) for y in (output, expected)]
+    assert_close((output, *found[0]), (expected, *found[1]), rtol=1e-12, atol=1e-13)
 
 
 def test_no_gradient_crosses_a_cut(make: Make, engine: str) -> None:

@@ -40,6 +40,20 @@ class Marks(NamedTuple):
         """The input `(T, B, I)` as it lies: `(N, I)` where there is a layout."""
         return x if self.layout is None else self.layout.gather(x)
 
+    def fill(self, x: Tensor) -> Tensor:
+        """The input `(T, B, I)` with each row's last step repeated behind its end; else as it is.
+
+        What is marked is computed and thrown away, and nothing of padding may be in it. A step at
+        what its row has had is as finite as the row; at zeros, say, `x / x.norm()` is not, and
+        NaN times the zero that its gradient is given would reach the weights. So zeros stand only
+        where a row has no step at all: no row meets another's. No gradient is in what is repeated.
+        """
+        if self.valid is None:
+            return x
+        last = (self.valid.sum(0, keepdim=True) - 1).clamp(min=0).expand(1, -1, x.shape[-1])
+        repeated = torch.where(self.valid[0], x.detach().gather(0, last), 0)
+        return torch.where(self.valid, x, repeated)
+
     def leave(self, output: Tensor) -> Tensor:
         """What came out at every step, `(T, B, ...)`, zero behind the ends."""
         if self.layout is not None:

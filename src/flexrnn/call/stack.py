@@ -59,14 +59,14 @@ def run(
                 if where.layout is None
                 else where.layout.drop(x, dropout)
             )
-        outputs = []
+        outputs, filled = [], where.fill(x)
         for way in ways:
             index = len(finals)
             tapped = None if taps is None else dict[str, Tensor]()
             history, final = direction.run(
                 cells[index],
                 origins[index],
-                x,
+                filled,
                 tuple(field[index] for field in state),
                 tuple(field[index] for field in start or ()),
                 where,
