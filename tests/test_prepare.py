@@ -169,10 +169,13 @@ LINE = next(k for k, line in enumerate(Path(__file__).read_text().splitlines(), 
 
 
 def test_what_cannot_be_compiled_raises() -> None:
+    complex_ = flexrnn.GRU(I, H)
+    for p in complex_.parameters():
+        p.data = p.data.to(torch.complex64)
     with pytest.raises(RuntimeError, match=rf"aten\.logcumsumexp.*at {__file__}:{LINE}"):
         flexrnn.compile(flexrnn.FlexRNN(Sorting, I, H))
-    with pytest.raises(RuntimeError, match=r"computes in float32 and float64, got torch\.bfloat16"):
-        flexrnn.compile(flexrnn.GRU(I, H, dtype=torch.bfloat16))
+    with pytest.raises(RuntimeError, match=r"a state of real numbers, got torch\.complex64"):
+        flexrnn.compile(complex_)
     with pytest.raises(RuntimeError, match="runs on the CPU, got tensors on meta"):
         flexrnn.compile(flexrnn.GRU(I, H, device="meta"))
 

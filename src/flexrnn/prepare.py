@@ -23,7 +23,7 @@ def compile(  # noqa: A001  # as torch.compile
     It calls every layer with zeros, of two steps and of more, of one row, of some and of many, in
     training and in evaluation mode, with gradients and without, under `backend("cpu")`. Generated
     code tells no other sizes apart: it serves every T and B, in this process and, from disk, in the
-    next.
+    next. That of a layer in a half type is the code for float32, which autocast takes, too.
     No hook runs; parameters, their `.grad`, buffers, modes and random generators stay as they are.
 
     Args:
@@ -38,8 +38,8 @@ def compile(  # noqa: A001  # as torch.compile
     Raises:
         TypeError: `model` holds no `FlexRNN`, or another argument is no bool.
         RuntimeError: a step cannot be compiled, the message names operation, file and line; or
-            nothing can be compiled here: parameters that are neither float32 nor float64 or not
-            on the CPU, no C++ compiler.
+            nothing can be compiled here: parameters of a dtype that the engine does not serve, or
+            not on the CPU, no C++ compiler.
 
     Example:
         >>> import torch, flexrnn

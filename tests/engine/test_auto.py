@@ -150,13 +150,14 @@ def test_a_tensor_subclass_takes_the_reference() -> None:
         layer(x.as_subclass(Marked))
 
 
-def test_half_types_take_the_reference() -> None:
+def test_by_programs_of_one_dtype_autocast_takes_the_reference(by_program: list[str]) -> None:
     layer, x = flexrnn.GRU(I, H), torch.randn(T, B, I)
     with torch.autocast("cpu", torch.bfloat16):
         with pytest.warns(FallbackWarning, match="bfloat16"):
             output, _ = layer(x)
         with flexrnn.backend("reference"):
             assert_close(output, layer(x)[0], rtol=0, atol=0)
+    assert not by_program
 
 
 def test_tensors_without_numbers_have_shapes() -> None:

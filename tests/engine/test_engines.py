@@ -18,7 +18,8 @@ def on(device: str, dtype: torch.dtype) -> Any:
     ("device", "dtype", "expected"),
     [
         ("cpu", torch.float32, ("cpu", "reference")),
-        ("cpu", torch.bfloat16, ("reference",)),
+        ("cpu", torch.bfloat16, ("cpu", "reference")),
+        ("cpu", torch.complex64, ("reference",)),
         ("cuda", torch.float32, ("cuda", "reference")),
         ("cuda", torch.float16, ("cuda", "reference")),
         ("cuda", torch.complex64, ("reference",)),
@@ -29,4 +30,17 @@ def test_the_order_of_engines(device: str, dtype: torch.dtype, expected: tuple[s
     like = on(device, dtype)
     assert engines.chain("auto", like) == expected
     assert engines.chain("auto", like, 1) == ("reference",)
-    assert engines.casts("auto", like) == (expected[0] == "cuda")
+
+
+@pytest.mark.parametrize("within", [torch.bfloat16, torch.float16, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64])
+def test_in_which_dtype_they_are_given_tensors(
+    dtype: torch.dtype, within: torch.dtype | None
+) -> None:
+    like, casts = torch.zeros(1, dtype=dtype), dtype in (torch.float32, torch.bfloat16)
+    with torch.autocast("cpu", within or torch.bfloat16, enabled=within is not None):
+        assert engines.cast_to("cuda", like) == engines.cast_to("torch", like)
+        assert engines.cast_to("cuda", like) == (within if casts else None)
+        narrow = dtype == torch.bfloat16 or (casts and within is not None)
+        assert engines.cast_to("cpu", like) == (torch.float32 if narrow else None)
+        assert engines.cast_to("interpreter", like) is engines.cast_to("reference", like) is None

@@ -261,4 +261,4 @@ def _is_served(layer: Any, x: Tensor, axis: int | None) -> bool:
         steps = None
     backend = scan.in_force(layer.backend)
     first = engines.chain(backend, x, steps)[0]
-    return first == ENGINE and not (backend == ENGINE and engines.not_served(ENGINE, x))
+    return first == ENGINE and x.dtype in DTYPES

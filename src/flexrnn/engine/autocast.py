@@ -1,8 +1,8 @@
 """Autocast: whether it is on, and what it would make of a step.
 
-A program has one dtype. An engine that computes in half types runs under autocast all the same, as
-torch's own recurrent kernels do: inputs, state and parameters are cast before the program, which is
-made and run with autocast off. Gradients come back through the casts.
+A program has one dtype. Engines run under autocast all the same, as torch's own recurrent kernels
+do: inputs, state and parameters are cast before the program, which is made and run with autocast
+off. Gradients come back through the casts. What an engine cannot compute in is cast likewise.
 """
 
 from collections.abc import Hashable, Mapping
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flexrnn.engine.step import ComposedStep, Native, State
 
+HALF = (torch.bfloat16, torch.float16)
 _NOTHING = nullcontext()
 
 
@@ -51,7 +52,7 @@ class CastStep:
     """A composed step whose tensors are cast."""
 
     def __init__(self, step: ComposedStep, dtype: torch.dtype):
-        self.step = step
+        self.step, self.dtype = step, dtype
         self.tensors: Mapping[str, Tensor] = {
             name: cast(tensor, dtype) for name, tensor in step.tensors.items()
         }

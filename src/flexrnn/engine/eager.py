@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch._C._dynamo import eval_frame
 
-from flexrnn.engine import autocast, native, operator, reference
+from flexrnn.engine import autocast, engines, native, operator, reference
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import Program, dumps
 from flexrnn.engine.differentiable import Ready
-from flexrnn.engine.engines import CASTS
 from flexrnn.engine.ordinary import Call, kind
 from flexrnn.engine.signature import signature
 from flexrnn.engine.step import CannotRunError, ComposedStep, wanted_of
@@ -36,7 +35,7 @@ def run(
     """Run a composed step by the named engine; operands as in `reference.run`.
 
     Calls whose derivatives only ordinary operations have are run by the reference. Where an engine
-    casts, under autocast, the kept fields are of autocast's dtype.
+    casts (`engines.cast_to`), the kept fields are of the dtype to which it does.
 
     Raises:
         CannotCompileError: the step is not a program.
@@ -47,7 +46,7 @@ def run(
     unseen = call is Call.TRACED and batch_sizes is not None  # the operator knows of no such steps
     if call is Call.REFERENCE or unseen:
         return reference.run(step, state, xs, reverse=reverse, keep=keep, batch_sizes=batch_sizes)
-    dtype = autocast.dtype_for(state[0]) if engine in CASTS else None
+    dtype = engines.cast_to(engine, state[0])
     if dtype is not None:
         with autocast.off(state[0]):
             history, final = run(

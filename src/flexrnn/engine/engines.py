@@ -64,7 +64,7 @@ class Engine(Protocol):
 
 ENGINES: dict[str, Engine] = {"interpreter": interpreter, "cpu": cpu, "cuda": cuda}
 WITHOUT_PROGRAM = ("reference", "torch")  # what else has a name
-CASTS: tuple[str, ...] = ("cuda", "torch")  # run in autocast's dtype where it is on
+CASTS: tuple[str, ...] = ("cpu", "cuda", "torch")  # are given tensors in a dtype of their choice
 # The fastest first; the last can run everything. `torch` is missing: on the CPU generated code is
 # the faster, and on a card `native.is_faster` says for which calls it is not.
 AUTO: tuple[str, ...] = ("cpu", "cuda", "reference")
@@ -109,12 +109,10 @@ def not_served(engine: str, like: Tensor) -> str:
     if kind != engine:
         return f"serves {'the CPU' if engine == 'cpu' else 'CUDA'}, not {kind}"
     to = autocast.dtype_for(like)
-    if engine == "cpu" and (like.dtype not in cpu.DTYPES or to is not None):
-        found = str(like.dtype) if to is None else "autocast"
-        return f"computes in float32 and float64, not under {found}"
     if engine == "cuda" and torch.version.hip is not None:
         return "has not run on an AMD card yet, and runs there where it is named"
-    if engine == "cuda" and (to or like.dtype) not in cuda.DTYPES:
+    dtypes = cuda.DTYPES if engine == "cuda" else (*autocast.HALF, *cpu.DTYPES)
+    if (to or like.dtype) not in dtypes:
         return f"computes in half types, float32 and float64, not in {to or like.dtype}"
     return ""
 
@@ -135,6 +133,13 @@ def chain(backend: str, like: Tensor, steps: int | None = None) -> tuple[str, ..
     return tuple(engine for engine in AUTO if not not_served(engine, like))
 
 
-def casts(backend: str, like: Tensor, steps: int | None = None) -> bool:
-    """Whether the first engine of `chain` runs in autocast's dtype where it is on."""
-    return chain(backend, like, steps)[0] in CASTS
+def cast_to(engine: str, like: Tensor) -> torch.dtype | None:
+    """The dtype in which an engine is given the tensors of a call, or None where they stay.
+
+    Under autocast that is autocast's; `cpu`, which has no half types, computes in float32 in the
+    place of each. Results are rounded to the dtypes that they would have otherwise.
+    """
+    to = autocast.dtype_for(like)
+    if engine == "cpu":
+        return torch.float32 if to is not None or like.dtype in autocast.HALF else None
+    return to if engine in CASTS else None

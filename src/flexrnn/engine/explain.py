@@ -109,7 +109,7 @@ def _report(
     state: tuple[Tensor, ...],
     xs: tuple[Tensor, ...],
 ) -> StepReport:
-    dtype = autocast.dtype_for(state[0]) if engines.casts(backend, state[0], len(xs[0])) else None
+    dtype = engines.cast_to(scan.order(backend, step, state, xs)[0], state[0])
     if dtype is not None:
         with autocast.off(state[0]):
             xs, state = (tuple(autocast.cast(t, dtype) for t in group) for group in (xs, state))

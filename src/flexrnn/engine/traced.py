@@ -41,7 +41,7 @@ def run(
     wanted = wanted_of(step, state, xs) if torch.is_grad_enabled() else ()
     if not is_exporting():  # what is written down once needs no guard
         step(tuple(x[0] for x in xs), state)
-    dtype = autocast.dtype_for(state[0]) if engines.casts(backend, state[0]) else None
+    dtype = engines.cast_to(engines.chain(backend, state[0])[0], state[0])
     inputs = tuple(autocast.cast(x, dtype) for x in xs)
     begin = tuple(autocast.cast(s, dtype) for s in state)
     tensors = {name: autocast.cast(tensor, dtype) for name, tensor in step.tensors.items()}

@@ -183,12 +183,6 @@ def test_no_gradient_means_no_backward_and_the_same_numbers() -> None:
         torch.testing.assert_close(found, layer(x), rtol=1e-12, atol=1e-13)
 
 
-def test_half_types_are_refused_by_name() -> None:
-    layer = flexrnn.GRU(3, 5, dtype=torch.bfloat16, backend="cpu")
-    with pytest.raises(RuntimeError, match="float32 and float64"):
-        layer(torch.randn(4, 2, 3, dtype=torch.bfloat16))
-
-
 @pytest.mark.parametrize("cell", [cells.LSTMCell, cells.GRUCell], ids=["LSTM", "GRU"])
 def test_weights_above_4_mib(judge: Judge, cell: Any) -> None:
     """Threads share units then, and sums have many terms."""

@@ -136,7 +136,8 @@ def passes(
 def _passed(step: ComposedStep, graph: Graph, wanted: tuple[str, ...]) -> list[tuple[str, Graph]]:
     if graph.ahead is not None:
         read = (step.tensors[name.removeprefix("param.")] for name in graph.ahead.given)
-        if isinstance(step, autocast.CastStep) and any(autocast.is_cast(t.dtype) for t in read):
+        narrow = isinstance(step, autocast.CastStep) and step.dtype in autocast.HALF
+        if narrow and any(autocast.is_cast(t.dtype) for t in read):
             # Its tensors are cast, for products alone.
             raise CannotCompileError(
                 "what torch computes of parameters ahead of a program is "
