@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.testing import assert_close
 
 import flexrnn
@@ -133,9 +133,15 @@ def many(rnn: Any, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     return rnn(x.expand(65, *x.shape), h[None])[1][0], c
 
 
+def packed_by_hand(rnn: Any, x: Tensor, h: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Without a state of its own, whose rows would have to be as many as a number says."""
+    return h + rnn(PackedSequence(x, torch.tensor([B])))[1][0], c
+
+
 REFUSED: dict[str, tuple[Any, Callable[..., Any], str]] = {
     "dropout": (partial(nn.GRU, num_layers=2, dropout=0.5), stacked, "it draws random numbers"),
     "many steps": (nn.GRU, many, "a step may run over 64 steps of its own"),
+    "a packed sequence": (nn.GRU, packed_by_hand, "no packed sequences inside a step"),
     "over the batch": (nn.GRU, lambda rnn, x, h, c: (rnn(x)[0], c), "rows for steps"),
 }
 
