@@ -25,10 +25,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functionalize
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import (
-    DimDynamic,
-    StatelessSymbolicContext,
-)
 from torch.utils._python_dispatch import _disable_current_modes
 
 from flexrnn.engine.compiler import dtypes
@@ -46,7 +42,7 @@ from flexrnn.engine.compiler.aten import (
     promotes,
     settle,
 )
-from flexrnn.engine.compiler.batch import BatchSize
+from flexrnn.engine.compiler.batch import BatchSize, is_numbered_with_sizes
 from flexrnn.engine.compiler.called import place_of_node
 from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.parameters import Made, Parameters
@@ -79,12 +75,20 @@ def trace(
     Raises:
         CannotCompileError: the step is not made of operations of the table, or not row by row.
     """
+    sizes = BatchSize.free()
     with alone():
         try:
-            return _traced(step, xs, state, params, watchful=False)
+            graph = _traced(step, xs, state, params, sizes, watchful=False)
+            names = () if graph.ahead is None or sizes.is_new else graph.ahead.names
+            if any(is_numbered_with_sizes(name.removeprefix("param..")) for name in names):
+                # So that the program is the same, whatever was traced before.
+                graph = _traced(step, xs, state, params, BatchSize(), watchful=False)
+            return graph
         except DrawnError:  # where? To ask at every operation takes a tenth of a trace's time.
-            _traced(step, xs, state, params, watchful=True)
+            _traced(step, xs, state, params, BatchSize(), watchful=True)
             raise
+        finally:
+            sizes.give_back()
 
 
 def _traced(
@@ -92,19 +96,18 @@ def _traced(
     xs: tuple[Tensor, ...],
     state: Mapping[str, Tensor],
     params: Mapping[str, Tensor],
+    sizes: BatchSize,
     *,
     watchful: bool,
 ) -> Graph:
     dtype = next(iter(state.values())).dtype
     if not dtype.is_floating_point:
         raise CannotCompileError(f"expected a state of real numbers, got {dtype}")
-    sizes = BatchSize()
     mode = FakeTensorMode(shape_env=sizes)
-    batch = _number(mode)
 
     def with_batch(tensor: Tensor) -> Tensor:
         with mode:
-            size = (batch, *tensor.shape[1:])
+            size = (sizes.size, *tensor.shape[1:])
             return torch.empty(size, dtype=tensor.dtype, device=tensor.device)
 
     def alike(tensor: Tensor) -> Tensor:  # the tensor itself may be one without storage
@@ -332,13 +335,6 @@ def _size(size: Any) -> Any:
 @cache
 def _decompositions() -> Any:
     return get_decompositions([getattr(torch.ops.aten, name) for name in DECOMPOSED])
-
-
-def _number(mode: FakeTensorMode) -> Any:
-    """A size without a value."""
-    sizes = [DimDynamic.DYNAMIC, DimDynamic.STATIC]
-    context = StatelessSymbolicContext(dynamic_sizes=sizes, constraint_sizes=[None, None])
-    return mode.from_tensor(torch.empty(7, 1), symbolic_context=context).shape[0]
 
 
 @contextmanager
