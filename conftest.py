@@ -1,5 +1,6 @@
 """Makes pytest run the Python blocks of README.md and of the pages in docs/, in order, per page."""
 
+import gc
 import importlib
 import os
 import warnings
@@ -11,6 +12,21 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 
 if not torch.cuda.is_available():  # before anything imports Triton, which looks at it then
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_finish() -> None:
+    """Collections pass over what libraries and tests have made before the first one runs.
+
+    And they come less often, for a trace makes many objects that are soon gone.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+
+
+def pytest_sessionfinish() -> None:
+    """At its end a library looks for objects that nobody has collected."""
+    gc.unfreeze()
 
 
 def one_thread(namespace: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 """A layer that is gone takes its cells with it, whatever ran them."""
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from weakref import ref
@@ -57,12 +57,10 @@ CALLS: list[Callable[[Any, Tensor], None]] = [trained, run, stepped, of_lengths]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def a_collection_is_quick() -> Iterator[None]:
+def a_collection_is_quick() -> None:
     """It looks at what is new: not again and again at all modules, which takes half a second."""
     gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+    gc.freeze()  # until the last test has run: see conftest.py
 
 
 def assert_collected(make: Callable[..., Any], call: Callable[[Any, Tensor], None]) -> None:
