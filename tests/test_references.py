@@ -357,7 +357,7 @@ class Scripted(Base):
         self.f = torch.jit.script(nn.Linear(I + H, H, **options))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_a_module_of_torch_jit_is_refused_by_name() -> None:
     message = "Scripted: f is a torch.jit.ScriptModule, which cannot borrow parameters"
     with pytest.raises(TypeError, match=message):

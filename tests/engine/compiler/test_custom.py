@@ -194,7 +194,7 @@ def scripted_gate(a: Tensor, b: Tensor) -> Tensor:
 
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", DeprecationWarning)
+    warnings.filterwarnings("ignore", ".*torch.jit.script")
     scripted: Any = torch.jit.script(scripted_gate)
 
 ALIKE: dict[str, Callable[..., Tensor]] = {
@@ -310,7 +310,9 @@ def test_heaviside_of_what_nobody_differentiates() -> None:
 def test_others_apply_functions_meanwhile() -> None:
     """Only the thread that traces finds another `apply`, and afterwards nobody does."""
     x = torch.randn(4, requires_grad=True)
-    code, call = torch.autograd.Function.apply.__code__, torch._C.ScriptFunction.__call__
+    applies = getattr(torch.autograd.Function.apply, "__code__", None)  # in C++ since torch 2.14
+    call, own = torch._C.ScriptFunction.__call__, dict(vars(torch.autograd.function))
+    setup_context = torch.autograd.Function.setup_context
     found: list[Tensor] = []
 
     def other() -> None:
@@ -323,5 +325,8 @@ def test_others_apply_functions_meanwhile() -> None:
         thread.join()
     assert "Surrogate" in str(found[0].grad_fn)
     assert found[1].requires_grad
-    assert torch.autograd.Function.apply.__code__ is code
+    assert getattr(torch.autograd.Function.apply, "__code__", None) is applies
     assert torch._C.ScriptFunction.__call__ is call
+    assert vars(torch.autograd.function) == own
+    assert torch.autograd.Function.setup_context is setup_context
+    assert "setup_context" not in vars(torch.autograd.Function)

@@ -3,7 +3,8 @@
 """Calls that no mode of torch's intercepts: `Function.apply`, and of what `torch.jit.script` made.
 
 People keep both under names of their own, as `spike = Surrogate.apply`. So what they all come by is
-exchanged while a step is traced, for the thread that traces; others find there what was there.
+exchanged while a step is traced, for the thread that traces; others find there what was there. A
+torch that has none of it keeps it to itself: steps with such calls are then refused.
 """
 
 import threading
@@ -13,7 +14,7 @@ from types import FunctionType
 from typing import Any
 
 import torch
-from torch.autograd import Function
+from torch.autograd import Function, function
 
 from flexrnn.engine.compiler.spelt.function import applied
 
@@ -21,18 +22,32 @@ from flexrnn.engine.compiler.spelt.function import applied
 @contextmanager
 def seen() -> Iterator[None]:
     """Within, this thread's calls are taken apart as all others are; for one thread at a time."""
-    before = getattr(_here, "traces", False), _APPLY.__code__, _SCRIPTED.__call__
-    _here.traces, _APPLY.__code__, _SCRIPTED.__call__ = True, _OURS, _called
+    if _traces():
+        yield
+        return
+    before = [getattr(owner, name) for owner, name, _ in _EXCHANGED]
+    _here.traces = True
+    for owner, name, ours in _EXCHANGED:
+        setattr(owner, name, ours)
     try:
         yield
     finally:
-        _here.traces, _APPLY.__code__, _SCRIPTED.__call__ = before
+        for (owner, name, ours), theirs in zip(_EXCHANGED, before, strict=True):
+            if isinstance(ours, _SetupContext):
+                delattr(owner, name)  # it inherits its own
+            else:
+                setattr(owner, name, theirs)
+        _here.traces = False
+
+
+def _traces() -> bool:
+    """Whether it is this thread that traces."""
+    return getattr(_here, "traces", False)
 
 
 def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
     """What `cls.apply` returns."""
-    traces = getattr(_here, "traces", False)
-    return (applied if traces else _TORCHS)(cls, *args, **kwargs)
+    return (applied if _traces() else _TORCHS)(cls, *args, **kwargs)
 
 
 def _exchanged(__class__: Any) -> Any:
@@ -50,16 +65,50 @@ def _exchanged(__class__: Any) -> Any:
     return applies
 
 
+def _bound(forward: Any, args: Any, kwargs: Any) -> Any:
+    """What comes with a call, as it comes: `applied` finds out which is which."""
+    return (args, kwargs or {}) if _traces() else _BIND(forward, args, kwargs)
+
+
+def _custom(cls: Any, args: Any, kwargs: Any) -> Any:
+    """What `cls.apply` returns within a transform, and steps are traced within one."""
+    return applied(cls, *args, **(kwargs or {})) if _traces() else _CUSTOM(cls, args, kwargs)
+
+
+class _SetupContext:
+    """Of a Function that has none; torch, which refuses it within a transform, here finds one."""
+
+    def __get__(self, instance: Any, owner: Any) -> Any:
+        shown = _traces() and torch._C._are_functorch_transforms_active()
+        return _setup_context if shown else _BASE.setup_context
+
+
+def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    """Nobody calls it."""
+
+
 def _called(scripted: Any, *args: Any, **kwargs: Any) -> Any:
     """What Python says where TorchScript has a form of its own, as `torch.compile` has it, too."""
-    if getattr(_here, "traces", False):
+    if _traces():
         return scripted._torchdynamo_inline(*args, **kwargs)
     return _CALL(scripted, *args, **kwargs)
 
 
 _here = threading.local()
-_APPLY: Any = Function.apply.__func__
-_TORCHS = FunctionType(_APPLY.__code__, _APPLY.__globals__, closure=_APPLY.__closure__)
-_OURS = _exchanged(None).__code__
-_SCRIPTED: Any = torch._C.ScriptFunction
-_CALL = _SCRIPTED.__call__
+_EXCHANGED: list[tuple[Any, str, Any]] = []  # whose, what, and what stands there instead
+_APPLY: Any = getattr(Function.apply, "__func__", None)
+_BASE: Any = getattr(function, "_SingleLevelFunction", None)
+_BIND: Any = getattr(function, "_bind_default_args", None)
+_CUSTOM: Any = getattr(function, "_call_custom_function_call", None)
+if isinstance(_APPLY, FunctionType):
+    _TORCHS = FunctionType(_APPLY.__code__, _APPLY.__globals__, closure=_APPLY.__closure__)
+    _EXCHANGED.append((_APPLY, "__code__", _exchanged(None).__code__))
+elif None not in (_BASE, _BIND, _CUSTOM):  # torch 2.14 applies in C++, which calls these
+    _EXCHANGED += [
+        (function, "_bind_default_args", _bound),
+        (function, "_call_custom_function_call", _custom),
+        (Function, "setup_context", _SetupContext()),
+    ]
+if _SCRIPTED := getattr(torch._C, "ScriptFunction", None):
+    _CALL: Any = _SCRIPTED.__call__
+    _EXCHANGED.append((_SCRIPTED, "__call__", _called))
