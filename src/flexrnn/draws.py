@@ -1,4 +1,4 @@
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportPrivateUsage=false, reportAttributeAccessIssue=false
 # Torch has no public name for the transforms of torch.func that are at work.
 """Random numbers that a step draws: drawn by the layer, for all steps, before an engine runs.
 
@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
@@ -73,7 +72,7 @@ class Answering(TorchFunctionMode):
 
 def _transforms() -> int:
     """How many transforms of `torch.func` are at work: the rows of a vmap differ, too."""
-    return len(_functorch.get_interpreter_stack() or ())
+    return len(torch._C._functorch.get_interpreter_stack() or ())
 
 
 def _is_checkpointed() -> bool:

@@ -7,11 +7,12 @@ from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.dropout import _DropoutNd  # pyright: ignore[reportPrivateUsage]
 
 from flexrnn.laws import DRAWING
 
 _NAMES = {function.__name__ for function in DRAWING} | {"sample", "rsample"}
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout,
+             nn.FeatureAlphaDropout)  # fmt: skip
 _ENTRIES = {"step", "forward", "__call__"}  # what is called of a cell, a module and an object
 _KNOWN = ("torch", "flexrnn", "numpy")  # packages that are not looked into
 _DEEP = 3
@@ -25,7 +26,7 @@ def may_draw(cell: nn.Module) -> bool:
     and functions and objects that are held. What is reached by other ways is not drawn ahead.
     """
     modules = [*cell.modules()]
-    if any(isinstance(m, _DropoutNd) and m.training and m.p for m in modules):
+    if any(isinstance(m, _DROPOUTS) and m.training and m.p for m in modules):
         return True
     held = [part for module in modules for part in _held(module, _DEEP)]
     classes = {part for part in held if isinstance(part, type)}

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 
 from flexrnn.call.ragged import Layout, of_lengths
 
@@ -130,7 +129,7 @@ def _check_values(lengths: Tensor, steps: int) -> None:
     if lengths.device.type != "cpu" or torch.compiler.is_compiling() or type(lengths) is not Tensor:
         if lengths.device.type != "meta":
             torch._assert_async(fitting, message)
-    elif not _functorch.is_functorch_wrapped_tensor(lengths) and not bool(fitting):
+    elif not torch._C._functorch.is_functorch_wrapped_tensor(lengths) and not bool(fitting):
         raise ValueError(f"{message}, got {lengths.tolist()}")
 
 

@@ -1,4 +1,4 @@
-# pyright: reportAttributeAccessIssue=false
+# pyright: reportPrivateUsage=false, reportAttributeAccessIssue=false
 # Torch has no public name for whether a transform of torch.func is at work.
 """`checkpoint_every`: time in segments, whose inside is computed anew in the backward pass."""
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
 from torch.utils.checkpoint import checkpoint
 
 from flexrnn.compose import CellStep
@@ -71,4 +70,4 @@ def run(
 
 
 def _others_decide() -> bool:
-    return torch.compiler.is_compiling() or _functorch.peek_interpreter_stack() is not None
+    return torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None

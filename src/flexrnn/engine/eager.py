@@ -3,12 +3,12 @@
 """A step run by its program, outside of Dynamo."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from torch._C._dynamo import eval_frame
 
 from flexrnn.engine import autocast, engines, native, operator, reference
 from flexrnn.engine.compiler.graph import Graph
@@ -79,8 +79,11 @@ def run(
 
 
 # Where Dynamo breaks a graph above, it would take up what is called here piece by piece.
-_SKIP = eval_frame._FrameAction.SKIP
-eval_frame.set_code_exec_strategy(run.__code__, eval_frame._FrameExecStrategy(_SKIP, _SKIP))
+with suppress(ImportError, AttributeError):  # torch has no public name for it
+    from torch._C._dynamo import eval_frame
+
+    _SKIP = eval_frame._FrameAction.SKIP
+    eval_frame.set_code_exec_strategy(run.__code__, eval_frame._FrameExecStrategy(_SKIP, _SKIP))
 
 
 def ready(

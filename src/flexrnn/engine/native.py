@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import _VF, Tensor
+from torch import Tensor
 
 from flexrnn.engine import autocast
 from flexrnn.engine.ordinary import Call, kind
@@ -112,7 +112,7 @@ def run(
     x = x.flip(0) if reverse else x.contiguous()
     hx: Any = tuple(field[None].contiguous() for field in state)
     weights = [step.tensors[name] for name in native.weights]
-    output, *final = getattr(_VF, native.kernel)(
+    output, *final = getattr(torch, native.kernel)(
         x,
         hx if native.kernel == "lstm" else hx[0],
         weights,

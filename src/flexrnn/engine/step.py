@@ -79,9 +79,10 @@ class ComposedStep(Protocol):
 
 def make_exportable(state: type) -> None:
     """Let `torch.export.save` write down a NamedTuple class, by its name."""
-    if state not in _pytree.SUPPORTED_NODES:
-        name = f"{state.__module__}.{state.__qualname__}"
-        _pytree._register_namedtuple(state, serialized_type_name=name)
+    known = getattr(_pytree, "SUPPORTED_NODES", {})
+    register = getattr(_pytree, "_register_namedtuple", None)
+    if register is not None and state not in known:
+        register(state, serialized_type_name=f"{state.__module__}.{state.__qualname__}")
 
 
 def wanted_of(step: ComposedStep, state: State, xs: tuple[Tensor, ...]) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType, peek_interpreter_stack
 from torch.fx import traceback
 from torch.nn.modules import batchnorm
 from torch.overrides import TorchFunctionMode
@@ -150,8 +149,7 @@ class Spelling(TorchFunctionMode):
             raise CannotCompileError(
                 f"{name} cannot be compiled: it writes where no derivative passes, {place}"
             )
-        transform = peek_interpreter_stack()
-        if transform is not None and transform.key() in _DERIVATIVES:  # pyright: ignore[reportUnnecessaryComparison]  # None at the bottom
+        if _differentiates():
             raise CannotCompileError(f"{name} cannot be compiled: the step differentiates, {place}")
         if func in _OF_AUTOGRAD and _asked_by_the_person():
             raise CannotCompileError(
@@ -286,6 +284,14 @@ def _asked_by_the_person() -> bool:
     return frame is not None and is_users(frame)
 
 
+def _differentiates() -> bool:
+    """Whether the innermost transform of `torch.func` is one that differentiates."""
+    transforms: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    inner = transforms.peek_interpreter_stack()  # None at the bottom
+    kinds = transforms.TransformType
+    return inner is not None and inner.key() in (kinds.Grad, kinds.Jvp)
+
+
 _FACTS = {
     getattr(Tensor, name).__get__ for name in ("shape", "dtype", "layout", "device", "is_quantized")
 }
@@ -300,7 +306,6 @@ _COMPLEX = ("complex", "polar", "view_as_complex")
 _PRODUCTS = ("_sparse_mm", "_sparse_addmm", "mm", "matmul", "__matmul__", "addmm", "mv", "bmm")
 _TRACER = f"{__package__}.trace"
 _MODE = "__torch_function__"  # torch has modes of its own around this one
-_DERIVATIVES = (TransformType.Grad, TransformType.Jvp)
 _OF_AUTOGRAD = {
     getattr(Tensor, name).__get__: name for name in ("requires_grad", "is_leaf", "grad_fn", "grad")
 }

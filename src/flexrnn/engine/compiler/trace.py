@@ -17,15 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._C import _len_torch_function_stack
-from torch._decomp import get_decompositions
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functionalize
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils import _python_dispatch
 
 from flexrnn.engine.compiler import dtypes
 from flexrnn.engine.compiler.aten import (
@@ -334,15 +332,18 @@ def _size(size: Any) -> Any:
 
 @cache
 def _decompositions() -> Any:
+    from torch._decomp import get_decompositions
+
     return get_decompositions([getattr(torch.ops.aten, name) for name in DECOMPOSED])
 
 
 @contextmanager
 def alone() -> Iterator[None]:
     """Without the modes of whoever calls: somebody may be tracing the layer that is traced here."""
-    functions = [torch._C._pop_torch_function_stack() for _ in range(_len_torch_function_stack())]
+    number = torch._C._len_torch_function_stack()
+    functions = [torch._C._pop_torch_function_stack() for _ in range(number)]
     try:
-        with _disable_current_modes():
+        with _python_dispatch._disable_current_modes():
             yield
     finally:
         for mode in reversed(functions):

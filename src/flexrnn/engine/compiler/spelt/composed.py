@@ -207,6 +207,7 @@ SPELT: dict[Any, Any] = {
     Tensor.clamp_min_: in_place(torch.clamp_min),
     Tensor.clamp_max_: in_place(torch.clamp_max),
     F.rrelu: _or_in_place(_rrelu),
-    # What distributions ask of their arguments has no answer here, as under `python -O`.
-    torch._is_all_true: lambda x: True,  # pyright: ignore[reportPrivateImportUsage]
 }
+if hasattr(torch, "_is_all_true"):
+    # What distributions ask of their arguments has no answer here, as under `python -O`.
+    SPELT[torch._is_all_true] = lambda x: True  # pyright: ignore[reportPrivateImportUsage]

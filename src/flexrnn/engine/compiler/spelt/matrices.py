@@ -312,8 +312,9 @@ SPELT: dict[Any, Any] = {
     torch.tensordot: as_torch(torch.tensordot, _tensordot),
     torch.baddbmm: _baddbmm,
     torch.linalg.multi_dot: as_torch(torch.linalg.multi_dot, _multi_dot),
-    torch.chain_matmul: lambda *matrices: _multi_dot(matrices),
     torch.cdist: _cdist,
     F.linear: linear,
     F.bilinear: _bilinear,
 }
+if hasattr(torch, "chain_matmul"):  # torch has said that it will go
+    SPELT[torch.chain_matmul] = lambda *matrices: _multi_dot(matrices)

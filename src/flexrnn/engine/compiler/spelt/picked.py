@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
-from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot
+from torch.fx.experimental import proxy_tensor
 from torch.nn import functional as F  # noqa: N812
 
 from flexrnn.engine.compiler.refusal import refused
@@ -195,11 +195,11 @@ def _is_number(value: Any) -> bool:
 
 def _node(mask: Tensor) -> fx.Node | None:
     """What a mask is now, as it is written down: another, once somebody has written to it."""
-    mode = get_proxy_mode()
+    mode = proxy_tensor.get_proxy_mode()
     if mode is None or not torch._is_functional_tensor(mask):
         return None
     torch._sync(mask)
-    found: Any = get_proxy_slot(torch._from_functional_tensor(mask), mode.tracer, None)
+    found: Any = proxy_tensor.get_proxy_slot(torch._from_functional_tensor(mask), mode.tracer, None)
     return None if found is None else found.proxy.node
 
 
