@@ -164,9 +164,19 @@ def test_so_they_do_in_layers_that_are_copied_and_loaded() -> None:
     assert_is_the_loop(pickle.loads(pickle.dumps(layer)), cell, x)
 
 
-@pytest.mark.parametrize("way", ["namedtuple", "an open deque", "OrderedDict", "defaultdict"])
+COMPILED: dict[str, tuple[Makes, Runs]] = {
+    **{way: WAYS[way] for way in ("namedtuple", "an open deque", "OrderedDict", "defaultdict")},
+    "one in another": WAYS["one in another"],
+    "of every kind": (
+        lambda c: [{"a": ([c.inner], [0.5])}, deque([partial(turned, c.inner)])],
+        lambda h, z: h[0]["a"][0][0](z) * h[0]["a"][1][0] + h[1][0](z),
+    ),
+}
+
+
+@pytest.mark.parametrize("way", COMPILED)
 def test_so_they_do_under_torch_compile(way: str) -> None:
-    layer, cell, x = pair(kind_of(*WAYS[way]))
+    layer, cell, x = pair(kind_of(*COMPILED[way]))
     layer.forward = torch.compile(layer.forward, fullgraph=True, backend="eager")
     assert_is_the_loop(layer, cell, x)
     torch.compiler.reset()
