@@ -230,11 +230,15 @@ def _held(module: nn.Module) -> dict[str, Any]:
     names = module.__dict__.get(_NAMES)
     if not names:
         names = traced.names(id(module))
+        # One name more brings Dynamo back: it may hide a class's.
         if _LISTS:
-            list(module.__dict__)  # one name more brings Dynamo back: it may hide a class's
+            list(module.__dict__)
+        else:
+            for name in traced.of_class(id(module)):
+                hasattr(module, name)
     return {name: module.__dict__[name] for name in names} | {_NAMES: names}
 
 
 _NAMES = "_flexrnn_names"  # under Dynamo a copy tells what it holds
-# Whether Dynamo guards what it lists.
+# Whether Dynamo lists attributes, and guards the list.
 _LISTS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)

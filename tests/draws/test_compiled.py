@@ -57,13 +57,23 @@ def test_a_change_of_what_is_drawn_is_noticed() -> None:
     assert_close(call(x)[0], layer(x)[0], rtol=0, atol=0)
 
 
-@pytest.mark.skipif(not bind._LISTS, reason="Dynamo of this torch does not list attributes")
-def test_an_attribute_that_comes_to_hide_the_classs_is_noticed() -> None:
+@pytest.mark.parametrize("name", ["p", "dropped"])
+@pytest.mark.parametrize("lists", [True, False], ids=["by a list", "by name"])
+def test_an_attribute_that_comes_to_hide_the_classs_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, name: str, lists: bool
+) -> None:
     class Dropping(nn.Module):
         p = 0.2
 
-        def forward(self, x: Tensor) -> Tensor:
+        def dropped(self, x: Tensor) -> Tensor:
             return F.dropout(x, self.p)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.dropped(x)
+
+    if lists and not bind._LISTS:
+        pytest.skip("Dynamo of this torch does not list attributes")
+    monkeypatch.setattr(bind, "_LISTS", lists)
 
     layer = layer_of(lambda c, z, h: c.inside(z) + h.tanh())
     cell: Any = layer.cells[0]
@@ -71,7 +81,7 @@ def test_an_attribute_that_comes_to_hide_the_classs_is_noticed() -> None:
     x = torch.randn(T, B, I, dtype=DOUBLE)
     call, _ = compiled(layer)
     assert_close(seeded(call, x), seeded(layer, x))
-    cell.inside.p = 0.6
+    setattr(cell.inside, name, {"p": 0.6, "dropped": torch.sin}[name])
     assert_close(seeded(call, x), seeded(layer, x))
 
 

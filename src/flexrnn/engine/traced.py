@@ -10,10 +10,11 @@ here when it has changed. The program itself is made outside of Dynamo's sight.
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from operator import index
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from flexrnn.engine import autocast, engines, operator, reference
@@ -147,6 +148,17 @@ def names(address: int) -> tuple[str, ...]:
     return tuple(vars(object_at(address)))
 
 
+def of_class(address: int) -> tuple[str, ...]:
+    """What an object has of its class, and could have itself: methods and plain values."""
+    value = object_at(address)
+    kinds = [kind for kind in type(value).__mro__ if kind not in (nn.Module, object)]
+    found = {name for kind in kinds for name, own in vars(kind).items()
+             if isinstance(own, _HIDEABLE) and not name.startswith("__")}  # fmt: skip
+    return tuple(sorted(found - {*vars(value)}))
+
+
+_HIDEABLE = (FunctionType, BuiltinFunctionType, staticmethod, classmethod, type,
+             int, float, str, type(None))  # fmt: skip
 # What `torch.compiler.assume_constant_result` does, without importing Dynamo for every user.
-for _function in (_program, specialize, names):
+for _function in (_program, specialize, names, of_class):
     _function._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
