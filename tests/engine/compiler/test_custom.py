@@ -5,6 +5,7 @@
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -318,6 +319,8 @@ def test_others_apply_functions_meanwhile() -> None:
     def other() -> None:
         found.append(spike(x))
         found.append(scripted(x, x))
+        with suppress(RuntimeError):  # torch takes none without setup_context
+            found.append(torch.func.vmap(spike)(x))
 
     with seen():
         thread = threading.Thread(target=other)
@@ -325,6 +328,7 @@ def test_others_apply_functions_meanwhile() -> None:
         thread.join()
     assert "Surrogate" in str(found[0].grad_fn)
     assert found[1].requires_grad
+    assert len(found) == 2
     assert getattr(torch.autograd.Function.apply, "__code__", None) is applies
     assert torch._C.ScriptFunction.__call__ is call
     assert vars(torch.autograd.function) == own

@@ -45,6 +45,11 @@ def _traces() -> bool:
     return getattr(_here, "traces", False)
 
 
+def _transforms() -> bool:
+    """Whether this thread traces and is within a transform, as all of a step is."""
+    return _traces() and torch._C._are_functorch_transforms_active()
+
+
 def apply(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
     """What `cls.apply` returns."""
     return (applied if _traces() else _TORCHS)(cls, *args, **kwargs)
@@ -67,20 +72,19 @@ def _exchanged(__class__: Any) -> Any:
 
 def _bound(forward: Any, args: Any, kwargs: Any) -> Any:
     """What comes with a call, as it comes: `applied` finds out which is which."""
-    return (args, kwargs or {}) if _traces() else _BIND(forward, args, kwargs)
+    return (args, kwargs or {}) if _transforms() else _BIND(forward, args, kwargs)
 
 
 def _custom(cls: Any, args: Any, kwargs: Any) -> Any:
-    """What `cls.apply` returns within a transform, and steps are traced within one."""
-    return applied(cls, *args, **(kwargs or {})) if _traces() else _CUSTOM(cls, args, kwargs)
+    """What `cls.apply` returns within a transform."""
+    return applied(cls, *args, **(kwargs or {})) if _transforms() else _CUSTOM(cls, args, kwargs)
 
 
 class _SetupContext:
     """Of a Function that has none; torch, which refuses it within a transform, here finds one."""
 
     def __get__(self, instance: Any, owner: Any) -> Any:
-        shown = _traces() and torch._C._are_functorch_transforms_active()
-        return _setup_context if shown else _BASE.setup_context
+        return _setup_context if _transforms() else _BASE.setup_context
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
