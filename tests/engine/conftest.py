@@ -203,7 +203,7 @@ def all_numbers(dtype: torch.dtype) -> Tensor:
 
 
 # torch's own answer changes with the length of the tensor; that of gelu with the machine, too.
-NO_SIGN = {"maximum", "minimum", "gelu"}
+NO_SIGN = {"maximum", "minimum", "fmax", "fmin", "gelu"}
 
 
 @pytest.fixture(scope="session")

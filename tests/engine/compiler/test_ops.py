@@ -91,6 +91,20 @@ def test_at_a_tie_maximum_shares_and_relu_is_flat_at_zero() -> None:
     assert float(OPS["relu"].vjp(g, zero, zero)[0]) == 0.0
 
 
+@pytest.mark.parametrize("name", ["fmax", "fmin"])
+def test_fmax_has_the_derivative_of_this_torch_at_ties_and_where_one_is_no_number(
+    name: str,
+) -> None:
+    a = [0.0, 1.0, 2.0, math.nan, 1.0, math.nan, math.inf]
+    b = [0.0, 2.0, 1.0, 1.0, math.nan, math.nan, math.inf]
+    leaves = [torch.tensor(each, requires_grad=True) for each in (a, b)]
+    y, vjp = OPS[name].torch(*leaves), OPS[name].vjp
+    expected = torch.autograd.grad(y.sum(), leaves)
+    assert vjp is not None
+    found = vjp(torch.ones(7), y.detach(), *(leaf.detach() for leaf in leaves))
+    assert_close(found, expected, rtol=0, atol=0)
+
+
 SPELLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "operators": lambda z, h: (1 - z) * h / 2 + (-z) ** 2 - 3 * h + 1 / (z * z + 1),
     "power": lambda z, h: (z.abs() + 0.5) ** 1.5 + z**3 + (z * z + 1) ** 0.5 + h,

@@ -20,6 +20,8 @@ PUBLIC: dict[str, Callable[..., Tensor]] = {
     "div": lambda a, b: a / b,
     "pow": lambda a, b: a**b,
     "maximum": torch.maximum,
+    "fmax": torch.fmax,
+    "fmin": torch.fmin,
     "minimum": torch.minimum,
     "atan2": torch.atan2,
     "hypot": torch.hypot,

@@ -166,6 +166,28 @@ def _d_extremum(better: str) -> Derivative:
     return vjp
 
 
+def _d_number(better: str, other: str) -> Derivative:
+    """Of fmax and fmin, which take what is a number; as autograd of this torch has it."""
+
+    def shared(g: Any, y: Any, a: Any, b: Any) -> tuple[Any, Any]:
+        """At a tie both operands get half, and all where one is no number."""
+        most = _select(call("eq", a, b), g * 0.5, g)
+        return (
+            _select(call(other, a, b), 0.0, most),
+            _select(call(better, a, b), 0.0, most),
+        )
+
+    def whole(g: Any, y: Any, a: Any, b: Any) -> tuple[Any, Any]:
+        """At a tie the first gets all, and where one is no number the other."""
+        first = call("or", call(other, b, a), call("or", call("eq", a, b), call("ne", b, b)))
+        return _select(first, g, 0.0), _select(first, 0.0, g)
+
+    return shared if _SHARES else whole
+
+
+_SHARES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
+
+
 def _compare(name: str, function: Callable[..., Tensor], form: str) -> Op:
     return Op(name, function, None, (REAL, REAL), boolean=True, form=form)
 
@@ -185,6 +207,12 @@ _ROWS = [
     _binary("pow", torch.pow, _d_pow, POSITIVE, REAL, cheap=False),
     _binary("maximum", torch.maximum, _d_extremum("gt")),
     _binary("minimum", torch.minimum, _d_extremum("lt")),
+    _binary("fmax", torch.fmax, _d_number("gt", "lt"),
+            cpp="select(({a} >= {b}) | ({b} != {b}), {a}, {b})",
+            triton="tl.where(({a} >= {b}) | ({b} != {b}), {a}, {b})"),
+    _binary("fmin", torch.fmin, _d_number("lt", "gt"),
+            cpp="select(({a} <= {b}) | ({b} != {b}), {a}, {b})",
+            triton="tl.where(({a} <= {b}) | ({b} != {b}), {a}, {b})"),
     _binary("atan2", torch.atan2, _d_atan2, POSITIVE, POSITIVE, cheap=False),
     _binary("hypot", torch.hypot, lambda g, y, a, b: (g * a / y, g * b / y), POSITIVE, POSITIVE,
             cheap=False),

@@ -93,11 +93,6 @@ def _xlogy(b: Builder, x: Any, y: Any) -> Ref:
     return b.op("where", flat, 0.0, b.op("mul", x, b.op("log", b.op("where", flat, 1.0, y))))
 
 
-def _fmax(b: Builder, x: Any, y: Any, better: str = "ge") -> Ref:
-    """The larger, or the one that is a number; at a tie the derivative is all x's."""
-    return b.op("where", b.op("or", b.op(better, x, y), b.op("ne", y, y)), x, y)
-
-
 def _signbit(b: Builder, x: Any) -> Ref:
     return b.op("or", b.op("lt", x, 0.0), b.op("lt", b.op("reciprocal", x), 0.0))  # -0.0, too
 
@@ -139,8 +134,6 @@ SPELT: Handlers = {
     "nan_to_num": _nan_to_num,
     "xlogy": _xlogy,
     "special_xlogy": _xlogy,
-    "fmax": _fmax,
-    "fmin": lambda b, x, y: _fmax(b, x, y, "le"),
     "signbit": _signbit,
     "sgn": lambda b, x: b.op("sign", x),
     "copysign": _copysign,

@@ -6,6 +6,7 @@ of what is singular is inf or nan, where torch raises an error.
 """
 
 from itertools import combinations
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -156,6 +157,9 @@ def _cholesky_solve(B: Tensor, L: Tensor, upper: bool = False) -> Tensor:
     return _solve_triangular(L if upper else L.mT, middle, upper=True)
 
 
+# Torch 2.14 has functions of Python's there, which raise.
+_CHOLESKY = [old for old in (getattr(torch, "cholesky", None), getattr(Tensor, "cholesky", None))
+             if old is not None and not isinstance(old, FunctionType)]  # fmt: skip
 SPELT: dict[Any, Any] = {
     original: as_torch(original, spelling)
     for spelling, originals in (
@@ -166,7 +170,7 @@ SPELT: dict[Any, Any] = {
         (_solve, (torch.linalg.solve,)),
         (_solve_triangular, (torch.linalg.solve_triangular,)),
         (_cholesky, (torch.linalg.cholesky,)),
-        (_cholesky_of_old, (torch.cholesky, Tensor.cholesky)),
+        (_cholesky_of_old, _CHOLESKY),
         (_cholesky_solve, (torch.cholesky_solve, Tensor.cholesky_solve)),
     )
     for original in originals
