@@ -1,8 +1,9 @@
-"""Spellings: convolutions that are a product, or a few sums; others have no form in a program.
+"""Spellings: convolutions, which are a product, or a few sums.
 
-A product are those that leave one place, as of the last inputs that a state keeps, and those whose
-kernel has one, over few. Sums are those of every channel by itself along one axis. The rest would
-be a product for each of many places, which takes longer than torch does.
+A product with the kernel are those that leave one place, as of the last inputs that a state keeps,
+and those whose kernel has one, over few. Sums are those of every channel by itself along one axis.
+Every other one, if it is small, is a product with a matrix, which torch makes ahead: what it makes
+of each unit by itself. A large one would take longer by such a product than torch does.
 """
 
 import math
@@ -18,9 +19,10 @@ from flexrnn.engine.compiler.spelt.matrices import linear
 from flexrnn.engine.compiler.spelt.rows import as_torch, has_rows, is_of_rows
 
 _PLACES = 16  # that one product goes over
+_MATRIX = 1 << 17  # numbers of what a small convolution is as a matrix, most of them 0
 _WHY = (
-    "a program has no convolutions, but those that leave one place, those of kernels of one place "
-    f"over {_PLACES} at the most, and along one axis those of each channel by itself"
+    "a program has no convolutions, but those of a row's own numbers by a kernel that is the same "
+    f"for all rows; and of many places only what a matrix of {_MATRIX} numbers can be"
 )
 
 
@@ -60,10 +62,48 @@ def _convolution(original: Callable[..., Tensor], axes: int) -> Callable[..., Te
             x = input if bare else torch.cat([before, input, behind], -1)
             y = _sums(x, weight, step[0], apart[0], left[0])
         else:
-            raise refused(original.__name__, _WHY)
-        return y if bias is None else y + bias.view(-1, *(1 for _ in range(axes)))
+            y = _by_matrix(original, input, weight, None, stride, padding, dilation, groups)
+        return _with_bias(y, bias)
 
     return as_torch(original, spelt)
+
+
+def _transposed(original: Callable[..., Tensor], axes: int) -> Callable[..., Tensor]:
+    """`torch.conv_transpose1d`, `2d` or `3d`, along so many axes."""
+
+    def spelt(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        dilation: Any = 1,
+    ) -> Tensor:
+        options = (stride, padding, output_padding, groups, dilation)
+        if not any(isinstance(x, Tensor) and has_rows(x) for x in (input, weight, bias)):
+            return original(input, weight, bias, *options)
+        known = is_of_rows(input) and not has_rows(weight) and input.dtype == weight.dtype
+        if not known or not input.dim() == weight.dim() == axes + 2:
+            raise refused(original.__name__, _WHY)
+        return _with_bias(_by_matrix(original, input, weight, None, *options), bias)
+
+    return as_torch(original, spelt)
+
+
+def _with_bias(y: Tensor, bias: Tensor | None) -> Tensor:
+    return y if bias is None else y + bias.view(-1, *(1 for _ in y.shape[2:]))
+
+
+def _by_matrix(original: Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor:
+    """`(B, C, ...)` times what it makes of every unit of a row by itself."""
+    sizes = x.shape[1:]
+    units = torch.eye(math.prod(sizes), dtype=x.dtype, device=x.device)
+    made = original(units.view(-1, *sizes), *args)
+    if made.numel() > _MATRIX:
+        raise refused(original.__name__, _WHY)
+    return (x.flatten(1) @ made.flatten(1)).unflatten(1, made.shape[1:])
 
 
 def _of_axes(size: Any, axes: int) -> list[int]:
@@ -130,10 +170,7 @@ SPELT: dict[Any, Any] = {
     torch.conv1d: _convolution(torch.conv1d, 1),
     torch.conv2d: _convolution(torch.conv2d, 2),
     torch.conv3d: _convolution(torch.conv3d, 3),
-} | {
-    original: _other(original)
-    for original in (
-        *(torch.conv_tbc, torch.convolution),
-        *(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d),
-    )
-}
+    torch.conv_transpose1d: _transposed(torch.conv_transpose1d, 1),
+    torch.conv_transpose2d: _transposed(torch.conv_transpose2d, 2),
+    torch.conv_transpose3d: _transposed(torch.conv_transpose3d, 3),
+} | {original: _other(original) for original in (torch.conv_tbc, torch.convolution)}
