@@ -72,6 +72,20 @@ def least_of_nan(c: Any, x: Tensor, h: Tensor) -> Tensor:
 
 
 WRITTEN: dict[str, Callable[..., Any]] = {
+    "of rows in front of the batch": lambda c, x, h: (
+        torch.stack([x @ c.W, h]).max(0)[1] * h + torch.stack([h, h * h]).min(0, keepdim=True)[0][0]
+        + torch.stack([x @ c.W, h]).argmax(0) * h + torch.stack([x @ c.W, h * 2]).argmin(-1).sum(0)[
+            :, None] * h
+    ),
+    "of whole numbers": lambda c, x, h: (
+        x @ c.W + F.one_hot((h > 0).int().argmax(-1), 4) * h + (h * 4).long().argmin(1, True) * h
+        + (h * 4).long().max(-1, keepdim=True)[0] * h + (h * 4).int().min(-1)[1][:, None] * h
+    ),
+    "whole numbers, picked and put": lambda c, x, h: (
+        x @ c.W + h.argsort(1).gather(1, h.argsort(1)) * h + (h > 0).gather(1, h.argsort(1)) * h
+        + (h > 1).scatter(1, h.topk(2)[1], True) * h
+        + torch.zeros(h.shape[0], 4, dtype=torch.long).scatter_(1, h.argsort(1), h.argsort(1)) * h
+    ),
     "a count": lambda c, x, h: x @ c.W + h * (h > 0).sum(-1, keepdim=True),
     "a share": lambda c, x, h: x @ c.W / (h > 0).sum(-1, keepdim=True).clamp(min=1) + h,
     "a count of many": lambda c, x, h: (
@@ -203,8 +217,6 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
         lambda c, z, h: h + F.one_hot(h.argmax(-1))[:, :1], "num_classes"),
     "the largest of all rows": (lambda c, z, h: h + h.argmax(), "aten.argmax"),
     "the largest row": (lambda c, z, h: h + h.argmax(0), "argmax"),
-    "whole numbers gathered": (
-        lambda c, z, h: h + h * (h * 3).long().gather(1, h.argmin(1, keepdim=True)), "int64"),
     "classes of none": (
         lambda c, z, h: h + F.one_hot(h.argmax(-1), 0).sum(-1, True), "a number in a row"),
     "classes by shorter numbers": (
@@ -212,7 +224,9 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "a table that is too large": (
         lambda c, z, h: h + F.embedding(h.argmax(-1), c.inner.weight.repeat(9000, 1))[:, :1],
         "embedding"),
-    "shifted counts": (lambda c, z, h: h + ((h > 0).sum(-1, keepdim=True) << 2), "int64"),
+    "counts shifted by counts": (
+        lambda c, z, h: h + ((h > 0).sum(-1, keepdim=True) << (h > 1).sum(-1, keepdim=True)),
+        "no form of it for a batch|int64"),
 }  # fmt: skip
 
 

@@ -42,16 +42,19 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         lambda c, x, h: F.conv1d(halves(h), c.wide.view(8, 2, 2)[:2], c.b[:2], padding=1)[..., 1:]
         .flatten(1) + F.conv1d(x[:, None], c.U[:2, None, :3], padding="same").flatten(1)[:, 1:5]
         + F.conv2d(h.view(-1, 1, 2, 2), c.wide.view(2, 1, 4, 4)[..., :3, :3], c.b[:2], padding=1)
-        .sum(1).flatten(1) + F.conv2d((h @ c.wide).view(-1, 2, 2, 2), c.wide.view(4, 1, 2, 4), None,
-        2, (1, 2), 1, 2)[:, :, 0, 0] + F.conv3d(h.view(-1, 1, 1, 2, 2), c.V.view(2, 1, 2, 2, 2),
-        padding=1).flatten(1)[:, 5:9]
+        .sum(1).flatten(1)
+        + F.conv2d((h @ c.wide).view(-1, 2, 2, 2), c.wide.view(4, 1, 2, 4), None, 2, (1, 2), 1, 2)
+        [:, :, 0, 0]
+        + F.conv3d(h.view(-1, 1, 1, 2, 2), c.V.view(2, 1, 2, 2, 2), padding=1).flatten(1)[:, 5:9]
     ),
     "transposed": (
         lambda c, x, h: F.conv_transpose1d(h[:, None], c.U[:1, None, :3], c.b[:1], padding=1)
-        .flatten(1) + F.conv_transpose1d(halves(h), c.wide.view(2, 1, 16)[..., :3], None, 2, 1, 1, 2)
-        .flatten(1)[:, 2:6] + F.conv_transpose2d(h.view(-1, 2, 2, 1), c.U.view(2, 2, 2, 2), c.b[:2],
-        2).flatten(1)[:, 4:8] + F.conv_transpose3d(h.view(-1, 2, 2, 1, 1), c.V.view(2, 1, 2, 2, 2))
-        .flatten(1)[:, 3:7] + x @ c.W
+        .flatten(1) + x @ c.W
+        + F.conv_transpose1d(halves(h), c.wide.view(2, 1, 16)[..., :3], None, 2, 1, 1, 2)
+        .flatten(1)[:, 2:6]
+        + F.conv_transpose2d(h.view(-1, 2, 2, 1), c.U.view(2, 2, 2, 2), c.b[:2], 2).flatten(1)
+        [:, 4:8]
+        + F.conv_transpose3d(h.view(-1, 2, 2, 1, 1), c.V.view(2, 1, 2, 2, 2)).flatten(1)[:, 3:7]
     ),
 }  # fmt: skip
 
@@ -60,8 +63,9 @@ MANY = (
 )
 REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "many places of an image": (
-        lambda c, z, h: h + F.conv2d(z.repeat(1, 80).view(-1, 1, 20, 20), c.inner.weight[None, None],
-                                     padding=1).sum((1, 2, 3))[:, None], MANY),
+        lambda c, z, h: h + F.conv2d(
+            z.repeat(1, 80).view(-1, 1, 20, 20), c.inner.weight[None, None], padding=1
+        ).sum((1, 2, 3))[:, None], MANY),
     "a kernel of each row": (
         lambda c, z, h: h + F.conv2d(z[None, None], h[:1, None, None, :2]).flatten(1)[:, :1], MANY),
     "many places, transposed": (
@@ -117,13 +121,13 @@ class ConvGRUCell(flexrnn.Cell):
 
     def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
         super().__init__(input_size, hidden_size)
-        self.gates = nn.Conv2d(3, 4, 3, padding="same", bias=bias, device=device, dtype=dtype)
+        self.both = nn.Conv2d(3, 4, 3, padding="same", bias=bias, device=device, dtype=dtype)
         self.new = nn.Conv2d(3, 2, 3, padding=1, padding_mode="circular", bias=bias,
                              device=device, dtype=dtype)  # fmt: skip
 
     def step(self, x, state):
         image, h = x.view(-1, 1, 2, 3), state.h.view(-1, 2, 2, 3)
-        z, r = self.gates(torch.cat([image, h], 1)).sigmoid().chunk(2, 1)
+        z, r = self.both(torch.cat([image, h], 1)).sigmoid().chunk(2, 1)
         new = torch.tanh(self.new(torch.cat([image, r * h], 1)))
         return HiddenState(((1 - z) * h + z * new).flatten(1))
 

@@ -45,7 +45,37 @@ def count(h: Tensor) -> Tensor:
     return (h > 0).sum(-1, keepdim=True)
 
 
+def parts(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    """Numbers that are taken apart, turned over and moved on."""
+    order = h.argsort(-1)
+    first, second = h.topk(2).indices.unbind(-1)
+    low, high = order.chunk(2, -1)
+    return (
+        x @ c.W + h.gather(1, first[:, None]) - (h.gather(1, low) * h.gather(1, high)).sum(-1, True)
+        + c.U[second] + h.gather(1, order.flip(1)) * h.gather(1, order.roll(1, -1))
+        + sum(h * part for part in order.split([1, 3], 1)[0].tensor_split(1, 1))
+        + F.pad(order[:, :3], (1, 0), value=2) * h + order.sub(2).sign() * h
+        + (h[:, :, None] > h[:, None]).tril().sum(-1) * h
+    )  # fmt: skip
+
+
+def written_whole(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    numbers = torch.zeros(h.shape[0], 4, dtype=torch.long)
+    numbers[:, 1] = h.argmax(1)
+    numbers[h[:, 0] > 0] = 2
+    numbers[:, 3] = -1
+    numbers += 1
+    return x @ c.W + numbers * h
+
+
 WRITTEN: dict[str, Callable[..., Any]] = {
+    "parts of whole numbers": parts,
+    "whole numbers, written": written_whole,
+    "binary digits": lambda c, x, h: (
+        x @ c.W + (((h * 9).long() >> 1) & 1) * h + ((h * 9).long() << 1) * h
+        + ((h * 9).long()[:, :1] >> torch.arange(4) & 3) * h
+        + torch.bitwise_right_shift((h * 9).long(), 2) * h
+    ),
     "remainders": lambda c, x, h: (
         x @ c.W + h * (count(h) % 2) + h * ((h * 9).long() % -3) + (h * 9).long() % (count(h) + 1)
         + torch.fmod((h * 9).long(), 4) + 7 % (count(h) + 1)

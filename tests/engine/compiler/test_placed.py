@@ -101,7 +101,19 @@ def filled(c: Any, x: Tensor, h: Tensor) -> Tensor:
     ).flatten(1)
 
 
+def of_two_axes(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    """An antisymmetric matrix of each row, and one whose diagonal is another."""
+    turning, square = h.new_zeros(h.shape[0], 4, 4), (h[:, :, None] * h[:, None]).clone()
+    rows, columns = torch.triu_indices(4, 4, 1)
+    turning[:, rows, columns] = torch.cat([h, x[:, :2]], 1)
+    turning = turning - turning.mT
+    square[:, c.places, c.places] *= c.b
+    square[..., [0, -1], [1, 1]] = 0.5
+    return ((turning + square) @ h[..., None]).squeeze(-1) + x @ c.W
+
+
 WRITTEN: dict[str, Callable[..., Any]] = {
+    "of two axes": of_two_axes,
     "by lists": by_lists,
     "by numbers": by_numbers,
     "by masks": by_masks,

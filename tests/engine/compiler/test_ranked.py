@@ -28,7 +28,21 @@ def three(h: Tensor) -> Tensor:
     return torch.cat([h, h * 0.9 - 0.1, h * 1.1 + 0.2], -1)
 
 
+def in_front(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    """Three candidates for every unit, in front of the batch."""
+    return torch.stack([x @ c.W, h + c.b, h * 2])
+
+
 WRITTEN: dict[str, Callable[..., Tensor]] = {
+    "the median of three": lambda c, x, h: (
+        in_front(c, x, h).median(0).values + h * torch.median(in_front(c, x, h), 0, True).indices[0]
+        + in_front(c, x, h).median(-1).values.sum(0)[:, None]),
+    "three in their order": lambda c, x, h: (
+        in_front(c, x, h).sort(0)[0][1] + in_front(c, x, h).sort(2, descending=True)[0].sum(0)
+        + h * (in_front(c, x, h) * in_front(c, x, h).argsort(0)).sum(0)),
+    "the largest of three": lambda c, x, h: (
+        in_front(c, x, h).topk(2, 0)[0].sum(0) + h * in_front(c, x, h).kthvalue(2, dim=0)[0]
+        + in_front(c, x, h).topk(2)[0].sum(0).repeat(1, 2)),
     "sort": lambda c, x, h: x @ c.W + (h + c.b).sort(-1).values * h,
     "sort downwards": lambda c, x, h: (
         (x @ c.W).sort(descending=True)[0] + h * (h + c.b).sort(-1, True).indices),

@@ -202,10 +202,8 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "products of many, one by one": (
         lambda c, z, h: h + z.repeat(1, 20).cumprod(-1)[:, :5], "it multiplies 100 numbers"),
     "rows by number, written": (rows_written, "other than units of real numbers"),
-    "units of two axes": (
-        lambda c, z, h: h + heads(z)[:, [0, 1], [1, 2]].sum(-1, True), "units of real numbers"),
-    "truth values by number": (
-        lambda c, z, h: h + z * (h > 0)[:, torch.arange(5).flip(0)], "units of real numbers"),
+    "truth values by numbers of a row": (
+        lambda c, z, h: h + z * (h > 0)[:, h.argsort(-1)].all(-2), "units of real numbers"),
     "a key of another width": (
         lambda c, z, h: h + F.scaled_dot_product_attention(heads(z), heads(z)[..., :1], heads(z))[
             :, 0], "scaled_dot_product_attention cannot be compiled"),

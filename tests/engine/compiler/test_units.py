@@ -39,7 +39,23 @@ def picked_inf(c: Any, x: Tensor, h: Tensor) -> Tensor:
     return picked.tanh() * scores.flip(1).amax(1, keepdim=True) + x @ c.W
 
 
+def square(h: Tensor) -> Tensor:
+    return h[:, :, None] * h[:, None]
+
+
 WRITTEN: dict[str, Callable[..., Any]] = {
+    "of two axes": lambda c, x, h: (
+        x @ c.W + square(h)[(slice(None), *torch.triu_indices(4, 4))][:, 3:7]
+        + square(h)[:, [0, 1, 2, -1], [1, 0, 0, 2]] + square(h)[..., c.places, [0, 1, 2, -4]]
+        + square(h)[:, torch.arange(4)[:, None], c.places[None]].sum(1)
+        + square(h).view(-1, 2, 2, 4)[:, [0, 1], [1, 0]].sum(1)
+        + (square(h)[..., None] * h[:, None, None])[:, [0, 1, 1, 2], [0, 2, 3, 3], [1, 1, 2, 3]]
+    ),
+    "truth values and whole numbers": lambda c, x, h: (
+        x @ c.W + (h > 0)[:, c.places] * h + h.argsort(1)[:, c.places - 4] * h
+        + h.argsort(-1)[..., [3, 1, 0, 2]] * h
+        + (halves(h) > 0)[:, c.places[1:3] % 2].flatten(1) * h
+    ),
     # parts and orders
     "slices": lambda c, x, h: torch.cat([h[:, 1:], h[:, :1]], -1) + x @ c.W,
     "slices of slices": lambda c, x, h: (x @ c.W @ c.wide)[:, 1:7][..., 1:5] + h[:, :][:, 0:4],

@@ -29,7 +29,7 @@ def check(node: fx.Node, operands: Sequence[fx.Node], dtype: torch.dtype) -> Non
         Unsupported: its result or an operand is of another dtype, and of other numbers in this one.
     """
     target: Any = node.target
-    name, result = target.overloadpacket.__name__, node.meta.get("val")
+    name, result = target.overloadpacket.__name__, _result(node)
     bits = _bits(node, name, dtype)
     if bits is not None or _is_exact(node, name, dtype):
         node.meta |= {"exact": True, "bits": bits}
@@ -58,9 +58,15 @@ def check(node: fx.Node, operands: Sequence[fx.Node], dtype: torch.dtype) -> Non
             raise Unsupported(f"its {what} is of {value.dtype}, the state of {dtype}")
 
 
+def _result(node: fx.Node) -> Any:
+    """What an operation makes; of parts, which are alike, the first."""
+    made: Any = node.meta.get("val")
+    return made[0] if node.target in _PARTED and made else made
+
+
 def _is_exact(node: fx.Node, name: str, dtype: torch.dtype) -> bool:
     """Whether a result of a lesser dtype than the program's has the same numbers in that."""
-    result = node.meta.get("val")
+    result = _result(node)
     if not isinstance(result, Tensor) or result.dtype in (dtype, torch.bool):
         return False
     if moves(name):
@@ -117,7 +123,7 @@ def _bits(node: fx.Node, name: str, dtype: torch.dtype) -> tuple[int, int] | Non
     They are those of the largest, and those behind the point. Together they are no more than that
     dtype has, so that nothing has been rounded; else there is no answer.
     """
-    result = node.meta.get("val")
+    result = _result(node)
     if not isinstance(result, Tensor) or (result.dtype, dtype) != (torch.float32, torch.float64):
         return None
     metas = [arg.meta for arg in node.all_input_nodes if isinstance(arg.meta["val"], Tensor)]
@@ -169,17 +175,22 @@ def _is_power(value: float) -> bool:
     return math.frexp(value)[0] == 0.5
 
 
+NOTED = ("exact", "bits", "grown")  # of an operation, for those that read it
 WHOLE = (torch.int64, torch.int32)
 _EXACT = (torch.float64, torch.float32)  # of whole numbers up to two to the power of 24
 _COUNTS = ("_to_copy", "sum", "amax", "amin", "where", "cat", "add", "sub", "rsub", "neg", "abs",
            "clamp", "clamp_min", "clamp_max", "maximum", "minimum")  # fmt: skip
-_OF_WHOLE = ("mul", "remainder", "fmod", "div", "stack")
+_OF_WHOLE = ("mul", "remainder", "fmod", "div", "stack", "sign", "copy", "fill",
+             "slice_scatter", "select_scatter")  # fmt: skip
 _MADE = ("zeros", "ones", "full", "zeros_like", "ones_like", "full_like")
 _MOST = 4096  # as many are units among which numbers are looked for
 _BITS = 24  # of float32
 _LARGE = 16  # bits that a whole number is taken to have, where it becomes a part of others
 _MOVES = ("detach", "clone", "alias", "slice", "select", "unsqueeze", "squeeze", "view",
-          "_unsafe_view", "reshape", "expand", "repeat", "permute", "transpose", "t")  # fmt: skip
+          "_unsafe_view", "reshape", "expand", "repeat", "permute", "transpose", "t", "flip",
+          "roll", "split", "split_with_sizes", "unbind")  # fmt: skip
+_PARTED = (torch.ops.aten.split.Tensor, torch.ops.aten.split_with_sizes.default,
+           torch.ops.aten.unbind.int)  # fmt: skip
 
 
 def _is_chosen(arg: fx.Node, dtype: torch.dtype) -> bool:

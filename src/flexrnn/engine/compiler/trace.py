@@ -270,6 +270,7 @@ def _lowered(
                 f"{several.target} cannot be compiled: a program has no result {index} of it, "
                 f"{where}"
             )
+        node.meta |= {key: several.meta[key] for key in dtypes.NOTED if key in several.meta}
         return found[index]
     if node.target is torch.ops.aten._local_scalar_dense.default:
         raise CannotCompileError(f"item cannot be compiled: {TAKEN}, {where}")

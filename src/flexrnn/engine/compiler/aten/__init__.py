@@ -80,7 +80,8 @@ def lower(b: Builder, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         return beside.BESIDE[name](b, *args, **kwargs)
     if name in HANDLERS:
         if name in reductions.ALONG and (order := views.order_of(b.graph, args[:1])) is not None:
-            return reductions.reordered(b, name, order, args, kwargs)
+            place = reductions.ALONG[name]
+            return reductions.reordered(b, HANDLERS[name], place, order, args, kwargs)
         if name in shapes.ALIKE and (order := views.batch_first(b.graph, [*args[:1]])) is not None:
             first = views.settle(b.graph, views.reordered(b.graph, args[0], order))
             made = HANDLERS[name](b, first, *args[1:], **kwargs)

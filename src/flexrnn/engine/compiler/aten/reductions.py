@@ -315,15 +315,22 @@ def _logsumexp(b: Builder, a: Ref, dims: Any, keepdim: bool = False) -> Ref:
 # Which operand names the axes.
 ALONG = dict.fromkeys(
     ("sum", "mean", "amax", "amin", "max", "min", "prod", "any", "all", "var", "std", "_softmax",
-     "logsumexp", "cumprod", "cumsum", "cummax", "cummin"), 1
-) | {"linalg_vector_norm": 2, "norm": 2}  # fmt: skip
+     "logsumexp", "cumprod", "cumsum", "cummax", "cummin", "std_mean", "var_mean", "flip"), 1
+) | {"linalg_vector_norm": 2, "norm": 2, "roll": 2}  # fmt: skip
 
 
 def reordered(
-    b: Builder, name: str, order: list[int], args: tuple[Any, ...], kwargs: dict[str, Any]
+    b: Builder,
+    along: Callable[..., Any],
+    place: int,
+    order: list[int],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> Any:
-    """A reduction of a view whose batch is not first, by one whose batch is; then back again."""
-    place = ALONG[name]
+    """What works along axes of a view whose batch is not first, by one whose batch is; then back.
+
+    The axes are the operand at that place.
+    """
     dims = args[place] if len(args) > place else None
     if dims is None or dims == []:
         raise Unsupported("it works across the batch")
@@ -332,7 +339,7 @@ def reordered(
     given = list(args)
     given[0] = views.settle(b.graph, views.reordered(b.graph, args[0], order))
     given[place] = moved[0] if isinstance(dims, int) else moved
-    made = HANDLERS[name](b, *given, **kwargs)
+    made = along(b, *given, **kwargs)
 
     def back(result: Ref) -> views.View:
         left = order if len(b.shape(result)) == len(order) else [d for d in order if d not in gone]

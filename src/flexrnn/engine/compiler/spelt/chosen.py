@@ -18,16 +18,19 @@ from flexrnn.engine.compiler.cuts import MOST
 from flexrnn.engine.compiler.refusal import refused
 from flexrnn.engine.compiler.spelt import columns
 from flexrnn.engine.compiler.spelt.rows import (
+    along_rows_behind,
     as_torch,
     has_real_units,
     has_rows,
     in_place,
+    is_behind_batch,
     is_of_rows,
     where,
 )
 
 _TABLE = 1 << 16  # numbers of a table, through all of which a row goes
-PAIRS = 1 << 14  # comparisons of a row of numbers with all units
+PAIRS = columns.PAIRS
+_WHOLE = (torch.int64, torch.int32)
 _WIDE = 4096  # units among which a number is looked for: each takes a comparison
 
 
@@ -48,19 +51,29 @@ def first(x: Tensor, dim: int, free: Tensor | None = None) -> Tensor:
         x = where(free, x, -math.inf)
     found = (x == x.amax(dim, keepdim=True)) | (x != x)
     found = found if free is None else found & free
-    return where(found, unit_numbers(x, dim), float(x.shape[dim])).amin(dim, keepdim=True)
+    nowhere = float(x.shape[dim]) if x.is_floating_point() else x.shape[dim]
+    return where(found, unit_numbers(x, dim), nowhere).amin(dim, keepdim=True)
+
+
+def _of_largest(x: Tensor, dim: int, sign: int) -> Tensor:
+    """The number of the largest unit, or the smallest."""
+    return first(x * sign if x.is_floating_point() else x if sign > 0 else -x, dim).long()
+
+
+def _has_largest(x: Tensor, dim: int) -> bool:
+    return has_units(x, dim) or (x.dtype in _WHOLE and is_behind_batch(x, dim))
 
 
 def _extreme(original: Callable[..., Tensor], sign: int) -> Callable[..., Tensor]:
     """`torch.argmax` or `torch.argmin`."""
 
     def spelt(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
-        if dim is None or not has_units(input, dim):
+        if dim is None or not _has_largest(input, dim):
             return original(input, dim, keepdim)
-        number = first(input * sign, dim).long()
+        number = _of_largest(input, dim, sign)
         return number if keepdim else number.squeeze(dim)
 
-    return spelt
+    return along_rows_behind(spelt)
 
 
 def _extremes(original: Callable[..., Any], kind: Any, sign: int) -> Callable[..., Any]:
@@ -69,18 +82,21 @@ def _extremes(original: Callable[..., Any], kind: Any, sign: int) -> Callable[..
     def spelt(input: Tensor, dim: Any, keepdim: bool = False) -> Any:
         if isinstance(dim, Tensor):  # of two tensors
             return original(input, dim)
-        found = original(input, dim, keepdim)
-        if not has_units(input, dim):
-            return found
-        number = first(input * sign, dim).long()
-        return kind((found[0], number if keepdim else number.squeeze(dim)))
+        if not _has_largest(input, dim):
+            return original(input, dim, keepdim)
+        if input.is_floating_point():
+            value = original(input, dim, keepdim)[0]
+        else:
+            value = (input.amax if sign > 0 else input.amin)(dim, keepdim)
+        number = _of_largest(input, dim, sign)
+        return kind((value, number if keepdim else number.squeeze(dim)))
 
-    return spelt
+    return along_rows_behind(spelt)
 
 
 def is_number(x: Any) -> bool:
     """Whether every row has numbers of its own."""
-    return isinstance(x, Tensor) and is_of_rows(x) and x.dtype in (torch.int64, torch.int32)
+    return isinstance(x, Tensor) and is_of_rows(x) and x.dtype in _WHOLE
 
 
 def are(numbers: Tensor, size: int) -> Tensor:
@@ -191,7 +207,7 @@ def from_the_end(numbers: Tensor, size: int) -> Tensor:
 
 def _fits(x: Tensor, dim: int, index: Any) -> bool:
     """Whether numbers of rows pick units of them along an axis, with nothing left out beside it."""
-    if not (is_number(index) and has_real_units(x, dim) and x.dim() == index.dim() > 1):
+    if not (is_number(index) and is_behind_batch(x, dim) and x.dim() == index.dim() > 1):
         return False
     dim %= x.dim()
     beside = zip(x.shape[1:], index.shape[1:], strict=True)
@@ -204,6 +220,9 @@ def _gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False
         return torch.gather(input, dim, index, sparse_grad=sparse_grad)
     here = are(index.movedim(dim, -1), input.shape[dim])
     rows = input.movedim(dim, -1).unsqueeze(-2)
+    if not input.is_floating_point():
+        found = (here & rows).any(-1) if input.dtype == torch.bool else where(here, rows, 0).sum(-1)
+        return found.to(input.dtype).movedim(-1, dim).contiguous()
     return or_nan(here, where(here, rows, 0.0).sum(-1)).movedim(-1, dim).contiguous()
 
 
@@ -246,7 +265,8 @@ def _scatter(input: Tensor, dim: int, index: Tensor, src: Any) -> Tensor:
 
 
 def _scatter_add(input: Tensor, dim: int, index: Tensor, src: Tensor) -> Tensor:
-    if not (_fits(input, dim, index) and src.shape == index.shape and src.dtype == input.dtype):
+    alike = src.shape == index.shape and src.dtype == input.dtype and input.is_floating_point()
+    if not (alike and _fits(input, dim, index)):
         return torch.scatter_add(input, dim, index, src)
     here = are(index.movedim(dim, -1), input.shape[dim])
     return input + where(here, src.movedim(dim, -1).unsqueeze(-1), 0.0).sum(-2).movedim(-1, dim)

@@ -6,7 +6,9 @@ it, its derivative is one more, and torch makes the matrix ahead, out of the num
 by a product is exact; but where one unit is inf or nan, the whole row becomes nan.
 """
 
+import math
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -14,7 +16,9 @@ from torch import Tensor
 
 from flexrnn.engine.compiler.cuts import MOST
 from flexrnn.engine.compiler.spelt import picked
-from flexrnn.engine.compiler.spelt.rows import has_real_units, is_behind_batch
+from flexrnn.engine.compiler.spelt.rows import has_real_units, is_behind_batch, is_of_rows
+
+PAIRS = 1 << 14  # comparisons of a row of numbers with all units
 
 
 def cumsum(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
@@ -35,23 +39,48 @@ def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
 def along(x: Tensor, index: Any, *, masks: bool = False) -> tuple[Tensor, int, Any] | None:
     """`x` less what an index leaves out of other axes, the axis that is picked from, and by what.
 
+    Several axes with numbers, one after another, have become one.
+
     Args:
         x: the tensor.
-        index: of it; one axis has a list of numbers, or a tensor of them.
-        masks: whether truth values may stand for numbers.
+        index: of it; one axis has a list of numbers, or a tensor of them, or neighbours have.
+        masks: whether truth values may stand for numbers, and what is returned is written to.
     """
     parts = tuple(map(_plain, index if isinstance(index, tuple) else (index,)))
     places = [k for k, part in enumerate(parts) if _are_numbers(part, masks=masks)]
-    if len(places) != 1 or not _is_in_place(parts, places[0]):
+    if not places or not _are_in_place(parts, places):
         return None
-    place = places[0]
-    before, behind = parts[:place], parts[place + 1 :]
-    rest = x[(*before, slice(None), *behind)]
+    before, behind = parts[: places[0]], parts[places[-1] + 1 :]
+    rest = x[(*before, *(slice(None) for _ in places), *behind)]
     if any(part is Ellipsis for part in before):
-        dim = rest.dim() - 1 - sum(type(part) is not int for part in behind)
+        dim = rest.dim() - len(places) - sum(type(part) is not int for part in behind)
     else:
         dim = sum(type(part) is not int for part in before)
-    return rest, dim, parts[place]
+    if len(places) == 1:
+        return rest, dim, parts[places[0]]
+    joined = rest.flatten(dim, dim + len(places) - 1)
+    sizes, listed = rest.shape[dim : dim + len(places)], parts[places[0] : places[-1] + 1]
+    numbers = _of_joined(sizes, listed, x.device)
+    writable = rest.is_contiguous() or not masks  # else torch has joined a copy
+    known = numbers is not None and writable and is_behind_batch(rest, dim)
+    return (joined, dim, numbers) if known else None
+
+
+def _of_joined(sizes: Sequence[int], numbers: Sequence[Any], device: torch.device) -> Any:
+    """Of several axes that have become one, the numbers of what has one number in each."""
+    pairs = [*zip(numbers, sizes, strict=True)]
+    if not any(isinstance(part, Tensor) for part in numbers):
+        listed = [numbers_of(part, size) for part, size in pairs]
+        if len({len(part) for part in listed}) > 1:
+            return None
+        return [reduce(lambda made, k: made * k[1] + k[0], zip(place, sizes, strict=True), 0)
+                for place in zip(*listed, strict=True)]  # fmt: skip
+    made: Any = 0
+    for part, size in pairs:
+        part = part if isinstance(part, Tensor) else torch.tensor(part, device=device)
+        there = (part >= -size) & (part < size)  # elsewhere torch is to say that it is not
+        made = torch.where(there, made * size + part % size, math.prod(sizes))
+    return made
 
 
 def get_item(x: Tensor, index: Any) -> Any:
@@ -69,9 +98,25 @@ def get_item(x: Tensor, index: Any) -> Any:
         if 0 < len(spans) <= MOST:
             return torch.cat([rest.narrow(dim, k, count) for k, count in spans], dim)
     if not has_real_units(rest, dim):
-        return x[index]
+        return _of_whole(rest, dim, numbers) if _is_known(rest, dim, numbers) else x[index]
     matrix = _one_hot(rest, dim)[:, numbers]  # (N,) and the shape of the numbers
     return times(rest, matrix.flatten(1), dim).unflatten(dim, matrix.shape[1:])
+
+
+def _is_known(x: Tensor, dim: int, numbers: Any) -> bool:
+    """Whether these are few numbers of truth values, or whole numbers, the same for all rows."""
+    listed = isinstance(numbers, Tensor) and numbers.dim() == 1 and not is_of_rows(numbers)
+    whole = x.dtype in (torch.bool, torch.int64, torch.int32) and is_behind_batch(x, dim)
+    return listed and whole and len(numbers) * x.shape[dim] <= PAIRS
+
+
+def _of_whole(x: Tensor, dim: int, numbers: Tensor) -> Tensor:
+    size = x.shape[dim]
+    units = torch.arange(size, device=numbers.device)
+    here = torch.where(numbers < 0, numbers + size, numbers).unsqueeze(-1) == units
+    row = x.movedim(dim, -1).unsqueeze(-2)
+    found = (here & row).any(-1) if x.dtype == torch.bool else torch.where(here, row, 0).sum(-1)
+    return found.movedim(-1, dim).contiguous()
 
 
 def _plain(part: Any) -> Any:
@@ -89,13 +134,21 @@ def _are_numbers(part: Any, *, masks: bool) -> bool:
     return isinstance(part, list) and {type(number) for number in part} in ({int}, {bool})
 
 
-def _is_in_place(parts: tuple[Any, ...], place: int) -> bool:
-    """Whether what is picked stands where its axis was: numbers of other axes stand beside it."""
+def _are_in_place(parts: tuple[Any, ...], places: Sequence[int]) -> bool:
+    """Whether what is picked stands where its axes were: numbers of other axes stand beside it."""
     single = [k for k, part in enumerate(parts) if type(part) is int]
-    others = [part for k, part in enumerate(parts) if k not in (place, *single)]
-    picked = sorted((place, *single))
+    others = [part for k, part in enumerate(parts) if k not in (*places, *single)]
+    picked = sorted((*places, *single))
     whole = all(p is None or p is Ellipsis or isinstance(p, slice) for p in others)
-    return whole and picked == [*range(picked[0], picked[-1] + 1)]
+    if not whole or picked != [*range(picked[0], picked[-1] + 1)]:
+        return False
+    listed = [parts[k] for k in places]
+    masks = any(isinstance(p, Tensor) and (p.dtype == torch.bool or is_of_rows(p)) for p in listed)
+    return len(places) == 1 or not (single or masks or any(_has_truths(p) for p in listed))
+
+
+def _has_truths(part: Any) -> bool:
+    return isinstance(part, list) and type(part[0]) is bool
 
 
 def numbers_of(listed: Sequence[int], size: int) -> list[int]:

@@ -91,7 +91,8 @@ def _triangle(original: Any) -> Any:
         if not is_of_rows(input) or input.dim() < 3:
             return original(input, diagonal)
         ones = torch.ones(input.shape[-2:], dtype=torch.bool, device=input.device)
-        return where(original(ones, diagonal), input, 0.0)
+        zero = 0.0 if input.is_floating_point() else input.dtype != torch.bool and 0
+        return where(original(ones, diagonal), input, zero)
 
     return spelt
 

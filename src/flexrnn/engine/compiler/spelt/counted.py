@@ -26,6 +26,30 @@ def _floor_divide(input: Any, other: Any) -> Tensor:
     return torch.div(input, other, rounding_mode="floor")
 
 
+def _shifted(original: Any, by: Any) -> Any:
+    """Whole numbers whose binary digits are moved: divided, or multiplied, by a power of two."""
+
+    def spelt(input: Tensor, other: Any) -> Tensor:
+        known = type(other) is int or (isinstance(other, Tensor) and not is_of_rows(other))
+        if not known or not isinstance(input, Tensor) or input.dtype != torch.int64:
+            return original(input, other)
+        return by(input, 2**other)
+
+    return as_torch(original, spelt)
+
+
+def _last_digits(original: Any) -> Any:
+    """`n & 1`, `n & 3` and so on: what is left of a division by a power of two."""
+
+    def spelt(input: Tensor, other: Any) -> Tensor:
+        digits = type(other) is int and other > 0 and not other & (other + 1)
+        if not digits or not isinstance(input, Tensor) or input.dtype != torch.int64:
+            return original(input, other)
+        return torch.remainder(input, other + 1)
+
+    return as_torch(original, spelt)
+
+
 def _is_real(x: Any) -> bool:
     return isinstance(x, Tensor) and x.is_floating_point()
 
@@ -136,3 +160,8 @@ SPELT: dict[Any, Any] = {
     )
     for original in originals
 } | {Tensor.__rfloordiv__: lambda x, other: _floor_divide(other, x)}
+SPELT |= {
+    **{f: _shifted(f, _floor_divide) for f in (Tensor.__rshift__, torch.bitwise_right_shift)},
+    **{f: _shifted(f, torch.mul) for f in (Tensor.__lshift__, torch.bitwise_left_shift)},
+    **{f: _last_digits(f) for f in (Tensor.__and__, torch.bitwise_and, Tensor.bitwise_and)},
+}

@@ -14,13 +14,15 @@ def _pad(input: Tensor, pad: Any, mode: str = "constant", value: float | None = 
         return _by_units(input, pad, mode)
     if mode != "constant" or any(pad[2 * input.dim() - 2 :]):
         return F.pad(input, pad, mode, value)
-    x = input
+    x, end = input, value or 0.0
+    if not x.is_floating_point():
+        end = int(end)
     for k, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True)):
         axis = x.dim() - 1 - k
         x = x.narrow(axis, max(0, -before), x.shape[axis] + min(0, before) + min(0, after))
         sizes = [[n if i == axis else size for i, size in enumerate(x.shape)]
                  for n in (before, after)]  # fmt: skip
-        ends = [[x.new_full(size, value or 0.0)] if size[axis] > 0 else [] for size in sizes]
+        ends = [[x.new_full(size, end)] if size[axis] > 0 else [] for size in sizes]
         x = torch.cat([*ends[0], x, *ends[1]], axis)
     return x
 

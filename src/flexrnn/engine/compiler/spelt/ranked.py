@@ -13,7 +13,12 @@ import torch
 from torch import Tensor
 
 from flexrnn.engine.compiler.spelt.chosen import PAIRS, first, has_units, unit_numbers
-from flexrnn.engine.compiler.spelt.rows import as_torch, is_behind_batch, where
+from flexrnn.engine.compiler.spelt.rows import (
+    along_rows_behind,
+    as_torch,
+    is_behind_batch,
+    where,
+)
 
 _ONE_BY_ONE = 8  # of the largest units that are looked for one after another
 
@@ -112,7 +117,7 @@ def _exceeds(a: Tensor, b: Tensor) -> Tensor:
 
 
 SPELT: dict[Any, Any] = {
-    original: as_torch(original, spelling)
+    original: as_torch(original, along_rows_behind(spelling))
     for spelling, originals in (
         (_sort, (torch.sort, Tensor.sort)),
         (_argsort, (torch.argsort, Tensor.argsort)),

@@ -59,6 +59,29 @@ def as_torch(original: Callable[..., Any], spelling: Callable[..., Any]) -> Call
     return spelt
 
 
+def along_rows_behind(spelling: Callable[..., Any]) -> Callable[..., Any]:
+    """A spelling along an axis, where rows are stacked in front of the batch, too."""
+    signature = inspect.signature(spelling)
+
+    @wraps(spelling)
+    def spelt(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        x, dim = given.arguments["input"], given.arguments["dim"]
+        if not is_behind(x) or type(dim) is not int or not -x.dim() <= dim < x.dim():
+            return spelling(*args, **kwargs)
+        axis = dim % x.dim()
+        given.arguments |= {"input": x.transpose(0, 1), "dim": {0: 1, 1: 0}.get(axis, axis)}
+
+        def back(y: Tensor) -> Tensor:
+            return y.transpose(0, 1) if y.dim() == x.dim() or axis > 1 else y
+
+        found = spelling(*given.args, **given.kwargs)
+        return back(found) if isinstance(found, Tensor) else type(found)(map(back, found))
+
+    return spelt
+
+
 def in_place(spelling: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """What writes its result into its first operand; torch has no such form of it here."""
 
