@@ -4,6 +4,7 @@ import inspect
 import logging
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,20 @@ def test_products_by_heads_are_one_product(how: str, same_by_program: Callable[.
     loop = [program.graph.nodes[i] for i in program.schedule.loop]
     assert [n.shape for n in loop if n.op == "product"] == [("B", 2, 3)]
     same_by_program(layer, x)
+
+
+def warns(cell: Any, z: Tensor, h: Tensor) -> Tensor:
+    warnings.warn("a step's own", stacklevel=1)
+    return h + z
+
+
+def test_a_warning_that_is_an_error_is_no_refusal(function_layer: Any) -> None:
+    layer, x = function_layer(warns), torch.randn(2, 3, 3, dtype=torch.float64)
+    with flexrnn.backend("interpreter"):
+        with pytest.raises(UserWarning, match="a step's own"):
+            layer(x)
+        with pytest.warns(UserWarning, match="a step's own"):
+            assert layer(x)[0].shape == (2, 3, 5)
 
 
 def test_a_trace_imports_no_more_of_torch_than_it_has_to() -> None:

@@ -133,7 +133,7 @@ def _traced(
                 traced = make_fx(functionalize(pure), _decompositions())(*args)
             finally:  # whatever the step raised may come of what it has drawn
                 spelling.check_chance("at the end of the step")
-    except CannotCompileError:
+    except (CannotCompileError, Warning):  # a warning may be an error today, and not tomorrow
         raise
     except Exception as error:  # whatever a step raises on tensors without values
         why = told(error, spelling.failed, spelling.last)
