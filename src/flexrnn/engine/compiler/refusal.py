@@ -8,7 +8,6 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 import torch
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from flexrnn.engine.compiler.graph import BATCH
 
@@ -110,7 +109,7 @@ def _reason_of(error: Exception, operation: str) -> str:
         return f"{what}: {TAKEN}, as `if` and `assert` do; torch.where chooses row by row"
     if operation in _HOOKS:
         return f"{what}: nobody calls hooks in a backward pass that is compiled"
-    if operation in _TAKES_OUT or isinstance(error, GuardOnDataDependentSymNode):
+    if operation in _TAKES_OUT or _asks_for_a_value(error):
         return f"{what}: {TAKEN}"
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     if any(part in first for part in _UNWRITTEN) or re.fullmatch(r"aten\.[\w.]+", first):
@@ -118,6 +117,12 @@ def _reason_of(error: Exception, operation: str) -> str:
     if first.startswith("Cannot view a tensor"):  # the strides may be none of the person's
         return f"{what}: what lies as this does, at least while it is traced, has no such view"
     return f"{what}: {with_batch(first)}"
+
+
+def _asks_for_a_value(error: Exception) -> bool:
+    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # see `trace`
+
+    return isinstance(error, GuardOnDataDependentSymNode)
 
 
 ACROSS = (

@@ -10,7 +10,7 @@ otherwise first. What changes the world, or leaves the derivative out, is refuse
 import inspect
 from collections.abc import Iterator
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from torch.nn.modules import batchnorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from flexrnn.engine.compiler.batch import BatchSize
 from flexrnn.engine.compiler.called import Called
 from flexrnn.engine.compiler.chance import Chance
 from flexrnn.engine.compiler.refusal import (
@@ -33,6 +32,9 @@ from flexrnn.engine.compiler.spelt import picked
 from flexrnn.engine.compiler.spelt.rows import is_of_rows, writes_to
 from flexrnn.engine.compiler.spelt.table import RESPELT
 
+if TYPE_CHECKING:
+    from flexrnn.engine.compiler.batch import BatchSize
+
 
 class DrawnError(CannotCompileError):
     """A step draws random numbers, by Python or NumPy."""
@@ -41,7 +43,7 @@ class DrawnError(CannotCompileError):
 class Spelling(TorchFunctionMode):
     """Note the line of the person's code, respell, and refuse."""
 
-    def __init__(self, sizes: BatchSize, *, watchful: bool) -> None:
+    def __init__(self, sizes: "BatchSize", *, watchful: bool) -> None:
         super().__init__()
         self.sizes = sizes
         self.watchful = watchful  # for every operation: has anybody drawn random numbers before it?

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
@@ -40,13 +40,15 @@ from flexrnn.engine.compiler.aten import (
     promotes,
     settle,
 )
-from flexrnn.engine.compiler.batch import BatchSize, is_numbered_with_sizes
 from flexrnn.engine.compiler.called import place_of_node
 from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.parameters import Made, Parameters
 from flexrnn.engine.compiler.refusal import NOWHERE, TAKEN, CannotCompileError, told
 from flexrnn.engine.compiler.spelling import DrawnError, Spelling
 from flexrnn.engine.compiler.spelt.unseen import seen
+
+if TYPE_CHECKING:
+    from flexrnn.engine.compiler.batch import BatchSize
 
 _UNKNOWN = object()  # a number that depends on the batch size
 
@@ -73,6 +75,10 @@ def trace(
     Raises:
         CannotCompileError: the step is not made of operations of the table, or not row by row.
     """
+    # With torch's algebra of sizes, which takes half as long to import as torch itself does: who
+    # imports FlexRNN and traces nothing, as a process that loads data, need not wait for it.
+    from flexrnn.engine.compiler.batch import BatchSize, is_numbered_with_sizes
+
     sizes = BatchSize.free()
     with alone():
         try:
@@ -94,7 +100,7 @@ def _traced(
     xs: tuple[Tensor, ...],
     state: Mapping[str, Tensor],
     params: Mapping[str, Tensor],
-    sizes: BatchSize,
+    sizes: "BatchSize",
     *,
     watchful: bool,
 ) -> Graph:
