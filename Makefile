@@ -4,6 +4,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 # Python compiles what is imported, when it is; to do so for all that is installed takes half a minute.
+# It keeps that in .venv, also where the environment forbids it beside the sources: tests start many
+# processes, and in each of them importing torch takes a second, or three where all is compiled anew.
+unexport PYTHONDONTWRITEBYTECODE
+export PYTHONPYCACHEPREFIX := $(abspath $(VENV))/pycache
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check --quiet --no-compile --constraint constraints.txt
 ARGS   ?=
 

@@ -23,6 +23,7 @@ from flexrnn.check import (
     check_widths,
 )
 from flexrnn.engine import scan
+from flexrnn.engine.compiler.trace import make_ready
 from flexrnn.fields import unwrap
 from flexrnn.record import is_recorded, publish
 from flexrnn.regularize import check_regularizers, drop_weights, zoneout_of
@@ -152,6 +153,8 @@ class FlexRNN(nn.Module):
             check_regularizers(built, self._slots[index], recurrent_dropout, weight_drop)
             if learn_initial_state:
                 add_learned(self, built, self._suffixes[index], unbatched(built, dtype))
+        if backend != "reference":
+            make_ready()
 
     @property
     def num_directions(self) -> int:

@@ -3,11 +3,13 @@
 """Traces have the batch size from one another, and nothing else."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F  # noqa: N812
 
 import flexrnn
@@ -53,6 +55,21 @@ def test_a_program_is_the_same_whatever_was_traced_before(
         program(step)
     assert batch._free == [used]  # it served all of them
     assert program(STEPS[name]) == first
+
+
+@pytest.mark.parametrize(
+    "mode", [FakeTensorMode, partial(torch.device, "meta"), torch.inference_mode]
+)
+def test_it_is_there_with_the_first_layer_whatever_is_in_force(
+    mode: Callable[[], Any], program: Callable[..., str]
+) -> None:
+    with mode():
+        flexrnn.LSTM(3, 4)
+    (made,) = batch._free
+    text = program(STEPS["a norm"])
+    assert batch._free == [made]
+    batch._free.clear()
+    assert program(STEPS["a norm"]) == text
 
 
 def test_a_question_about_the_batch_size_is_noticed_every_time(program: Callable[..., str]) -> None:

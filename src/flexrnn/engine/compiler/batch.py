@@ -47,6 +47,12 @@ class BatchSize(ShapeEnv):
         self._as_made = self._known()
 
     @classmethod
+    def make_ready(cls) -> None:
+        """Have one for the first trace."""
+        if not _free:
+            _free.append(cls())
+
+    @classmethod
     def free(cls) -> "BatchSize":
         """One that no other trace has now."""
         with suppress(IndexError):

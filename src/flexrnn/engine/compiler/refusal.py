@@ -120,7 +120,9 @@ def _reason_of(error: Exception, operation: str) -> str:
 
 
 def _asks_for_a_value(error: Exception) -> bool:
-    from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode  # see `trace`
+    from torch.fx.experimental.symbolic_shapes import (
+        GuardOnDataDependentSymNode,
+    )  # see `trace.make_ready`
 
     return isinstance(error, GuardOnDataDependentSymNode)
 

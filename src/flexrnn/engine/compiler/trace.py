@@ -55,6 +55,18 @@ _UNKNOWN = object()  # a number that depends on the batch size
 Step = Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Mapping[str, Tensor]], tuple[Tensor, ...]]
 
 
+def make_ready() -> None:
+    """Import what a trace needs of torch's algebra of sizes, and Dynamo, which that needs.
+
+    They take as long to import as torch itself. Who imports FlexRNN and has no layer, as a process
+    that loads data, need not wait for it, and neither is a layer's first call to.
+    """
+    from flexrnn.engine.compiler.batch import BatchSize
+
+    with alone():
+        BatchSize.make_ready()
+
+
 def trace(
     step: Step,
     xs: tuple[Tensor, ...],
@@ -75,12 +87,10 @@ def trace(
     Raises:
         CannotCompileError: the step is not made of operations of the table, or not row by row.
     """
-    # With torch's algebra of sizes, which takes half as long to import as torch itself does: who
-    # imports FlexRNN and traces nothing, as a process that loads data, need not wait for it.
     from flexrnn.engine.compiler.batch import BatchSize, is_numbered_with_sizes
 
-    sizes = BatchSize.free()
     with alone():
+        sizes = BatchSize.free()
         try:
             graph = _traced(step, xs, state, params, sizes, watchful=False)
             names = () if graph.ahead is None or sizes.is_new else graph.ahead.names
