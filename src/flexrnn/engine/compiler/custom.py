@@ -5,7 +5,7 @@ hands to every x the gradient beside it, in which `cotangent` stands for its own
 in its place. In a program such a value is `opaque`: autograd would find another derivative.
 """
 
-from flexrnn.engine.compiler.graph import Graph, Node, rewrite
+from flexrnn.engine.compiler.graph import Graph, Node, rewrite, swept
 
 _MOVES = ("neg", "slice", "reshape", "expand", "transpose", "sum", "detach")
 
@@ -60,7 +60,7 @@ def plain(graph: Graph) -> Graph:
 
     if all(node.op != "custom_vjp" for node in graph.nodes):
         return graph
-    return rewrite(rewrite(graph, rule), lambda *_: None)  # the second leaves out what is unused
+    return swept(rewrite(graph, rule))
 
 
 def _readers(graph: Graph, roots: list[int], place: int) -> set[int]:

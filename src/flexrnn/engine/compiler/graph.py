@@ -52,9 +52,9 @@ class Graph:
 
     def input(self, name: str, shape: Shape, boolean: bool = False) -> int:
         """A new input."""
-        index = self._append("input", (), (("name", name),), shape, boolean)
-        self.inputs[name] = index
-        return index
+        node = Node("input", (), (("name", name),), shape, boolean)
+        self.inputs[name] = self._append(node, _key(*node[:3]))
+        return self.inputs[name]
 
     def add(self, op: str, *args: int, **attrs: Any) -> int:
         """The index of the node `op(*args)`, which is made where it does not exist.
@@ -70,25 +70,26 @@ class Graph:
         _check_signature(op, shapes, attrs)
         shape = SHAPES[op].rule(shapes, attrs) if op in SHAPES else broadcast(op, shapes)
         boolean = OPS[op].boolean if op in OPS else any(self.nodes[a].boolean for a in args)
-        return self._append(op, args, attributes, shape, boolean)
+        return self._append(Node(op, args, attributes, shape, boolean), key)
 
     def copy(self, other: "Graph", node: Node, args: tuple[int, ...]) -> int:
         """The index of a node of another graph here, where its operands are `args`."""
         for here, there in zip(args, node.args, strict=True):
             if self.nodes[here][_SHAPED] != other.nodes[there][_SHAPED]:
                 return self.add(node.op, *args, **dict(node.attrs))
-        found = self._index.get(_key(node.op, args, node.attrs))
-        return self._append(node.op, args, *node[2:]) if found is None else found
+        key = _key(node.op, args, node.attrs)
+        found = self._index.get(key)
+        if found is not None:
+            return found
+        return self._append(node if args == node.args else Node(node.op, args, *node[2:]), key)
 
     def constant(self, value: float) -> int:
         """A number."""
         return self.add("constant", value=float(value))
 
-    def _append(
-        self, op: str, args: tuple[int, ...], attrs: tuple[Any, ...], shape: Shape, boolean: bool
-    ) -> int:
-        self.nodes.append(Node(op, args, attrs, shape, boolean))
-        self._index[_key(op, args, attrs)] = len(self.nodes) - 1
+    def _append(self, node: Node, key: tuple[Any, ...]) -> int:
+        self.nodes.append(node)
+        self._index[key] = len(self.nodes) - 1
         return len(self.nodes) - 1
 
     def users(self) -> list[list[int]]:
@@ -131,8 +132,12 @@ class Graph:
 
 def _key(op: str, args: tuple[int, ...], attrs: tuple[tuple[str, Any], ...]) -> tuple[Any, ...]:
     """What makes two nodes one. Numbers count by what they are, for -0.0 == 0.0 and nan != nan."""
-    return op, args, attrs and tuple((k, v.hex() if isinstance(v, float) else v) for k, v in attrs)
+    if not attrs or op in _WITHOUT_NUMBERS:
+        return op, args, attrs
+    return op, args, tuple((k, v.hex() if isinstance(v, float) else v) for k, v in attrs)
 
+
+_WITHOUT_NUMBERS = {"slice", "concat", "reshape", "expand", "batch_sum"}  # but places and sizes
 
 Rule = Callable[[Graph, Node, tuple[int, ...], int], int | None]
 
@@ -159,6 +164,16 @@ def rewrite(graph: Graph, rule: Rule) -> Graph:
     new.outputs = {name: where[index] for name, index in graph.outputs.items()}
     new.call_as(graph, where)
     return new
+
+
+def swept(graph: Graph) -> Graph:
+    """A graph without what no output needs, with its inputs first: the same one, if it is so."""
+    alive, first = graph.ancestors(list(graph.outputs.values())), len(graph.inputs)
+    if [*graph.inputs.values()] == [*range(first)] and alive.issuperset(
+        range(first, len(graph.nodes))
+    ):
+        return graph
+    return rewrite(graph, lambda *_: None)
 
 
 def added(graph: Graph, terms: Sequence[int]) -> int:

@@ -6,7 +6,7 @@ products become the vectorised one's two, and `linear(cat([x, h]), W)` an input 
 """
 
 from flexrnn.engine.compiler.cuts import cut, cut_elementwise, join
-from flexrnn.engine.compiler.graph import BATCH, Graph, Node, Shape, rewrite
+from flexrnn.engine.compiler.graph import BATCH, Graph, Node, Shape, rewrite, swept
 from flexrnn.engine.compiler.ops import OPS
 
 
@@ -17,9 +17,9 @@ def merge(graph: Graph) -> Graph:
 
 def normalize(graph: Graph) -> Graph:
     """Apply the rules below until none applies."""
-    graph = rewrite(graph, lambda *_: None)
+    graph = swept(graph)
     while True:
-        new = rewrite(rewrite(graph, _Rules(graph)), lambda *_: None)
+        new = swept(rewrite(graph, _Rules(graph)))
         if new.nodes == graph.nodes:
             return new
         graph = new

@@ -8,7 +8,7 @@ dependence; `schedule` says it.
 
 from enum import IntEnum
 
-from flexrnn.engine.compiler.graph import BATCH, Graph, Node, rewrite
+from flexrnn.engine.compiler.graph import BATCH, Graph, Node, rewrite, swept
 
 
 class Dependence(IntEnum):
@@ -80,4 +80,4 @@ def regroup_sums(graph: Graph) -> Graph:
             total = new.add("add", total, where[leaf])
         return total
 
-    return rewrite(rewrite(graph, rule), lambda *_: None)  # the second leaves out what is unused
+    return swept(rewrite(graph, rule))

@@ -5,7 +5,7 @@ g·a - g·b instead of g·(a - b), gradients of columns that nobody reads: what 
 """
 
 from flexrnn.engine.compiler.cuts import cut
-from flexrnn.engine.compiler.graph import BATCH, Graph, Node, rewrite
+from flexrnn.engine.compiler.graph import BATCH, Graph, Node, rewrite, swept
 
 _BOUNDED = ("tanh", "sigmoid", "sin", "cos", "constant")
 
@@ -60,7 +60,7 @@ def _once(graph: Graph) -> Graph:
             return _signed(new, node, args) or (_factored(new, node, args) if alone else None)
         return _tidy(new, node, args)
 
-    return rewrite(rewrite(graph, rule), lambda *_: None)  # the second drops what is replaced
+    return swept(rewrite(graph, rule))
 
 
 def _signed(new: Graph, node: Node, args: tuple[int, ...]) -> int | None:
