@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from .written import halves
+from .written import but, halves
 
 
 def equals(h: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ WRITTEN: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", but(WRITTEN, "aminmax", "has no derivative of it"))
 def test_what_a_person_writes_is_the_reference(name: str, judge: Callable[..., None]) -> None:
     judge(WRITTEN[name])
 

@@ -1,12 +1,21 @@
 """A cell whose step is written in a line, with weights of many shapes."""
 
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 import flexrnn
 from flexrnn import cells
+
+
+def but(names: Iterable[str], name: str, why: str) -> list[Any]:
+    """Names of tests, one of which is skipped with the oldest torch that FlexRNN takes."""
+    oldest = tuple(map(int, torch.__version__.split(".")[:2])) == (2, 11)
+    mark = pytest.mark.skipif(oldest, reason=f"torch 2.11 {why}")
+    return [pytest.param(each, marks=mark) if each == name else each for each in names]
 
 
 class Cell(flexrnn.Cell):

@@ -41,6 +41,8 @@ def matmul(a: Tensor, w: Tensor) -> Tensor:
             return torch.einsum("bk,gkn->bgn", a.squeeze(2).squeeze(1), w).unsqueeze(2)
     if a.dim() > 3 and w.dim() > 3 and is_of_rows(a) and is_of_rows(w):
         return _of_heads(a, w)
+    if a.dim() == w.dim() == 3 and is_of_rows(a) and is_of_rows(w) and a.dtype == w.dtype:
+        return torch.bmm(a, w)  # the matmul of torch 2.11 asks for the batch size
     if a.dim() == 1 and w.dim() == 2:  # torch's drops an axis in place
         return torch.matmul(w.T, a)
     if a.dim() == 2 and w.dim() == 3 and w.shape[-1] == 1:
