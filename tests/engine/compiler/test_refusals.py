@@ -212,8 +212,6 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
             heads(z), heads(z), heads(z), dropout_p=0.5)[:, 0], "it draws random numbers"),
     "a bias of one for all": (
         lambda c, z, h: h + F.bilinear(z, h, z.new_ones(5, 5, 5), z.new_ones(1)), "bilinear"),
-    "numbers compared in their own dtype": (
-        lambda c, z, h: h * (torch.where(h > 0, 0.1, 0.2) == 0.1) + z, "torch.float32"),
     "numbers of several dtypes": (
         lambda c, z, h: h + z * torch.where(h > 0, (h > 1).half(), torch.tensor(0.1)),
         "torch.float16"),

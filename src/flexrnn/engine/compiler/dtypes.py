@@ -34,6 +34,9 @@ def check(node: fx.Node, operands: Sequence[fx.Node], dtype: torch.dtype) -> Non
     if bits is not None or _is_exact(node, name, dtype):
         node.meta |= {"exact": True, "bits": bits}
         return
+    if _is_rounded(node, name, dtype):
+        node.meta |= {"exact": True, "bits": None, ROUNDED: True}
+        return
     rows = [arg.meta.get("val") for arg in node.all_input_nodes]
     mixes = promotes(name) or name == "cat"
     yields = name == "_to_copy" or (
@@ -159,6 +162,30 @@ def _bits(node: fx.Node, name: str, dtype: torch.dtype) -> tuple[int, int] | Non
     return found if sum(found) <= _BITS and found[1] <= _BITS else None
 
 
+def _is_rounded(node: fx.Node, name: str, dtype: torch.dtype) -> bool:
+    """Whether torch rounds a result to float32 once, or compares in it; nothing is learned by it.
+
+    What float32 has of its operands, whole numbers or such results, float64 has, too.
+    """
+    result, metas = _result(node), [arg.meta for arg in node.all_input_nodes]
+    given = [meta["val"].dtype for meta in metas if isinstance(meta["val"], Tensor)]
+    if dtype != torch.float64 or not isinstance(result, Tensor) or len(given) < len(metas):
+        return False
+    if name == "mean" and result.dtype == torch.float32:  # of few numbers, whose sum is exact
+        known, few = _bits_of(metas[0]), [n for n in metas[0]["val"].shape if isinstance(n, int)]
+        return known is not None and sum(known) + math.prod(few).bit_length() <= _BITS
+    compares = result.dtype == torch.bool and torch.float32 in given and name in _COMPARED
+    exact = all("exact" in meta or meta["val"].dtype in (torch.bool, *WHOLE) for meta in metas)
+    plain = not {"alpha", "rounding_mode"} & set(node.kwargs)
+    return exact and plain and (compares or (result.dtype == torch.float32 and name in _ROUNDED))
+
+
+def rounded(value: Any) -> Any:
+    """A number of Python's as torch has it beside a tensor of float32."""
+    plain = type(value) is float or (type(value) is int and abs(value) > 2**_BITS)
+    return torch.tensor(float(value), dtype=torch.float64).float().item() if plain else value
+
+
 def _bits_of(meta: dict[str, Any]) -> tuple[int, int] | None:
     if meta["val"].dtype == torch.bool:
         return 0, 0
@@ -175,6 +202,10 @@ def _is_power(value: float) -> bool:
     return math.frexp(value)[0] == 0.5
 
 
+ROUNDED = "rounded"  # of an operation: in float32, of operands that are
+_ROUNDED = ("add", "sub", "rsub", "mul", "div", "neg", "abs", "sqrt", "remainder", "fmod", "clamp",
+            "clamp_min", "clamp_max", "maximum", "minimum", "amax", "amin", "cat")  # fmt: skip
+_COMPARED = ("eq", "ne", "lt", "le", "gt", "ge")
 NOTED = ("exact", "bits", "grown")  # of an operation, for those that read it
 WHOLE = (torch.int64, torch.int32)
 _EXACT = (torch.float64, torch.float32)  # of whole numbers up to two to the power of 24

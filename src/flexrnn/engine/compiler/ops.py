@@ -236,6 +236,7 @@ _ROWS = [
     _unary("ceil", torch.ceil, 0, triton=OWN),
     _unary("round", torch.round, 0, form="rint({a})"),
     _unary("trunc", torch.trunc, 0),
+    _unary("single", lambda x: x.float().to(x.dtype), lambda g, y, x: call("single", g)),
     _unary("frac", torch.frac, lambda g, y, x: g, form="{a} - trunc({a})"),
     # exponentials and their inverses
     _unary("exp", torch.exp, lambda g, y, x: g * y, cheap=False),

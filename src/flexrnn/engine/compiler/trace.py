@@ -305,7 +305,15 @@ def _lowered(
         kwargs: Any = fx.map_arg(node.kwargs, value)
         if isinstance(viewed, Tensor):
             args = (*args, [_size(s) for s in viewed.shape])  # -1 has become a number
+        if dtypes.ROUNDED in node.meta:
+            args = tuple(map(dtypes.rounded, args))
         made = lower(builder, name, args, kwargs)
+        if (
+            dtypes.ROUNDED in node.meta
+            and isinstance(result, Tensor)
+            and result.dtype != torch.bool
+        ):
+            made = lower(builder, "single", (made,), {})
         if isinstance(result, Tensor) and isinstance(made, (Ref, Joined)):
             kind = builder.truth if result.dtype == torch.bool else builder.real
             return kind(made) if isinstance(made, Ref) else made._replace(base=kind(made.base))

@@ -295,6 +295,14 @@ BY_LANE_OF_TWO(atan2)
 BY_LANE_OF_TWO(hypot)
 BY_LANE_OF_TWO(fmod)
 
+static inline vec single(vec x) {  // as many digits as float has
+    vec y;
+    float digits[VL];
+    for (int i = 0; i < VL; i++) digits[i] = x[i];
+    asm("" : "+m"(digits));  // g++ 12 takes a vector's way there and back for none
+    for (int i = 0; i < VL; i++) y[i] = digits[i];
+    return y;
+}
 static inline vec remainder(vec a, vec b) {  // of the sign of b
     vec rest = fmod(a, b);
     return (rest != REAL(0)) & ((b < REAL(0)) ^ (rest < REAL(0))) ? rest + b : rest;

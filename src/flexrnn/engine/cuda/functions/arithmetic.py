@@ -116,6 +116,11 @@ def trunc(x):
 
 
 @triton.jit
+def single(x):  # as many digits as float32 has
+    return x.to(tl.float32).to(x.dtype)
+
+
+@triton.jit
 def rint(x):  # ties to even
     a = tl.abs(x)
     if x.dtype == tl.float32:
