@@ -14,7 +14,7 @@ from flexrnn.cell import Cell
 from flexrnn.draws import Answering, Draw
 from flexrnn.engine import autocast, traced
 from flexrnn.engine.compiler.chance import Chance
-from flexrnn.engine.compiler.trace import alone
+from flexrnn.engine.compiler.surroundings import alone
 from flexrnn.engine.step import object_at
 from flexrnn.engine.tables import trim
 from flexrnn.signs import may_draw

@@ -24,7 +24,7 @@ from torch import Tensor
 from flexrnn.engine import autocast, interpreter, recompute
 from flexrnn.engine.compiler import ahead
 from flexrnn.engine.compiler.program import Program, loads
-from flexrnn.engine.compiler.trace import alone
+from flexrnn.engine.compiler.surroundings import alone
 from flexrnn.engine.engines import ENGINES, Engine
 from flexrnn.engine.fallback import warn
 from flexrnn.engine.signature import signature

@@ -21,7 +21,8 @@ from flexrnn.engine import autocast, engines, operator, reference
 from flexrnn.engine.compiler import ahead
 from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import dumps
-from flexrnn.engine.compiler.trace import CannotCompileError, alone
+from flexrnn.engine.compiler.surroundings import alone
+from flexrnn.engine.compiler.trace import CannotCompileError
 from flexrnn.engine.fallback import warn
 from flexrnn.engine.step import CannotRunError, ComposedStep, is_exporting, object_at, wanted_of
 

@@ -15,7 +15,8 @@ from flexrnn.engine.compiler.merge import merge
 from flexrnn.engine.compiler.program import Program, build
 from flexrnn.engine.compiler.split import regroup_sums
 from flexrnn.engine.compiler.sums import gather_sums
-from flexrnn.engine.compiler.trace import CannotCompileError, alone, trace
+from flexrnn.engine.compiler.surroundings import alone
+from flexrnn.engine.compiler.trace import CannotCompileError, trace
 from flexrnn.engine.step import ComposedStep
 from flexrnn.engine.tables import trim
 

@@ -1,15 +1,12 @@
 # pyright: reportPrivateUsage=false
-# Whether an operation of torch's writes stands in its schema, which has no public name, nor have
-# the modes that are in force.
+# Whether an operation of torch's writes stands in its schema, which has no public name.
 """Trace: from a step, as a person wrote it, to a graph.
 
 The step is run once on tensors without storage whose batch has no number, and what it does is
 written down. What cannot be written down is refused by operation, file and line.
 """
 
-import logging
 import operator
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -23,7 +20,6 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functionalize
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils import _python_dispatch
 
 from flexrnn.engine.compiler import dtypes
 from flexrnn.engine.compiler.aten import (
@@ -46,6 +42,7 @@ from flexrnn.engine.compiler.parameters import Made, Parameters
 from flexrnn.engine.compiler.refusal import NOWHERE, TAKEN, CannotCompileError, told
 from flexrnn.engine.compiler.spelling import DrawnError, Spelling
 from flexrnn.engine.compiler.spelt.unseen import seen
+from flexrnn.engine.compiler.surroundings import alone, unlogged
 
 if TYPE_CHECKING:
     from flexrnn.engine.compiler.batch import BatchSize
@@ -144,7 +141,7 @@ def _traced(
         return step(xs, state, params)
 
     try:
-        with mode, traceback.preserve_node_meta(), spelling, seen(), _unlogged():
+        with mode, traceback.preserve_node_meta(), spelling, seen(), unlogged():
             try:
                 traced = make_fx(functionalize(pure), _decompositions())(*args)
             finally:  # whatever the step raised may come of what it has drawn
@@ -360,34 +357,6 @@ def _decompositions() -> Any:
     from torch._decomp import get_decompositions
 
     return get_decompositions([getattr(torch.ops.aten, name) for name in DECOMPOSED])
-
-
-@contextmanager
-def alone() -> Iterator[None]:
-    """Without the modes of whoever calls: somebody may be tracing the layer that is traced here."""
-    number = torch._C._len_torch_function_stack()
-    functions = [torch._C._pop_torch_function_stack() for _ in range(number)]
-    try:
-        with _python_dispatch._disable_current_modes():
-            yield
-    finally:
-        for mode in reversed(functions):
-            torch._C._push_on_torch_function_stack(mode)
-
-
-@contextmanager
-def _unlogged() -> Iterator[None]:
-    """Without torch's log of what fails on tensors without values; the error says it once."""
-    log, thread = logging.getLogger("torch._subclasses.fake_tensor"), threading.get_ident()
-
-    def is_anothers(record: logging.LogRecord) -> bool:
-        return record.thread != thread
-
-    log.addFilter(is_anothers)
-    try:
-        yield
-    finally:
-        log.removeFilter(is_anothers)
 
 
 @contextmanager

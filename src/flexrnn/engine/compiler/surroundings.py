@@ -1,0 +1,39 @@
+# pyright: reportPrivateUsage=false
+# The modes that are in force have no public names.
+"""What is in force around a trace and is not to reach it: others' modes, and torch's log."""
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils import _python_dispatch
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Without the modes of whoever calls: somebody may be tracing the layer that is traced here."""
+    number = torch._C._len_torch_function_stack()
+    functions = [torch._C._pop_torch_function_stack() for _ in range(number)]
+    try:
+        with _python_dispatch._disable_current_modes():
+            yield
+    finally:
+        for mode in reversed(functions):
+            torch._C._push_on_torch_function_stack(mode)
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Without torch's log of what fails on tensors without values; the error says it once."""
+    log, thread = logging.getLogger("torch._subclasses.fake_tensor"), threading.get_ident()
+
+    def is_anothers(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    log.addFilter(is_anothers)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_anothers)
