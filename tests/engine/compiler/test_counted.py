@@ -60,12 +60,13 @@ def parts(c: Any, x: Tensor, h: Tensor) -> Tensor:
 
 
 def written_whole(c: Any, x: Tensor, h: Tensor) -> Tensor:
-    numbers = torch.zeros(h.shape[0], 4, dtype=torch.long)
+    order, numbers = h.argsort(1), torch.zeros(h.shape[0], 4, dtype=torch.long)
+    ranks = torch.empty_like(order).scatter_(1, order, torch.arange(4).expand_as(order))
     numbers[:, 1] = h.argmax(1)
     numbers[h[:, 0] > 0] = 2
     numbers[:, 3] = -1
     numbers += 1
-    return x @ c.W + numbers * h
+    return x @ c.W + numbers * h + ranks * h
 
 
 WRITTEN: dict[str, Callable[..., Any]] = {

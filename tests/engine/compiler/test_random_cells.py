@@ -19,7 +19,7 @@ from flexrnn.engine.compiler.ops import OPS, Op
 from flexrnn.engine.cpu import chunks
 
 # What jumps would tell engines apart by rounding, and autograd has constants of two in float32.
-JUMPS = {"fmod", "remainder", "frac"}
+JUMPS = {"fmod", "remainder", "frac", "single"}
 ROUNDED = {"hardsigmoid", "hardswish"}
 SMOOTH = [
     op for op in OPS.values()

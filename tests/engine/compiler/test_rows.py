@@ -88,6 +88,7 @@ PUBLIC: dict[str, Callable[..., Tensor]] = {
     "or": lambda a, b: a * ((a > 0) | (b > 0)),
     "not": lambda a: a * ~(a > 0),
     "where": lambda c, a, b: torch.where(c > 0, a, b),
+    "single": lambda a: a * ((a > 0).float() / 3),
 }
 ROUNDED = {  # autograd has constants of these in float32: its error, not ours
     "hardsigmoid": 1e-7,

@@ -79,7 +79,7 @@ def _is_exact(node: fx.Node, name: str, dtype: torch.dtype) -> bool:
         return dtype in _EXACT and _is_whole(node, name, dtype)
     if not result.is_floating_point():
         return False
-    if name in (*_MADE, "empty"):
+    if name in _MADE:
         value: Any = node.args[1] if name.startswith("full") else 0.0
         return torch.tensor(value, dtype=result.dtype).item() == value
     if name not in ("_to_copy", "where") or torch.promote_types(result.dtype, dtype) != dtype:
@@ -213,7 +213,7 @@ _COUNTS = ("_to_copy", "sum", "amax", "amin", "where", "cat", "add", "sub", "rsu
            "clamp", "clamp_min", "clamp_max", "maximum", "minimum")  # fmt: skip
 _OF_WHOLE = ("mul", "remainder", "fmod", "div", "stack", "sign", "copy", "fill",
              "slice_scatter", "select_scatter")  # fmt: skip
-_MADE = ("zeros", "ones", "full", "zeros_like", "ones_like", "full_like")
+_MADE = ("zeros", "ones", "full", "empty", "zeros_like", "ones_like", "full_like", "empty_like")
 _MOST = 4096  # as many are units among which numbers are looked for
 _BITS = 24  # of float32
 _LARGE = 16  # bits that a whole number is taken to have, where it becomes a part of others
