@@ -178,14 +178,21 @@ def _d_number(better: str, other: str) -> Derivative:
         )
 
     def whole(g: Any, y: Any, a: Any, b: Any) -> tuple[Any, Any]:
-        """At a tie the first gets all, and where one is no number the other."""
-        first = call("or", call(other, b, a), call("or", call("eq", a, b), call("ne", b, b)))
+        """The one that is taken gets all: the first at a tie, or where none is a number."""
+        first = call("or", call(other, b, a), call("ne", b, b))
+        if _TORCH >= (2, 15):  # at a tie both get half
+            tie, half = call("eq", a, b), g * 0.5
+            return (
+                _select(tie, half, _select(first, g, 0.0)),
+                _select(tie, half, _select(first, 0.0, g)),
+            )
+        first = call("or", first, call("eq", a, b))
         return _select(first, g, 0.0), _select(first, 0.0, g)
 
-    return shared if _SHARES else whole
+    return shared if _TORCH == (2, 14) else whole
 
 
-_SHARES = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14)
+_TORCH = tuple(map(int, torch.__version__.split(".")[:2]))
 
 
 def _compare(name: str, function: Callable[..., Tensor], form: str) -> Op:
