@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.testing import assert_close
 
 import flexrnn
-from flexrnn import FlexRNN, cells
+from flexrnn import FlexRNN
 
 Make = Callable[..., FlexRNN]
 T, B, I, H = 6, 4, 3, 5
@@ -101,20 +101,31 @@ def test_padding_touches_no_number_and_no_gradient(
     assert_close(found[0], found[1], rtol=0, atol=0)
 
 
-class Direction(flexrnn.Cell):
-    """Reads where its input points to, which zeros do not tell."""
+class Moved(NamedTuple):
+    """A state that keeps an input."""
 
-    State = cells.HiddenState
+    h: Tensor
+    x: Tensor
+
+
+class Direction(flexrnn.Cell):
+    """Reads where its input points to, which zeros do not tell, and where it has moved to."""
+
+    State = Moved
 
     def __init__(self, input_size: int, hidden_size: int, **options: Any):
         super().__init__(input_size, hidden_size)
         del options["bias"]
         self.W = nn.Parameter(torch.randn(input_size, hidden_size, **options))
 
+    @property
+    def state_sizes(self) -> dict[str, int]:
+        return {"x": self.input_size}
+
     def step(self, x: Any, state: Any) -> Any:
-        return cells.HiddenState(
-            torch.tanh(state.h / 2 + x / x.norm(dim=-1, keepdim=True) @ self.W)
-        )
+        way = x - state.x
+        ways = x / x.norm(dim=-1, keepdim=True) + way / way.norm(dim=-1, keepdim=True)
+        return Moved(torch.tanh(state.h / 2 + (ways + x.abs().log()) @ self.W), x)
 
 
 @pytest.mark.parametrize("way", ["call", "states", "record", "checkpoint", "compile", "vmap"])

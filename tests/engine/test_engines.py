@@ -29,7 +29,8 @@ def on(device: str, dtype: torch.dtype) -> Any:
 def test_the_order_of_engines(device: str, dtype: torch.dtype, expected: tuple[str, ...]) -> None:
     like = on(device, dtype)
     assert engines.chain("auto", like) == expected
-    assert engines.chain("auto", like, 1) == ("reference",)
+    half = device == "cpu" and dtype == torch.bfloat16  # which the two round otherwise
+    assert engines.chain("auto", like, 1) == (expected if half else ("reference",))
 
 
 @pytest.mark.parametrize("within", [torch.bfloat16, torch.float16, None])

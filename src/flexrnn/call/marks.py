@@ -40,18 +40,21 @@ class Marks(NamedTuple):
         return x if self.layout is None else self.layout.gather(x)
 
     def fill(self, x: Tensor) -> Tensor:
-        """The input `(T, B, I)` with each row's last step repeated behind its end; else as it is.
+        """The input `(T, B, I)` with something of each row's behind its end; else as it is.
 
-        What is marked is computed and thrown away, and nothing of padding may be in it. A step at
-        what its row has had is as finite as the row; at zeros, say, `x / x.norm()` is not, and
-        NaN times the zero that its gradient is given would reach the weights. So zeros stand only
-        where a row has no step at all: no row meets another's. No gradient is in what is repeated.
+        What is marked is computed and thrown away, and nothing of padding may be in it. But if the
+        step is not finite there, NaN times the zero that its gradient is given reaches the weights.
+        Zeros would make it so with `x / x.norm()` or `x.log()`; the last input, with a step that
+        divides by its distance to an earlier one that a state keeps. Three quarters of the last
+        input are neither, and what is between 0 and an input is in most domains that it is in.
+        Zeros stand only where a row has no step at all: no row meets another's.
         """
         if self.valid is None:
             return x
         last = (self.valid.sum(0, keepdim=True) - 1).clamp(min=0).expand(1, -1, x.shape[-1])
-        repeated = torch.where(self.valid[0], x.detach().gather(0, last), 0)
-        return torch.where(self.valid, x, repeated)
+        row = x.detach().gather(0, last)
+        row = 0.75 * row if row.is_floating_point() else row
+        return torch.where(self.valid, x, torch.where(self.valid[0], row, 0))
 
     def leave(self, output: Tensor) -> Tensor:
         """What came out at every step, `(T, B, ...)`, zero behind the ends."""

@@ -124,11 +124,11 @@ def chain(backend: str, like: Tensor, steps: int | None = None) -> tuple[str, ..
         backend: an engine's name, or `auto`.
         like: a state.
         steps: T, where it is known. A single one is no loop: the reference is the faster, but for
-            what is prepared; see `call.quick`.
+            what is prepared; see `call.quick`. On the CPU it would round half types otherwise.
     """
     if backend != "auto":
         return (backend,)
-    if steps == 1:
+    if steps == 1 and not (like.device.type == "cpu" and cast_to("cpu", like)):
         return AUTO[-1:]
     return tuple(engine for engine in AUTO if not not_served(engine, like))
 

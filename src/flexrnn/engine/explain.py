@@ -108,20 +108,23 @@ def _report(
     step: ComposedStep,
     state: tuple[Tensor, ...],
     xs: tuple[Tensor, ...],
+    tried: tuple[str, ...] = (),
 ) -> StepReport:
-    dtype = engines.cast_to(scan.order(backend, step, state, xs)[0], state[0])
+    """Of one layer in one direction, for which these engines are tried; nothing: not known yet."""
+    tried = tried or scan.order(backend, step, state, xs)
+    dtype = engines.cast_to(tried[0], state[0])
     if dtype is not None:
         with autocast.off(state[0]):
             xs, state = (tuple(autocast.cast(t, dtype) for t in group) for group in (xs, state))
-            return _report(name, backend, autocast.CastStep(step, dtype), state, xs)
+            return _report(name, backend, autocast.CastStep(step, dtype), state, xs, tried)
     operands = (*xs, *state, *step.tensors.values())
     try:
         graphs = passes(step, xs, state, wanted_of(step, state, xs))
     except CannotCompileError as refusal:
-        chosen = _choose(backend, step, None, str(refusal), operands, state)
+        chosen = _choose(backend, tried, step, None, str(refusal), operands, state)
         return StepReport(name, *chosen, None, str(refusal), 0, (), state[0].dtype)
     program = build(graphs[-1][1])
-    chosen = _choose(backend, step, program, "", operands, state)
+    chosen = _choose(backend, tried, step, program, "", operands, state)
     texts = [(after, formulas(graph)) for after, graph in graphs]
     rows = xs[0].shape[0] * state[0].shape[0]
     saved = saved_floats(*program) * rows * state[0].element_size()
@@ -131,6 +134,7 @@ def _report(
 
 def _choose(
     backend: str,
+    tried: tuple[str, ...],
     step: ComposedStep,
     program: Program | None,
     refusal: str,
@@ -140,7 +144,6 @@ def _choose(
     """The engine that `scan.run` comes to, and why none before it."""
     like = state[0]
     causes: list[str] = []
-    tried = scan.order(backend, step, state, operands[:1])
     for engine in ("torch", *engines.AUTO) if backend == "auto" else tried:
         if engine not in tried:
             reason = engines.not_served(engine, like)

@@ -85,3 +85,11 @@ def test_a_question_about_the_batch_size_is_noticed_every_time(program: Callable
         assert len(reasons) == 1
         assert f"the step's course depends on the batch size {asked}" in reasons.pop()
         assert not batch._free
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:`torch.jit.trace")
+def test_a_layer_is_made_under_torchs_older_tracer(program: Callable[..., str]) -> None:
+    x = torch.randn(4, 2, 3)
+    made: Any = torch.jit.trace(lambda x: flexrnn.LSTM(3, 5)(x)[0], (x,), check_trace=False)
+    assert made(x).shape == (4, 2, 5)
+    assert not batch._free

@@ -76,6 +76,7 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         x @ c.W + (((h * 9).long() >> 1) & 1) * h + ((h * 9).long() << 1) * h
         + ((h * 9).long()[:, :1] >> torch.arange(4) & 3) * h
         + torch.bitwise_right_shift((h * 9).long(), 2) * h
+        + (h * 9).long().bitwise_left_shift(1).bitwise_right_shift(2) * h
     ),
     "remainders": lambda c, x, h: (
         x @ c.W + h * (count(h) % 2) + h * ((h * 9).long() % -3) + (h * 9).long() % (count(h) + 1)
@@ -160,7 +161,7 @@ ROUNDED: dict[str, Callable[..., Tensor]] = {
         h * (h[:, 1:] > 0).float().mean(-1, keepdim=True)
         + (h[:, :3] * 5).long().float().mean(1, True)),
     "a third of a half": lambda c, x, h: h * ((h > 0).float() * 0.5 / 3),
-    "a quotient of counts": lambda c, x, h: h * (count(x) / (count(h) + 1)) + count(h).sqrt(),
+    "a quotient of counts": lambda c, x, h: h * (count(x) / (count(h) + 1)) + count(h) / 3,
     "tenths that were chosen": lambda c, x, h: h * (torch.where(h > 0, 0.1, 0.2) * 3),
     "tenths compared": lambda c, x, h: (
         h * (count(h) * 0.1 > 0.2) + h * (torch.where(h > 0, 0.1, 0.2) == 0.1)),

@@ -143,7 +143,11 @@ def by_wrong_numbers(c: Any, z: Tensor, h: Tensor) -> Tensor:
     return z.index_copy(1, c.far, h[:, :1])
 
 
-@pytest.mark.parametrize("function", [by_a_wrong_mask, by_wrong_numbers])
+def of_truth_values(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    return torch.where((h >= 0)[:, c.far], z.tanh(), h)
+
+
+@pytest.mark.parametrize("function", [by_a_wrong_mask, by_wrong_numbers, of_truth_values])
 def test_what_does_not_fit_is_an_error(function: Any, function_layer: Any) -> None:
     """By the engine, too: the step can be compiled, and only its numbers are wrong."""
     layer = function_layer(function)

@@ -197,6 +197,15 @@ def test_explain_knows() -> None:
     assert (told.engine, told.steps[0].dtype, told.steps[0].causes) == ("cpu", torch.float32, ())
 
 
+def test_a_single_step_is_rounded_as_a_sequence_is() -> None:
+    layer, x = flexrnn.LSTM(I, H, dtype=BFLOAT16), torch.randn(T, B, I).bfloat16()
+    assert flexrnn.explain(layer, x[:1]).engine == "cpu"
+    right = layer(x)[0][:1]
+    assert torch.equal(layer(x[:1])[0], right)
+    with torch.no_grad():
+        assert torch.equal(layer.step(x[0])[0], right[0])
+
+
 def test_compiled_ahead_it_needs_no_more(folder: Any) -> None:
     layer = flexrnn.compile(flexrnn.GRU(I, H, dtype=BFLOAT16))
     there = set(folder.rglob("*.so"))

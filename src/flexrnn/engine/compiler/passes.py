@@ -131,7 +131,8 @@ def passes(
     wanted: tuple[str, ...] = (),
 ) -> list[tuple[str, Graph]]:
     """The graph after every pass, with the pass's name."""
-    return _passed(step, _traced(step, xs, state), wanted)
+    with _one_at_a_time:
+        return _passed(step, _traced(step, xs, state), wanted)
 
 
 def _passed(step: ComposedStep, graph: Graph, wanted: tuple[str, ...]) -> list[tuple[str, Graph]]:

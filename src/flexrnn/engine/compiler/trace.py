@@ -60,8 +60,9 @@ def make_ready() -> None:
     """
     from flexrnn.engine.compiler.batch import BatchSize
 
-    with alone():
-        BatchSize.make_ready()
+    if not torch._C._get_tracing_state():  # of torch.jit, for which sizes are tensors
+        with alone():
+            BatchSize.make_ready()
 
 
 def trace(

@@ -111,9 +111,7 @@ def _is_known(x: Tensor, dim: int, numbers: Any) -> bool:
 
 
 def _of_whole(x: Tensor, dim: int, numbers: Tensor) -> Tensor:
-    size = x.shape[dim]
-    units = torch.arange(size, device=numbers.device)
-    here = torch.where(numbers < 0, numbers + size, numbers).unsqueeze(-1) == units
+    here = torch.eye(x.shape[dim], dtype=torch.bool, device=numbers.device)[numbers]
     row = x.movedim(dim, -1).unsqueeze(-2)
     found = (here & row).any(-1) if x.dtype == torch.bool else torch.where(here, row, 0).sum(-1)
     return found.movedim(-1, dim).contiguous()

@@ -161,7 +161,13 @@ SPELT: dict[Any, Any] = {
     for original in originals
 } | {Tensor.__rfloordiv__: lambda x, other: _floor_divide(other, x)}
 SPELT |= {
-    **{f: _shifted(f, _floor_divide) for f in (Tensor.__rshift__, torch.bitwise_right_shift)},
-    **{f: _shifted(f, torch.mul) for f in (Tensor.__lshift__, torch.bitwise_left_shift)},
+    **{
+        f: _shifted(f, _floor_divide)
+        for f in (Tensor.__rshift__, torch.bitwise_right_shift, Tensor.bitwise_right_shift)
+    },
+    **{
+        f: _shifted(f, torch.mul)
+        for f in (Tensor.__lshift__, torch.bitwise_left_shift, Tensor.bitwise_left_shift)
+    },
     **{f: _last_digits(f) for f in (Tensor.__and__, torch.bitwise_and, Tensor.bitwise_and)},
 }
