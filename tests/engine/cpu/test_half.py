@@ -14,6 +14,8 @@ from torch.testing import assert_close
 import flexrnn
 from flexrnn import cells
 
+from ..autocasted import Autocast
+
 T, B, I, H = 6, 3, 5, 9
 BFLOAT16, FLOAT16 = HALF = (torch.bfloat16, torch.float16)
 LENGTHS, RESET = torch.tensor([6, 2, 4]), torch.arange(T * B).view(T, B) % 4 == 1
@@ -25,16 +27,6 @@ CELLS: dict[str, tuple[Any, dict[str, Any]]] = {
     "naive": (cells.NaiveLSTMCell, {}),
     "layer norm": (cells.LayerNormLSTMCell, {}),
 }
-
-
-class Autocast(flexrnn.FlexRNN):
-    """A layer that is called under autocast, and whose gradients are computed outside of it."""
-
-    casts_to = BFLOAT16
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        with torch.autocast("cpu", dtype=self.casts_to):
-            return super().forward(*args, **kwargs)
 
 
 class Turned(flexrnn.Cell):

@@ -11,6 +11,8 @@ from torch.testing import assert_close
 import flexrnn
 from flexrnn import cells
 
+from ..autocasted import Autocast
+
 T, B, I, H = 3, 3, 5, 9
 CASES = [
     (cells.LSTMCell, torch.bfloat16),
@@ -18,17 +20,6 @@ CASES = [
     (cells.PeepholeLSTMCell, torch.bfloat16),
     (cells.LayerNormLSTMCell, torch.bfloat16),
 ]
-
-
-class Autocast(flexrnn.FlexRNN):
-    """A layer that is called under autocast, and whose gradients are computed outside of it."""
-
-    casts_to = torch.bfloat16
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        x: Tensor = args[0]
-        with torch.autocast(x.device.type, dtype=self.casts_to):
-            return super().forward(*args, **kwargs)
 
 
 def operands(layer: flexrnn.FlexRNN, device: str) -> tuple[Tensor, tuple[Tensor, ...]]:

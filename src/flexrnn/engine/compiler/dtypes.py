@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from flexrnn.engine.compiler.aten import Unsupported, promotes
+from flexrnn.engine.compiler.spelt.rows import WHOLE
 
 
 def check(node: fx.Node, operands: Sequence[fx.Node], dtype: torch.dtype) -> None:
@@ -210,7 +211,6 @@ _ROUNDED = ("add", "sub", "rsub", "mul", "div", "neg", "abs", "remainder", "fmod
             "clamp_min", "clamp_max", "maximum", "minimum", "amax", "amin", "cat")  # fmt: skip
 _COMPARED = ("eq", "ne", "lt", "le", "gt", "ge")
 NOTED = ("exact", "bits", "grown")  # of an operation, for those that read it
-WHOLE = (torch.int64, torch.int32)
 _EXACT = (torch.float64, torch.float32)  # of whole numbers up to two to the power of 24
 _COUNTS = ("_to_copy", "sum", "amax", "amin", "where", "cat", "add", "sub", "rsub", "neg", "abs",
            "clamp", "clamp_min", "clamp_max", "maximum", "minimum")  # fmt: skip

@@ -18,6 +18,7 @@ from flexrnn.engine.compiler.cuts import MOST
 from flexrnn.engine.compiler.refusal import refused
 from flexrnn.engine.compiler.spelt import columns
 from flexrnn.engine.compiler.spelt.rows import (
+    WHOLE,
     along_rows_behind,
     as_torch,
     has_real_units,
@@ -30,7 +31,6 @@ from flexrnn.engine.compiler.spelt.rows import (
 
 _TABLE = 1 << 16  # numbers of a table, through all of which a row goes
 PAIRS = columns.PAIRS
-_WHOLE = (torch.int64, torch.int32)
 _WIDE = 4096  # units among which a number is looked for: each takes a comparison
 
 
@@ -61,7 +61,7 @@ def _of_largest(x: Tensor, dim: int, sign: int) -> Tensor:
 
 
 def _has_largest(x: Tensor, dim: int) -> bool:
-    return has_units(x, dim) or (x.dtype in _WHOLE and is_behind_batch(x, dim))
+    return has_units(x, dim) or (x.dtype in WHOLE and is_behind_batch(x, dim))
 
 
 def _extreme(original: Callable[..., Tensor], sign: int) -> Callable[..., Tensor]:
@@ -96,7 +96,7 @@ def _extremes(original: Callable[..., Any], kind: Any, sign: int) -> Callable[..
 
 def is_number(x: Any) -> bool:
     """Whether every row has numbers of its own."""
-    return isinstance(x, Tensor) and is_of_rows(x) and x.dtype in _WHOLE
+    return isinstance(x, Tensor) and is_of_rows(x) and x.dtype in WHOLE
 
 
 def are(numbers: Tensor, size: int) -> Tensor:
@@ -219,10 +219,9 @@ def _gather(input: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False
     if not _fits(input, dim, index):
         return torch.gather(input, dim, index, sparse_grad=sparse_grad)
     here = are(index.movedim(dim, -1), input.shape[dim])
-    rows = input.movedim(dim, -1).unsqueeze(-2)
     if not input.is_floating_point():
-        found = (here & rows).any(-1) if input.dtype == torch.bool else where(here, rows, 0).sum(-1)
-        return found.to(input.dtype).movedim(-1, dim).contiguous()
+        return columns.taken(input, dim, here)
+    rows = input.movedim(dim, -1).unsqueeze(-2)
     return or_nan(here, where(here, rows, 0.0).sum(-1)).movedim(-1, dim).contiguous()
 
 

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from flexrnn.engine.compiler.cuts import MOST
 from flexrnn.engine.compiler.spelt import picked
-from flexrnn.engine.compiler.spelt.rows import has_real_units, is_behind_batch, is_of_rows
+from flexrnn.engine.compiler.spelt.rows import (
+    WHOLE,
+    has_real_units,
+    is_behind_batch,
+    is_of_rows,
+    where,
+)
 
 PAIRS = 1 << 14  # comparisons of a row of numbers with all units
 
@@ -106,15 +112,20 @@ def get_item(x: Tensor, index: Any) -> Any:
 def _is_known(x: Tensor, dim: int, numbers: Any) -> bool:
     """Whether these are few numbers of truth values, or whole numbers, the same for all rows."""
     listed = isinstance(numbers, Tensor) and numbers.dim() == 1 and not is_of_rows(numbers)
-    whole = x.dtype in (torch.bool, torch.int64, torch.int32) and is_behind_batch(x, dim)
+    whole = x.dtype in (torch.bool, *WHOLE) and is_behind_batch(x, dim)
     return listed and whole and len(numbers) * x.shape[dim] <= PAIRS
 
 
 def _of_whole(x: Tensor, dim: int, numbers: Tensor) -> Tensor:
     here = torch.eye(x.shape[dim], dtype=torch.bool, device=numbers.device)[numbers]
+    return taken(x, dim, here)
+
+
+def taken(x: Tensor, dim: int, here: Tensor) -> Tensor:
+    """Of truth values or whole numbers, those that stand `here`, one at the most of all units."""
     row = x.movedim(dim, -1).unsqueeze(-2)
-    found = (here & row).any(-1) if x.dtype == torch.bool else torch.where(here, row, 0).sum(-1)
-    return found.movedim(-1, dim).contiguous()
+    found = (here & row).any(-1) if x.dtype == torch.bool else where(here, row, 0).sum(-1)
+    return found.to(x.dtype).movedim(-1, dim).contiguous()
 
 
 def _plain(part: Any) -> Any:
@@ -128,7 +139,7 @@ def _are_numbers(part: Any, *, masks: bool) -> bool:
     if isinstance(part, Tensor):
         if masks and part.dtype == torch.bool:
             return part.dim() == 1
-        return part.dtype in (torch.int64, torch.int32) and part.dim() > 0 and part.numel() > 0
+        return part.dtype in WHOLE and part.dim() > 0 and part.numel() > 0
     return isinstance(part, list) and {type(number) for number in part} in ({int}, {bool})
 
 

@@ -38,7 +38,7 @@ def _convolution(original: Callable[..., Tensor], axes: int) -> Callable[..., Te
         dilation: Any = 1,
         groups: int = 1,
     ) -> Tensor:
-        if not any(isinstance(x, Tensor) and has_rows(x) for x in (input, weight, bias)):
+        if not _have_rows(input, weight, bias):
             return original(input, weight, bias, stride, padding, dilation, groups)
         sizes, kernel = input.shape[2:], weight.shape[2:]
         known = is_of_rows(input) and not has_rows(weight) and input.dim() == axes + 2
@@ -82,7 +82,7 @@ def _transposed(original: Callable[..., Tensor], axes: int) -> Callable[..., Ten
         dilation: Any = 1,
     ) -> Tensor:
         options = (stride, padding, output_padding, groups, dilation)
-        if not any(isinstance(x, Tensor) and has_rows(x) for x in (input, weight, bias)):
+        if not _have_rows(input, weight, bias):
             return original(input, weight, bias, *options)
         known = is_of_rows(input) and not has_rows(weight) and input.dtype == weight.dtype
         if not known or not input.dim() == weight.dim() == axes + 2:
@@ -90,6 +90,11 @@ def _transposed(original: Callable[..., Tensor], axes: int) -> Callable[..., Ten
         return _with_bias(_by_matrix(original, input, weight, None, *options), bias)
 
     return as_torch(original, spelt)
+
+
+def _have_rows(*operands: Any) -> bool:
+    """Whether any of them is a tensor of rows of the batch."""
+    return any(isinstance(x, Tensor) and has_rows(x) for x in operands)
 
 
 def _with_bias(y: Tensor, bias: Tensor | None) -> Tensor:
@@ -158,8 +163,7 @@ def _other(original: Any) -> Any:
     """Torch's asks for the batch size in some dtypes."""
 
     def spelt(*args: Any, **kwargs: Any) -> Any:
-        given = (*args, *kwargs.values())
-        if any(isinstance(x, Tensor) and has_rows(x) for x in given):
+        if _have_rows(*args, *kwargs.values()):
             raise refused(original.__name__, _WHY)
         return original(*args, **kwargs)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from flexrnn.engine.compiler.cuts import MOST
 from flexrnn.engine.compiler.spelt import chosen, picked, placed
 from flexrnn.engine.compiler.spelt.rows import (
+    WHOLE,
     as_torch,
     has_real_units,
     is_of_rows,
@@ -44,7 +45,7 @@ def _as_column(original: Any) -> Any:
 
     def spelt(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         made = original(x, *args, **kwargs)
-        alike = _is_marked(x) and made.dtype in (torch.int64, torch.int32)
+        alike = _is_marked(x) and made.dtype in WHOLE
         rows = alike and isinstance(made.shape[0], torch.SymInt)
         return _marked(made) if rows and made.shape[1:] in ((), (1,)) else made
 

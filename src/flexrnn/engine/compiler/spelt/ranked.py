@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flexrnn.engine.compiler.spelt.chosen import PAIRS, first, has_units, unit_numbers
 from flexrnn.engine.compiler.spelt.rows import (
+    WHOLE,
     along_rows_behind,
     as_torch,
     is_behind_batch,
@@ -71,7 +72,7 @@ def _median(input: Tensor, dim: int, keepdim: bool = False) -> Any:
 
 
 def _is_ranked(x: Tensor, dim: int) -> bool:
-    whole = x.dtype in (torch.int64, torch.int32) and is_behind_batch(x, dim)
+    whole = x.dtype in WHOLE and is_behind_batch(x, dim)
     return (whole or has_units(x, dim)) and x.shape[dim] ** 2 <= PAIRS
 
 

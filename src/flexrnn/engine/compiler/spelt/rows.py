@@ -12,6 +12,8 @@ from torch import Tensor
 
 from flexrnn.engine.compiler.refusal import refused
 
+WHOLE = (torch.int64, torch.int32)
+
 
 def is_of_rows(x: Tensor) -> bool:
     """Whether the first axis is the batch."""
