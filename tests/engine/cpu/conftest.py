@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import flexrnn
-from flexrnn.engine.cpu import after, outer, plan, shares
+from flexrnn.engine.cpu import after, nodes, outer, plan, shares
 from flexrnn.engine.cpu.build import compiler, toolchain
 from flexrnn.engine.cpu.build.isa import runnable
 
@@ -62,6 +62,12 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def products_that_torch_would_do_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the sizes of tests, the products of the input would otherwise always be torch's."""
+    monkeypatch.setattr(nodes, "_LITTLE", 0)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where this test's libraries lie, of which there are none yet."""
@@ -103,8 +109,8 @@ def changed() -> Callable[[str, str], tuple[Callable[[str], Any], list[int]]]:
 
 @pytest.fixture(params=["own", "torch"])
 def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Who multiplies for the gradients of weights."""
-    for module in (after, outer):
+    """Who multiplies for the gradients of weights and inputs, and inputs before a loop."""
+    for module in (after, nodes, outer):
         monkeypatch.setattr(module, "is_faster", lambda: request.param == "own")
     monkeypatch.setattr(plan, "_known", WeakKeyDictionary())  # laid out anew
     return request.param

@@ -1,8 +1,8 @@
 # pyright: reportPrivateUsage=false
-"""Products for the gradients of weights: every shape of them, on every set of instructions."""
+"""Products for gradients and of inputs: every shape of them, on every set of instructions."""
 
 from collections.abc import Callable, Iterator
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -33,14 +33,21 @@ SHAPES: dict[str, tuple[list[int], list[int], list[tuple[int, int]]]] = {
     "parts": ([1, 8], [5, 6], [(4, 19)]),
     "parts of whole tiles": ([9], [12], [(2, 64)]),
     "each with each": ([17, 3], [3, 11, 6], [(1, 2), (3, 33)]),
+    "columns in one piece each": ([18], [1, 6, 17], [(1, 1), (1, 70), (3, 33)]),
+    "one of them on each side": ([37], [14, 13], [(1, 20), (1, 64)]),
 }
+# Of which matrices, by number, the left ones first, columns are further apart than they are long.
+TURNED = {"columns in one piece each": range(6), "one of them on each side": (1, 2)}
 
 
 def made(shape: str, dtype: torch.dtype, *, adds: bool) -> Outer:
     """A product of random matrices, whose rows are further apart than they are long."""
     pieces, lefts, rights = SHAPES[shape]
+    number = count()
 
     def matrix(columns: int) -> list[Tensor]:
+        if next(number) in TURNED.get(shape, ()):
+            return [torch.randn(columns, n + 5, dtype=dtype)[:, 2 : 2 + n].T for n in pieces]
         return [torch.randn(n, columns + 5, dtype=dtype)[:, 2 : 2 + columns] for n in pieces]
 
     totals = [
@@ -142,7 +149,7 @@ def test_bits_do_not_depend_on_threads() -> None:
 
 @pytest.mark.usefixtures("own")
 def test_matrices_whose_numbers_are_apart() -> None:
-    left, right = torch.randn(5, 8).T, torch.randn(1, 9).expand(8, 9)
+    left, right = torch.randn(2, 8, 5)[0].repeat(1, 2)[:, ::2], torch.randn(1, 9).expand(8, 9)
     total = torch.full((5, 9), NAN)
     multiply([Outer([[left]], [[right]], [[total]], adds=False)], 2)
     assert_close(total, left.T @ right)
@@ -174,13 +181,20 @@ def test_threads_share_tiles_evenly(tall: int, wide: int, threads: int) -> None:
 
 
 FAULTS = {
-    "a block forgets those before it": ("again || o.adds[which]", "o.adds[which]"),
-    "what is there is not added to": ("again || o.adds[which]", "again"),
+    "a block forgets those before it": ("block.first > 0 || o.adds[which]", "o.adds[which]"),
+    "what is there is not added to": ("block.first > 0 || o.adds[which]", "block.first > 0"),
     "all pieces begin at the first row": ("first - begin, last - first", "0, last - first"),
     "a part too far": ("at.part * m.columns * units", "at.part * units"),
     "the left matrix's last columns are lost": ("i < high % HIGH ?", "i + 1 < high % HIGH ?"),
     "a thread takes another's tiles": ("share(o.tall, id / o.abreast", "share(o.tall, 0"),
     "right tiles are laid out over others": ("(k - tiles.first) * panel", "(k - k) * panel"),
+    "turned rows begin anew": ("above * m.column + block.first", "above * m.column"),
+    "the last turned column is lost": ("i < high ? from[i", "i + 1 < high ? from[i"),
+    "the last turned columns are others": ("(m.columns - high) * m.column", "0"),
+    "a turned matrix is packed as one that is not": (
+        "if (m.is_turned()) pack_columns",
+        "if (false) pack_columns",
+    ),
 }
 
 
@@ -197,7 +211,7 @@ def test_a_fault_is_noticed(monkeypatch: pytest.MonkeyPatch, fault: str) -> None
     monkeypatch.setattr(outer, "library", library)
 
     def all_judged() -> None:
-        for shape in ("parts", "pieces", "tiles that are not whole"):
+        for shape in ("parts", "pieces", "tiles that are not whole", *TURNED):
             for adds in (False, True):
                 judged(shape, torch.float64, adds=adds, threads=2)
 

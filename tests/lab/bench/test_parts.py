@@ -16,6 +16,7 @@ from torch import Tensor
 
 import flexrnn
 from flexrnn.engine.engines import ENGINES
+from flexrnn.engine.step import CannotRunError
 from flexrnn.lab.bench import apart, chart, clock, flops, gate, markdown, measure
 from flexrnn.lab.bench.cases import MORE, TABLE, Case, Size, find, lengths
 from flexrnn.lab.bench.results import file_name, machine
@@ -146,8 +147,34 @@ def test_the_peak_is_that_of_the_largest_product_that_takes_no_time(
     monkeypatch.setattr(flops, "EDGES", (2, 4, 8, 16))
     monkeypatch.setattr(flops, "PEAK_SECONDS", 0.1)
     monkeypatch.setattr(torch, "mm", slow)
+    monkeypatch.setattr(flops, "is_faster", lambda: False)
     assert 0 < flops.peak(torch.float64) < 2e-9 * 8**3 / 0.02
     assert {*seen} == {2, 4, 8}  # the next would take eight times as long
+
+
+@pytest.mark.skipif(not flops.is_faster(), reason="torch is faster on this processor")
+def test_the_peak_is_our_own_product_where_that_is_faster(monkeypatch: pytest.MonkeyPatch):
+    mm = torch.mm
+
+    def slow(a: Tensor, b: Tensor, *, out: Tensor) -> Tensor:
+        time.sleep(0.2)
+        return mm(a, b, out=out)
+
+    monkeypatch.setattr(flops, "EDGES", (64,))
+    monkeypatch.setattr(flops, "PEAK_SECONDS", 0.1)
+    monkeypatch.setattr(torch, "mm", slow)
+    assert flops.peak(torch.float32) > 2e-9 * 64**3 / 0.2
+
+
+def test_the_peak_is_torchs_where_there_is_no_compiler(monkeypatch: pytest.MonkeyPatch):
+    def multiply(*_: Any) -> None:
+        raise CannotRunError("no compiler")
+
+    monkeypatch.setattr(flops, "EDGES", (64,))
+    monkeypatch.setattr(flops, "PEAK_SECONDS", 0.01)
+    monkeypatch.setattr(flops, "is_faster", lambda: True)
+    monkeypatch.setattr(flops, "multiply", multiply)
+    assert 0 < flops.peak(torch.float32) < float("inf")
 
 
 def test_layers_take_turns_and_training_has_every_gradient():

@@ -1,8 +1,8 @@
 """What is computed behind the loop of a backward pass: gradients of weights and of the input.
 
-They are products over the steps and rows of a chunk, done when the loop has run its steps: those of
-weights by `outer.py` where that is faster than torch, which does all the others. Sums over time and
-rows add up from chunk to chunk; what is made of these is computed at the end.
+They are products over the steps and rows of a chunk, done when the loop has run its steps, by
+`outer.py` where that is faster than torch. Sums over time and rows add up from chunk to chunk; what
+is made of these is computed at the end.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -16,6 +16,7 @@ from flexrnn.engine.compiler.graph import BATCH, Graph, Node
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.chunks import Chunk
 from flexrnn.engine.cpu.kernel import STARTS
+from flexrnn.engine.cpu.nodes import compute
 from flexrnn.engine.cpu.outer import Outer, is_faster, multiply
 from flexrnn.engine.cpu.plan import Sizes
 from flexrnn.engine.interpreter import Values
@@ -170,14 +171,14 @@ class After:
             if index in self.olds:
                 values[index] = self._before(index, call.given, span)
             elif not _is_timed(graph, index):
-                value = _compute(call, index, values, lead)
+                value = self._compute(call, index, values, lead)
                 call.found[index] = value if total is None else total + value
             elif total is None:
-                values[index] = _compute(call, index, values, lead)
+                values[index] = self._compute(call, index, values, lead)
                 if index in self.roots:
                     call.found[index] = values[index]
             else:
-                values[index] = _fill(total[span], call, index, values, lead)
+                values[index] = self._compute(call, index, values, lead, total[span])
         products = [self._outer(group, values, call, span) for group in self.groups]
         multiply(products, self.sizes.threads)
         return values
@@ -208,8 +209,21 @@ class After:
                 multiply([self._outer([index], values, call, whole)], self.sizes.threads)
                 values[index] = call.found[index]
             else:
-                values[index] = _compute(call, index, values, self.sizes.lead(call.given))
+                lead = self.sizes.lead(call.given)
+                values[index] = self._compute(call, index, values, lead)
         return values
+
+    def _compute(
+        self,
+        call: Call,
+        index: int,
+        values: Values,
+        lead: tuple[int, ...],
+        into: Tensor | None = None,
+    ) -> Tensor:
+        node = call.program.graph.nodes[index]
+        args = [values[arg] for arg in node.args]
+        return compute(node, args, lead, call.like, self.sizes.threads, into)
 
     def _is_recorded(self, index: int, names: Collection[str]) -> bool:
         """Whether a node is a state before each step, all of whose values are there."""
@@ -305,21 +319,6 @@ class After:
 def _truth(graph: Graph, index: int, numbers: Tensor) -> Tensor:
     """Truth values as torch has them; in a loop's memory they are 1 and 0."""
     return numbers != 0 if graph.nodes[index].boolean else numbers
-
-
-def _compute(call: Call, index: int, values: Values, lead: tuple[int, ...]) -> Tensor:
-    node = call.program.graph.nodes[index]
-    return interpreter.compute(node, [values[a] for a in node.args], lead, call.like)
-
-
-def _fill(into: Tensor, call: Call, index: int, values: Values, lead: tuple[int, ...]) -> Tensor:
-    """Compute a node in place."""
-    node = call.program.graph.nodes[index]
-    if node.op == "product" and len(call.program.graph.nodes[node.args[1]].shape) == 2:
-        a, w = (values[arg] for arg in node.args)
-        torch.mm(_flat(a), w, out=_flat(into))
-        return into
-    return into.copy_(_compute(call, index, values, lead))
 
 
 def _is_timed(graph: Graph, index: int) -> bool:

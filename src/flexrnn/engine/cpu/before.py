@@ -1,4 +1,4 @@
-"""What torch computes before a loop: weights that are made of others, and products of the input."""
+"""What is computed before a loop: weights that are made of others, and products of the input."""
 
 from collections.abc import Collection, Mapping
 
@@ -7,18 +7,20 @@ from torch import Tensor
 from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.cpu.nodes import compute
 
 
 class Before:
-    """What torch computes, laid out for one kind of call. It keeps no operand alive.
+    """What is computed, laid out for one kind of call. It keeps no operand alive.
 
     Args:
         graph: of the program.
         wanted: nodes that the loop reads, each in the memory `node.INDEX`.
+        threads: that there are.
     """
 
-    def __init__(self, graph: Graph, wanted: Collection[int]):
-        self.wanted = tuple(wanted)
+    def __init__(self, graph: Graph, wanted: Collection[int], threads: int):
+        self.wanted, self.threads = tuple(wanted), threads
         needed = sorted(graph.ancestors({*wanted}))
         made = [i for i in needed if graph.nodes[i].op != "input"]
         self.timed = frozenset(i for i in needed if BATCH in graph.nodes[i].shape)
@@ -65,7 +67,10 @@ class Before:
         for index in self.timed.intersection(self.wanted):
             memory.pop(f"node.{index}", None)
         some = dict(values) | {i: values[i][span] for i in self.inputs}
-        interpreter.compute_nodes(program, self.chunk, some, lead, like)
+        for index in self.chunk:
+            node = program.graph.nodes[index]
+            args = [some[arg] for arg in node.args]
+            some[index] = compute(node, args, lead, like, self.threads)
         self._put(some, memory, like, timed=True)
 
     def _put(

@@ -60,7 +60,7 @@ class Layout:
             across=across,
             threads=threads,
         )
-        self.before = Before(self.program.graph, self._computed)
+        self.before = Before(self.program.graph, self._computed, self.sizes.threads)
 
     def memory(
         self, given: Mapping[str, Tensor], like: Tensor, values: dict[int, Tensor]

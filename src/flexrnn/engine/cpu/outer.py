@@ -2,6 +2,7 @@
 
 A library of matrix products is at its best where a result is large. Here the operands are long,
 a row for every row of every step, and a result has as many columns as there are inputs or units.
+A product of rows with a weight is one, too, whose left matrix is turned over; see `nodes.py`.
 """
 
 import ctypes
@@ -123,8 +124,8 @@ def _multiply(products: Sequence[Outer], threads: int) -> None:
         for matrix, parts in zip(
             (*product.lefts, *product.rights), (*ones, *product.parts), strict=True
         ):
-            pieces = [_dense(piece) for piece in matrix]
-            sizes += (parts, pieces[0].shape[1] // parts, *(piece.stride(0) for piece in pieces))
+            pieces, column, row = _lying(matrix)
+            sizes += (parts, pieces[0].shape[1] // parts, column, *row)
             tensors += pieces
         totals = [*chain(*product.totals)]
         sizes += [product.adds] * len(totals)
@@ -168,9 +169,12 @@ def _odd(least: int) -> int:
     return (-(-least // _LINE) | 1) * _LINE
 
 
-def _dense(matrix: Tensor) -> Tensor:
-    """A matrix with the numbers of a row side by side."""
-    return matrix if matrix.stride(1) == 1 or matrix.shape[1] == 1 else matrix.contiguous()
+def _lying(pieces: Sequence[Tensor]) -> tuple[Sequence[Tensor], int, list[int]]:
+    """A matrix as the library can read it; how far columns are apart, and rows in every piece."""
+    if len(pieces) == 1 and pieces[0].stride(0) == 1 < pieces[0].stride(1):
+        return pieces, pieces[0].stride(1), [1]
+    dense = [p if p.stride(1) == 1 or p.shape[1] == 1 else p.contiguous() for p in pieces]
+    return dense, 1, [piece.stride(0) for piece in dense]
 
 
 def _vectors(isa: Isa) -> int:

@@ -66,7 +66,7 @@ class Kind(NamedTuple):
     """Which of the loops that a program can be compiled to serves a call."""
 
     shape: Shape
-    hoist: bool  # torch multiplies the input, so that the loop reads fewer weights at every step
+    hoist: bool  # the input is multiplied before the loop, which reads fewer weights at every step
     dtype: torch.dtype
 
 
@@ -74,9 +74,9 @@ def kind_of(program: Program, sizes: Sizes, dtype: torch.dtype) -> Kind:
     """The loop for a call.
 
     Where weights are read no more than a few times, they are read as they lie.
-    Torch's product of the input is the dearer one where weights come from a cache: that of a core
-    for a single row, for more rows half of the last one, for others are in it, too. It is the
-    dearer one for many rows, which make up for reading weights.
+    The input's product before the loop is the dearer one where weights come from a cache: that of
+    a core for a single row, for more rows half of the last one, for others are in it, too. It is
+    the dearer one for many rows, which make up for reading weights.
     """
     read = sizes.steps * -(-sizes.batch // ROWS_IN_PLACE)
     enough = read > (_READ if sizes.steps > 1 else _READ_IN_ONE)
@@ -114,14 +114,15 @@ def _compiled(program: Program, keep: Sequence[str], kind: Kind) -> Plan:
         raise CannotRunError("the cpu engine wants every tensor to have a number in a row")
     parts = extract(program, hoist=kind.hoist, keep=keep)
     made: Any = partial(Kernel, shape=kind.shape, dtype=kind.dtype)
-    if parts.backward is None:
-        return Plan(parts, made(parts.forward.graph, backward=False), None)
 
     def forward() -> Kernel:
         kernel = made(parts.forward.graph, backward=False)
-        outer.prepare(kind.dtype)
+        if kind.hoist or parts.backward is not None:
+            outer.prepare(kind.dtype)
         return kernel
 
+    if parts.backward is None:
+        return Plan(parts, forward(), None)
     there, (back,) = side_by_side(forward, [partial(made, parts.backward.graph, backward=True)])
     return Plan(parts, there, back)
 

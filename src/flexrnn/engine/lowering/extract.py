@@ -54,8 +54,8 @@ def extract(
 
     Args:
         program: what to run.
-        hoist: products of the input are done for all steps at once, by torch; otherwise they are
-            done step by step in the loop, beside those of the state.
+        hoist: products of the input are done for all steps at once, before the loop; otherwise
+            they are done step by step in it, beside those of the state.
         keep: fields whose derivative comes from outside at every step.
         sum_inside: the loop sums over batch and time; otherwise torch does, once it is done.
         lines: nodes keep the person's lines, as a loop's source calls them. What is compiled goes

@@ -11,9 +11,9 @@ from flexrnn.lab.terminal import number
 
 LEGEND = (
     "x, y: our time by theirs, so that less than 1 is faster; medians of runs in turn. peak: "
-    "matrix products a second, as part of torch.mm's best. faults: minor page faults of a run. "
-    "mem: what a training step adds to the memory of a process, by what torch's layer adds, from "
-    "4 MiB up."
+    "matrix products a second, as part of those of the fastest large product. faults: minor page "
+    "faults of a run. mem: what a training step adds to the memory of a process, by what torch's "
+    "layer adds, from 4 MiB up."
 )
 
 

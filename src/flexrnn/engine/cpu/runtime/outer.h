@@ -5,12 +5,16 @@
 //   WIDE   vectors of its columns, so that HIGH * WIDE sums fill the registers
 
 // One of the matrices on a side of a product. Its rows lie in several places: some `from[0]` on, those
-// behind them from `from[1]` on; the numbers of a row side by side.
+// behind them from `from[1]` on. The numbers of a row lie side by side, or those of a column, which is
+// in one place then.
 struct Matrix {
     void* const* from;
     const long* row;      // how far rows are apart in each place
     long parts, columns;  // of a part
+    long column;          // how far these are apart
     long first;           // of the tiles of all matrices on this side, that of this one
+
+    bool is_turned() const { return column != 1; }
 
     long tall() const { return ceil_div(columns, HIGH); }       // tiles of a left matrix
     long across() const { return ceil_div(columns, WIDE * VL); }  // of a part of a right one
@@ -23,7 +27,8 @@ struct Matrix {
 // none reads what another one writes. Rows are summed up in blocks, and those of a block laid out anew,
 // in the order in which a thread's tiles read them: at `rights` WIDE vectors of columns row by row,
 // then the next WIDE, of `some` tiles at a time; at `lefts` HIGH columns, likewise, of a `few` tiles,
-// so that they stay in the cache of a core. Those of the next tile lie `apart` numbers further on.
+// so that they stay in the cache of a core. Those of the next tile lie `apart` numbers further on. Left
+// columns that lie in one piece each are read where they lie, but for a tile that is not whole.
 struct Outer {
     long places;
     const long* rows;  // in each place
@@ -62,6 +67,12 @@ ALONE void lay_out_left(REAL* into, const REAL* from, long row, long rows, long 
     }
 }
 
+// The last columns, which fill no tile, of rows that lie side by side.
+static void lay_out_last(REAL* into, const REAL* from, long column, long rows, long high) {
+    for (long r = 0; r < rows; r++, from++, into += HIGH)
+        for (long i = 0; i < HIGH; i++) into[i] = i < high ? from[i * column] : 0;
+}
+
 // Calls `then(place, first, rows, before)` for the rows in each place that are in a block, `before`
 // of which are in front of them there.
 template <class F> INLINE void in_block(const Outer& o, Range block, const F& then) {
@@ -79,9 +90,15 @@ static void lay_out_lefts(const Outer& o, Range block, Range tiles) {
             const Range some = {most(tiles.first, m.first), least(tiles.last, m.first + m.tall())};
             if (some.first >= some.last) continue;
             const long row = m.row[place];
-            lay_out_left(o.lefts + (some.first - tiles.first) * o.apart + before * HIGH,
-                         (const REAL*)m.from[place] + first * row, row, rows, o.apart,
-                         {some.first - m.first, some.last - m.first}, m.columns);
+            const REAL* from = (const REAL*)m.from[place] + first * row;
+            REAL* into = o.lefts - tiles.first * o.apart + before * HIGH;
+            if (!m.is_turned()) {
+                lay_out_left(into + some.first * o.apart, from, row, rows, o.apart,
+                             {some.first - m.first, some.last - m.first}, m.columns);
+            } else if (const long high = m.columns % HIGH; high && some.last == m.first + m.tall()) {
+                lay_out_last(into + (some.last - 1) * o.apart, from + (m.columns - high) * m.column,
+                             m.column, rows, high);
+            }
         }
     });
 }
@@ -93,32 +110,40 @@ static void lay_out_rights(const Outer& o, Range block, Range tiles) {
         for (long k = tiles.first; k < tiles.last; k++) {
             const Column at(o, k);
             const Matrix& m = o.right[at.matrix];
-            const REAL* from = (const REAL*)m.from[place] + first * m.row[place];
-            const long width = at.width * VL;
-            pack_rows(o.rights + (k - tiles.first) * panel + before * width, width,
-                      from + at.part * m.columns + at.unit, m.row[place], rows,
-                      least(width, at.units), int(width));
+            const long width = at.width * VL, there = least(width, at.units);
+            const REAL* from = (const REAL*)m.from[place] + first * m.row[place] +
+                               (at.part * m.columns + at.unit) * m.column;
+            REAL* into = o.rights + (k - tiles.first) * panel + before * width;
+            if (m.is_turned()) pack_columns(into, width, from, m.column, rows, there, int(width));
+            else pack_rows(into, width, from, m.row[place], rows, there, int(width));
         }
     });
 }
 
+// What a tile reads of a left matrix: how far its HIGH columns, and the rows of each, are apart.
+struct Left {
+    const REAL* from;
+    long column, row;
+};
+
 // A tile of the product, of which `high` rows and `units` columns are there.
 template <int W>
-ALONE void tile(REAL* out, long row, long high, long units, const REAL* left, const REAL* right,
-                long deep, bool adds) {
+ALONE void tile(REAL* out, long row, long high, long units, Left left, const REAL* right, long deep,
+                bool adds) {
     if (adds)  // these are read when the sums are done
         for (long i = 0; i < high; i++)
             for (int j = 0; j < W; j++) __builtin_prefetch(out + i * row + j * VL, 1, 3);
     vec sums[HIGH][W] = {};
-    for (long k = 0; k < deep; k++, left += HIGH, right += W * VL) {
+    const REAL* x = left.from;
+    for (long k = 0; k < deep; k++, x += left.row, right += W * VL) {
         vec v[W];
 #pragma GCC unroll 8
         for (int j = 0; j < W; j++) v[j] = *(const vec*)(right + j * VL);
 #pragma GCC unroll 8
         for (int i = 0; i < HIGH; i++) {
-            const vec x = broadcast(left[i]);
+            const vec each = broadcast(x[i * left.column]);
 #pragma GCC unroll 8
-            for (int j = 0; j < W; j++) sums[i][j] += x * v[j];
+            for (int j = 0; j < W; j++) sums[i][j] += each * v[j];
         }
     }
 #pragma GCC unroll 8
@@ -135,7 +160,7 @@ ALONE void tile(REAL* out, long row, long high, long units, const REAL* left, co
 }
 
 template <int W>
-INLINE void tile_of(int width, REAL* out, long row, long high, long units, const REAL* left,
+INLINE void tile_of(int width, REAL* out, long row, long high, long units, Left left,
                     const REAL* right, long deep, bool adds) {
     if constexpr (W > 1)
         if (width < W)
@@ -143,19 +168,23 @@ INLINE void tile_of(int width, REAL* out, long row, long high, long units, const
     tile<W>(out, row, high, units, left, right, deep, adds);
 }
 
-// A column of tiles, those of `tiles` whose left operands have been laid out.
-static void column(const Outer& o, long k, const REAL* right, Range tiles, long deep, bool again) {
+// A column of tiles of a block, those of `tiles` whose left operands have been laid out.
+static void column(const Outer& o, long k, const REAL* right, Range tiles, Range block) {
     const Column at(o, k);
+    const long deep = block.last - block.first;
     const long units = o.right[at.matrix].columns;
     for (long l = 0; l < o.many_lefts; l++) {
         const Matrix& m = o.left[l];
         const long which = l * o.many_rights + at.matrix;
         REAL* out = (REAL*)o.outs[which] + at.part * m.columns * units + at.unit;
-        const bool adds = again || o.adds[which];
+        const bool adds = block.first > 0 || o.adds[which];
         for (long i = most(tiles.first, m.first); i < least(tiles.last, m.first + m.tall()); i++) {
-            const long above = (i - m.first) * HIGH;
-            tile_of<WIDE>(at.width, out + above * units, units, least(HIGH, m.columns - above),
-                          at.units, o.lefts + (i - tiles.first) * o.apart, right, deep, adds);
+            const long above = (i - m.first) * HIGH, high = least(HIGH, m.columns - above);
+            Left left = {o.lefts + (i - tiles.first) * o.apart, 1, HIGH};
+            if (m.is_turned() && high == HIGH)
+                left = {(const REAL*)m.from[0] + above * m.column + block.first, m.column, 1};
+            tile_of<WIDE>(at.width, out + above * units, units, high, at.units, left, right, deep,
+                          adds);
         }
     }
 }
@@ -177,7 +206,7 @@ static void multiply(const Outer& o, long id, long count) {
                 const Range above = {i, least(i + o.few, tall.last)};
                 lay_out_lefts(o, block, above);
                 for (long k = beside.first; k < beside.last; k++)
-                    column(o, k, o.rights + (k - j) * WIDE * VL * deep, above, deep, b > 0);
+                    column(o, k, o.rights + (k - j) * WIDE * VL * deep, above, block);
             }
         }
     }
@@ -187,8 +216,8 @@ static void multiply(const Outer& o, long id, long count) {
 template <bool LEFT>
 INLINE long read(Matrix* matrices, long many, long places, void**& p, const long*& s) {
     long tiles = 0;
-    for (Matrix* m = matrices; m < matrices + many; m++, p += places, s += 2 + places) {
-        *m = {p, s + 2, s[0], s[1], tiles};
+    for (Matrix* m = matrices; m < matrices + many; m++, p += places, s += 3 + places) {
+        *m = {p, s + 3, s[0], s[1], s[2], tiles};
         tiles += LEFT ? m->tall() : m->parts * m->across();
     }
     return tiles;
@@ -198,8 +227,8 @@ INLINE long read(Matrix* matrices, long many, long places, void**& p, const long
 // first, and where the results go, those of the first left one first.
 // s: numbers of this memory for `lefts` of a thread, and for `rights`; how many products there are; of
 // each its places, left matrices, right ones, `abreast`, `blocks`, `some`, `few`, `apart`, and the rows
-// in each place; of each matrix parts, their columns, and how far rows are apart in each place; of each result
-// whether it is added to what is there.
+// in each place; of each matrix parts, their columns, and how far columns are apart, and rows in each
+// place; of each result whether it is added to what is there.
 static void work(void** p, const long* s, long id, long count) {
     REAL* const lefts = (REAL*)*p++ + id * (s[0] + s[1]);
     REAL* const rights = lefts + s[0];

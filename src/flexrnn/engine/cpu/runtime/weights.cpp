@@ -121,9 +121,9 @@ void pack_rows(REAL* into, long stride, const REAL* from, long row, long K, long
     }
 }
 
-// As pack_rows, of one whose columns do: squares of VL by VL are transposed.
-static void pack_columns(REAL* into, long stride, const REAL* from, long column, long K, long there,
-                         int width) {
+// Squares of VL by VL are transposed.
+void pack_columns(REAL* into, long stride, const REAL* from, long column, long K, long there,
+                  int width) {
     for (long j = 0; j < width; j += VL, from += VL * column, into += VL) {
         const long some = least(VL, there - j);
         for (long k = 0; k < K; k += VL) {

@@ -60,6 +60,10 @@ template <int PANEL> INLINE void hint(const REAL* w, const REAL* ahead) {
 // are there.
 void pack_rows(REAL* into, long stride, const REAL* from, long row, long K, long there, int width);
 
+// Likewise, of one whose columns do.
+void pack_columns(REAL* into, long stride, const REAL* from, long column, long K, long there,
+                  int width);
+
 // Columns of a weight, so that a tile of a product reads memory in order: for each k, the tile's
 // `width` columns of every block.
 void pack(REAL* out, void** p, const Piece* pieces, long count, long head, int blocks, long unit,
