@@ -76,13 +76,38 @@ def test_what_is_beyond_its_limit_is_judged_by_more_draws(
     def drawn(*args: Any) -> gate.Verdict:
         seeds.append(args[-1])
         error = errors[len(seeds) - 1]
-        return gate.Verdict(error <= 1, "the output", error, 1.0)
+        return gate.Verdict(error <= 1, "the output", error, 1.0)  # the reference's is none
 
     monkeypatch.setattr(gate, "_drawn", drawn)
     case = find("lstm")
     layer = case.build(case.ours, SIZE, torch.float32)
     assert gate.judge(case, layer, SIZE, torch.float32, "cpu", seed=3).right == right
     assert seeds == list(range(3, 3 + draws))
+
+
+@pytest.mark.parametrize(
+    ("own", "steps"),
+    [([0.2, 0.2, 0.01], [100, 50, 25]), ([0.01], [100]), ([0.2] * 9, [100, 50, 25, 12])],
+)
+@pytest.mark.parametrize("wrong", [False, True])
+def test_where_no_digit_is_left_fewer_steps_are_judged(
+    monkeypatch: pytest.MonkeyPatch, own: list[float], steps: list[int], wrong: bool
+):
+    seen: list[int] = []
+
+    def drawn(case: Any, layer: Any, size: Size, *_: Any) -> gate.Verdict:
+        seen.append(size.steps)
+        lost = own[min(len(seen), len(own)) - 1]
+        right = size.steps == steps[-1] and not wrong
+        return gate.Verdict(right, "the output", 2.0 - 1.5 * right, 1.0, lost)
+
+    monkeypatch.setattr(gate, "_drawn", drawn)
+    case = find("lstm")
+    layer = case.build(case.ours, SIZE, torch.float32)
+    size = SIZE._replace(steps=100)
+    assert gate.judge(case, layer, size, torch.float32, "cpu").right != wrong
+    assert list(dict.fromkeys(seen)) == steps
+    assert len(seen) == len(steps) + (gate.DRAWS - 1) * wrong
 
 
 def test_our_layers_are_torchs_functions_where_they_say_so():
