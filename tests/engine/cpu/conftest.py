@@ -45,6 +45,7 @@ def threads_where_one_would_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shares, "_LITTLE", 0)
     monkeypatch.setattr(shares, "_BRIEF", 0)
     monkeypatch.setattr(shares, "is_thin", lambda batch, threads, tiles: threads == 3)
+    monkeypatch.setattr(shares, "second_cache", lambda: 0)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -99,3 +99,4 @@ def test_far_is_what_takes_more_than_half_of_the_last_cache(
 
 def test_the_last_cache_is_a_size() -> None:
     assert isa.last_cache() == 0 or isa.last_cache() >= 1 << 18
+    assert 0 <= isa.second_cache() <= isa.last_cache()

@@ -19,7 +19,7 @@ from flexrnn import cells
 from flexrnn.engine.cpu import kernel, plan, shares
 from flexrnn.engine.cpu.build.isa import machine
 from flexrnn.engine.cpu.emit import Shape
-from flexrnn.engine.cpu.shares import is_thin
+from flexrnn.engine.cpu.shares import is_spilt, is_thin
 
 Threads = Callable[[int], Any]
 Results = Callable[..., dict[str, Tensor]]
@@ -108,6 +108,51 @@ def test_threads_of_few_rows_share_units(
     batch: int, threads: int, tiles: int, expected: bool
 ) -> None:
     assert is_thin(batch, threads, tiles) is expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "weights", "meetings", "cache", "expected"),
+    [
+        (8, 1001, 1, 1000, True),
+        (8, 1000, 1, 1000, False),
+        (9, 1001, 1, 1000, False),  # a thread of five rows works longer than it waits for weights
+        (8, 1001, 2, 1000, False),
+        (8, 1001, 1, 0, False),  # nobody knows
+    ],
+)
+def test_threads_of_few_rows_share_units_of_weights_that_their_caches_do_not_hold(
+    monkeypatch: pytest.MonkeyPatch,
+    batch: int,
+    weights: int,
+    meetings: int,
+    cache: int,
+    expected: bool,
+) -> None:
+    monkeypatch.setattr(shares, "second_cache", lambda: cache)
+    assert is_spilt(batch, 2, weights, meetings) is expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "cache", "expected"), [(8, -1, True), (8, 0, False), (9, -1, False)]
+)
+def test_the_way_forward_alone_is_told_so(
+    monkeypatch: pytest.MonkeyPatch, threads: Threads, batch: int, cache: int, expected: bool
+) -> None:
+    """`cache` is what it has more than the weights take."""
+    told: list[bool] = []
+    launch = kernel.Kernel.launch
+
+    def noted(self: kernel.Kernel, *args: Any, **options: Any) -> Any:
+        told.append(options["across"])
+        return launch(self, *args, **options)
+
+    monkeypatch.setattr(kernel.Kernel, "launch", noted)
+    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
+    monkeypatch.setattr(shares, "second_cache", lambda: 4 * 40 * 43 * 4 + cache)
+    layer = flexrnn.LSTM(3, 40, backend="cpu")
+    with threads(2):
+        layer(torch.randn(9, batch, 3))[0].sum().backward()
+    assert told == [expected, False]
 
 
 @pytest.mark.parametrize("thin", [True, False])

@@ -1,5 +1,6 @@
 """How many threads a call of a loop has, and whether they share its rows or its units."""
 
+from flexrnn.engine.cpu.build.isa import second_cache
 from flexrnn.engine.cpu.emit import Shape
 from flexrnn.engine.cpu.kernel import Kernel
 from flexrnn.engine.cpu.plan import MANY_ROWS, Sizes, is_far
@@ -32,7 +33,24 @@ def shares(kernel: Kernel, sizes: Sizes) -> tuple[int, bool]:
     few = batch < MANY_ROWS * threads
     far = (few and there > _CACHED) or is_far(there)
     thin = not brief and is_thin(batch, threads, kernel.tiles)
-    return threads, threads > 1 and (batch < threads or far or thin)
+    spilt = not brief and is_spilt(batch, threads, there, len(kernel.loop.waits))
+    return threads, threads > 1 and (batch < threads or far or thin or spilt)
+
+
+def is_spilt(batch: int, threads: int, weights: int, meetings: int) -> bool:
+    """Whether threads of few rows read weights that their own cache does not hold, at every step.
+
+    Their shares of the weights may fit, or are less to read. Where they meet twice a step, as on
+    the way back, that takes longer than it saves.
+
+    Args:
+        batch: rows.
+        threads: how many.
+        weights: bytes.
+        meetings: how often threads that share units wait for one another at a step.
+    """
+    few = -(-batch // threads) <= _FULL
+    return few and meetings == 1 and 0 < second_cache() < weights
 
 
 def is_thin(batch: int, threads: int, tiles: int) -> bool:

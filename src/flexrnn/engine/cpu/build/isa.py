@@ -2,6 +2,7 @@
 
 import os
 import platform
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -52,12 +53,25 @@ def hints() -> bool:
 @cache
 def last_cache() -> int:
     """Bytes of the largest cache of the first processor; 0 where Linux does not say."""
-    files = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")  # as 32768K
-    try:
-        sizes = [int(file.read_text(encoding="ascii").strip().removesuffix("K")) for file in files]
-    except (OSError, ValueError):
-        return 0
-    return max(sizes, default=0) << 10
+    return max(_caches().values(), default=0)
+
+
+@cache
+def second_cache() -> int:
+    """Bytes of the cache behind the first one, a core's own as a rule; 0 likewise."""
+    return _caches().get(2, 0)
+
+
+def _caches() -> dict[int, int]:
+    """Bytes of the caches of the first processor by their level, of one of those of the first."""
+    found: dict[int, int] = {}
+    for about in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        with suppress(OSError, ValueError):
+            size = (about / "size").read_text(encoding="ascii").strip()  # as 32768K
+            found[int((about / "level").read_text(encoding="ascii"))] = (
+                int(size.removesuffix("K")) << 10
+            )
+    return found
 
 
 def _cpuinfo(field: str) -> str:
