@@ -1,5 +1,8 @@
 """Agreement, products, times and gates: that what the tables say is what was computed."""
 
+import platform
+import sys
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -9,7 +12,7 @@ from torch.testing import assert_close
 
 import flexrnn
 from flexrnn.fromscratch import CustomLSTM, NaiveCustomLSTM
-from flexrnn.lab import agreement, speed, terminal
+from flexrnn.lab import agreement, results, speed, terminal
 from flexrnn.lab.gates import of_custom_lstm
 from flexrnn.lab.results import Speed, summaries
 from flexrnn.lab.table import TABLE, Entry, choose, naive_from_torch, torch_lstm
@@ -170,3 +173,24 @@ def test_a_recording_of_another_function_is_refused():
     layer.register_forward_hook(lambda layer, args, result: (result[0] * 1.01, result[1]))
     with pytest.raises(RuntimeError, match="recorded gates"):
         of_custom_lstm(layer, torch.randn(7, 3))
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("cpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC", "AMD EPYC (family 26, model 2)"),
+        ("cpu family\t: 6\nmodel\t\t: 85\nmodel name\t: Xeon @ 2.00GHz", "Xeon @ 2.00GHz"),
+        ("model name\t: Fast", "Fast"),
+        ("CPU part\t: 0xd0c", ""),
+    ],
+)
+def test_a_processor_has_its_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, expected: str
+):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\n{said}\n\nprocessor\t: 1\nmodel name\t: another")
+    monkeypatch.setattr(results, "Path", lambda _: cpuinfo)
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert results.machine()["processor"] == (
+        expected or platform.processor() or platform.machine()
+    )

@@ -155,11 +155,17 @@ def machine() -> dict[str, Any]:
 
 
 def _processor() -> str:
+    """Its name; where that says no model, as in a cloud's machine, with the numbers that do."""
     cpuinfo = Path("/proc/cpuinfo")
     if sys.platform == "linux" and cpuinfo.exists():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        first, _, _ = cpuinfo.read_text(errors="replace").partition("\n\n")
+        lines = (line.partition(":") for line in first.splitlines())
+        said = {field.strip(): value.strip() for field, _, value in lines}
+        name, numbers = said.get("model name"), ("cpu family", "model")
+        if name and not any(c.isdigit() for c in name) and said.keys() >= {*numbers}:
+            name += " (family {}, model {})".format(*(said[number] for number in numbers))
+        if name:
+            return name
     return platform.processor() or platform.machine()
 
 

@@ -97,7 +97,7 @@ def machine() -> dict[str, Any]:
 def file_name(machine: dict[str, Any], dtype: str) -> str:
     """How a machine's entry is called: processor, instructions, threads, a dtype but float32.
 
-    Processors of unlike generations may have one name; the instructions tell some of them apart.
+    Where processors of unlike generations have one name, this has the numbers of their model.
 
     Example:
         >>> from flexrnn.lab.bench.results import file_name
