@@ -111,45 +111,56 @@ def test_threads_of_few_rows_share_units(
 
 
 @pytest.mark.parametrize(
-    ("batch", "weights", "meetings", "cache", "expected"),
+    ("batch", "tiles", "weights", "cache", "expected"),
     [
-        (8, 1001, 1, 1000, True),
-        (8, 1000, 1, 1000, False),
-        (9, 1001, 1, 1000, False),  # a thread of five rows works longer than it waits for weights
-        (8, 1001, 2, 1000, False),
-        (8, 1001, 1, 0, False),  # nobody knows
+        (8, 16, 1001, 1000, True),
+        (8, 16, 1000, 1000, False),
+        (9, 16, 1001, 1000, False),  # a thread of five rows works longer than it waits for weights
+        (8, 17, 1001, 1000, False),  # one would wait for the other
+        (8, 16, 1001, 0, False),  # nobody knows
     ],
 )
 def test_threads_of_few_rows_share_units_of_weights_that_their_caches_do_not_hold(
     monkeypatch: pytest.MonkeyPatch,
     batch: int,
+    tiles: int,
     weights: int,
-    meetings: int,
     cache: int,
     expected: bool,
 ) -> None:
     monkeypatch.setattr(shares, "second_cache", lambda: cache)
-    assert is_spilt(batch, 2, weights, meetings) is expected
+    assert is_spilt(batch, 2, tiles, weights) is expected
 
 
-@pytest.mark.parametrize(
-    ("batch", "cache", "expected"), [(8, -1, True), (8, 0, False), (9, -1, False)]
-)
-def test_the_way_forward_alone_is_told_so(
-    monkeypatch: pytest.MonkeyPatch, threads: Threads, batch: int, cache: int, expected: bool
-) -> None:
-    """`cache` is what it has more than the weights take."""
-    told: list[bool] = []
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Of every loop that is laid out, whether threads share units."""
+    found: list[bool] = []
     launch = kernel.Kernel.launch
 
     def noted(self: kernel.Kernel, *args: Any, **options: Any) -> Any:
-        told.append(options["across"])
+        found.append(options["across"])
         return launch(self, *args, **options)
 
     monkeypatch.setattr(kernel.Kernel, "launch", noted)
     monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
-    monkeypatch.setattr(shares, "second_cache", lambda: 4 * 40 * 43 * 4 + cache)
-    layer = flexrnn.LSTM(3, 40, backend="cpu")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("batch", "missing", "expected"), [(8, 1, True), (8, 0, False), (9, 1, False)]
+)
+def test_the_way_forward_alone_is_told_so(
+    monkeypatch: pytest.MonkeyPatch,
+    threads: Threads,
+    told: list[bool],
+    batch: int,
+    missing: int,
+    expected: bool,
+) -> None:
+    """`missing` is how many bytes a cache is too small."""
+    monkeypatch.setattr(shares, "second_cache", lambda: 4 * 64 * 67 * 4 - missing)
+    layer = flexrnn.LSTM(3, 64, backend="cpu")
     with threads(2):
         layer(torch.randn(9, batch, 3))[0].sum().backward()
     assert told == [expected, False]
@@ -158,22 +169,15 @@ def test_the_way_forward_alone_is_told_so(
 @pytest.mark.parametrize("thin", [True, False])
 @pytest.mark.parametrize("shape", [Shape.ROWS, Shape.FEW])
 def test_what_a_loop_is_told(
-    monkeypatch: pytest.MonkeyPatch, threads: Threads, thin: bool, shape: Shape
+    monkeypatch: pytest.MonkeyPatch, threads: Threads, told: list[bool], thin: bool, shape: Shape
 ) -> None:
-    asked, told = list[tuple[int, ...]](), list[bool]()
-    launch = kernel.Kernel.launch
+    asked: list[tuple[int, ...]] = []
 
     def asked_for(*args: int) -> bool:
         asked.append(args)
         return thin
 
-    def noted(self: kernel.Kernel, *args: Any, **options: Any) -> Any:
-        told.append(options["across"])
-        return launch(self, *args, **options)
-
-    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
     monkeypatch.setattr(shares, "is_thin", asked_for)
-    monkeypatch.setattr(kernel.Kernel, "launch", noted)
     layer, lanes = flexrnn.LSTM(3, 40, backend="cpu"), machine().vector_bytes // 4
     with threads(3), torch.no_grad():
         layer(torch.randn(*((9, 4) if shape is Shape.ROWS else (1, 4)), 3))

@@ -33,24 +33,26 @@ def shares(kernel: Kernel, sizes: Sizes) -> tuple[int, bool]:
     few = batch < MANY_ROWS * threads
     far = (few and there > _CACHED) or is_far(there)
     thin = not brief and is_thin(batch, threads, kernel.tiles)
-    spilt = not brief and is_spilt(batch, threads, there, len(kernel.loop.waits))
+    once = not brief and len(kernel.loop.waits) == 1
+    spilt = once and is_spilt(batch, threads, kernel.tiles, there)
     return threads, threads > 1 and (batch < threads or far or thin or spilt)
 
 
-def is_spilt(batch: int, threads: int, weights: int, meetings: int) -> bool:
-    """Whether threads of few rows read weights that their own cache does not hold, at every step.
+def is_spilt(batch: int, threads: int, tiles: int, weights: int) -> bool:
+    """Whether threads of few rows read weights at every step that their own cache does not hold.
 
-    Their shares of the weights may fit, or are less to read. Where they meet twice a step, as on
-    the way back, that takes longer than it saves.
+    Their shares of the weights may fit it, or are less to read. That pays where they meet once a
+    step: where they meet twice, as on the way back, it took longer than it saved.
 
     Args:
         batch: rows.
         threads: how many.
+        tiles: of units, which threads share as a whole.
         weights: bytes.
-        meetings: how often threads that share units wait for one another at a step.
     """
-    few = -(-batch // threads) <= _FULL
-    return few and meetings == 1 and 0 < second_cache() < weights
+    rows = -(-batch // threads)
+    even = batch * -(-tiles // threads) <= rows * tiles
+    return even and rows <= _FULL and 0 < second_cache() < weights
 
 
 def is_thin(batch: int, threads: int, tiles: int) -> bool:
