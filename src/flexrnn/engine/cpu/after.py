@@ -75,6 +75,7 @@ class After:
         self.roots = frozenset(graph.outputs[name] for name in found)
         self.once: list[int] = []  # made of parameters
         self.chunk: list[int] = []  # computed in every chunk, in front of its products
+        self.ends: list[int] = []  # likewise, products of which nothing else is made
         self.late: list[int] = []  # made of sums
         self.splits = True
         order = self._ordered(graph, after, {*operands, *kept, *sums}, names)
@@ -92,6 +93,10 @@ class After:
                     sums.add(index)
             else:
                 self.once.append(index)
+        read = {arg for i in order for arg in graph.nodes[i].args}
+        ends = (i for i in self.chunk if i in self.roots - read and _is_of_rows(graph, i))
+        self.ends += ends
+        self.chunk = [i for i in self.chunk if i not in self.ends]
         rows = sizes.steps * sizes.batch
         self.cut: dict[int, list[int]] = {}
         own = is_faster()
@@ -101,7 +106,6 @@ class After:
         narrow = (i for i in products if i not in self.cut and _is_narrow(graph.nodes[i]))
         self.turned = frozenset(narrow if rows >= _LONG and not own else ())
         self.groups = self._grouped(graph, products) if own else [[index] for index in products]
-        read = {arg for i in order for arg in graph.nodes[i].args}
         self.read = tuple(i for i in sorted(read & operands) if _is_timed(graph, i))
 
     def _ordered(
@@ -145,7 +149,7 @@ class After:
         """
         graph, lead = call.program.graph, self.sizes.lead(call.given)
         interpreter.compute_nodes(call.program, self.once, call.whole, (), call.like)
-        for index in self.chunk if several else ():
+        for index in (*(self.chunk if several else ()), *self.ends):
             if index in self.roots and _is_timed(graph, index):
                 shape = interpreter.shape_of(graph.nodes[index], lead)
                 call.found[index] = call.like.new_empty(shape)
@@ -180,6 +184,10 @@ class After:
             else:
                 values[index] = self._compute(call, index, values, lead, total[span])
         products = [self._outer(group, values, call, span) for group in self.groups]
+        for index in self.ends:
+            rows, weight = (values[arg] for arg in graph.nodes[index].args)
+            total = call.found[index][span]
+            products.append(Outer([[_flat(rows).T]], [[weight]], [[_flat(total)]], adds=False))
         multiply(products, self.sizes.threads)
         return values
 
@@ -329,6 +337,12 @@ def _is_timed(graph: Graph, index: int) -> bool:
 def _is_outer(node: Node) -> bool:
     """Whether a node is one large product."""
     return node.op == "outer" and len(node.shape) == 2
+
+
+def _is_of_rows(graph: Graph, index: int) -> bool:
+    """Whether a node is the product of what there is at every step with a weight."""
+    node = graph.nodes[index]
+    return node.op == "product" and len(graph.nodes[node.args[1]].shape) == 2
 
 
 def _is_narrow(node: Node) -> bool:

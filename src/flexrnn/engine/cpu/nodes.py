@@ -3,7 +3,6 @@ products by our own library, where that is faster than torch."""
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from flexrnn.engine import interpreter
@@ -36,9 +35,6 @@ def compute(
                 into = like.new_empty(interpreter.shape_of(node, lead))
             total = into.view(-1, into.shape[-1])
             multiply([Outer([[rows.T]], [[weight]], [[total]], adds=False)], threads)
-            return into
-        if into is not None:
-            torch.mm(rows, weight, out=into.view(-1, into.shape[-1]))
             return into
     value = interpreter.compute(node, [*args], lead, like)
     return value if into is None else into.copy_(value)

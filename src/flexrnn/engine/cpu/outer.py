@@ -130,6 +130,7 @@ def _multiply(products: Sequence[Outer], threads: int) -> None:
         totals = [*chain(*product.totals)]
         sizes += [product.adds] * len(totals)
         tensors += totals
+    assert all(tensor.dtype == dtype for tensor in tensors)
     lefts, rights = (-(-n * size // _LINE) * _LINE // size for n in (lefts, rights))
     numbers = threads * (lefts + rights)
     told = (ctypes.c_long * (3 + len(sizes)))(lefts, rights, len(products), *sizes)
