@@ -2,8 +2,11 @@
 """What lies in memory otherwise than a loop reads it, and memory that is used again."""
 
 import gc
+import mmap
+import re
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ from torch.testing import assert_close
 import flexrnn
 from flexrnn.engine.compiler import passes
 from flexrnn.engine.cpu import plan
+from flexrnn.engine.cpu import pool as pool_module
 from flexrnn.engine.cpu.pool import Pool
 from flexrnn.engine.tables import trim
 
@@ -30,6 +34,35 @@ def by_both(call: Callable[[], Any]) -> None:
         with flexrnn.backend(engine):
             found.append(call())
     assert_close(found[0], found[1], rtol=1e-12, atol=1e-13)
+
+
+SMAPS = Path("/proc/self/smaps")
+
+
+def huge(tensor: Tensor) -> bool:
+    """Whether huge pages have been asked for the middle of a tensor."""
+    middle, inside = tensor.data_ptr() + tensor.nbytes // 2, False
+    for line in SMAPS.read_text(encoding="ascii").splitlines():
+        if found := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            first, last = (int(each, 16) for each in found.groups())
+            inside = first <= middle < last
+        elif inside and line.startswith("VmFlags:"):
+            return "hg" in line.split()
+    raise AssertionError("the tensor lies nowhere")
+
+
+@pytest.mark.skipif(not SMAPS.exists(), reason="the system says nothing of pages")
+def test_large_blocks_lie_in_huge_pages() -> None:
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("the system has none")
+    pool, large = Pool(), pool_module._LARGE // 4
+    assert huge(pool.take(2 * large, torch.float32))
+    assert not huge(pool.take(large // 8, torch.float32))
+
+
+def test_blocks_are_there_where_nobody_asks_for_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE", raising=False)
+    pool_module.Pool().take(pool_module._LARGE, torch.float32).fill_(1)
 
 
 def test_a_block_is_lent_to_one_at_a_time() -> None:
