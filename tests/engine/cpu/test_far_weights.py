@@ -1,9 +1,11 @@
-"""Where weights are far away, torch multiplies the input of few rows, too: the battery for that.
+"""Where weights are far away, the input of few rows is multiplied before the loop, too: for that
+the battery.
 
 `judge` says how exact, with 1, 2 and 3 threads.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -100,3 +102,17 @@ def test_far_is_what_takes_more_than_half_of_the_last_cache(
 def test_the_last_cache_is_a_size() -> None:
     assert isa.last_cache() == 0 or isa.last_cache() >= 1 << 18
     assert 0 <= isa.second_cache() <= isa.last_cache()
+
+
+def test_caches_are_as_linux_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = [("1", "48K"), ("1", "32K"), ("2", "1024K"), ("3", "32768K"), ("4", "many"), ("5", None)]
+    for k, (level, size) in enumerate(said):
+        (tmp_path / f"index{k}").mkdir()
+        (tmp_path / f"index{k}" / "level").write_text(f"{level}\n")
+        if size is not None:
+            (tmp_path / f"index{k}" / "size").write_text(f"{size}\n")
+    monkeypatch.setattr(isa, "_CACHES", tmp_path)
+    assert isa.last_cache.__wrapped__() == 32 << 20
+    assert isa.second_cache.__wrapped__() == 1 << 20
+    monkeypatch.setattr(isa, "_CACHES", tmp_path / "nowhere")
+    assert isa.last_cache.__wrapped__() == isa.second_cache.__wrapped__() == 0

@@ -20,6 +20,7 @@ class Isa(NamedTuple):
     sums: int  # registers that can hold sums of products, beside their operands
 
 
+_CACHES = Path("/sys/devices/system/cpu/cpu0/cache")  # what Linux says of the first processor's
 _AVX2 = ("avx2", "fma", "bmi2")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
 
@@ -63,14 +64,13 @@ def second_cache() -> int:
 
 
 def _caches() -> dict[int, int]:
-    """Bytes of the caches of the first processor by their level, of one of those of the first."""
+    """Bytes of the first processor's caches by level; where a level has two, of one of them."""
     found: dict[int, int] = {}
-    for about in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+    for about in _CACHES.glob("index*"):
         with suppress(OSError, ValueError):
+            level = int((about / "level").read_text(encoding="ascii"))
             size = (about / "size").read_text(encoding="ascii").strip()  # as 32768K
-            found[int((about / "level").read_text(encoding="ascii"))] = (
-                int(size.removesuffix("K")) << 10
-            )
+            found[level] = int(size.removesuffix("K")) << 10
     return found
 
 
