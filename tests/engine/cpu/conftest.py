@@ -67,6 +67,7 @@ def _threads(count: int) -> Iterator[None]:
 def products_that_torch_would_do_sooner(monkeypatch: pytest.MonkeyPatch) -> None:
     """At the sizes of tests, the products of the input would otherwise always be torch's."""
     monkeypatch.setattr(nodes, "_LITTLE", 0)
+    monkeypatch.setattr(nodes, "_FEW", 0)
 
 
 @pytest.fixture

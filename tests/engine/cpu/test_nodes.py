@@ -13,7 +13,7 @@ from torch.testing import assert_close
 import flexrnn
 from flexrnn import cells
 from flexrnn.engine.compiler.graph import BATCH, Node
-from flexrnn.engine.cpu import chunks, nodes, outer, plan
+from flexrnn.engine.cpu import after, chunks, nodes, outer, plan
 from flexrnn.engine.cpu.outer import Outer
 from flexrnn.engine.step import CannotRunError
 
@@ -63,10 +63,10 @@ def test_a_layer(
     assert set(asked) == ({"own"} if products == "own" else set())
 
 
-def product(rows: int, into: Tensor | None = None, dtype: torch.dtype = SINGLE) -> Tensor:
+def product(rows: int, into: Tensor | None = None, *, inner: int = 5, columns: int = 4) -> Tensor:
     """Rows of numbers by a weight, judged."""
-    a, w = torch.randn(rows, 1, 5, dtype=dtype), torch.randn(5, 4, dtype=dtype)
-    node = Node("product", (0, 1), (), (BATCH, 4), boolean=False)
+    a, w = torch.randn(rows, 1, inner), torch.randn(inner, columns)
+    node = Node("product", (0, 1), (), (BATCH, columns), boolean=False)
     found = nodes.compute(node, [a, w], (rows, 1), w[0], 2, into)
     assert_close(found, a @ w)
     return found
@@ -78,25 +78,59 @@ def test_into_memory_that_there_is(multiplied: list[Sequence[Outer]]) -> None:
     assert len(multiplied) == 1
 
 
-def test_little_is_for_torch(
-    multiplied: list[Sequence[Outer]], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("filled", [False, True])
+@pytest.mark.parametrize(
+    ("rows", "inner", "columns", "ours"),
+    [(10, 2, 6, True), (10, 2, 5, False), (3, 9, 9, False), (4, 9, 9, True), (99, 1, 9, False),
+     (99, 9, 1, False)],
+)  # fmt: skip
+def test_little_and_thin_products_are_torchs(
+    multiplied: list[Sequence[Outer]],
+    monkeypatch: pytest.MonkeyPatch,
+    rows: int,
+    inner: int,
+    columns: int,
+    ours: bool,
+    filled: bool,
 ) -> None:
-    monkeypatch.setattr(nodes, "_LITTLE", 6 * 20)
-    product(5)
-    product(5, torch.empty(5, 1, 4))
-    assert not multiplied
-    product(6)
-    assert len(multiplied) == 1
+    monkeypatch.setattr(nodes, "_LITTLE", 10 * 2 * 6)
+    monkeypatch.setattr(nodes, "_FEW", 3)
+    into = torch.empty(rows, 1, columns) if filled else None
+    product(rows, into, inner=inner, columns=columns)
+    assert bool(multiplied) is ours
 
 
 def test_other_dtypes_are_for_torch(multiplied: list[Sequence[Outer]]) -> None:
-    like = torch.zeros(1)
+    node = Node("product", (0, 1), (), (BATCH, 2), boolean=False)
     a, w = torch.randn(3, 2, dtype=DOUBLE), torch.randn(2, 2, dtype=DOUBLE)
-    found = nodes.compute(
-        Node("product", (0, 1), (), (BATCH, 2), boolean=False), [a, w], (3,), like, 1
-    )
-    assert_close(found, a @ w)
+    assert_close(nodes.compute(node, [a, w], (3,), torch.zeros(1), 1), a @ w)
     assert not multiplied
+    nodes.compute(node, [a, w], (3,), torch.zeros(1, dtype=DOUBLE), 1)
+    assert multiplied
+
+
+@pytest.mark.parametrize(("T", "I", "ours"), [(4, 2, True), (3, 2, False), (9, 1, False)])
+def test_the_gradient_of_an_input(
+    monkeypatch: pytest.MonkeyPatch, T: int, I: int, ours: bool
+) -> None:
+    """Those of few rows and of one feature are torch's."""
+    monkeypatch.setattr(nodes, "_FEW", 3)
+    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())
+    asked: list[int] = []
+    compute = after.compute
+
+    def noted(*args: Any) -> Tensor:
+        asked.append(1)
+        return compute(*args)
+
+    monkeypatch.setattr(after, "compute", noted)
+    layer = flexrnn.LSTM(I, H, dtype=DOUBLE)
+    x, gradients = torch.randn(T, 1, I, dtype=DOUBLE, requires_grad=True), list[Tensor]()
+    for engine in ("cpu", "reference"):
+        with flexrnn.backend(engine):
+            gradients += torch.autograd.grad(layer(x)[0].sum(), x)
+    assert_close(*gradients, rtol=1e-12, atol=1e-14)
+    assert bool(asked) != ours
 
 
 def test_a_layer_that_is_only_run_falls_back_before_it_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,25 +111,29 @@ def test_threads_of_few_rows_share_units(
 
 
 @pytest.mark.parametrize(
-    ("batch", "tiles", "weights", "cache", "expected"),
+    ("batch", "count", "weights", "meetings", "cache", "expected"),
     [
-        (8, 16, 1001, 1000, True),
-        (8, 16, 1000, 1000, False),
-        (9, 16, 1001, 1000, False),  # a thread of five rows works longer than it waits for weights
-        (8, 17, 1001, 1000, False),  # one would wait for the other
-        (8, 16, 1001, 0, False),  # nobody knows
+        (8, 2, 1001, 1, 1000, True),
+        (8, 2, 1000, 1, 1000, False),
+        (9, 2, 1001, 1, 1000, False),  # five rows take a thread longer than waiting for weights
+        (8, 2, 1001, 2, 1000, False),
+        (8, 2, 1001, 1, 0, False),  # nobody knows
+        (64, 16, 1001, 1, 1000, True),
+        (128, 32, 1001, 1, 1000, False),  # half of the threads would have no unit
+        (24, 6, 1001, 1, 1000, False),  # some of six would have three tiles of sixteen
     ],
 )
 def test_threads_of_few_rows_share_units_of_weights_that_their_caches_do_not_hold(
     monkeypatch: pytest.MonkeyPatch,
     batch: int,
-    tiles: int,
+    count: int,
     weights: int,
+    meetings: int,
     cache: int,
     expected: bool,
 ) -> None:
     monkeypatch.setattr(shares, "second_cache", lambda: cache)
-    assert is_spilt(batch, 2, tiles, weights) is expected
+    assert is_spilt(batch, count, 16, weights, meetings) is expected
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from flexrnn.engine.compiler.graph import BATCH, Graph, Node
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.chunks import Chunk
 from flexrnn.engine.cpu.kernel import STARTS
-from flexrnn.engine.cpu.nodes import compute
+from flexrnn.engine.cpu.nodes import compute, pays
 from flexrnn.engine.cpu.outer import Outer, is_faster, multiply
 from flexrnn.engine.cpu.plan import Sizes
 from flexrnn.engine.interpreter import Values
@@ -94,10 +94,10 @@ class After:
             else:
                 self.once.append(index)
         read = {arg for i in order for arg in graph.nodes[i].args}
-        ends = (i for i in self.chunk if i in self.roots - read and _is_of_rows(graph, i))
-        self.ends += ends
-        self.chunk = [i for i in self.chunk if i not in self.ends]
         rows = sizes.steps * sizes.batch
+        of_rows = (i for i in self.chunk if _is_of_rows(graph, i, rows))
+        self.ends += (i for i in of_rows if i in self.roots and i not in read)
+        self.chunk = [i for i in self.chunk if i not in self.ends]
         self.cut: dict[int, list[int]] = {}
         own = is_faster()
         if own or rows <= _FEW:
@@ -339,10 +339,13 @@ def _is_outer(node: Node) -> bool:
     return node.op == "outer" and len(node.shape) == 2
 
 
-def _is_of_rows(graph: Graph, index: int) -> bool:
-    """Whether a node is the product of what there is at every step with a weight."""
+def _is_of_rows(graph: Graph, index: int, rows: int) -> bool:
+    """Whether a node is the product of so many rows with a weight, and pays to be our library's."""
     node = graph.nodes[index]
-    return node.op == "product" and len(graph.nodes[node.args[1]].shape) == 2
+    if node.op != "product":
+        return False
+    weight = [int(s) for s in graph.nodes[node.args[1]].shape]
+    return len(weight) == 2 and pays(rows, weight)
 
 
 def _is_narrow(node: Node) -> bool:

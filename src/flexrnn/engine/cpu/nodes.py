@@ -10,6 +10,7 @@ from flexrnn.engine.compiler.graph import Node
 from flexrnn.engine.cpu.outer import Outer, is_faster, multiply
 
 _LITTLE = 1 << 21  # multiplications for which calling our library takes longer than it saves
+_FEW = 3  # rows for which laying out a weight takes longer than it saves
 
 
 def compute(
@@ -28,17 +29,26 @@ def compute(
         threads: that there are.
         into: memory for the result, if it has some already, all in one piece.
     """
-    if node.op == "product" and args[1].dim() == 2:
-        rows, weight = args[0].reshape(-1, args[0].shape[-1]), args[1]
-        if is_faster() and _is_large(rows, weight) and rows.dtype == weight.dtype == like.dtype:
-            if into is None:
-                into = like.new_empty(interpreter.shape_of(node, lead))
-            total = into.view(-1, into.shape[-1])
-            multiply([Outer([[rows.T]], [[weight]], [[total]], adds=False)], threads)
-            return into
-    value = interpreter.compute(node, [*args], lead, like)
-    return value if into is None else into.copy_(value)
+    if not (is_faster() and node.op == "product" and _is_ours(args[0], args[1], like)):
+        value = interpreter.compute(node, [*args], lead, like)
+        return value if into is None else into.copy_(value)
+    if into is None:
+        into = like.new_empty(interpreter.shape_of(node, lead))
+    rows, weight = args[0], args[1]
+    left, total = rows.reshape(-1, rows.shape[-1]).T, into.view(-1, into.shape[-1])
+    multiply([Outer([[left]], [[weight]], [[total]], adds=False)], threads)
+    return into
 
 
-def _is_large(rows: Tensor, weight: Tensor) -> bool:
-    return rows.shape[0] * weight.numel() >= _LITTLE
+def _is_ours(rows: Tensor, weight: Tensor, like: Tensor) -> bool:
+    """Whether a product is one of our library's, and large."""
+    if weight.dim() != 2 or rows.numel() * weight.shape[1] < _LITTLE:
+        return False
+    alike = rows.dtype == weight.dtype == like.dtype
+    return alike and pays(rows.numel() // weight.shape[0], weight.shape)
+
+
+def pays(rows: int, weight: Sequence[int]) -> bool:
+    """Whether our library gets something from laying out a weight: neither side is a vector's."""
+    inner, columns = weight
+    return rows > _FEW and inner > 1 and columns > 1

@@ -33,26 +33,23 @@ def shares(kernel: Kernel, sizes: Sizes) -> tuple[int, bool]:
     few = batch < MANY_ROWS * threads
     far = (few and there > _CACHED) or is_far(there)
     thin = not brief and is_thin(batch, threads, kernel.tiles)
-    once = not brief and len(kernel.loop.waits) == 1
-    spilt = once and is_spilt(batch, threads, kernel.tiles, there)
+    spilt = not brief and is_spilt(batch, threads, kernel.tiles, there, len(kernel.loop.waits))
     return threads, threads > 1 and (batch < threads or far or thin or spilt)
 
 
-def is_spilt(batch: int, threads: int, tiles: int, weights: int) -> bool:
-    """Whether threads of few rows read weights at every step that their own cache does not hold.
+def is_spilt(batch: int, threads: int, tiles: int, weights: int, meetings: int) -> bool:
+    """Whether threads of few rows read weights that their own cache does not hold, at every step.
 
     Their shares of the weights may fit it, or are less to read. That pays where they meet once a
     step: where they meet twice, as on the way back, it took longer than it saved.
 
     Args:
-        batch: rows.
-        threads: how many.
-        tiles: of units, which threads share as a whole.
+        batch, threads, tiles: as in `is_thin`.
         weights: bytes.
+        meetings: how often threads that share units wait for one another at a step.
     """
-    rows = -(-batch // threads)
-    even = batch * -(-tiles // threads) <= rows * tiles
-    return even and rows <= _FULL and 0 < second_cache() < weights
+    few = -(-batch // threads) <= _FULL and _of_units(batch, threads, tiles) <= 1
+    return few and meetings == 1 and 0 < second_cache() < weights
 
 
 def is_thin(batch: int, threads: int, tiles: int) -> bool:
@@ -63,6 +60,11 @@ def is_thin(batch: int, threads: int, tiles: int) -> bool:
         threads: how many.
         tiles: of units, which threads share as a whole.
     """
-    rows = max(_FULL, -(-batch // threads))  # as a thread takes for all units
+    return _of_units(batch, threads, tiles) <= _WORTH
+
+
+def _of_units(batch: int, threads: int, tiles: int) -> float:
+    """The work of a thread that shares units, as part of its work with rows of its own."""
+    rows = max(_FULL, -(-batch // threads))  # as it takes for all units
     units = max(_FULL, batch) * -(-tiles // threads) / tiles
-    return units <= _WORTH * rows
+    return units / rows
