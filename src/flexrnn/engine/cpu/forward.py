@@ -69,7 +69,7 @@ class Forward:
 
     @property
     def is_straight(self) -> bool:
-        """Whether one run of the loop is all that follows what torch computes, for one field."""
+        """Whether one run of the loop is all that follows what `Before` computes, for one field."""
         more = self.constant or self.saves or self.sizes.fewer
         return not more and len(self.chunks) == len(self.keep) == 1
 

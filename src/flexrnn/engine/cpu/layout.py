@@ -65,7 +65,7 @@ class Layout:
     def memory(
         self, given: Mapping[str, Tensor], like: Tensor, values: dict[int, Tensor]
     ) -> dict[str, Tensor]:
-        """The memory of a call: its operands, what torch makes of weights before, and `SCRATCH`.
+        """The memory of a call: its operands, what is made of weights before, and `SCRATCH`.
 
         Args:
             given: the operands.
@@ -118,7 +118,7 @@ class Layout:
         return Rows(memory, row * self.apart, row, offset=offset)
 
     def node(self, index: int) -> str:
-        """The memory of a node that torch computes."""
+        """The memory of a node that is computed before the loop."""
         self._computed.add(index)
         return f"node.{index}"
 

@@ -32,10 +32,10 @@ def compute(
     if not (is_faster() and node.op == "product" and _is_ours(args[0], args[1], like)):
         value = interpreter.compute(node, [*args], lead, like)
         return value if into is None else into.copy_(value)
+    rows, weight = args
     if into is None:
-        into = like.new_empty(interpreter.shape_of(node, lead))
-    rows, weight = args[0], args[1]
-    left, total = rows.reshape(-1, rows.shape[-1]).T, into.view(-1, into.shape[-1])
+        into = like.new_empty((*rows.shape[:-1], weight.shape[1]))
+    left, total = rows.reshape(-1, rows.shape[-1]).T, into.view(-1, weight.shape[1])
     multiply([Outer([[left]], [[weight]], [[total]], adds=False)], threads)
     return into
 

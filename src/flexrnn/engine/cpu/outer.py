@@ -1,8 +1,9 @@
-"""Products over rows: what the steps of a loop add to the gradients of weights.
+"""Sums of products over the rows of two matrices: all that is multiplied outside of loops.
 
-A library of matrix products is at its best where a result is large. Here the operands are long,
-a row for every row of every step, and a result has as many columns as there are inputs or units.
-A product of rows with a weight is one, too, whose left matrix is turned over; see `nodes.py`.
+What the steps of a loop add to the gradients of weights are such: the operands are long, a row for
+every row of every step, and a result has as many columns as there are inputs or units. A library of
+matrix products is at its best where the result is large instead. Products of rows with a weight are
+such, too, whose left matrix is turned over; see `nodes.py`.
 """
 
 import ctypes

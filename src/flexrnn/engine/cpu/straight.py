@@ -1,7 +1,7 @@
 """A forward pass of which nothing is open but addresses: where operands lie, and results go.
 
 Between tensors and the compiled loop there is then little more than a row of numbers, and whatever
-torch computes before the loop.
+is computed before the loop.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ class Straight:
         names: of the operands, in the order in which their addresses will come.
 
     Attributes:
-        reads: whether torch computes something before the loop, of the operands themselves.
+        reads: whether something is computed before the loop, of the operands themselves.
     """
 
     def __init__(self, forward: Forward, names: Sequence[str]):
@@ -76,7 +76,7 @@ class Straight:
             ctypes.memmove(at[to], at[of] + offset, count)
 
     def _compute(self, operands: Sequence[Tensor]) -> dict[str, Tensor]:
-        """What the loop reads that torch computes."""
+        """What the loop reads that is computed before it."""
         found: dict[str, Tensor] = {}
         given = dict(zip(self._read, operands, strict=True))
         values, like = values_of(self._program, given), operands[0]

@@ -1,4 +1,4 @@
-"""What of a program runs inside generated loops, as graphs of their own; the rest is torch's.
+"""What of a program runs inside generated loops, as graphs of their own, and what is left of it.
 
 Two graphs come out, one a direction in time. Their inputs are what lies in memory:
 
@@ -9,7 +9,7 @@ Two graphs come out, one a direction in time. Their inputs are what lies in memo
     carry.F       the loss's derivative by the state  grad.F       its part that comes from outside
 
 and their outputs `after.F`, `saved.I`, `passed.F` (to the step before), `kept.I` (at every step,
-for what torch does after the loop) and `sum.I` (summed over batch and time). `I` is a node of the
+for what is done after the loop) and `sum.I` (summed over batch and time). `I` is a node of the
 program.
 """
 
@@ -181,7 +181,7 @@ class _Forward(_Loop):
         self.hoist = hoist
 
     def is_hoisted(self, index: int) -> bool:
-        """Whether torch computes a node for all steps before the loop."""
+        """Whether a node is computed for all steps at once, before the loop."""
         product = self.source.nodes[index].op == "product"
         return self.hoist and product and self.depends[index] == Dependence.INPUT
 

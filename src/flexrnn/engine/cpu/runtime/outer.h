@@ -1,4 +1,5 @@
-// Products of matrices over their rows: what the steps of a loop add to the gradients of weights.
+// Sums of products over the rows of two matrices: what the steps of a loop add to the gradients of
+// weights; and rows by a weight, where the rows are the columns of the left matrix.
 //
 // Defined before, beside what vector.h wants:
 //   HIGH   rows of a tile of a product
