@@ -227,15 +227,21 @@ def loop_dtypes(cell: Cell, x: Tensor) -> tuple[torch.dtype, torch.dtype]:
 
 
 def first_weight(cell: Cell) -> Tensor | None:
-    """A parameter whose dtype and device the cell computes with; None where it has none."""
+    """A parameter whose dtype and device the cell computes with; None where it has none.
+
+    Beside real ones complex ones do not count: the state is real.
+    """
+    found: Tensor | None = None
     for parameters in (
         vars(cell)["_parameters"].values(),
         cell.parameters(),
     ):  # the first is faster
         for p in parameters:
-            if p is not None and (p.is_floating_point() or p.is_complex()):
+            if p is not None and p.is_floating_point():
                 return p
-    return None
+            if p is not None and p.is_complex() and found is None:
+                found = p
+    return found
 
 
 def may_meet(x: Tensor, dtype: torch.dtype) -> bool:

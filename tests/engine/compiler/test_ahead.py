@@ -120,6 +120,7 @@ MADE: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "complex inside": lambda c, x, h: (
         h * torch.view_as_real(torch.polar(c.p.exp(), c.p)).sum(-1)
     ),
+    "complex numbers": lambda c, x, h: (h * torch.polar(c.p.exp(), c.p)).real,
     "detached": lambda c, x, h: h @ (c.U.triu().detach() * c.p),
     "without a derivative": lambda c, x, h: h @ without_derivative(c),
 }  # fmt: skip
@@ -278,7 +279,6 @@ REFUSED = {
     "noise": (lambda c, x, h: h + torch.rand(H), "random numbers"),
     "a number taken out": (lambda c, x, h: h * c.U.trace().item(), "a number out of a tensor"),
     "wider floats": (lambda c, x, h: (h * c.p.double()).float(), "torch.float64"),
-    "complex numbers": (lambda c, x, h: (h * torch.polar(c.p, c.p)).real, "torch.complex64"),
     "a part by a mask": (lambda c, x, h: h * c.p[c.p > -9], "indexing by a mask"),
     "of a size that depends on numbers": (
         lambda c, x, h: h * c.p.masked_select(c.p > -9),

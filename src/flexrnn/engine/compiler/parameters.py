@@ -53,7 +53,7 @@ class Parameters:
     def note(self, node: fx.Node) -> None:
         """Note an operation, after those that it reads: what it depends on, and what it checks."""
         inputs = node.all_input_nodes
-        if not _is_pure(node) or not all(arg in self._origins for arg in inputs):
+        if not is_pure(node) or not all(arg in self._origins for arg in inputs):
             return
         self._origins[node] = frozenset().union(*(self._origins[arg] for arg in inputs))
         if node.meta.get("val") is None:
@@ -162,7 +162,7 @@ class Parameters:
         return found
 
 
-def _is_pure(node: fx.Node) -> bool:
+def is_pure(node: fx.Node) -> bool:
     """Whether a node makes tensors, always the same of the same, or checks some."""
     if node.target is getitem:
         return _has_sizes(node.meta.get("val"))

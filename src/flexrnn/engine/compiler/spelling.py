@@ -29,7 +29,7 @@ from flexrnn.engine.compiler.refusal import (
     users_line,
 )
 from flexrnn.engine.compiler.spelt import picked
-from flexrnn.engine.compiler.spelt.rows import is_of_rows, writes_to
+from flexrnn.engine.compiler.spelt.rows import writes_to
 from flexrnn.engine.compiler.spelt.table import RESPELT
 
 if TYPE_CHECKING:
@@ -129,12 +129,6 @@ class Spelling(TorchFunctionMode):
             self.check_chance(place)
         if torch.is_inference_mode_enabled() != self.infers:
             raise CannotCompileError(f"inference mode is switched inside the step, {place}")
-        complexes = name in _COMPLEX or name.startswith("fft_")
-        if complexes and args and isinstance(args[0], Tensor) and is_of_rows(args[0]):
-            raise CannotCompileError(
-                f"{name} cannot be compiled: it makes complex numbers, which two real ones can be, "
-                f"{place}"
-            )
         if name in _PRODUCTS and any(x.layout != torch.strided for x in _tensors(args)):
             name = name.strip("_")
             raise CannotCompileError(
@@ -234,7 +228,7 @@ def _cut(x: Any, written: list[Tensor]) -> Any:
     """An operand without its derivative, unless it is written to."""
     if type(x) is picked.Picked:
         return x.detach()
-    keeps = not x.is_floating_point() or any(x is w for w in written)
+    keeps = not (x.is_floating_point() or x.is_complex()) or any(x is w for w in written)
     return x if keeps else x.detach()
 
 
@@ -304,7 +298,6 @@ _WRITTEN = {"__setitem__", *(f"__i{name}__" for name in _INTO)}
 _GIVES_BACK = ("dropout", "to", "type", "type_as", "float", "double", "cpu", "cuda")
 _FILLED = {f"{new}{what}{like}" for new in ("", "new_") for like in ("", "_like")
            for what in ("zeros", "ones", "full", "empty")}  # fmt: skip
-_COMPLEX = ("complex", "polar", "view_as_complex")
 _PRODUCTS = ("_sparse_mm", "_sparse_addmm", "mm", "matmul", "__matmul__", "addmm", "mv", "bmm")
 _TRACER = f"{__package__}.trace"
 _MODE = "__torch_function__"  # torch has modes of its own around this one

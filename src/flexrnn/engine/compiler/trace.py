@@ -37,6 +37,7 @@ from flexrnn.engine.compiler.aten import (
     settle,
 )
 from flexrnn.engine.compiler.called import place_of_node
+from flexrnn.engine.compiler.complexes.rewrite import in_real_numbers
 from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.parameters import Made, Parameters
 from flexrnn.engine.compiler.refusal import NOWHERE, TAKEN, CannotCompileError, told
@@ -152,10 +153,12 @@ def _traced(
     except Exception as error:  # whatever a step raises on tensors without values
         why = told(error, spelling.failed, spelling.last)
         raise CannotCompileError(_course(spelling) or why) from error
-    if sizes.question:
-        raise CannotCompileError(_course(spelling))
     fields = [f"state.{field}" for field in state]
     names = [*(f"x{k}" for k in range(len(xs))), *fields, *(f"param.{name}" for name in params)]
+    with mode:
+        in_real_numbers(traced.graph, names)
+    if sizes.question:
+        raise CannotCompileError(_course(spelling))
     graph, places = _read(traced, names, fields, next(iter(state.values())), spelling)
     if graph.ahead is not None and torch.is_grad_enabled():
         given = [params[name.removeprefix("param.")] for name in graph.ahead.given]

@@ -206,7 +206,7 @@ def operands(
     for name, tensor in list(given.items()):
         if (there := materialized(tensor)) is not tensor:
             given[name] = there
-        if there.dtype is not dtype:
+        if there.dtype is not dtype and not there.is_complex():  # which is only read ahead
             given[f"original.{name}"] = there
             given[name] = there.to(dtype)
     for k in range(len(xs)):

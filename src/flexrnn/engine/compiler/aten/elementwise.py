@@ -135,6 +135,7 @@ SPELT: Handlers = {
     "xlogy": _xlogy,
     "special_xlogy": _xlogy,
     "signbit": _signbit,
+    "_neg_view": lambda b, x: b.op("neg", x),
     "sgn": lambda b, x: b.op("sign", x),
     "copysign": _copysign,
     "logaddexp2": _logaddexp2,

@@ -36,6 +36,8 @@ def applied(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled() or getattr(_returning, "now", False):
         return made
     results = list(made) if isinstance(made, tuple) else [made]
+    if any(isinstance(x, Tensor) and x.is_complex() for x in (*args, *results)):
+        raise refused(cls.__name__, "it takes or gives complex numbers, which two real ones can be")
     flat = [id(tensor) for tensor in context.non_differentiable]
     smooth = [k for k, r in enumerate(results) if _is_real(r) and id(r) not in flat]
     found = [r.detach() if isinstance(r, Tensor) else r for r in results]

@@ -10,6 +10,7 @@ from flexrnn.engine.compiler.refusal import refused
 from flexrnn.engine.compiler.spelt import (
     attention,
     chosen,
+    complexes,
     composed,
     convolved,
     counted,
@@ -112,6 +113,7 @@ _SPELT: dict[Any, Any] = {
 RESPELT: dict[Any, Any] = {
     **attention.SPELT,
     **chosen.SPELT,
+    **complexes.SPELT,
     **composed.SPELT,
     **convolved.SPELT,
     **counted.SPELT,
