@@ -27,6 +27,7 @@ from flexrnn.engine.compiler.spelt import (
     ranked,
     solved,
     stacked,
+    transformed,
     unsaid,
 )
 from flexrnn.engine.compiler.spelt.rows import drawn, is_of_rows
@@ -130,6 +131,7 @@ RESPELT: dict[Any, Any] = {
     **ranked.SPELT,
     **solved.SPELT,
     **stacked.SPELT,
+    **transformed.SPELT,
     **unsaid.SPELT,
     **_SPELT,
 }
