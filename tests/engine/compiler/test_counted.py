@@ -125,6 +125,16 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         + halves(h).clone().scatter_add_(1, halves(h > 0).long(), halves(h)).flatten(1)
         + h.scatter_reduce(1, (h[:, :3] > 0).long(), h[:, 1:], "sum")
     ),
+    "scatter_reduce": lambda c, x, h: (
+        h.scatter_reduce(1, (h > 0).long(), x @ c.W, "amax")
+        + halves(h).scatter_reduce(2, halves(x @ c.W > 0).long(), halves(h - 1), "amin").flatten(1)
+        + h.clone().scatter_reduce_(1, (h[:, 1:] > 0).long(), h[:, :3], "mean")
+        + h.scatter_reduce(1, (x @ c.W > 0).long(), h, "prod")
+    ),
+    "scatter_reduce of the others alone": lambda c, x, h: sum(
+        (h.scatter_reduce(1, (h > 0).long() + 1, x @ c.W, how, include_self=False)
+         for how in ("sum", "mean", "prod", "amax", "amin")), h
+    ),
     "numbers of a buffer for every row": lambda c, x, h: (
         x @ c.W + h.gather(1, c.places.expand(h.shape[0], 4)) * h
         + h.gather(1, c.places.repeat(h.shape[0], 1)[:, :1])

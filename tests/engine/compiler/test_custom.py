@@ -202,6 +202,11 @@ ALIKE: dict[str, Callable[..., Tensor]] = {
     "by a name of one's own": lambda c, x, h: spike(x @ c.W + h @ c.U - 0.1),
     "by heaviside": lambda c, x, h: (
         Stepped.apply(x @ c.W + h @ c.U) + undifferentiated(h - h.clamp(min=0), h) * h),
+    "by heaviside, straight through": lambda c, x, h: (
+        x @ c.W + c.b * ((torch.heaviside(h - 0.1, c.one.detach()) - h.sigmoid()).detach()
+                         + h.sigmoid())
+        + h * torch.heaviside(h.detach() * 2, h.new_zeros(1))
+        + c.b * torch.heaviside((h > 0).to(h.dtype), h.detach())),
     "twice": lambda c, x, h: spike(x @ c.W + h) + spike(h - x @ c.W) * h,
     "with a number": lambda c, x, h: Arctan.apply(x @ c.W + h @ c.U, 2.0),
     "several results": several,
@@ -278,11 +283,39 @@ class OfRowsAndAParameter(Function):
         return g.expand_as(x), g
 
 
+class Linear(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(x, w)
+        return (x @ w).sum(1, True)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        x, w = ctx.saved_tensors
+        g = g.expand(-1, 3)
+        return g @ w.T, x.T @ g
+
+
+class Shifted(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, b: Tensor) -> Tensor:
+        return x + b
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        return g, g.sum(0)
+
+
 REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "not linear, of a parameter": (lambda c, z, h: z + Clipped.apply(c.inner.bias) * h, "Clipped"),
     "too few gradients": (lambda c, z, h: Short.apply(z, 2.0) + h, "1 gradients of 2 arguments"),
     "of another shape": (lambda c, z, h: Wide.apply(z) + h, "Wide cannot be compiled: backward"),
     "heaviside": (lambda c, z, h: torch.heaviside(z, h) + z, "heaviside .* it has no derivative"),
+    "what is summed for a weight": (
+        lambda c, z, h: Linear.apply(z, c.inner.weight) + h[:, :3].sum(1, True),
+        "matmul .* backward sums over the rows"),
+    "what is summed for a bias": (
+        lambda c, z, h: Shifted.apply(z, c.inner.bias) + h, "sum .* backward sums over the rows"),
     "it writes": (lambda c, z, h: InPlace.apply(z * 1) + h, "InPlace cannot be compiled: it wri"),
     "rows and none": (lambda c, z, h: OfRowsAndAParameter.apply(z, c.inner.bias) + h, "no rows"),
 }  # fmt: skip

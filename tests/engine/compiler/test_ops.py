@@ -91,6 +91,14 @@ def test_at_a_tie_maximum_shares_and_relu_is_flat_at_zero() -> None:
     assert float(OPS["relu"].vjp(g, zero, zero)[0]) == 0.0
 
 
+def test_relu_hands_on_what_reaches_nan_as_torch_does() -> None:
+    x = torch.tensor([-1.0, 0.0, 2.0, math.nan], requires_grad=True)
+    y, vjp = OPS["relu"].torch(x), OPS["relu"].vjp
+    assert vjp is not None
+    (expected,) = torch.autograd.grad(y.sum(), x)
+    assert_close(vjp(torch.ones(4), y.detach(), x.detach())[0], expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", ["fmax", "fmin"])
 def test_fmax_has_the_derivative_of_this_torch_at_ties_and_where_one_is_no_number(
     name: str,
@@ -136,6 +144,7 @@ SPELLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "extrema": lambda z, h: torch.maximum(z, h) - torch.minimum(z, h) * 0.5,
     "circular": lambda z, h: torch.sin(z) + torch.cos(h) + torch.atan2(z, h + 9),
     "rounding": lambda z, h: h * 0.5 + torch.floor(z * 3) + torch.round(z),
+    "rounding to a digit": lambda z, h: h * z.round(decimals=1) + torch.round(9 * h, decimals=-1),
     "glu": lambda z, h: F.glu(torch.cat([z, h], -1), -1),
     "own temporary in place": lambda z, h: (z * 2).add_(h).tanh_(),
     "chunks": lambda z, h: torch.cat(torch.cat([z, h], -1).chunk(2, -1)[::-1], -1)[..., :5],

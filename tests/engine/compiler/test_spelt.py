@@ -71,6 +71,11 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         + torch.einsum("b...k,...k->b...", halves(h), c.U[:2, :2]).repeat(1, 2) + x @ c.W
         + torch.einsum("...i,...i->...", x @ c.W, h)[:, None]
     ),
+    "kron": lambda c, x, h: (
+        x @ c.W + torch.kron(h[:, :2], c.row[:, 2:]) + torch.kron(c.b[:2], h)[:, 2:6]
+        + torch.kron(halves(h), c.U[None, :2, :2]).flatten(1)[:, 3:7]
+        + torch.kron(c.V[None, 2:, :3], halves(h)).flatten(1)[:, 5:9]
+    ),
     # heads that share a map
     "a map by heads, viewed": lambda c, x, h: (halves(h) @ c.U[:2, :2]).view(-1, 4) + x @ c.W,
     "linear by heads, viewed": lambda c, x, h: (

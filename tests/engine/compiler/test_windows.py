@@ -51,6 +51,12 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         + F.max_pool1d(halves(h @ c.U), kernel_size=2, stride=1).flatten(1).repeat(1, 2)
         + F.max_pool1d(h[:, None], 3, 1, 1)[:, 0] + F.max_pool1d(-h[:, None], 2, 2, 1).sum(-1)
     ),
+    "pools of images": lambda c, x, h: (
+        x @ c.W + F.max_pool2d((h @ c.wide).view(-1, 1, 2, 4), 2).flatten(1).repeat(1, 2)
+        + F.max_pool2d((h @ c.wide).view(-1, 1, 2, 4), 3, 1, 1).flatten(1)[:, 2:6]
+        + F.avg_pool2d((h @ c.wide).view(-1, 2, 2, 2), 2, (1, 1), 1).flatten(1)[:, 5:9]
+        + F.avg_pool2d((h @ c.wide).view(-1, 2, 2, 2), (2, 1), divisor_override=3).flatten(1)
+    ),
     "pads": lambda c, x, h: (
         x @ c.W + F.pad(h, (2, 1), "reflect")[:, :4] + F.pad(h @ c.U, (3, 2), "replicate")[:, 3:7]
         + F.pad(h, (1, 4), mode="circular")[:, 4:8] * h + sum(
@@ -83,6 +89,9 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
         lambda c, z, h: h + z[:, None].diagonal(5, 1, 2).sum(-1, True), "a diagonal of nothing"),
     "maxima that lie apart": (
         lambda c, z, h: h + F.max_pool1d(z[:, None], 2, 1, 0, 2)[:, 0, :1], "max_pool2d_with"),
+    "maxima of images that lie apart": (
+        lambda c, z, h: h + F.max_pool2d(z[:, None, None], (1, 2), 1, 0, 2)[:, 0, 0, :1],
+        "max_pool2d_with"),
     "a pad of less": (
         lambda c, z, h: h + F.pad(z, (1, -1), "reflect"), "reflection_pad1d"),
     "long windows": (

@@ -12,6 +12,7 @@ from flexrnn.engine.compiler import custom
 from flexrnn.engine.compiler.cuts import added_up
 from flexrnn.engine.compiler.graph import BATCH, Expr, Graph, Node, Shape, added, rewrite
 from flexrnn.engine.compiler.ops import OPS
+from flexrnn.engine.compiler.refusal import NOWHERE, CannotCompileError
 from flexrnn.engine.compiler.tidy import tidied
 
 
@@ -54,7 +55,14 @@ def differentiate(graph: Graph, wanted: Collection[str]) -> Graph:
         total = backward.total(new.inputs[name])
         if total is not None:
             new.outputs[f"grad.{name}"] = total
-    return tidied(custom.plain(new))
+    made = custom.plain(new)
+    unknown = next((k for k, node in enumerate(made.nodes) if node.op == "cotangent"), None)
+    if unknown is not None:
+        raise CannotCompileError(
+            "heaviside cannot be compiled: it has no derivative; in a Function's forward, "
+            f"torch.no_grad(), or detached, it needs none, {made.sources.get(unknown, NOWHERE)}"
+        )
+    return tidied(made)
 
 
 def _descendants(graph: Graph, roots: set[int]) -> set[int]:

@@ -279,7 +279,7 @@ _ROWS = [
            cheap=False),
     _unary("atan", torch.atan, lambda g, y, x: g / (x * x + 1.0), cheap=False),
     # activations
-    _unary("relu", torch.relu, lambda g, y, x: _select(call("gt", y, 0.0), g, 0.0)),
+    _unary("relu", torch.relu, lambda g, y, x: _select(call("le", y, 0.0), 0.0, g)),
     _unary("relu6", F.relu6, lambda g, y, x: _select(_inside(x, 0.0, 6.0), g, 0.0)),
     _unary("leaky_relu", F.leaky_relu, lambda g, y, x, negative_slope: _select(
         call("gt", x, 0.0), g, g * negative_slope), attributes=(("negative_slope", 0.01),)),

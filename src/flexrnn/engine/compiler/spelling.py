@@ -28,7 +28,7 @@ from flexrnn.engine.compiler.refusal import (
     is_users,
     users_line,
 )
-from flexrnn.engine.compiler.spelt import picked
+from flexrnn.engine.compiler.spelt import function, picked
 from flexrnn.engine.compiler.spelt.rows import writes_to
 from flexrnn.engine.compiler.spelt.table import RESPELT
 
@@ -147,6 +147,11 @@ class Spelling(TorchFunctionMode):
             )
         if _differentiates():
             raise CannotCompileError(f"{name} cannot be compiled: the step differentiates, {place}")
+        if function.returns() and _sums_rows(name, args):
+            raise CannotCompileError(
+                f"{name} cannot be compiled: a Function's backward sums over the rows, for a "
+                f"parameter; used outside of it the parameter has autograd's gradient, {place}"
+            )
         if func in _OF_AUTOGRAD and _asked_by_the_person():
             raise CannotCompileError(
                 f"{_OF_AUTOGRAD[func]} cannot be compiled: whether something is differentiated is "
@@ -238,6 +243,16 @@ def _given_back(found: Any, cut: Any, given: Any) -> Tensor | None:
         return None
     pairs = zip(_tensors(cut), _tensors(given), strict=True)
     return next((x for without, x in pairs if without is found), None)
+
+
+def _sums_rows(name: str, args: Any) -> bool:
+    """Whether it is `x.T @ g`, as the gradient of a weight is, or `g.sum(0)`, of a bias."""
+    first = args[0] if args and isinstance(args[0], Tensor) else None
+    if first is None or not first.dim():
+        return False
+    if name in _PRODUCTS:
+        return isinstance(first.shape[-1], torch.SymInt)
+    return name == "sum" and is_of_rows(first) and (len(args) < 2 or args[1] in (0, (0,), [0]))
 
 
 def _tensors(given: Any) -> list[Tensor]:

@@ -31,6 +31,7 @@ from flexrnn.engine.compiler.spelt.rows import (
 
 _TABLE = 1 << 16  # numbers of a table, through all of which a row goes
 PAIRS = columns.PAIRS
+_NEUTRAL = {"sum": 0.0, "mean": 0.0, "prod": 1.0, "amax": -math.inf, "amin": math.inf}
 _WIDE = 4096  # units among which a number is looked for: each takes a comparison
 
 
@@ -276,7 +277,21 @@ def _scatter_reduce(
 ) -> Tensor:
     if reduce == "sum" and include_self:
         return _scatter_add(input, dim, index, src)
-    return torch.scatter_reduce(input, dim, index, src, reduce, include_self=include_self)
+    alike = src.shape == index.shape and src.dtype == input.dtype and input.is_floating_point()
+    if not (alike and _fits(input, dim, index) and reduce in _NEUTRAL):
+        return torch.scatter_reduce(input, dim, index, src, reduce, include_self=include_self)
+    here = are(index.movedim(dim, -1), input.shape[dim])  # (..., M, N)
+    given = where(here, src.movedim(dim, -1).unsqueeze(-1), _NEUTRAL[reduce])
+    own, some = input.movedim(dim, -1).unsqueeze(-2), here.any(-2, keepdim=True)
+    if include_self:
+        given = torch.cat([own, given], -2)
+    if reduce == "mean":
+        count = here.sum(-2).to(input.dtype) + include_self
+        found = given.sum(-2) / count.clamp(min=1)
+    else:
+        found = given.sum(-2) if reduce == "sum" else getattr(given, reduce)(-2)
+    found = found if include_self else torch.where(some, found.unsqueeze(-2), own).squeeze(-2)
+    return found.movedim(-1, dim).contiguous()
 
 
 def _count(input: Tensor, dim: Any = None) -> Tensor:
@@ -300,6 +315,7 @@ SPELT: dict[Any, Any] = {
         (_scatter_add, (torch.scatter_add, Tensor.scatter_add)),
         (in_place(_scatter_add), (Tensor.scatter_add_,)),
         (_scatter_reduce, (torch.scatter_reduce, Tensor.scatter_reduce)),
+        (in_place(_scatter_reduce), (Tensor.scatter_reduce_,)),
         (_count, (torch.count_nonzero, Tensor.count_nonzero)),
     )
     for original in originals

@@ -104,6 +104,14 @@ def _trace(input: Tensor) -> Tensor:
     return torch.trace(input)
 
 
+def _round(input: Tensor, *, decimals: int = 0) -> Tensor:
+    """To so many digits behind the point; torch's is an operation of its own."""
+    if not decimals or not input.is_floating_point():
+        return torch.round(input) if not decimals else torch.round(input, decimals=decimals)
+    ten = 10.0 ** abs(decimals)
+    return torch.round(input * ten) / ten if decimals > 0 else torch.round(input / ten) * ten
+
+
 def _isclose(
     input: Tensor, other: Tensor, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False
 ) -> Tensor:
@@ -196,6 +204,7 @@ SPELT: dict[Any, Any] = {
     Tensor.cross: _cross_along(Tensor.cross),
     torch.nanmean: as_torch(torch.nanmean, _nanmean),
     Tensor.nanmean: as_torch(Tensor.nanmean, _nanmean),
+    **dict.fromkeys((torch.round, Tensor.round), as_torch(torch.round, _round)),
     torch.isclose: as_torch(torch.isclose, _isclose),
     Tensor.isclose: as_torch(Tensor.isclose, _isclose),
     torch.pairwise_distance: _pairwise_distance,

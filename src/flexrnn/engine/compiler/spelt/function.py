@@ -33,7 +33,7 @@ def applied(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
         cls.setup_context(context, args, made)
     if context.dirty_tensors:
         raise refused(cls.__name__, "it writes into what it is given")
-    if not torch.is_grad_enabled() or getattr(_returning, "now", False):
+    if not torch.is_grad_enabled() or returns():
         return made
     results = list(made) if isinstance(made, tuple) else [made]
     if any(isinstance(x, Tensor) and x.is_complex() for x in (*args, *results)):
@@ -57,19 +57,26 @@ def _forward(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
         _forwards.now = before
 
 
+def returns() -> bool:
+    """Whether a `backward` is written down here and now."""
+    return getattr(_returning, "now", False)
+
+
 def _heaviside(input: Tensor, values: Tensor) -> Tensor:
-    """Torch has no derivative of it, and so a program has none where one may be asked for."""
+    """Torch has no derivative of it: what differentiates it meets a cotangent of nobody's.
+
+    Autodiff refuses what is left of one. What is detached, before it or behind, needs none.
+    """
     rows = isinstance(input, Tensor) and isinstance(values, Tensor) and (
         is_of_rows(input) or is_of_rows(values))  # fmt: skip
     if not rows or input.dtype != values.dtype:
         return torch.heaviside(input, values)
-    inside = getattr(_forwards, "now", False) or getattr(_returning, "now", False)
-    if torch.is_grad_enabled() and not inside:
-        raise refused(
-            "heaviside",
-            "it has no derivative; in a Function's forward, or torch.no_grad(), it needs none",
-        )
-    return torch.where(input == 0, values, (input > 0).to(input.dtype))
+    y = torch.where(input == 0, values, (input > 0).to(input.dtype))
+    if not torch.is_grad_enabled() or getattr(_forwards, "now", False) or returns():
+        return y
+    given = [x.expand(y.shape) for x in (input, values)]
+    unknown = [_ops.cotangent(x) for x in given]
+    return _ops.custom_vjp(y, "heaviside", _ops.cotangent(y), given, unknown)
 
 
 class _Context(FunctionCtx):

@@ -300,6 +300,25 @@ def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str = "") -> Te
     return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)
 
 
+def _kron(input: Tensor, other: Tensor) -> Tensor:
+    """Of rows and of what is the same for all, `(1, ...)`; torch makes sizes one, the batch's, too.
+
+    Rows and rows would be every one with every other.
+    """
+    rows, one = (input, other) if is_of_rows(input) else (other, input)
+    one = one.view(*(1 for _ in range(rows.dim() - one.dim())), *one.shape)
+    if not is_of_rows(rows) or has_rows(one) or rows.dim() != one.dim() or one.shape[0] != 1:
+        return torch.kron(input, other)
+    rank, first = rows.dim(), rows is input
+    for axis in range(1, rank):  # each becomes two, of which one has a single place
+        at = 2 * axis - 1
+        rows, one = rows.unsqueeze(at + first), one.unsqueeze(at + (not first))
+    y = rows * one
+    for axis in range(1, rank):
+        y = y.flatten(axis, axis + 1)
+    return y
+
+
 def _baddbmm(y: Tensor, a: Tensor, w: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """Torch's cannot stretch y where the batch has no number."""
     return beta * y + alpha * torch.bmm(a, w)
@@ -317,6 +336,7 @@ SPELT: dict[Any, Any] = {
     torch.cdist: _cdist,
     F.linear: linear,
     F.bilinear: _bilinear,
+    **dict.fromkeys((torch.kron, Tensor.kron), as_torch(torch.kron, _kron)),
 }
 if hasattr(torch, "chain_matmul"):  # torch has said that it will go
     SPELT[torch.chain_matmul] = lambda *matrices: _multi_dot(matrices)

@@ -9,7 +9,8 @@ from torch.nn import functional as F  # noqa: N812
 from flexrnn.engine.compiler.spelt.rows import is_of_rows
 
 
-def _pad(input: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Tensor:
+def pad(input: Tensor, pad: Any, mode: str = "constant", value: float | None = None) -> Tensor:
+    """`torch.nn.functional.pad`."""
     if mode in _ENDS and _fits(input, pad, mode):
         return _by_units(input, pad, mode)
     if mode != "constant" or any(pad[2 * input.dim() - 2 :]):
@@ -62,4 +63,4 @@ def _around(x: Tensor, axis: int, before: int, after: int) -> tuple[Tensor, Tens
 
 
 _ENDS = {"reflect": _reflected, "replicate": _replicated, "circular": _around}
-SPELT: dict[Any, Any] = {F.pad: _pad}
+SPELT: dict[Any, Any] = {F.pad: pad}

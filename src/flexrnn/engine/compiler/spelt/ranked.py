@@ -24,44 +24,45 @@ from flexrnn.engine.compiler.spelt.rows import (
 _ONE_BY_ONE = 8  # of the largest units that are looked for one after another
 
 
-def _sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Any:
-    if not _is_ranked(input, dim):
+def sort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Any:
+    """`torch.sort`."""
+    if not is_ranked(input, dim):
         return torch.sort(input, dim, descending)
     return torch.return_types.sort(
-        _standing(input, dim, range(input.shape[dim]), descending=descending)
+        standing(input, dim, range(input.shape[dim]), descending=descending)
     )
 
 
 def _argsort(input: Tensor, dim: int = -1, descending: bool = False, stable: bool = False) -> Any:
-    if not _is_ranked(input, dim):
+    if not is_ranked(input, dim):
         return torch.argsort(input, dim, descending)
-    return _sort(input, dim, descending)[1]
+    return sort(input, dim, descending)[1]
 
 
 def _topk(input: Tensor, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
-    fits = has_units(input, dim) or _is_ranked(input, dim)
+    fits = has_units(input, dim) or is_ranked(input, dim)
     if not (fits and 0 < k <= input.shape[dim]):
         return torch.topk(input, k, dim, largest, sorted)
     if k <= _ONE_BY_ONE and input.is_floating_point():
         return torch.return_types.topk(_one_by_one(input, k, dim, largest=largest))
-    if not _is_ranked(input, dim):
+    if not is_ranked(input, dim):
         return torch.topk(input, k, dim, largest, sorted)
-    return torch.return_types.topk(_standing(input, dim, range(k), descending=largest))
+    return torch.return_types.topk(standing(input, dim, range(k), descending=largest))
 
 
 def _kthvalue(input: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
-    if not (_is_ranked(input, dim) and 0 < k <= input.shape[dim]):
+    if not (is_ranked(input, dim) and 0 < k <= input.shape[dim]):
         return torch.kthvalue(input, k, dim, keepdim)
-    value, number = _standing(input, dim, [k - 1])
+    value, number = standing(input, dim, [k - 1])
     found = (value, number) if keepdim else (value.squeeze(dim), number.squeeze(dim))
     return torch.return_types.kthvalue(found)
 
 
 def _median(input: Tensor, dim: int, keepdim: bool = False) -> Any:
     """The lower one of two; nan where one unit is."""
-    if not _is_ranked(input, dim):
+    if not is_ranked(input, dim):
         return torch.median(input, dim, keepdim)
-    value, number = _standing(input, dim, [(input.shape[dim] - 1) // 2])
+    value, number = standing(input, dim, [(input.shape[dim] - 1) // 2])
     if input.is_floating_point():
         nan = input != input
         some = nan.any(dim, keepdim=True)
@@ -71,7 +72,8 @@ def _median(input: Tensor, dim: int, keepdim: bool = False) -> Any:
     return torch.return_types.median(found)
 
 
-def _is_ranked(x: Tensor, dim: int) -> bool:
+def is_ranked(x: Tensor, dim: int) -> bool:
+    """Whether units along an axis behind the batch are few enough to be compared with all."""
     whole = x.dtype in WHOLE and is_behind_batch(x, dim)
     return (whole or has_units(x, dim)) and x.shape[dim] ** 2 <= PAIRS
 
@@ -94,7 +96,7 @@ def _one_by_one(input: Tensor, k: int, dim: int, *, largest: bool) -> tuple[Tens
     return torch.cat(values, dim), torch.cat(places, dim).long()
 
 
-def _standing(
+def standing(
     input: Tensor, dim: int, places: Sequence[int], *, descending: bool = False
 ) -> tuple[Tensor, Tensor]:
     """What stands at some places of the order, and the numbers of these units.
@@ -120,7 +122,7 @@ def _exceeds(a: Tensor, b: Tensor) -> Tensor:
 SPELT: dict[Any, Any] = {
     original: as_torch(original, along_rows_behind(spelling))
     for spelling, originals in (
-        (_sort, (torch.sort, Tensor.sort)),
+        (sort, (torch.sort, Tensor.sort)),
         (_argsort, (torch.argsort, Tensor.argsort)),
         (_topk, (torch.topk, Tensor.topk)),
         (_kthvalue, (torch.kthvalue, Tensor.kthvalue)),
