@@ -16,6 +16,11 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         + F.instance_norm((h @ c.wide).view(-1, 2, 2, 2), weight=c.b[:2], bias=c.heads, eps=1e-3)
         .flatten(1)[:, 2:6]
     ),
+    "instance_norm, by what has been found": lambda c, x, h: (
+        x @ c.W + F.instance_norm(
+            halves(h), c.heads.detach(), c.b[:2].detach().square(), c.b[2:], c.heads,
+            use_input_stats=False).flatten(1)
+    ),
     "local_response_norm": lambda c, x, h: (
         x @ c.W + F.local_response_norm(h.unsqueeze(-1), 3, alpha=2.0).squeeze(-1)
         + F.local_response_norm(halves(h), 2, 0.5, 0.5, 2.0).flatten(1)

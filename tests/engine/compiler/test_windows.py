@@ -57,6 +57,12 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         + F.avg_pool2d((h @ c.wide).view(-1, 2, 2, 2), 2, (1, 1), 1).flatten(1)[:, 5:9]
         + F.avg_pool2d((h @ c.wide).view(-1, 2, 2, 2), (2, 1), divisor_override=3).flatten(1)
     ),
+    "pools of so many parts": lambda c, x, h: (
+        x @ c.W + F.adaptive_max_pool1d(h[:, None], 3).sum(-1) * h
+        + F.adaptive_max_pool1d((h @ c.wide)[:, None], output_size=4).squeeze(1)
+        + F.adaptive_max_pool1d(halves(h), 1).flatten(1).repeat(1, 2)
+        + F.adaptive_max_pool2d((h @ c.wide).view(-1, 2, 2, 2), 1).flatten(1).repeat(1, 2)
+    ),
     "pads": lambda c, x, h: (
         x @ c.W + F.pad(h, (2, 1), "reflect")[:, :4] + F.pad(h @ c.U, (3, 2), "replicate")[:, 3:7]
         + F.pad(h, (1, 4), mode="circular")[:, 4:8] * h + sum(

@@ -29,7 +29,7 @@ from flexrnn.engine.compiler.refusal import (
     users_line,
 )
 from flexrnn.engine.compiler.spelt import function, picked
-from flexrnn.engine.compiler.spelt.rows import writes_to
+from flexrnn.engine.compiler.spelt.rows import is_of_rows, writes_to
 from flexrnn.engine.compiler.spelt.table import RESPELT
 
 if TYPE_CHECKING:

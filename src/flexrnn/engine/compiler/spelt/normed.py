@@ -23,16 +23,20 @@ def _instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Of `(B, C, ...)` every channel by itself."""
-    if not use_input_stats:
-        return F.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
-    if running_mean is not None or running_var is not None:
+    """Of `(B, C, ...)` every channel by itself, or by what has been found before."""
+    if use_input_stats and running_mean is not None:
         raise refused("instance_norm", ACROSS)
     if not is_of_rows(input) or input.dim() < 3 or math.prod(input.shape[2:]) < 2:
-        return F.instance_norm(input, None, None, weight, bias, True, momentum, eps)
+        return F.instance_norm(
+            input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+        )
     axes, wide = (*range(2, input.dim()),), (-1, *(1 for _ in input.shape[2:]))
-    rest = input - input.mean(axes, keepdim=True)
-    y = rest * (rest.square().mean(axes, keepdim=True) + eps).rsqrt()
+    if running_mean is None or running_var is None:
+        rest = input - input.mean(axes, keepdim=True)
+        variance = rest.square().mean(axes, keepdim=True)
+    else:
+        rest, variance = input - running_mean.view(wide), running_var.view(wide)
+    y = rest * (variance + eps).rsqrt()
     y = y if weight is None else y * weight.view(wide)
     return y if bias is None else y + bias.view(wide)
 

@@ -1,4 +1,4 @@
-"""Spellings: windows side by side along the last axis, of which one number each is left."""
+"""Spellings: windows of one axis or two, of which one number each is left."""
 
 import math
 from typing import Any
@@ -121,6 +121,24 @@ def _max_pool2d(
     return torch.max(found, -1)[0]
 
 
+def _adaptive_max_pool1d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+    """Of parts that may overlap by a place, the largest of each."""
+    (count, *_), size = _two(output_size), input.shape[-1]
+    fits = input.dim() in (2, 3) and has_real_units(input, -1) and not return_indices
+    if not fits or not 0 < count <= MOST:
+        return F.adaptive_max_pool1d(input, output_size, return_indices)
+    ends = [(k * size // count, -(-(k + 1) * size // count)) for k in range(count)]
+    return torch.cat([torch.max(input[..., a:b], -1, True)[0] for a, b in ends], -1)
+
+
+def _adaptive_max_pool2d(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+    """One place of an image, the largest of all; of more torch's."""
+    fits = input.dim() == 4 and has_real_units(input, -1) and not return_indices
+    if not fits or _two(output_size) != [1, 1]:
+        return F.adaptive_max_pool2d(input, output_size, return_indices)
+    return torch.max(input.flatten(2), -1, True)[0].unsqueeze(-1)
+
+
 SPELT: dict[Any, Any] = {
     original: as_torch(original, spelling)
     for spelling, originals in (
@@ -128,6 +146,8 @@ SPELT: dict[Any, Any] = {
         (_max_pool1d, (F.max_pool1d, torch.max_pool1d)),
         (_avg_pool2d, (F.avg_pool2d,)),
         (_max_pool2d, (F.max_pool2d, torch.max_pool2d)),
+        (_adaptive_max_pool1d, (F.adaptive_max_pool1d,)),
+        (_adaptive_max_pool2d, (F.adaptive_max_pool2d,)),
     )
     for original in originals
 }
