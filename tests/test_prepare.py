@@ -161,7 +161,7 @@ def test_nothing_else_changes() -> None:
 
 class Sorting(Counting):
     def step(self, x: Tensor, state: cells.HiddenState) -> cells.HiddenState:
-        return cells.HiddenState(state.h.logcumsumexp(-1) + x.sum(-1, True))  # the line
+        return cells.HiddenState((state.h.tanh() / 2).erfinv() + x.sum(-1, True))  # the line
 
 
 LINE = next(k for k, line in enumerate(Path(__file__).read_text().splitlines(), 1)
@@ -172,7 +172,7 @@ def test_what_cannot_be_compiled_raises() -> None:
     complex_ = flexrnn.GRU(I, H)
     for p in complex_.parameters():
         p.data = p.data.to(torch.complex64)
-    with pytest.raises(RuntimeError, match=rf"aten\.logcumsumexp.*at {__file__}:{LINE}"):
+    with pytest.raises(RuntimeError, match=rf"aten\.erfinv.*at {__file__}:{LINE}"):
         flexrnn.compile(flexrnn.FlexRNN(Sorting, I, H))
     with pytest.raises(RuntimeError, match=r"a state of real numbers, got torch\.complex64"):
         flexrnn.compile(complex_)
