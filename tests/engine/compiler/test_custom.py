@@ -306,6 +306,20 @@ class Shifted(Function):
         return g, g.sum(0)
 
 
+class Centred(Straight):
+    """Its backward sums along each row."""
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return g - g.sum(dim=-1, keepdim=True) / 5 + torch.sum(g, -1, True)
+
+
+def test_a_backward_sums_along_each_row(function_layer: Any, same_by_program: Any) -> None:
+    layer = function_layer(lambda c, z, h: Centred.apply(z).tanh() + h)
+    x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
+    same_by_program(layer, x)
+
+
 REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "not linear, of a parameter": (lambda c, z, h: z + Clipped.apply(c.inner.bias) * h, "Clipped"),
     "too few gradients": (lambda c, z, h: Short.apply(z, 2.0) + h, "1 gradients of 2 arguments"),

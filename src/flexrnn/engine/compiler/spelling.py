@@ -147,7 +147,7 @@ class Spelling(TorchFunctionMode):
             )
         if _differentiates():
             raise CannotCompileError(f"{name} cannot be compiled: the step differentiates, {place}")
-        if function.returns() and _sums_rows(name, args):
+        if function.returns() and _sums_rows(name, args, kwargs):
             raise CannotCompileError(
                 f"{name} cannot be compiled: a Function's backward sums over the rows, for a "
                 f"parameter; used outside of it the parameter has autograd's gradient, {place}"
@@ -245,14 +245,15 @@ def _given_back(found: Any, cut: Any, given: Any) -> Tensor | None:
     return next((x for without, x in pairs if without is found), None)
 
 
-def _sums_rows(name: str, args: Any) -> bool:
+def _sums_rows(name: str, args: Any, kwargs: Any) -> bool:
     """Whether it is `x.T @ g`, as the gradient of a weight is, or `g.sum(0)`, of a bias."""
     first = args[0] if args and isinstance(args[0], Tensor) else None
     if first is None or not first.dim():
         return False
     if name in _PRODUCTS:
         return isinstance(first.shape[-1], torch.SymInt)
-    return name == "sum" and is_of_rows(first) and (len(args) < 2 or args[1] in (0, (0,), [0]))
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
+    return name == "sum" and is_of_rows(first) and dim in (None, 0, (0,), [0])
 
 
 def _tensors(given: Any) -> list[Tensor]:
