@@ -73,6 +73,16 @@ def written_to(c: Any, x: Tensor, h: Tensor) -> Tensor:
     return z.real + z.abs() + (w * c.lam).real
 
 
+def weights_written_to(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    """Torch has no derivative of how it writes them down once writes have become functions."""
+    w, v = c.A.clone(), torch.zeros(4, 4, dtype=DOUBLE)
+    w[0, 0] = 2j
+    w[1:3, 2] *= c.lam[:2]
+    v[0] = c.lam
+    v.diagonal().add_(c.lam)
+    return (c.z(x, h) @ w).imag + (c.z(x, h) @ v).real
+
+
 def reflected(c: Any, x: Tensor, h: Tensor) -> Tensor:
     z, v = c.z(x, h), c.lam
     return (z - 2 * v * (z @ v.conj()).unsqueeze(-1) / (v.abs() ** 2).sum()).real
@@ -108,6 +118,7 @@ WRITTEN: dict[str, Callable[..., Tensor]] = {
         (c.z(x, h) * 2 - 1j * h + c.lam.conj() * h - 0.5).real + (1 - c.z(x, h)).imag
         + (c.z(x, h).mul(1j).add(h, alpha=2) - c.z(x, h).sub(c.lam, alpha=3j)).imag
         + torch.addcmul(c.z(x, h), c.z(x, h), c.lam, value=0.5).imag
+        + torch.rsub(c.z(x, h), h + 1j, alpha=2).imag + torch.rsub(c.z(x, h), 3j, alpha=2j).real
         + torch.lerp(c.z(x, h), h + 1j, 0.3).imag
     ),
     "divided": lambda c, x, h: (
@@ -119,6 +130,9 @@ WRITTEN: dict[str, Callable[..., Tensor]] = {
         + (c.z(x, h) ** 0.5 + 2 ** c.z(x, h) + c.z(x, h).square() * 0.1).imag.tanh()
         + (c.z(x, h) ** 7 * 1e-3 + c.z(x, h) ** 0 + c.z(x, h) ** 1.7).real.tanh()
         - c.z(x, h).sqrt().real - (c.z(x, h) + 2).rsqrt().imag
+    ),
+    "powers of real numbers": lambda c, x, h: (
+        ((2 + 1j) ** h).imag.tanh() + (1j**h).real + (h ** (2 + 0j)).real.tanh() + x @ c.W
     ),
     "exponentials": lambda c, x, h: (
         (c.z(x, h).exp() + c.z(x, h).log() + c.z(x, h).sin()).imag.tanh()
@@ -168,7 +182,7 @@ WRITTEN: dict[str, Callable[..., Tensor]] = {
         torch.where(h > 0, c.z(x, h), 0.5).imag + torch.where(h > 0, c.z(x, h), h * 2j).imag
         + torch.where(c.z(x, h).abs() > 1, c.z(x, h) / c.z(x, h).abs(), c.z(x, h)).imag
         + torch.where(c.z(x, h) == h, h, h * 2) + torch.where(c.z(x, h) != 0, x @ c.W, h)
-        + c.z(x, h).isnan() * h
+        + c.z(x, h).isnan() * h + (1 / (c.z(x, h) * (h > 0))).isfinite() * h
     ),
     "new tensors": lambda c, x, h: (
         (torch.zeros(h.shape[0], 4, dtype=DOUBLE) + torch.zeros_like(h, dtype=DOUBLE) + h).real
@@ -184,6 +198,7 @@ WRITTEN: dict[str, Callable[..., Tensor]] = {
     "mod relu": mod_relu,
     "asked": read,
     "written to": written_to,
+    "weights written to": weights_written_to,
     "without gradients": without_gradients,
 }  # fmt: skip
 
@@ -301,6 +316,16 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_refused(name: str, refuses: Callable[..., None]) -> None:
     refuses(*REFUSED[name])
+
+
+def test_weights_without_a_derivative_are_refused() -> None:
+    """Of complex numbers torch raises an error at once."""
+    layer = flexrnn.FlexRNN(
+        Complex, 3, 4, dtype=torch.float64, function=lambda c, x, h: (h * F.silu(c.lam)).real
+    )
+    reason = r"silu\.default cannot be compiled: it has no derivative"
+    with flexrnn.backend("cpu"), pytest.raises(RuntimeError, match=reason):
+        layer(torch.zeros(1, 2, 3, dtype=torch.float64))
 
 
 def test_a_state_is_not_written_to() -> None:

@@ -62,7 +62,10 @@ class Ahead(NamedTuple):
         with torch.enable_grad():
             values: list[Any] = list(tensors)
             for number, call in enumerate(self.calls):
-                values.append(call.run(values))
+                try:
+                    values.append(call.run(values))
+                except RuntimeError:  # of complex numbers torch says so at once
+                    return number
                 made = values[-1] if isinstance(values[-1], (list, tuple)) else values[-1:]
                 nodes = [t.grad_fn for t in made if isinstance(t, Tensor)]
                 if any(

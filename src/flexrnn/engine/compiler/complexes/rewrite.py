@@ -21,6 +21,11 @@ _WHY = (
     "a program has no such operation on complex numbers, which two real ones can be: "
     "torch.view_as_real, or .real and .imag"
 )
+_WRITES = (  # of which torch has a derivative in real numbers alone
+    aten.select_scatter.default,
+    aten.slice_scatter.default,
+    aten.diagonal_scatter.default,
+)
 
 
 def in_real_numbers(graph: fx.Graph, names: Sequence[str]) -> None:
@@ -66,6 +71,8 @@ class _Rewrite:
                     self._rewrite(node)
 
     def _is_fixed(self, node: fx.Node) -> bool:
+        if node.target in _WRITES and _is_complex(node):
+            return False
         return is_pure(node) and self.fixed.issuperset(node.all_input_nodes)
 
     def _rewrite(self, node: fx.Node) -> None:

@@ -43,6 +43,11 @@ def _sum(rule: Callable[[Writer, Pair, Pair], Pair]) -> Rule:
     return spelt
 
 
+def _subtracted_from(w: Writer, _: Any, a: Any, b: Any, alpha: Any = 1) -> Pair:
+    """`b - alpha a`."""
+    return pairs.sub(w, _as_pair(b), pairs.scaled(w, _as_pair(a), alpha))
+
+
 def _each(w: Writer, target: Any, a: Pair, *args: Any, **kwargs: Any) -> Pair:
     """What it does to numbers is the same for both parts, and to 0 nothing."""
     kwargs = {name: _real_dtype(value) for name, value in kwargs.items()}
@@ -159,10 +164,10 @@ def _compared(name: str, join: Any) -> Rule:
 
 
 def _power(w: Writer, target: Any, a: Any, b: Any) -> Pair:
-    if _is_pair(a) and isinstance(b, (int, float, complex)):
-        return pairs.power(w, a, b)
-    if _is_pair(b) and isinstance(a, (int, float, complex)):
-        return pairs.power_of(w, a, b)
+    if isinstance(b, (int, float, complex)):
+        return pairs.power(w, _as_pair(a), b)
+    if isinstance(a, (int, float, complex)):
+        return pairs.power_of(w, a, _as_pair(b))
     raise w.refused("a power by exponents that are a tensor's, for which exp and log would do")
 
 
@@ -211,7 +216,7 @@ RULES: dict[str, Rule] = {
     **{name: _joint(*places) for name, places in _JOINT.items()},
     "add": _sum(pairs.add),
     "sub": _sum(pairs.sub),
-    "rsub": _sum(lambda w, a, b: pairs.sub(w, b, a)),
+    "rsub": _subtracted_from,
     "mul": _arithmetic(pairs.mul),
     "div": _arithmetic(pairs.div),
     "reciprocal": _arithmetic(pairs.reciprocal),

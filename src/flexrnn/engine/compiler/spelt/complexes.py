@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexrnn.engine.compiler.spelt.rows import has_rows
+from flexrnn.engine.compiler.spelt.rows import as_torch, has_rows
 
 
 def complex_of(real: Tensor, imag: Tensor) -> Tensor:
@@ -24,5 +24,16 @@ def _polar(abs: Tensor, angle: Tensor) -> Tensor:
     return abs * angle.cos() + 1j * (abs * angle.sin())
 
 
+def _isfinite(input: Tensor) -> Tensor:
+    """Torch's writes the truth of one part into that of the other."""
+    if not input.is_complex() or not has_rows(input):
+        return torch.isfinite(input)
+    return input.real.isfinite() & input.imag.isfinite()
+
+
 _REAL = (torch.float32, torch.float64)  # torch says what is wrong with others
-SPELT: dict[Any, Any] = {torch.complex: complex_of, torch.polar: _polar}
+SPELT: dict[Any, Any] = {
+    torch.complex: complex_of,
+    torch.polar: _polar,
+    **dict.fromkeys((torch.isfinite, Tensor.isfinite), as_torch(torch.isfinite, _isfinite)),
+}
