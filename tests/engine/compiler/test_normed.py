@@ -41,6 +41,11 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "running statistics": (
         lambda c, z, h: h + F.instance_norm(z[:, None], z.new_zeros(1), z.new_ones(1))[:, 0],
         "instance_norm cannot be compiled: it works across the batch"),
+    "no statistics": (
+        lambda c, z, h: F.instance_norm(z[:, None], use_input_stats=False)[:, 0],
+        "instance_norm cannot be compiled: Expected running_mean"),
+    "no such axis": (lambda c, z, h: z.renorm(2, 9, 1.0), "renorm .* Dimension out of range"),
+    "no norm": (lambda c, z, h: z.renorm(0, 0, 1.0), "renorm: non-positive"),
 }  # fmt: skip
 
 

@@ -144,7 +144,9 @@ SPELLINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "extrema": lambda z, h: torch.maximum(z, h) - torch.minimum(z, h) * 0.5,
     "circular": lambda z, h: torch.sin(z) + torch.cos(h) + torch.atan2(z, h + 9),
     "rounding": lambda z, h: h * 0.5 + torch.floor(z * 3) + torch.round(z),
-    "rounding to a digit": lambda z, h: h * z.round(decimals=1) + torch.round(9 * h, decimals=-1),
+    "rounding to a digit": lambda z, h: (
+        h * z.round(decimals=1) + torch.round(9 * h, decimals=-1) + h * (z * 3).round_(decimals=2)
+    ),
     "glu": lambda z, h: F.glu(torch.cat([z, h], -1), -1),
     "own temporary in place": lambda z, h: (z * 2).add_(h).tanh_(),
     "chunks": lambda z, h: torch.cat(torch.cat([z, h], -1).chunk(2, -1)[::-1], -1)[..., :5],

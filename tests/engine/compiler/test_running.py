@@ -40,3 +40,10 @@ REFUSED: dict[str, Callable[..., Tensor]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_along_the_batch_it_is_refused(name: str, refuses: Callable[..., None]) -> None:
     refuses(REFUSED[name], f"{name}.* cannot be compiled")
+
+
+def test_an_axis_that_comes_twice_is_refused(refuses: Callable[..., None]) -> None:
+    refuses(
+        lambda c, z, h: h + torch.gradient(z, dim=(1, -1))[0],
+        "gradient cannot be compiled: dim 1 appears multiple times",
+    )

@@ -40,6 +40,7 @@ WRITTEN: dict[str, Callable[..., Tensor]] = {
         + fft.irfft2(z(c, x, h).view(-1, 2, 2), s=(2, 2)).flatten(1)
         + fft.ifftn(z(c, x, h).view(-1, 2, 2), dim=(1, 2)).imag.flatten(1)
         + fft.rfftn(halves(h), s=(3, 4), dim=(2, 1))[:, :, 1].imag.sum(-1, keepdim=True)
+        + fft.fftn(halves(h), s=(-1, 3), dim=(1, 2))[:, :, 2].imag.sum(-1, keepdim=True)
     ),
     "shifted": lambda c, x, h: (
         fft.fftshift(fft.fft(h), dim=-1).imag + fft.ifftshift(h, -1) + x @ c.W

@@ -205,6 +205,7 @@ SPELT: dict[Any, Any] = {
     torch.nanmean: as_torch(torch.nanmean, _nanmean),
     Tensor.nanmean: as_torch(Tensor.nanmean, _nanmean),
     **dict.fromkeys((torch.round, Tensor.round), as_torch(torch.round, _round)),
+    Tensor.round_: in_place(_round),
     torch.isclose: as_torch(torch.isclose, _isclose),
     Tensor.isclose: as_torch(Tensor.isclose, _isclose),
     torch.pairwise_distance: _pairwise_distance,

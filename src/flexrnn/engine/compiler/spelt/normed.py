@@ -26,7 +26,8 @@ def _instance_norm(
     """Of `(B, C, ...)` every channel by itself, or by what has been found before."""
     if use_input_stats and running_mean is not None:
         raise refused("instance_norm", ACROSS)
-    if not is_of_rows(input) or input.dim() < 3 or math.prod(input.shape[2:]) < 2:
+    known = use_input_stats or (running_mean is not None and running_var is not None)
+    if not known or not is_of_rows(input) or input.dim() < 3 or math.prod(input.shape[2:]) < 2:
         return F.instance_norm(
             input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
         )
@@ -55,7 +56,8 @@ def _local_response_norm(
 
 def _renorm(input: Tensor, p: float, dim: int, maxnorm: float) -> Tensor:
     """Of `(B, ...)` what is too long, cut to a length along all other axes of the row or batch."""
-    if not is_of_rows(input) or not input.is_floating_point() or input.dim() < 2:
+    fits = input.is_floating_point() and input.dim() > 1 and p > 0 and maxnorm >= 0
+    if not is_of_rows(input) or not fits or not -input.dim() <= dim < input.dim():
         return torch.renorm(input, p, dim, maxnorm)
     if is_behind_batch(input, dim):
         raise refused("renorm", "it works across the batch, but for dim=0")

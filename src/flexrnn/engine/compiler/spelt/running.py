@@ -13,7 +13,11 @@ from flexrnn.engine.compiler.spelt.rows import as_torch, has_real_units, is_behi
 def _gradient(input: Tensor, *, spacing: Any = 1, dim: Any = None, edge_order: int = 1) -> Any:
     """Torch's asks all axes how long they are, the batch, too."""
     dims = [dim] if isinstance(dim, int) else [*dim] if isinstance(dim, (tuple, list)) else []
-    fits = dims and all(has_real_units(input, d) and input.shape[d] > edge_order for d in dims)
+    fits = (
+        dims
+        and len({d % input.dim() for d in dims}) == len(dims)
+        and all(has_real_units(input, d) and input.shape[d] > edge_order for d in dims)
+    )
     if not fits or not isinstance(spacing, (int, float)) or edge_order not in (1, 2):
         options = {} if dim is None else {"dim": dim}
         return _GRADIENT(input, spacing=spacing, edge_order=edge_order, **options)

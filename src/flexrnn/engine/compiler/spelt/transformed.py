@@ -66,7 +66,8 @@ def _several(original: Callable[..., Tensor], first: Any, then: Any) -> Callable
             return original(input, s, dim, norm)
         if dim is None or isinstance(dim, int) or (s is not None and len(s) != len(dim)):
             raise refused(original.__name__, f"{_WHY}, or along several, one after another")
-        axes = [*zip(dim, s or (None for _ in dim), strict=True)]
+        sizes = [None if n == -1 else n for n in s or [None] * len(dim)]  # -1: as it is
+        axes = [*zip(dim, sizes, strict=True)]
         rest = [(then, *axis) for axis in axes[:-1]]
         last = [(first, *axes[-1])]
         x = input
