@@ -16,7 +16,7 @@ from flexrnn.engine.compiler.graph import BATCH, Graph, Node
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.chunks import Chunk
 from flexrnn.engine.cpu.kernel import STARTS
-from flexrnn.engine.cpu.nodes import compute, pays
+from flexrnn.engine.cpu.nodes import compute, pays, product
 from flexrnn.engine.cpu.outer import Outer, is_faster, multiply
 from flexrnn.engine.cpu.plan import Sizes
 from flexrnn.engine.interpreter import Values
@@ -186,8 +186,7 @@ class After:
         products = [self._outer(group, values, call, span) for group in self.groups]
         for index in self.ends:
             rows, weight = (values[arg] for arg in graph.nodes[index].args)
-            total = call.found[index][span]
-            products.append(Outer([[_flat(rows).T]], [[weight]], [[_flat(total)]], adds=False))
+            products.append(product(rows, weight, call.found[index][span]))
         multiply(products, self.sizes.threads)
         return values
 

@@ -1,5 +1,7 @@
-"""What is computed for many rows at once, outside of loops: as the interpreter does it, but large
-products by our own library, where that is faster than torch."""
+"""What is computed for many rows at once, outside of loops.
+
+As the interpreter does it, but for large products: by our own library, where that is faster.
+"""
 
 from collections.abc import Sequence
 
@@ -35,9 +37,14 @@ def compute(
     rows, weight = args
     if into is None:
         into = like.new_empty((*rows.shape[:-1], weight.shape[1]))
-    left, total = rows.reshape(-1, rows.shape[-1]).T, into.view(-1, weight.shape[1])
-    multiply([Outer([[left]], [[weight]], [[total]], adds=False)], threads)
+    multiply([product(rows, weight, into)], threads)
     return into
+
+
+def product(rows: Tensor, weight: Tensor, into: Tensor) -> Outer:
+    """Rows by a weight, into memory in one piece; both may have several axes in front."""
+    left, total = rows.reshape(-1, rows.shape[-1]).T, into.view(-1, weight.shape[1])
+    return Outer([[left]], [[weight]], [[total]], adds=False)
 
 
 def _is_ours(rows: Tensor, weight: Tensor, like: Tensor) -> bool:
