@@ -34,8 +34,7 @@ def _avg_pool1d(
     step = _one(stride) if stride else size
     if not _fits(input, size, padded, ceil_mode) or (padded and not count_include_pad):
         return F.avg_pool1d(input, kernel_size, stride, padding, ceil_mode, count_include_pad)
-    edge = input.new_zeros(*input.shape[:-1], padded)
-    wide = torch.cat([edge, input, edge], -1) if padded else input
+    wide = pad(input, (padded, padded)) if padded else input
     return wide.unfold(-1, size, step).mean(-1)
 
 
@@ -54,8 +53,7 @@ def _max_pool1d(
         return F.max_pool1d(
             input, kernel_size, stride, padding, dilation, ceil_mode=ceil_mode,
             return_indices=return_indices)  # fmt: skip
-    edge = input.new_full((*input.shape[:-1], padded), -math.inf)
-    wide = torch.cat([edge, input, edge], -1) if padded else input
+    wide = pad(input, (padded, padded), value=-math.inf) if padded else input
     return torch.max(wide.unfold(-1, size, step), -1)[0]
 
 
