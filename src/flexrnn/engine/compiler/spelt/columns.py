@@ -18,7 +18,7 @@ from flexrnn.engine.compiler.cuts import MOST
 from flexrnn.engine.compiler.spelt import picked
 from flexrnn.engine.compiler.spelt.rows import (
     WHOLE,
-    has_units,
+    has_numeric_units,
     is_behind_batch,
     is_of_rows,
     where,
@@ -29,7 +29,7 @@ PAIRS = 1 << 14  # comparisons of a row of numbers with all units
 
 def cumsum(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
     """`torch.cumsum`: times a triangle of ones."""
-    if not has_units(input, dim) or dtype not in (None, input.dtype):
+    if not has_numeric_units(input, dim) or dtype not in (None, input.dtype):
         return torch.cumsum(input, dim, dtype=dtype)
     sizes = (input.shape[dim], input.shape[dim])
     return times(input, torch.ones(sizes, dtype=input.dtype, device=input.device).triu(), dim)
@@ -37,7 +37,7 @@ def cumsum(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tens
 
 def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     """`torch.index_select`."""
-    if not has_units(input, dim) or not index.numel():
+    if not has_numeric_units(input, dim) or not index.numel():
         return torch.index_select(input, dim, index)
     return times(input, _one_hot(input, dim).index_select(1, index), dim)
 
@@ -103,7 +103,7 @@ def get_item(x: Tensor, index: Any) -> Any:
         spans = _spans(numbers, rest.shape[dim]) if is_behind_batch(rest, dim) else []
         if 0 < len(spans) <= MOST:
             return torch.cat([rest.narrow(dim, k, count) for k, count in spans], dim)
-    if not has_units(rest, dim):
+    if not has_numeric_units(rest, dim):
         return _of_whole(rest, dim, numbers) if _is_known(rest, dim, numbers) else x[index]
     matrix = _one_hot(rest, dim)[:, numbers]  # (N,) and the shape of the numbers
     return times(rest, matrix.flatten(1), dim).unflatten(dim, matrix.shape[1:])

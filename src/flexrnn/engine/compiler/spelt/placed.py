@@ -18,7 +18,7 @@ from flexrnn.engine.compiler.cuts import MOST
 from flexrnn.engine.compiler.spelt import columns, picked
 from flexrnn.engine.compiler.spelt.rows import (
     as_torch,
-    has_units,
+    has_numeric_units,
     in_place,
     is_behind_batch,
     is_of_rows,
@@ -79,7 +79,7 @@ def _put(units: Tensor, dim: int, numbers: Any, value: Tensor) -> bool:
     if wide == 1:  # the same for all of them
         units.copy_(torch.where(_wide(writers >= 0, units, dim), value, units))
         return True
-    if not has_units(units, dim):
+    if not has_numeric_units(units, dim):
         return False
     if count is None:
         torch._assert_async((writers >= 0).sum() == wide, "a mask and values of other numbers")
@@ -120,7 +120,7 @@ def _chosen(units: Tensor, dim: int, writers: Tensor, new: Tensor) -> Tensor:
 def _fits(input: Tensor, dim: int, index: Tensor) -> bool:
     """Whether these are numbers of units, the same in every row."""
     known = index.dim() == 1 and len(index) > 0 and not is_of_rows(index)
-    return known and index.dtype == torch.int64 and has_units(input, dim)
+    return known and index.dtype == torch.int64 and has_numeric_units(input, dim)
 
 
 def _index_fill(input: Tensor, dim: int, index: Tensor, value: Any) -> Tensor:

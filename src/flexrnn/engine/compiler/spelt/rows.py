@@ -45,7 +45,7 @@ def has_real_units(x: Tensor, dim: int) -> bool:
     return x.is_floating_point() and is_behind_batch(x, dim)
 
 
-def has_units(x: Tensor, dim: int) -> bool:
+def has_numeric_units(x: Tensor, dim: int) -> bool:
     """Whether this is an axis behind the batch, of real or complex numbers."""
     return (x.is_floating_point() or x.is_complex()) and is_behind_batch(x, dim)
 
