@@ -49,10 +49,16 @@ def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 
 
 class CastStep:
-    """A composed step whose tensors are cast."""
+    """A composed step whose tensors are cast.
 
-    def __init__(self, step: ComposedStep, dtype: torch.dtype):
-        self.step, self.dtype = step, dtype
+    Args:
+        step: the step.
+        dtype: to which they are.
+        narrow: products may round what they multiply to bfloat16; see `Graph.narrow`.
+    """
+
+    def __init__(self, step: ComposedStep, dtype: torch.dtype, *, narrow: bool = False):
+        self.step, self.dtype, self.narrow = step, dtype, narrow
         self.tensors: Mapping[str, Tensor] = {
             name: cast(tensor, dtype) for name, tensor in step.tensors.items()
         }
@@ -79,7 +85,7 @@ class CastStep:
 
     def key(self) -> Hashable:
         """Another than that of the step, which may have tensors of this dtype that nobody cast."""
-        return (CastStep, self.step.key())
+        return (CastStep, self.narrow, self.step.key())
 
     def recipe(self) -> tuple[Any, ...]:
         """That of the step, for tensors of whatever dtype."""

@@ -48,9 +48,10 @@ def run(
         return reference.run(step, state, xs, reverse=reverse, keep=keep, batch_sizes=batch_sizes)
     dtype = engines.cast_to(engine, state[0])
     if dtype is not None:
+        narrow = engines.is_narrow(engine, state[0])
         with autocast.off(state[0]):
             history, final = run(
-                autocast.CastStep(step, dtype),
+                autocast.CastStep(step, dtype, narrow=narrow),
                 tuple(autocast.cast(s, dtype) for s in state),
                 tuple(autocast.cast(x, dtype) for x in xs),
                 reverse=reverse,

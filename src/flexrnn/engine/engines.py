@@ -133,11 +133,17 @@ def chain(backend: str, like: Tensor, steps: int | None = None) -> tuple[str, ..
     return tuple(engine for engine in AUTO if not not_served(engine, like))
 
 
+def is_narrow(engine: str, like: Tensor) -> bool:
+    """Whether tensors that an engine is given in another dtype are of bfloat16, or autocast's."""
+    return engine == "cpu" and (autocast.dtype_for(like) or like.dtype) == torch.bfloat16
+
+
 def cast_to(engine: str, like: Tensor) -> torch.dtype | None:
     """The dtype in which an engine is given the tensors of a call, or None where they stay.
 
-    Under autocast that is autocast's; `cpu`, which has no half types, computes in float32 in the
-    place of each. Results are rounded to the dtypes that they would have otherwise.
+    Under autocast that is autocast's; `cpu` computes in float32 in the place of half types, but for
+    products of bfloat16; see `is_narrow`. Results are rounded to the dtypes that they would have
+    otherwise.
     """
     to = autocast.dtype_for(like)
     if engine == "cpu":

@@ -113,10 +113,12 @@ def _report(
     """Of one layer in one direction, for which these engines are tried; nothing: not known yet."""
     tried = tried or scan.order(backend, step, state, xs)
     dtype = engines.cast_to(tried[0], state[0])
+    narrow = engines.is_narrow(tried[0], state[0])
     if dtype is not None:
         with autocast.off(state[0]):
             xs, state = (tuple(autocast.cast(t, dtype) for t in group) for group in (xs, state))
-            return _report(name, backend, autocast.CastStep(step, dtype), state, xs, tried)
+            cast = autocast.CastStep(step, dtype, narrow=narrow)
+            return _report(name, backend, cast, state, xs, tried)
     operands = (*xs, *state, *step.tensors.values())
     try:
         graphs = passes(step, xs, state, wanted_of(step, state, xs))

@@ -43,7 +43,8 @@ def run(
     wanted = wanted_of(step, state, xs) if torch.is_grad_enabled() else ()
     if not is_exporting():  # what is written down once needs no guard
         step(tuple(x[0] for x in xs), state)
-    dtype = engines.cast_to(engines.chain(backend, state[0])[0], state[0])
+    first = engines.chain(backend, state[0])[0]
+    dtype, narrow = engines.cast_to(first, state[0]), engines.is_narrow(first, state[0])
     inputs = tuple(autocast.cast(x, dtype) for x in xs)
     begin = tuple(autocast.cast(s, dtype) for s in state)
     tensors = {name: autocast.cast(tensor, dtype) for name, tensor in step.tensors.items()}
@@ -52,6 +53,7 @@ def run(
     engine, made, program = _program(
         backend,
         dtype,
+        narrow,
         wanted,
         tuple(_kind(x, 2) for x in inputs),
         tuple(_kind(s, 1) for s in begin),
@@ -103,6 +105,7 @@ def _kind(tensor: Tensor, lead: int) -> tuple[torch.dtype, torch.device, tuple[i
 def _program(
     backend: str,
     cast: torch.dtype | None,
+    narrow: bool,
     wanted: tuple[str, ...],
     inputs: tuple[Any, ...],
     states: tuple[Any, ...],
@@ -121,7 +124,7 @@ def _program(
         xs = tuple(empty(dtype, device, (1, 1, *shape)) for dtype, device, shape in inputs)
         state = tuple(empty(dtype, device, (1, *shape)) for dtype, device, shape in states)
         step = rebuild({name: empty(*kind) for name, *kind in tensors}, *parts)
-        step = step if cast is None else autocast.CastStep(step, cast)
+        step = step if cast is None else autocast.CastStep(step, cast, narrow=narrow)
         causes = []
         for engine in engines.chain(backend, state[0]):
             if engine == "reference":

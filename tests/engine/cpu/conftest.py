@@ -15,7 +15,7 @@ from torch import Tensor
 import flexrnn
 from flexrnn.engine.cpu import after, nodes, outer, plan, shares
 from flexrnn.engine.cpu.build import compiler, toolchain
-from flexrnn.engine.cpu.build.isa import runnable
+from flexrnn.engine.cpu.build.isa import has_bfloat16, runnable
 
 FEW = 4  # ulp that DESIGN.md's rule leaves to chance
 EXACT = 1e-12  # relative norm error that float64 may have
@@ -68,6 +68,23 @@ def products_that_torch_would_do_sooner(monkeypatch: pytest.MonkeyPatch) -> None
     """At the sizes of tests, the products of the input would otherwise always be torch's."""
     monkeypatch.setattr(nodes, "_LITTLE", 0)
     monkeypatch.setattr(nodes, "_FEW", 0)
+
+
+@pytest.fixture
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine does not multiply bfloat16."""
+    monkeypatch.setattr(plan, "has_bfloat16", lambda: False)
+    monkeypatch.setattr(plan, "_known", WeakKeyDictionary())  # laid out anew
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def multiplied_in(request: pytest.FixtureRequest) -> str:
+    """In which type layers of bfloat16 multiply."""
+    if request.param == "float32":
+        request.getfixturevalue("in_float32")
+    elif not has_bfloat16():
+        pytest.skip("this machine does not multiply bfloat16")
+    return request.param
 
 
 @pytest.fixture

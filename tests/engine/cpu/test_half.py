@@ -63,6 +63,7 @@ def input_of(layer: flexrnn.FlexRNN, *shape: int) -> Tensor:
     return torch.randn(*shape, dtype=next(layer.parameters()).dtype)
 
 
+@pytest.mark.usefixtures("multiplied_in")
 @pytest.mark.parametrize("half", HALF)
 @pytest.mark.parametrize("name", CELLS)
 def test_it_keeps_to_the_tolerance_rule(
@@ -75,6 +76,7 @@ def test_it_keeps_to_the_tolerance_rule(
     judge(layer, input_of(layer, T, B, I), hx, half)
 
 
+@pytest.mark.usefixtures("multiplied_in")
 def test_so_it_does_with_everything_that_a_layer_adds(
     make: Callable[..., flexrnn.FlexRNN], judge: Callable[..., None]
 ) -> None:
@@ -109,6 +111,7 @@ def tensors(value: Any) -> list[Tensor]:
     return [] if value is None else [t for part in value for t in tensors(part)]
 
 
+@pytest.mark.usefixtures("in_float32")
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("cell", [cells.LSTMCell, Turned])
 def test_it_is_float32_rounded_to_the_last_bit(
@@ -158,6 +161,7 @@ def test_autocast_does_not_reach_a_backward_pass(within: bool) -> None:
     assert_close(*found, rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("multiplied_in")
 def test_gradients_have_gradients() -> None:
     layer = flexrnn.GRU(I, H, dtype=BFLOAT16, backend="cpu")
     exact = copy.deepcopy(layer).double()
@@ -171,6 +175,7 @@ def test_gradients_have_gradients() -> None:
     assert (found[0] - found[1]).norm() <= 16 * torch.finfo(BFLOAT16).eps * found[1].norm()
 
 
+@pytest.mark.usefixtures("in_float32")
 def test_scan_returns_the_state_in_its_own_dtype() -> None:
     def step(x: Tensor, h: Tensor, w: Tensor) -> Tensor:
         return torch.tanh(h @ w + x)
@@ -189,6 +194,7 @@ def test_explain_knows() -> None:
     assert (told.engine, told.steps[0].dtype, told.steps[0].causes) == ("cpu", torch.float32, ())
 
 
+@pytest.mark.usefixtures("in_float32")
 def test_a_single_step_is_rounded_as_a_sequence_is() -> None:
     layer, x = flexrnn.LSTM(I, H, dtype=BFLOAT16), torch.randn(T, B, I).bfloat16()
     assert flexrnn.explain(layer, x[:1]).engine == "cpu"

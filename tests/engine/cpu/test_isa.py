@@ -102,6 +102,28 @@ def test_only_some_processors_are_asked_for_memory_early(
     assert not instructions.features()
 
 
+@pytest.mark.parametrize(
+    ("vendor", "flag", "isa", "expected"),
+    [
+        ("AuthenticAMD", "avx512_bf16", "", True),
+        ("AuthenticAMD", "avx512_bf16", "avx512", True),
+        ("AuthenticAMD", "avx512_bf16", "avx2", False),
+        ("AuthenticAMD", "avx512_vnni", "", False),
+        ("GenuineIntel", "avx512_bf16", "", False),
+    ],
+)
+@pytest.mark.usefixtures("anew")
+def test_who_multiplies_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, vendor: str, flag: str, isa: str, expected: bool
+) -> None:
+    flags = " ".join((*instructions._AVX512, flag))
+    text = f"vendor_id\t: {vendor}\nflags\t\t: {flags}\n"
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setenv("FLEXRNN_ISA", isa)
+    assert instructions.has_bfloat16() is expected
+
+
 def test_asking_early_changes_no_bit(anew: None, monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = flexrnn.LSTM(5, 35, bidirectional=True, backend="cpu"), torch.randn(3, 19, 5)
     found: list[list[Tensor]] = []

@@ -27,9 +27,9 @@ def multiplied(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Outer]]:
     """What our library is asked for by nodes; it is taken to be faster than torch."""
     found: list[Sequence[Outer]] = []
 
-    def multiply(products: Sequence[Outer], threads: int) -> None:
+    def multiply(products: Sequence[Outer], threads: int, *, narrow: bool) -> None:
         found.append(products)
-        outer.multiply(products, threads)
+        outer.multiply(products, threads, narrow=narrow)
 
     for module in (nodes, outer):
         monkeypatch.setattr(module, "is_faster", lambda: True)
@@ -52,9 +52,9 @@ def test_a_layer(
     asked: list[str] = []
     by = nodes.multiply
 
-    def multiply(*args: Any) -> None:
+    def multiply(*args: Any, **options: Any) -> None:
         asked.append(products)
-        by(*args)
+        by(*args, **options)
 
     monkeypatch.setattr(nodes, "multiply", multiply)
     options: dict[str, Any] = {"proj_size": 2} if name == "projection" else {}
@@ -119,9 +119,9 @@ def test_the_gradient_of_an_input(
     asked: list[int] = []
     compute = after.compute
 
-    def noted(*args: Any) -> Tensor:
+    def noted(*args: Any, **options: Any) -> Tensor:
         asked.append(1)
-        return compute(*args)
+        return compute(*args, **options)
 
     monkeypatch.setattr(after, "compute", noted)
     layer = flexrnn.LSTM(I, H, dtype=DOUBLE)

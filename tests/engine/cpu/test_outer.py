@@ -1,7 +1,7 @@
 # pyright: reportPrivateUsage=false
 """Products for gradients and of inputs: every shape of them, on every set of instructions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch.testing import assert_close
 import flexrnn
 from flexrnn.engine.cpu import cpp, outer, plan
 from flexrnn.engine.cpu.build import compiler
-from flexrnn.engine.cpu.build.isa import ISAS, Isa
+from flexrnn.engine.cpu.build.isa import ISAS, Isa, has_bfloat16, machine
 from flexrnn.engine.cpu.outer import Outer, multiply
 from flexrnn.engine.step import CannotRunError
 
@@ -65,12 +65,17 @@ def made(shape: str, dtype: torch.dtype, *, adds: bool) -> Outer:
     )
 
 
-def expected(product: Outer) -> list[Tensor]:
+def expected(product: Outer, *, narrow: bool = False) -> list[Tensor]:
     """The results, by torch in double precision."""
+
+    def whole_of(pieces: Sequence[Tensor]) -> Tensor:
+        one = torch.cat([*pieces])
+        return (one.bfloat16() if narrow else one).double()
+
     found: list[Tensor] = []
     for left, totals in zip(product.lefts, product.totals, strict=True):
         for right, total in zip(product.rights, totals, strict=True):
-            whole = torch.cat([*left]).double().T @ torch.cat([*right]).double()
+            whole = whole_of(left).T @ whole_of(right)
             if total.dim() == 3:
                 whole = whole.unflatten(1, (total.shape[0], -1)).transpose(0, 1)
             found.append(whole + 1 if product.adds else whole)
@@ -92,13 +97,22 @@ def own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outer, "is_faster", lambda: True)
 
 
-def judged(shape: str, dtype: torch.dtype, *, adds: bool, threads: int) -> None:
+@pytest.fixture
+def bfloat16() -> None:
+    """Products of it, where the machine has some."""
+    if not has_bfloat16():
+        pytest.skip("this machine does not multiply bfloat16")
+
+
+def judged(
+    shape: str, dtype: torch.dtype, *, adds: bool, threads: int, narrow: bool = False
+) -> None:
     products = [made(shape, dtype, adds=adds), made("pieces", dtype, adds=False)]
-    multiply(products, threads)
+    multiply(products, threads, narrow=narrow)
     for product in products:
         found = [t.double() for t in chain(*product.totals)]
         tolerance = 1e-5 if dtype == torch.float32 else 1e-13
-        assert_close(found, expected(product), rtol=tolerance, atol=tolerance)
+        assert_close(found, expected(product, narrow=narrow), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("adds", [False, True])
@@ -111,6 +125,15 @@ def test_right(
     monkeypatch.setenv("FLEXRNN_ISA", isa.name)
     for threads in (1, 2, 3, 4):
         judged(shape, dtype, adds=adds, threads=threads)
+
+
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.usefixtures("own", "bfloat16")
+def test_right_in_bfloat16(shape: str, adds: bool) -> None:
+    """As exact as in float32, once operands are rounded."""
+    for threads in (1, 2, 3, 4):
+        judged(shape, torch.float32, adds=adds, threads=threads, narrow=True)
 
 
 @pytest.mark.parametrize("adds", [False, True])
@@ -190,18 +213,42 @@ FAULTS = {
     "right tiles are laid out over others": ("(k - tiles.first) * panel", "(k - k) * panel"),
     "turned rows begin anew": ("above * m.column + block.first", "above * m.column"),
     "the last turned column is lost": ("i < high ? from[i", "i + 1 < high ? from[i"),
-    "the last turned columns are others": ("(m.columns - high) * m.column", "0"),
+    "the last turned columns are others": ("from + above * m.column", "from"),
     "a turned matrix is packed as one that is not": (
-        "if (m.is_turned()) pack_columns",
-        "if (false) pack_columns",
+        "if (m.is_turned())\n                lay_out_turned_right",
+        "if (false)\n                lay_out_turned_right",
     ),
+}
+IN_PAIRS = {
+    "a last row is not alone": ("r + 1 < rows ?", "r + 2 < rows ?"),
+    "rows change places": ("paired(load<true>(each + j, n), odd)", "paired(odd, odd)"),
+    "the last column is lost": ("most(there - j, 0)", "most(there - j - 1, 0)"),
+    "places begin where those before them do": ("deep += deep_of", "deep = deep_of"),
+    "turned pairs begin anew": ("pairs(from + i * column, rows - r)", "pairs(from, rows - r)"),
+    "every other pair is multiplied": ("return dot(sum, a, b)", "return dot(sum, a, a)"),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.usefixtures("own", "anew")
 def test_a_fault_is_noticed(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
-    right, wrong = FAULTS[fault]
+    is_noticed(monkeypatch, *FAULTS[fault], torch.float64)
+
+
+@pytest.mark.parametrize("fault", IN_PAIRS)
+@pytest.mark.usefixtures("own", "anew", "bfloat16")
+def test_a_fault_in_bfloat16_is_noticed(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    is_noticed(monkeypatch, *IN_PAIRS[fault], torch.float32, narrow=True)
+
+
+def is_noticed(
+    monkeypatch: pytest.MonkeyPatch,
+    right: str,
+    wrong: str,
+    dtype: torch.dtype,
+    *,
+    narrow: bool = False,
+) -> None:
     compiled = outer.library
 
     def library(text: str, isa: Isa, **rest: str) -> Any:
@@ -213,7 +260,7 @@ def test_a_fault_is_noticed(monkeypatch: pytest.MonkeyPatch, fault: str) -> None
     def all_judged() -> None:
         for shape in ("parts", "pieces", "tiles that are not whole", *TURNED):
             for adds in (False, True):
-                judged(shape, torch.float64, adds=adds, threads=2)
+                judged(shape, dtype, adds=adds, threads=2, narrow=narrow)
 
     with pytest.raises(AssertionError, match="not close"):
         all_judged()
@@ -243,14 +290,20 @@ def ran(
     """
 
     def run(
-        sanitizer: str, real: str, isa: Isa, right: str = "", wrong: str = ""
+        sanitizer: str,
+        real: str,
+        isa: Isa,
+        right: str = "",
+        wrong: str = "",
+        *,
+        narrow: bool = False,
     ) -> tuple[str, str, int]:
         monkeypatch.setenv("FLEXRNN_ISA", isa.name)
         skip_without(sanitizer, isa, tmp_path)
         calls: list[str] = []
         for shape in SHAPES:
             product = made(shape, torch.float32 if real == "float" else torch.float64, adds=True)
-            multiply([product], 3)
+            multiply([product], 3, narrow=narrow)
             told, count = noted[-1]
             own = told[0] + told[1]
             tensors = chain(*product.lefts, *product.rights, *product.totals)
@@ -265,7 +318,7 @@ def ran(
                 "          threads.emplace_back(part); }\n"
                 "      for (std::thread& thread : threads) thread.join(); }"
             )
-        text = outer._text(real, isa) + cpp.definitions()
+        text = outer._text(real, isa, narrow=narrow) + cpp.definitions(narrow=narrow)
         assert right in text
         changed = text.replace(right, wrong) if right else text
         done = sanitized.run([changed, MEMORY], calls, sanitizer, isa, tmp_path)
@@ -277,6 +330,11 @@ def ran(
 @pytest.mark.parametrize("real", ["float", "double"])
 def test_memory_and_defined_behaviour(ran: Any, isa: Isa, real: str) -> None:
     assert ran("both", real, isa) == CLEAN
+
+
+@pytest.mark.usefixtures("bfloat16")
+def test_memory_and_defined_behaviour_in_bfloat16(ran: Any) -> None:
+    assert ran("both", "float", machine(), narrow=True) == CLEAN
 
 
 def test_no_races(ran: Any) -> None:

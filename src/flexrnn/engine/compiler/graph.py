@@ -48,6 +48,9 @@ class Graph:
         self.sources: dict[int, str] = {}  # node -> file:line of the user's code, where known
         self.called: dict[int, str] = {}  # node -> the person's name for it, where known
         self.ahead: Ahead | None = None  # what makes those of its inputs that nobody gives
+        # Whether products may round what they multiply to bfloat16: half types are computed with in
+        # float32 otherwise, by an engine that has no other arithmetic.
+        self.narrow = False
         self._index: dict[tuple[Any, ...], int] = {}
 
     def input(self, name: str, shape: Shape, boolean: bool = False) -> int:

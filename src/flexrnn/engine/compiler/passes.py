@@ -138,8 +138,8 @@ def passes(
 def _passed(step: ComposedStep, graph: Graph, wanted: tuple[str, ...]) -> list[tuple[str, Graph]]:
     if graph.ahead is not None:
         read = (step.tensors[name.removeprefix("param.")] for name in graph.ahead.given)
-        narrow = isinstance(step, autocast.CastStep) and step.dtype in autocast.HALF
-        if narrow and any(autocast.is_cast(t.dtype) for t in read):
+        half = isinstance(step, autocast.CastStep) and step.dtype in autocast.HALF
+        if half and any(autocast.is_cast(t.dtype) for t in read):
             # Its tensors are cast, for products alone.
             raise CannotCompileError(
                 "what torch computes of parameters ahead of a program is "
@@ -156,4 +156,5 @@ def _passed(step: ComposedStep, graph: Graph, wanted: tuple[str, ...]) -> list[t
         made = transform(stages[-1][1])
         made.ahead = graph.ahead
         stages.append((name, made))
+    stages[-1][1].narrow = isinstance(step, autocast.CastStep) and step.narrow
     return stages

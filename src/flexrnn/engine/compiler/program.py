@@ -20,6 +20,7 @@ from flexrnn.engine.compiler.split import Dependence, dependences
 
 VERSION = 4
 _HEAD = f"flexrnn program {VERSION}"
+_NARROW = "products of bfloat16"
 _LINE = re.compile(r"%(\d+) = (\w+)((?: %\d+)*)((?: \w+=\S+)*) : (bool )?\(([^)]*)\)")
 _OUTPUT = re.compile(r"output (\S+) = %(\d+)")
 _INTEGER = re.compile(r"-?\d+")
@@ -44,7 +45,7 @@ def build(graph: Graph) -> Program:
 
 def dumps(program: Program) -> str:
     """A program as text."""
-    lines = [_HEAD]
+    lines = [_HEAD, _NARROW] if program.graph.narrow else [_HEAD]
     lines += [line(index, node) for index, node in enumerate(program.graph.nodes)]
     lines += [f"output {_spelt(name)} = %{index}" for name, index in program.graph.outputs.items()]
     return "\n".join(lines) + "\n"
@@ -69,9 +70,12 @@ def loads(text: str) -> Program:
         raise ValueError(f"program: expected {_HEAD!r} in line 1, got {head[:60]!r}")
     graph = Graph()
     number, row = 1, head
+    rows = body.splitlines()
+    graph.narrow = rows[:1] == [_NARROW]
     try:
-        for number, row in enumerate(body.splitlines(), start=2):  # noqa: B007  # named in the error
-            _read(graph, row)
+        for number, row in enumerate(rows, start=2):
+            if number > 2 or not graph.narrow:
+                _read(graph, row)
     except (ValueError, IndexError, OverflowError) as error:
         raise ValueError(f"program: line {number}: {row[:80]!r}: {error}") from None
     if not graph.outputs:

@@ -23,7 +23,7 @@ from flexrnn.engine.interpreter import Values
 
 # Columns below which, and rows from which on, torch's product of the transposed matrices is the
 # faster, and turning its result over included.
-_NARROW, _LONG = 64, 256
+_THIN, _LONG = 64, 256
 # Rows up to which products for the gradients of several parameters are done side by side, rather
 # than a large one of which every gradient is a part, which has to be copied.
 _FEW = 1024
@@ -50,6 +50,7 @@ class After:
         sums: nodes that the loop sums up over all steps.
         sizes: of the call.
         names: of the operands and of what is saved.
+        narrow: products round what they multiply to bfloat16.
 
     Attributes:
         splits: whether it can be done chunk by chunk. No sum over all steps is known before the
@@ -64,9 +65,11 @@ class After:
         sums: Iterable[int],
         sizes: Sizes,
         names: Collection[str],
+        *,
+        narrow: bool,
     ):
         graph = program.graph
-        self.sizes = sizes
+        self.sizes, self.narrow = sizes, narrow
         self.olds = {graph.inputs[f"state.{f}"]: f"state.{f}" for f in program.fields}
         self.news = {i: graph.outputs[name] for i, name in self.olds.items()}
         inputs = {graph.inputs[name] for name in names if name in graph.inputs}
@@ -103,8 +106,8 @@ class After:
         if own or rows <= _FEW:
             whole = (i for i in products if i not in self.roots)
             self.cut = {i: parts for i in whole if (parts := _parts(graph, i, order))}
-        narrow = (i for i in products if i not in self.cut and _is_narrow(graph.nodes[i]))
-        self.turned = frozenset(narrow if rows >= _LONG and not own else ())
+        thin = (i for i in products if i not in self.cut and _is_thin(graph.nodes[i]))
+        self.turned = frozenset(thin if rows >= _LONG and not own else ())
         self.groups = self._grouped(graph, products) if own else [[index] for index in products]
         self.read = tuple(i for i in sorted(read & operands) if _is_timed(graph, i))
 
@@ -187,7 +190,7 @@ class After:
         for index in self.ends:
             rows, weight = (values[arg] for arg in graph.nodes[index].args)
             products.append(product(rows, weight, call.found[index][span]))
-        multiply(products, self.sizes.threads)
+        self._multiply(products)
         return values
 
     def end(self, call: Call, values: Values) -> Values:
@@ -213,7 +216,7 @@ class After:
             if index in parts:
                 continue
             if _is_outer(call.program.graph.nodes[index]):
-                multiply([self._outer([index], values, call, whole)], self.sizes.threads)
+                self._multiply([self._outer([index], values, call, whole)])
                 values[index] = call.found[index]
             else:
                 lead = self.sizes.lead(call.given)
@@ -230,7 +233,11 @@ class After:
     ) -> Tensor:
         node = call.program.graph.nodes[index]
         args = [values[arg] for arg in node.args]
-        return compute(node, args, lead, call.like, self.sizes.threads, into)
+        threads, narrow = self.sizes.threads, self.narrow
+        return compute(node, args, lead, call.like, threads, into, narrow=narrow)
+
+    def _multiply(self, products: Sequence[Outer]) -> None:
+        multiply(products, self.sizes.threads, narrow=self.narrow)
 
     def _is_recorded(self, index: int, names: Collection[str]) -> bool:
         """Whether a node is a state before each step, all of whose values are there."""
@@ -347,8 +354,8 @@ def _is_of_rows(graph: Graph, index: int, rows: int) -> bool:
     return len(weight) == 2 and pays(rows, weight)
 
 
-def _is_narrow(node: Node) -> bool:
-    return int(node.shape[1]) < _NARROW <= int(node.shape[0])
+def _is_thin(node: Node) -> bool:
+    return int(node.shape[1]) < _THIN <= int(node.shape[0])
 
 
 def _parts(graph: Graph, index: int, readers: Iterable[int]) -> list[int]:

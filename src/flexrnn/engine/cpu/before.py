@@ -17,10 +17,11 @@ class Before:
         graph: of the program.
         wanted: nodes that the loop reads, each in the memory `node.INDEX`.
         threads: that there are.
+        narrow: products round what they multiply to bfloat16.
     """
 
-    def __init__(self, graph: Graph, wanted: Collection[int], threads: int):
-        self.wanted, self.threads = tuple(wanted), threads
+    def __init__(self, graph: Graph, wanted: Collection[int], threads: int, *, narrow: bool):
+        self.wanted, self.threads, self.narrow = tuple(wanted), threads, narrow
         needed = sorted(graph.ancestors({*wanted}))
         made = [i for i in needed if graph.nodes[i].op != "input"]
         self.timed = frozenset(i for i in needed if BATCH in graph.nodes[i].shape)
@@ -70,7 +71,7 @@ class Before:
         for index in self.chunk:
             node = program.graph.nodes[index]
             args = [some[arg] for arg in node.args]
-            some[index] = compute(node, args, lead, like, self.threads)
+            some[index] = compute(node, args, lead, like, self.threads, narrow=self.narrow)
         self._put(some, memory, like, timed=True)
 
     def _put(

@@ -9,6 +9,8 @@ from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.cpu.build.isa import Isa, hints
 
 _LOOP = ("vector.h", "math.h", "loop.h", "weights.h")
+_PRODUCTS = ("vector.h", "loop.h", "weights.h")  # what these need of it
+_NARROW = "narrow.h"
 _WORDS = """
     alignas alignof and_eq asm auto bitand bitor bool break case catch char char16_t char32_t
     char8_t co_await co_return co_yield compl concept const const_cast consteval constexpr
@@ -63,36 +65,40 @@ def vector_of_row(memory: str, row: str, count: int, number: int) -> str:
 
 
 @cache
-def prologue(real: str, isa: Isa, names: Sequence[str] = _LOOP) -> str:
+def prologue(real: str, isa: Isa, names: Sequence[str] = _LOOP, *, narrow: bool = False) -> str:
     """What stands in front of generated source: vectors, and functions on them.
 
     Args:
         real: `float` or `double`.
         isa: whose registers a vector fills.
         names: of the files in the folder `runtime`; of all loops' by default.
+        narrow: products are of bfloat16.
     """
     size, integer = {"float": (4, "int"), "double": (8, "long")}[real]
     lanes = isa.vector_bytes // size
     defined = f"#define REAL {real}\n#define INT {integer}\n#define VL {lanes}\n"
     defined += f"#define HINTS {int(hints())}\n"
-    return "\n".join((defined, *map(_read, names)))
+    return "\n".join((defined, *map(_read, (*names, _NARROW) if narrow else names)))
 
 
-def common(real: str, isa: Isa, functions: Sequence[str] = ()) -> tuple[str, ...]:
+def common(
+    real: str, isa: Isa, functions: Sequence[str] = (), *, narrow: bool = False
+) -> tuple[str, ...]:
     """What loops call that is not their cell's alone: texts of objects to link with them.
 
     Args:
         real: as `prologue`.
         isa: as `prologue`.
         functions: texts, each of an object by itself; see `Source`.
+        narrow: as `prologue`.
     """
-    before = prologue(real, isa, ("vector.h", "loop.h", "weights.h"))
-    return tuple(before + text for text in (definitions(), *functions))
+    before = prologue(real, isa, _PRODUCTS, narrow=narrow)
+    return tuple(before + text for text in (definitions(narrow=narrow), *functions))
 
 
-def definitions() -> str:
-    """What weights.h declares, to stand somewhere behind it."""
-    return _read("weights.cpp")
+def definitions(*, narrow: bool = False) -> str:
+    """What weights.h declares, to stand somewhere behind it; or what narrow.h does."""
+    return _read("narrow.cpp" if narrow else "weights.cpp")
 
 
 @cache

@@ -141,20 +141,34 @@ class Kernel:
         backward: it runs from the last step to the first.
         shape: of the calls for which it is.
         dtype: of every number.
+        narrow: what products multiply is rounded to bfloat16.
     """
 
-    def __init__(self, graph: Graph, *, backward: bool, shape: Shape, dtype: torch.dtype):
+    def __init__(
+        self,
+        graph: Graph,
+        *,
+        backward: bool,
+        shape: Shape,
+        dtype: torch.dtype,
+        narrow: bool = False,
+    ):
         isa = machine()
-        self.shape = shape
+        self.shape, self.narrow = shape, narrow
         self.itemsize = 4 if dtype == torch.float32 else 8
         self.lanes = isa.vector_bytes // self.itemsize
         self.loop: Loop = lower(graph, again=True)
         self.source: Source = source(
-            self.loop, backward=backward, registers=isa.sums, lanes=self.lanes, shape=shape
+            self.loop,
+            backward=backward,
+            registers=isa.sums,
+            lanes=self.lanes,
+            shape=shape,
+            narrow=narrow,
         )
         real = "float" if dtype == torch.float32 else "double"
-        self.text = cpp.prologue(real, isa) + "\n" + self.source.text
-        common = cpp.common(real, isa, self.source.functions)
+        self.text = cpp.prologue(real, isa, narrow=narrow) + "\n" + self.source.text
+        common = cpp.common(real, isa, self.source.functions, narrow=narrow)
         self._run = library(self.text, common=common).run
         self._run.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int]
         self._run.restype = None
@@ -230,12 +244,18 @@ class Kernel:
         sizes = (steps, batch, reverse, across, 0, steps, *self.source.sizes, *strides, *table)
         return Launch(self._run, pointers, sizes, self._constants, threads)
 
+    def owns(self, name: str) -> bool:
+        """Whether a buffer is one that the loop wants for itself."""
+        return name.startswith(("temporary.", "partial.", "pairs."))
+
     def _own(self, name: str, area: Area, batch: int, threads: int) -> Rows:
         """A buffer that the loop wants for itself."""
         if name in self.loop.temporaries:
             row = self.loop.temporaries[name]
             copies = threads if name in self.loop.copied else 1
             return Rows(SCRATCH, row=row, offset=area.take(copies * batch * row))
+        if row := self.source.narrowed.get(name):
+            return Rows(SCRATCH, row=row, offset=area.take(threads * batch * row))
         heads = self.loop.partial[self.loop.reduction_of(name)].heads
         return Rows(SCRATCH, offset=area.take(threads * batch * heads * self.lanes))
 

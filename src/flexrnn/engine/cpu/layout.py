@@ -45,7 +45,7 @@ class Layout:
         """Lay out what is left: parameters, inputs, and what is made of them."""
         weights = [self._weight(packed, given) for packed in self.kernel.source.weights]
         for name in self.kernel.source.buffers:
-            if name not in self.rows and not name.startswith(("temporary", "partial")):
+            if name not in self.rows and not self.kernel.owns(name):
                 self.rows[name] = self._input(name, given)
         steps, batch, reverse, _, fewer = self.sizes
         threads, across = shares(self.kernel, self.sizes)
@@ -60,7 +60,9 @@ class Layout:
             across=across,
             threads=threads,
         )
-        self.before = Before(self.program.graph, self._computed, self.sizes.threads)
+        self.before = Before(
+            self.program.graph, self._computed, self.sizes.threads, narrow=self.kernel.narrow
+        )
 
     def memory(
         self, given: Mapping[str, Tensor], like: Tensor, values: dict[int, Tensor]

@@ -22,6 +22,8 @@ def compute(
     like: Tensor,
     threads: int,
     into: Tensor | None = None,
+    *,
+    narrow: bool = False,
 ) -> Tensor:
     """One node on tensors.
 
@@ -30,6 +32,7 @@ def compute(
         lead: the axes in front of what there is at every step: `(T, B)` or `(N,)`.
         threads: that there are.
         into: memory for the result, if it has some already, all in one piece.
+        narrow: as `multiply`.
     """
     if not (is_faster() and node.op == "product" and _is_ours(args[0], args[1], like)):
         value = interpreter.compute(node, [*args], lead, like)
@@ -37,7 +40,7 @@ def compute(
     rows, weight = args
     if into is None:
         into = like.new_empty((*rows.shape[:-1], weight.shape[1]))
-    multiply([product(rows, weight, into)], threads)
+    multiply([product(rows, weight, into)], threads, narrow=narrow)
     return into
 
 

@@ -23,7 +23,7 @@ from flexrnn.engine.cpu.build.toolchain import library
 from flexrnn.engine.cpu.pool import POOL
 from flexrnn.engine.replay import is_watched
 
-_TEXTS = ("vector.h", "loop.h", "weights.h", "outer.h")
+_TEXTS = ("vector.h", "loop.h", "weights.h")
 _REAL = {torch.float32: "float", torch.float64: "double"}
 _HIGH = 6  # rows of a tile
 # Rows of a block, and bytes of what a thread has laid out of the left and of the right matrices: a
@@ -64,20 +64,26 @@ def is_faster() -> bool:
     return not is_intel() and machine().name != "plain"
 
 
-def prepare(dtype: torch.dtype) -> None:
+def prepare(dtype: torch.dtype, *, narrow: bool = False) -> None:
     """Compile what `multiply` will call, so that it fails early where it cannot be.
 
     Raises:
         CannotRunError: as it says.
     """
     if is_faster():
-        _run(dtype, machine())
+        _run(dtype, machine(), narrow)
 
 
-def multiply(products: Sequence[Outer], threads: int) -> None:
-    """Compute products, or add them to what there is; all numbers are of one dtype."""
+def multiply(products: Sequence[Outer], threads: int, *, narrow: bool = False) -> None:
+    """Compute products, or add them to what there is; all numbers are of one dtype.
+
+    Args:
+        products: what to compute.
+        threads: that there are.
+        narrow: operands are rounded to bfloat16.
+    """
     if products and is_faster():
-        _multiply(products, threads)
+        _multiply(products, threads, narrow=narrow)
         return
     for product in products:
         for left, totals in zip(product.lefts, product.totals, strict=True):
@@ -98,7 +104,7 @@ def _by_torch(total: Tensor, adds: bool, pairs: Iterable[tuple[Tensor, Tensor]])
         adds = True
 
 
-def _multiply(products: Sequence[Outer], threads: int) -> None:
+def _multiply(products: Sequence[Outer], threads: int, *, narrow: bool) -> None:
     tensors, sizes, lefts, rights = list[Tensor](), list[int](), 0, 0
     dtype = products[0].totals[0][0].dtype
     isa, size = machine(), dtype.itemsize
@@ -107,8 +113,10 @@ def _multiply(products: Sequence[Outer], threads: int) -> None:
         threads = 1
     for product in products:
         rows = [piece.shape[0] for piece in product.lefts[0]]
-        blocks = max(1, -(-sum(rows) // _DEEP))
+        blocks = max(1, -(-sum(rows) // (2 * _DEEP if narrow else _DEEP)))
         deep = -(-sum(rows) // blocks)
+        if narrow:
+            deep = deep // 2 + len(rows)  # pairs, if each place has an odd number of rows
         few, some = (max(1, n // (max(1, deep) * size)) for n in (_LEFT // _HIGH, _RIGHT // wide))
         tall = sum(-(-left[0].shape[1] // _HIGH) for left in product.lefts)
         given = [
@@ -135,7 +143,7 @@ def _multiply(products: Sequence[Outer], threads: int) -> None:
     lefts, rights = (-(-n * size // _LINE) * _LINE // size for n in (lefts, rights))
     numbers = threads * (lefts + rights)
     told = (ctypes.c_long * (3 + len(sizes)))(lefts, rights, len(products), *sizes)
-    run, pack = _run(dtype, isa), Struct(f"{len(tensors) + 1}P").pack
+    run, pack = _run(dtype, isa, narrow), Struct(f"{len(tensors) + 1}P").pack
 
     def products_of(*tensors: Tensor) -> None:
         memory = POOL.take(numbers, dtype)
@@ -184,14 +192,16 @@ def _vectors(isa: Isa) -> int:
     return isa.sums // _HIGH
 
 
-def _text(real: str, isa: Isa) -> str:
+def _text(real: str, isa: Isa, *, narrow: bool = False) -> str:
     tile = f"#define HIGH {_HIGH}\n#define WIDE {_vectors(isa)}\n"
-    return tile + cpp.prologue(real, isa, _TEXTS)
+    texts = (*_TEXTS, "narrow.h", "pairs.h") if narrow else (*_TEXTS, "rows.h")
+    return tile + cpp.prologue(real, isa, (*texts, "outer.h"))
 
 
 @cache
-def _run(dtype: torch.dtype, isa: Isa) -> Callable[..., Any]:
+def _run(dtype: torch.dtype, isa: Isa, narrow: bool = False) -> Callable[..., Any]:
     real = _REAL[dtype]
-    run = library(_text(real, isa), isa, common=cpp.common(real, isa)).run
+    text, common = _text(real, isa, narrow=narrow), cpp.common(real, isa, narrow=narrow)
+    run = library(text, isa, common=common).run
     run.argtypes, run.restype = [ctypes.c_void_p] * 2 + [ctypes.c_int], None
     return run

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu import outer
-from flexrnn.engine.cpu.build.isa import last_cache
+from flexrnn.engine.cpu.build.isa import has_bfloat16, last_cache
 from flexrnn.engine.cpu.build.side import side_by_side
 from flexrnn.engine.cpu.emit import ROWS_IN_PLACE, Shape
 from flexrnn.engine.cpu.kernel import STARTS, Kernel
@@ -68,6 +68,7 @@ class Kind(NamedTuple):
     shape: Shape
     hoist: bool  # the input is multiplied before the loop, which reads fewer weights at every step
     dtype: torch.dtype
+    narrow: bool = False  # what products multiply is rounded to bfloat16
 
 
 def kind_of(program: Program, sizes: Sizes, dtype: torch.dtype) -> Kind:
@@ -82,11 +83,16 @@ def kind_of(program: Program, sizes: Sizes, dtype: torch.dtype) -> Kind:
     enough = read > (_READ if sizes.steps > 1 else _READ_IN_ONE)
     if sizes.steps * sizes.batch <= _FEW or not enough:
         return Kind(Shape.FEW, hoist=False, dtype=dtype)
-    weights = _of(program).weights
+    weights, narrow = _of(program).weights, is_narrow(program, dtype)
     if sizes.batch == 1 and weights > _SMALL:
-        return Kind(Shape.ROW, hoist=True, dtype=dtype)
-    few = sizes.batch < MANY_ROWS * sizes.threads
-    return Kind(Shape.ROWS, hoist=few and is_far(weights * dtype.itemsize), dtype=dtype)
+        return Kind(Shape.ROW, hoist=True, dtype=dtype, narrow=narrow)
+    few, size = sizes.batch < MANY_ROWS * sizes.threads, 2 if narrow else dtype.itemsize
+    return Kind(Shape.ROWS, hoist=few and is_far(weights * size), dtype=dtype, narrow=narrow)
+
+
+def is_narrow(program: Program, dtype: torch.dtype) -> bool:
+    """Whether products round what they multiply to bfloat16: where they may, and that is faster."""
+    return program.graph.narrow and dtype == torch.float32 and has_bfloat16()
 
 
 def is_far(weights: int) -> bool:
@@ -113,12 +119,12 @@ def _compiled(program: Program, keep: Sequence[str], kind: Kind) -> Plan:
     if program.graph.has_empty():
         raise CannotRunError("the cpu engine wants every tensor to have a number in a row")
     parts = extract(program, hoist=kind.hoist, keep=keep)
-    made: Any = partial(Kernel, shape=kind.shape, dtype=kind.dtype)
+    made: Any = partial(Kernel, shape=kind.shape, dtype=kind.dtype, narrow=kind.narrow)
 
     def forward() -> Kernel:
         kernel = made(parts.forward.graph, backward=False)
         if kind.hoist or parts.backward is not None:
-            outer.prepare(kind.dtype)
+            outer.prepare(kind.dtype, narrow=kind.narrow)
         return kernel
 
     if parts.backward is None:

@@ -20,6 +20,7 @@ class Isa(NamedTuple):
     sums: int  # registers that can hold sums of products, beside their operands
 
 
+_BFLOAT16 = "avx512_bf16"  # products of bfloat16, as Linux names the feature
 _CACHES = Path("/sys/devices/system/cpu/cpu0/cache")  # what Linux says of the first processor's
 _AVX2 = ("avx2", "fma", "bmi2")
 _AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512dq", "avx512vl")
@@ -36,8 +37,16 @@ ISAS: tuple[Isa, ...] = (
 @cache
 def features() -> frozenset[str]:
     """What the CPU can do, as far as it matters here and the operating system lets it."""
-    known = {name for isa in ISAS for name in isa.needs}
+    known = {_BFLOAT16, *(name for isa in ISAS for name in isa.needs)}
     return frozenset(known.intersection(_cpuinfo("flags").split()))
+
+
+def has_bfloat16() -> bool:
+    """Whether products of bfloat16 are faster than those of float32.
+
+    On an AMD EPYC (Zen 5) they take half the time. On Intel's they have not been measured.
+    """
+    return _BFLOAT16 in features() and machine().name == "avx512" and not is_intel()
 
 
 @cache

@@ -30,10 +30,10 @@ class Packed(NamedTuple):
     weight: str  # the input of the loop's graph
     stage: int
     blocks: tuple[int, ...]  # of columns, each as many as the stage has units
-    inner: str  # K, which is told at run time
+    inner: str  # K, or how many pairs that makes, which is told at run time
     per_head: bool  # whether every head has a weight of its own
     width: int  # vectors of every block in a tile
-    shape: tuple[int, int, int]  # heads, K, columns of a block
+    shape: tuple[int, int, int]  # heads, as many as `inner`, columns of a block
 
 
 class Context:
@@ -45,11 +45,13 @@ class Context:
     Args:
         loop: the stages.
         backward: whether the loop runs from the last step to the first.
+        narrow: whether what products multiply is rounded to bfloat16.
     """
 
-    def __init__(self, loop: Loop, *, backward: bool):
+    def __init__(self, loop: Loop, *, backward: bool, narrow: bool = False):
         self.loop, self.graph, self.low = loop, loop.graph, loop.lowering
-        self.backward = backward
+        self.backward, self.narrow = backward, narrow
+        self.narrowed: dict[str, int] = {}  # memory for such rows, and how many pairs one has
         self.sizes: dict[str, int] = {}
         self.buffers: dict[str, Buffer] = {}
         self.constants: list[float] = []
@@ -110,7 +112,7 @@ class Context:
 
     def _kind(self, name: str) -> str:
         word = name.partition(".")[0]
-        if word in ("const", "param", "once", "temporary", "partial"):
+        if word in ("const", "param", "once", "temporary", "partial", "pairs"):
             return "fixed"
         if word in ("carry", "passed"):
             return {"carry": "before", "passed": "after"}[word]

@@ -71,6 +71,16 @@ def tile_of(sums: int, registers: int, shape: Shape, *, full: bool, vectors: int
     return Tile(rows, width, at_once, few, 1)
 
 
+class _Narrowed(NamedTuple):
+    """Rows that a product reads, rounded before the stage begins."""
+
+    memory: str  # where they go
+    address: str  # of a row as it is
+    inner: str  # K
+    pairs: str  # that it makes
+    per_head: bool  # every head has a row of its own
+
+
 class Products:
     """Writes the products of a stage.
 
@@ -100,6 +110,7 @@ class Products:
         self.packed: list[list[Packed]] = []
         # Of every product where its left operand begins, and how far rows are apart.
         self.left: list[tuple[str, str]] = []
+        self.narrowed: dict[tuple[str, int], _Narrowed] = {}
         for k, product in enumerate(self.stage.products):
             self._lay_out(k, product)
         self._function = functions.name(self._sums())  # that makes the sums
@@ -111,6 +122,9 @@ class Products:
         parts = self._cut(next(s for products, s in self.accumulators.groups if k in products))
         blocks = {block: sum_of[node] for block, node in sorted(product.blocks.items())}
         heads = self.stage.domain.heads if per_head else 1
+        inner = int(weight.shape[-2])
+        if context.narrow:
+            inner = -(-inner // 2)
         self.packed.append(
             [
                 context.weight(
@@ -122,7 +136,7 @@ class Products:
                         inner=f"f.K{self.number}_{k}",
                         per_head=per_head and context.headed(self.number),
                         width=self.tile.width,
-                        shape=(heads, int(weight.shape[-2]), self.stage.domain.units),
+                        shape=(heads, inner, self.stage.domain.units),
                     )
                 )
                 for part, sums in enumerate(parts)
@@ -131,7 +145,53 @@ class Products:
         left = context.low.place(product.left)
         sizes = sizes_of(context.graph.nodes[product.left].shape)
         address = context.address(left, (*sizes[:-1], 1), self.number)  # of k = 0
-        self.left.append((address, context.row(left.buffer)))
+        if context.narrow:
+            many = any(sizes[axis] > 1 and left.strides[axis] for axis in range(-len(sizes), -1))
+            self.left.append(self._narrow(address, int(sizes[-1]), per_head=many))
+        else:
+            self.left.append((address, context.row(left.buffer)))
+
+    def _narrow(self, address: str, K: int, *, per_head: bool) -> tuple[str, str]:
+        """Where rows of K numbers are when they are rounded, and how far they are apart."""
+        context, known = self.context, self.narrowed.get((address, K))
+        if known is None:
+            name, heads = f"pairs.{self.number}_{len(self.narrowed)}", 1
+            if per_head:
+                heads = self.stage.domain.heads
+            which, pairs = f"{self.number}_{len(self.narrowed)}", -(-K // 2)
+            context.narrowed[name] = heads * pairs
+            known = self.narrowed[address, K] = _Narrowed(
+                context.buffer(name),
+                address,
+                context.size(f"N{which}", K),
+                context.size(f"P{which}", pairs),
+                per_head,
+            )
+            context.row(name)
+        row = f"f.{known.memory}_row"
+        head = f" + head * {known.pairs}" if per_head else ""
+        return f"f.{known.memory} + {context.own_row()} * {row}{head}", row
+
+    def narrowing(self) -> str:
+        """A function that rounds the rows which the products read; nothing where none is."""
+        if not self.narrowed:
+            return ""
+        lines = list[str]()
+        for about in self.narrowed.values():
+            into = f"f.{about.memory} + {self.context.own_row()} * f.{about.memory}_row"
+            if about.per_head:
+                into += f" + head * {about.pairs}"
+                heads = self.context.heads(self.number)
+                lines.append(f"for (long head = 0; head < {heads}; head++)")
+            call = f"narrow({into}, {about.address}, {about.inner});"
+            lines.append(f"    {call}" if about.per_head else call)
+        return "\n".join([
+            f"static void narrow{self.number}(const Frame& f) {{",
+            "    for (long r = f.rows.first; r < f.rows.last; r++) {",
+            *(f"        {line}" for line in lines),
+            "    }",
+            "}\n\n",
+        ])  # fmt: skip
 
     def _cut(self, sums: list[int]) -> list[list[int]]:
         """Sums that products share, cut into those that are made together."""
@@ -250,15 +310,20 @@ class Products:
             for name, (p, j, _) in zip(names, columns, strict=True):
                 at = vector(f"w{p}", step * panels[p] + j)
                 lines.append(f"        const vec {name} = *(const vec*)({at});")
-            sums = " ".join(
-                f"acc[{step}][i][{acc}] += x * {name};"
-                for name, (*_, acc) in zip(names, columns, strict=True)
-            )
+            each = [(f"acc[{step}][i][{acc}]", name)
+                    for name, (*_, acc) in zip(names, columns, strict=True)]  # fmt: skip
             here = f"k + {step}" if step else "k"
+            x, sums = (
+                f"broadcast(a[i * row + {here}])",
+                " ".join(f"{s} += x * {v};" for s, v in each),
+            )
+            if self.context.narrow:
+                x = f"broadcast_pair(a + i * row + {here})"
+                sums = " ".join(f"{s} = dot({s}, x, {v});" for s, v in each)
             lines += [
                 "        #pragma GCC unroll 8",
                 "        for (int i = 0; i < R; i++) {",
-                f"            const vec x = broadcast(a[i * row + {here}]);",
+                f"            const vec x = {x};",
                 f"            {sums}",
                 "        }",
             ]

@@ -286,6 +286,7 @@ class _Run:
     def packing(self) -> list[str]:
         """Pack this thread's share of the weights, which then lie there for all chunks."""
         pointers, lines = [], []
+        pack = "pack_pairs" if self.context.narrow else "pack"
         for k, weight in enumerate(self.weights):
             first, count = self._pieces(k)
             pointer = f"(REAL*)p[{1 + 2 * len(self.names) + k}]"
@@ -300,8 +301,8 @@ class _Run:
                 f"        const long tiles = ceil_div(f.W{weight.stage}, {width});",
                 f"        const Range some = share({tiles}, who, count);",
                 "        for (long i = some.first; i < some.last; i++)",
-                f"            pack(f.{weight.pointer} + i * {weight.inner} * {vectors(panel)}, p, "
-                f"(const Piece*)(s + {first}), {count},",
+                f"            {pack}(f.{weight.pointer} + i * {weight.inner} * {vectors(panel)}, "
+                f"p, (const Piece*)(s + {first}), {count},",
                 f"                 {head}, {len(weight.blocks)}, {which} * {width}, "
                 f"f.W{weight.stage}, {width});",
                 "    }",

@@ -35,9 +35,12 @@ class Source:
     buffers: dict[str, Buffer]
     weights: tuple[Packed, ...]
     reads: tuple[int, ...]  # of every weight, the stages that read it
+    narrowed: dict[str, int]  # memory for rows that are rounded, and how many pairs one has
 
 
-def source(loop: Loop, *, backward: bool, registers: int, lanes: int, shape: Shape) -> Source:
+def source(
+    loop: Loop, *, backward: bool, registers: int, lanes: int, shape: Shape, narrow: bool = False
+) -> Source:
     """Write the source of a loop.
 
     Args:
@@ -46,8 +49,11 @@ def source(loop: Loop, *, backward: bool, registers: int, lanes: int, shape: Sha
         registers: vectors of sums of products that the machine holds.
         lanes: numbers of a vector.
         shape: of the calls for which it is.
+        narrow: what products multiply is rounded to bfloat16; not where weights lie as they are.
     """
-    context, texts, in_place = Context(loop, backward=backward), [], shape is Shape.FEW
+    context, texts = Context(loop, backward=backward, narrow=narrow), []
+    in_place = shape is Shape.FEW
+    assert not (narrow and in_place)
     term = "TermInPlace" if in_place else "Term"
     functions = Functions(term, apart=shape is Shape.ROWS)
     for number, stage in enumerate(loop.stages):
@@ -89,6 +95,7 @@ def source(loop: Loop, *, backward: bool, registers: int, lanes: int, shape: Sha
         context.buffers,
         tuple(weights),
         tuple(context.reads[w.pointer] for w in weights),
+        context.narrowed,
     )
 
 
@@ -138,18 +145,20 @@ def _tiles(context: Context, products: Products, count: int) -> str:
     number, tile = products.number, products.tile
     headed = context.headed(number)
     which = "at" if headed else "tile"  # of all, or of all of a head
+    every = "    for (const Frame* some = &f; some; some = some->next)"
+    narrowed = [f"{every} narrow{number}(*some);"] if products.narrowed else []
     return "\n".join([
         *_tile(context, products, count, f"long {which}, Ahead& next"),
-        f"static void stage{number}(const Frame& f) {{",
+        f"{products.narrowing()}static void stage{number}(const Frame& f) {{",
         f"    const long tiles = ceil_div(f.W{number}, {vectors(tile.width)});",
         f"    const Range mine = {_share(context, number)};",
+        *narrowed,
         *_cleared(context, number),
         "    for (long i = mine.first; i < mine.last; i++) {",
         "        // Up and down in turn: what was read last is still in the cache.",
         f"        const long {which} = f.down ? mine.last - 1 - (i - mine.first) : i;",
         f"        Ahead next{{i + 1 < mine.last ? f.down ? {which} - 1 : {which} + 1 : {which}}};",
-        f"        for (const Frame* some = &f; some; some = some->next) "
-        f"tile{number}(*some, {which}, next);",
+        f"    {every} tile{number}(*some, {which}, next);",
         "    }",
         "}\n",
     ])  # fmt: skip

@@ -4,6 +4,7 @@
 // Defined before, beside what vector.h wants:
 //   HIGH   rows of a tile of a product
 //   WIDE   vectors of its columns, so that HIGH * WIDE sums fill the registers
+// and in rows.h or pairs.h how operands are laid out and multiplied.
 
 // One of the matrices on a side of a product. Its rows lie in several places: some `from[0]` on, those
 // behind them from `from[1]` on. The numbers of a row lie side by side, or those of a column, which is
@@ -17,6 +18,9 @@ struct Matrix {
 
     bool is_turned() const { return column != 1; }
 
+    // Of a left one, whether the columns of a tile are read where they lie.
+    bool lies(long above) const { return LIE && is_turned() && above + HIGH <= columns; }
+
     long tall() const { return ceil_div(columns, HIGH); }       // tiles of a left matrix
     long across() const { return ceil_div(columns, WIDE * VL); }  // of a part of a right one
 };
@@ -28,8 +32,7 @@ struct Matrix {
 // none reads what another one writes. Rows are summed up in blocks, and those of a block laid out anew,
 // in the order in which a thread's tiles read them: at `rights` WIDE vectors of columns row by row,
 // then the next WIDE, of `some` tiles at a time; at `lefts` HIGH columns, likewise, of a `few` tiles,
-// so that they stay in the cache of a core. Those of the next tile lie `apart` numbers further on. Left
-// columns that lie in one piece each are read where they lie, but for a tile that is not whole.
+// so that they stay in the cache of a core. Those of the next tile lie `apart` numbers further on.
 struct Outer {
     long places;
     const long* rows;  // in each place
@@ -54,33 +57,17 @@ struct Column {
     }
 };
 
-// HIGH columns for each of some tiles, of the rows of a pair; 0 behind the last column.
-ALONE void lay_out_left(REAL* into, const REAL* from, long row, long rows, long apart, Range tiles,
-                        long high) {
-    const long whole = least(tiles.last, high / HIGH) - tiles.first;
-    from += tiles.first * HIGH;
-    for (long r = 0; r < rows; r++, from += row, into += HIGH) {
-        for (long i = 0; i < whole; i++)
-            __builtin_memcpy(into + i * apart, from + i * HIGH, HIGH * sizeof(REAL));
-        if (tiles.first + whole < tiles.last)
-            for (long i = 0; i < HIGH; i++)
-                into[whole * apart + i] = i < high % HIGH ? from[whole * HIGH + i] : 0;
-    }
-}
-
-// The last columns, which fill no tile, of rows that lie side by side.
-static void lay_out_last(REAL* into, const REAL* from, long column, long rows, long high) {
-    for (long r = 0; r < rows; r++, from++, into += HIGH)
-        for (long i = 0; i < HIGH; i++) into[i] = i < high ? from[i * column] : 0;
-}
-
-// Calls `then(place, first, rows, before)` for the rows in each place that are in a block, `before`
-// of which are in front of them there.
-template <class F> INLINE void in_block(const Outer& o, Range block, const F& then) {
+// Calls `then(place, first, rows, before)` for the rows in each place that are in a block, in front of
+// which it is so deep. Tells how deep it is.
+template <class F> INLINE long in_block(const Outer& o, Range block, const F& then) {
+    long deep = 0;
     for (long p = 0, begin = 0; p < o.places; begin += o.rows[p++]) {
         const long first = most(block.first, begin), last = least(block.last, begin + o.rows[p]);
-        if (first < last) then(p, first - begin, last - first, first - block.first);
+        if (first >= last) continue;
+        then(p, first - begin, last - first, deep);
+        deep += deep_of(last - first);
     }
+    return deep;
 }
 
 // Lays out a block of the left matrices, these of their tiles.
@@ -96,17 +83,21 @@ static void lay_out_lefts(const Outer& o, Range block, Range tiles) {
             if (!m.is_turned()) {
                 lay_out_left(into + some.first * o.apart, from, row, rows, o.apart,
                              {some.first - m.first, some.last - m.first}, m.columns);
-            } else if (const long high = m.columns % HIGH; high && some.last == m.first + m.tall()) {
-                lay_out_last(into + (some.last - 1) * o.apart, from + (m.columns - high) * m.column,
-                             m.column, rows, high);
+                continue;
+            }
+            for (long i = some.first; i < some.last; i++) {
+                const long above = (i - m.first) * HIGH;
+                if (m.lies(above)) continue;
+                lay_out_turned(into + i * o.apart, from + above * m.column, m.column, rows,
+                               least(HIGH, m.columns - above));
             }
         }
     });
 }
 
 // Likewise, of the right ones.
-static void lay_out_rights(const Outer& o, Range block, Range tiles) {
-    const long panel = WIDE * VL * (block.last - block.first);
+static void lay_out_rights(const Outer& o, Range block, Range tiles, long deep) {
+    const long panel = WIDE * VL * deep;
     in_block(o, block, [&](long place, long first, long rows, long before) {
         for (long k = tiles.first; k < tiles.last; k++) {
             const Column at(o, k);
@@ -115,13 +106,14 @@ static void lay_out_rights(const Outer& o, Range block, Range tiles) {
             const REAL* from = (const REAL*)m.from[place] + first * m.row[place] +
                                (at.part * m.columns + at.unit) * m.column;
             REAL* into = o.rights + (k - tiles.first) * panel + before * width;
-            if (m.is_turned()) pack_columns(into, width, from, m.column, rows, there, int(width));
-            else pack_rows(into, width, from, m.row[place], rows, there, int(width));
+            if (m.is_turned())
+                lay_out_turned_right(into, from, m.column, rows, there, int(width));
+            else lay_out_right(into, from, m.row[place], rows, there, int(width));
         }
     });
 }
 
-// What a tile reads of a left matrix: how far its HIGH columns, and the rows of each, are apart.
+// What a tile reads of a left matrix: how far its HIGH columns, and what is deep in each, are apart.
 struct Left {
     const REAL* from;
     long column, row;
@@ -142,9 +134,9 @@ ALONE void tile(REAL* out, long row, long high, long units, Left left, const REA
         for (int j = 0; j < W; j++) v[j] = *(const vec*)(right + j * VL);
 #pragma GCC unroll 8
         for (int i = 0; i < HIGH; i++) {
-            const vec each = broadcast(x[i * left.column]);
+            const vec each = in_every_lane(x + i * left.column);
 #pragma GCC unroll 8
-            for (int j = 0; j < W; j++) sums[i][j] += each * v[j];
+            for (int j = 0; j < W; j++) sums[i][j] = multiplied(sums[i][j], each, v[j]);
         }
     }
 #pragma GCC unroll 8
@@ -170,9 +162,9 @@ INLINE void tile_of(int width, REAL* out, long row, long high, long units, Left 
 }
 
 // A column of tiles of a block, those of `tiles` whose left operands have been laid out.
-static void column(const Outer& o, long k, const REAL* right, Range tiles, Range block) {
+static void column(const Outer& o, long k, const REAL* right, Range tiles, Range block,
+                   long deep) {
     const Column at(o, k);
-    const long deep = block.last - block.first;
     const long units = o.right[at.matrix].columns;
     for (long l = 0; l < o.many_lefts; l++) {
         const Matrix& m = o.left[l];
@@ -182,7 +174,7 @@ static void column(const Outer& o, long k, const REAL* right, Range tiles, Range
         for (long i = most(tiles.first, m.first); i < least(tiles.last, m.first + m.tall()); i++) {
             const long above = (i - m.first) * HIGH, high = least(HIGH, m.columns - above);
             Left left = {o.lefts + (i - tiles.first) * o.apart, 1, HIGH};
-            if (m.is_turned() && high == HIGH)
+            if (m.lies(above))
                 left = {(const REAL*)m.from[0] + above * m.column + block.first, m.column, 1};
             tile_of<WIDE>(at.width, out + above * units, units, high, at.units, left, right, deep,
                           adds);
@@ -199,15 +191,16 @@ static void multiply(const Outer& o, long id, long count) {
     for (long p = 0; p < o.places; p++) total += o.rows[p];
     for (long b = 0; b < o.blocks; b++) {
         const Range block = share(total, b, o.blocks);
-        const long deep = block.last - block.first;
+        const long deep = in_block(o, block, [](long, long, long, long) {});
         for (long j = wide.first; j < wide.last; j += o.some) {
             const Range beside = {j, least(j + o.some, wide.last)};
-            lay_out_rights(o, block, beside);
+            lay_out_rights(o, block, beside, deep);
             for (long i = tall.first; i < tall.last; i += o.few) {
                 const Range above = {i, least(i + o.few, tall.last)};
                 lay_out_lefts(o, block, above);
                 for (long k = beside.first; k < beside.last; k++)
-                    column(o, k, o.rights + (k - j) * WIDE * VL * deep, above, block);
+                    column(o, k, o.rights + (k - j) * WIDE * VL * deep, above, block,
+                           deep);
             }
         }
     }
