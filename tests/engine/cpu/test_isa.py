@@ -103,7 +103,7 @@ def test_only_some_processors_are_asked_for_memory_early(
 
 
 @pytest.mark.parametrize(
-    ("vendor", "flag", "isa", "expected"),
+    ("vendor", "flag", "named", "expected"),
     [
         ("AuthenticAMD", "avx512_bf16", "", True),
         ("AuthenticAMD", "avx512_bf16", "avx512", True),
@@ -114,13 +114,13 @@ def test_only_some_processors_are_asked_for_memory_early(
 )
 @pytest.mark.usefixtures("anew")
 def test_who_multiplies_bfloat16(
-    monkeypatch: pytest.MonkeyPatch, vendor: str, flag: str, isa: str, expected: bool
+    monkeypatch: pytest.MonkeyPatch, vendor: str, flag: str, named: str, expected: bool
 ) -> None:
     flags = " ".join((*instructions._AVX512, flag))
     text = f"vendor_id\t: {vendor}\nflags\t\t: {flags}\n"
     monkeypatch.setattr(Path, "read_text", lambda *_, **__: text)
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    monkeypatch.setenv("FLEXRNN_ISA", isa)
+    monkeypatch.setenv("FLEXRNN_ISA", named)
     assert instructions.has_bfloat16() is expected
 
 
