@@ -262,7 +262,9 @@ def test_under_autocast_all_comes_in_its_dtype(make: Make, hand: Any) -> None:
     assert {t.dtype for t in (result.output, *result.state, *result.states)} == {torch.bfloat16}
     cut = torch.zeros_like(RESET)
     with torch.autocast("cpu"):
-        assert_close(layer(x, lengths=LENGTHS, reset=cut)[0][:3, :1], plain)
+        marked = layer(x, lengths=LENGTHS, reset=cut)[0][:3, :1]
+    # Calls of so few rows multiply in float32 where larger ones round what they multiply.
+    assert_close(marked, plain, rtol=0.016, atol=2 * torch.finfo(torch.bfloat16).eps)
 
 
 def test_resets_return_to_the_state_that_the_cell_says(engine: str) -> None:

@@ -86,6 +86,36 @@ def test_numbers_and_gradients_are_those_of_the_long_way(
         assert is_taken(layer, x, hx)
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("both", [{}, {"num_layers": 2, "bidirectional": True}], ids=["1", "2 x 2"])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "own"])
+def test_half_types_are_rounded_as_on_the_long_way(
+    kind: str, both: dict[str, Any], half: torch.dtype, long: Callable[..., Any], own_cell: Any
+) -> None:
+    layer = FlexRNN(KINDS[kind] or own_cell, I, H, dtype=half, **both)
+    for steps in (T, 1):
+        x = randn(steps, 9, I, dtype=half).requires_grad_()
+        _, state = layer(x)
+        given = tuple(s.detach() for s in ((state,) if isinstance(state, Tensor) else state))
+        for hx in (None, given if len(given) > 1 else given[0]):
+
+            def trained(x: Tensor = x, hx: Any = hx) -> Any:
+                found = flat(layer(x, hx))
+                loss = found[0].float().square().sum() + found[-1].float().sin().sum()
+                return [*found, *torch.autograd.grad(loss, [x, *layer.parameters()])]
+
+            def inferred(x: Tensor = x, hx: Any = hx) -> Any:
+                with torch.no_grad():
+                    return flat(layer(x, hx))
+
+            for run in (trained, inferred):
+                right = long(run)
+                for _ in range(4):  # found out, prepared, and from then on remembered
+                    assert_close(run(), right, rtol=0, atol=0)
+                assert {tensor.dtype for tensor in right} == {half}
+            assert is_taken(layer, x, hx)
+
+
 ORDER = torch.tensor([2, 0, 1])
 
 

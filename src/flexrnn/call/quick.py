@@ -24,6 +24,7 @@ from flexrnn.call.stack import each
 from flexrnn.call.way import (
     ENGINE,
     KEPT,
+    SERVED,
     Memory,
     begins_with_zeros,
     fits,
@@ -34,7 +35,6 @@ from flexrnn.call.way import (
 from flexrnn.check import check_packed
 from flexrnn.engine import engines, scan
 from flexrnn.engine.compiler.trace import CannotCompileError
-from flexrnn.engine.cpu.engine import DTYPES
 from flexrnn.engine.kinds import can_tell
 from flexrnn.engine.ordinary import Call, kind
 from flexrnn.engine.step import CannotRunError
@@ -204,7 +204,7 @@ def _run(
         run = None
         if is_kept(start):
             run = partial(way, start=start, axis=axis)
-            if not torch.is_grad_enabled():
+            if not (torch.is_grad_enabled() or way.half):
                 run = way.straight((x, *given, *params), start, axis)
         memory.prepared[like] = Prepared(about, row, run)
         trim(memory.prepared, KEPT)
@@ -230,7 +230,7 @@ def _may_be_prepared(layer: Any, x: Tensor) -> bool:
         type(x) in (Tensor, Parameter)
         and x.is_cpu
         and x.numel() > 0
-        and x.dtype in DTYPES
+        and x.dtype in SERVED
         and _is_strided(x)
         and scan.in_force(layer.backend) in ("auto", ENGINE)
     )
@@ -261,4 +261,4 @@ def _is_served(layer: Any, x: Tensor, axis: int | None) -> bool:
         steps = None
     backend = scan.in_force(layer.backend)
     first = engines.chain(backend, x, steps)[0]
-    return first == ENGINE and x.dtype in DTYPES
+    return first == ENGINE and x.dtype in SERVED

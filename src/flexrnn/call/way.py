@@ -17,14 +17,16 @@ from flexrnn.call.prepared import Inference, Part, Prepared, timed
 from flexrnn.call.stack import stacked
 from flexrnn.cell import Cell
 from flexrnn.compose import CellStep
-from flexrnn.engine import eager
+from flexrnn.engine import autocast, eager, engines
 from flexrnn.engine.again import Again
 from flexrnn.engine.compiler.trace import CannotCompileError
+from flexrnn.engine.cpu.engine import DTYPES
 from flexrnn.engine.differentiable import Ready
 from flexrnn.engine.tables import trim
 from flexrnn.fields import field_sizes, unwrap
 
 ENGINE = "cpu"
+SERVED = (*DTYPES, *autocast.HALF)
 KEPT = 32  # ways of a layer; the oldest goes first
 _SMALL = 64 << 10  # numbers of an initial state, up to which it is kept
 _ZEROS = Cell.initial_state
@@ -37,6 +39,7 @@ class Way(NamedTuple):
     directions: int
     state: Any  # its class, a NamedTuple
     widths: tuple[int, ...]  # of the state
+    half: bool = False  # tensors are of a half type, and cast for the engine and back
 
     def __call__(
         self,
@@ -64,9 +67,10 @@ class Way(NamedTuple):
         outputs: list[Tensor] = []
         for k, (ready, at) in enumerate(self.parts):
             state = start or [field[k] for field in given]
-            output, *final = ready((x, *state, *[params[i] for i in at]))
+            row = (x, *state, *[params[i] for i in at])
+            output, *final = ready([t.float() for t in row] if self.half else row)
             finals.append(tuple(final))
-            outputs.append(output)
+            outputs.append(output.to(x.dtype) if self.half else output)
             if len(outputs) == self.directions:
                 x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
                 outputs = []
@@ -84,8 +88,10 @@ class Way(NamedTuple):
             axis: of time in the input.
 
         Returns:
-            None where there are two directions, or something has to be copied first.
+            None where there are two directions, or something has to be copied or cast first.
         """
+        if self.half:
+            return None
         x, fields = row[0], 0 if start else len(self.widths)
         x = timed(x, axis)
         given, params = row[1 : 1 + fields], row[1 + fields :]
@@ -137,8 +143,11 @@ def is_kept(start: tuple[Tensor, ...]) -> bool:
 
 
 def zeros_for(memory: Memory, widths: tuple[int, ...], x: Tensor) -> tuple[Tensor, ...]:
-    """The state before the first step of x `(T, B, I)`, of every cell; nobody writes there."""
-    batch, dtype = x.shape[1], x.dtype
+    """The state before the first step of x `(T, B, I)`, of every cell; nobody writes there.
+
+    It is in the dtype that the engine is given.
+    """
+    batch, dtype = x.shape[1], engines.cast_to(ENGINE, x) or x.dtype
     about, zeros = memory.zeros
     if about != (batch, dtype, widths):
         with torch.inference_mode(False):  # else autograd could never save it
@@ -202,21 +211,25 @@ def _found(
         return None
     lent: Any = SimpleNamespace(**dict(zip(memory.flat, params, strict=True)))
     parts: list[tuple[Ready, tuple[int, ...]]] = []
-    learns = False
+    learns, to = False, engines.cast_to(ENGINE, x)
+    narrow = engines.is_narrow(ENGINE, x)
     for k, (cell, slots) in enumerate(zip(cells, layer._slots, strict=True)):
-        step = CellStep(bind(cell, slots, lent), origin=cell)
+        step: Any = CellStep(bind(cell, slots, lent), origin=cell)
+        if to is not None:
+            step = autocast.CastStep(step, to, narrow=narrow)
         places = {f"{s.module}.{s.name}".lstrip("."): memory.flat.index(s.flat) for s in slots}
         if step.tensors.keys() != places.keys():
             return None
-        state = cell.State(*(start or (field[k] for field in given)))
-        ready = eager.ready(step, state, (x,), reverse=k % ways == 1, keep=(0,), engine=ENGINE)
+        state = cell.State(*(autocast.cast(s, to) for s in start or (f[k] for f in given)))
+        xs = (autocast.cast(x, to),)
+        ready = eager.ready(step, state, xs, reverse=k % ways == 1, keep=(0,), engine=ENGINE)
         ready = ready._replace(again=Again())
         parts.append((ready, tuple(places[name] for name in step.tensors)))
         learns |= bool(ready.about.gradients)
         if k % ways == ways - 1:  # of what the next layer gets only the kind counts
             x = x.new_empty(1, x.shape[1], ways * widths[0])
             x, learns = (x.requires_grad_() if learns else x), False
-    return Way(tuple(parts), ways, cells[0].State, widths)
+    return Way(tuple(parts), ways, cells[0].State, widths, to is not None)
 
 
 def begins_with_zeros(cell: Cell) -> bool:
