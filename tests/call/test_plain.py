@@ -96,8 +96,9 @@ def test_half_types_are_rounded_as_on_the_long_way(
     for steps in (T, 1):
         x = randn(steps, 9, I, dtype=half).requires_grad_()
         _, state = layer(x)
-        given = tuple(s.detach() for s in ((state,) if isinstance(state, Tensor) else state))
-        for hx in (None, given if len(given) > 1 else given[0]):
+        bare = isinstance(state, Tensor)
+        given = state.detach() if bare else tuple(field.detach() for field in state)
+        for hx in (None, given):
 
             def trained(x: Tensor = x, hx: Any = hx) -> Any:
                 found = flat(layer(x, hx))

@@ -149,15 +149,26 @@ def test_what_cannot_begin_anew_takes_the_long_way(refused: Any) -> None:
             "reset: expected it on the input's device cpu, got meta")  # fmt: skip
 
 
-def test_a_sequence_of_one_step_takes_it_too(make: Make) -> None:
+def test_a_sequence_of_one_step_takes_it_too(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     layer = make(num_layers=2)
     x, state = randn(1, B, I), begun(layer)
     found = quick.call(layer, x, state)
     assert found is not None
     with flexrnn.backend("reference"):
         assert_close(found, layer(x, state), rtol=1e-13, atol=1e-14)
-    with torch.enable_grad():  # the reference has the faster derivatives
-        assert quick.call(layer, x, state) is None
+    with torch.enable_grad():
+        found = gradients(layer, x, state)
+        with flexrnn.backend("reference"):
+            assert_close(found, gradients(layer, x, state), rtol=1e-12, atol=1e-13)
+        assert quick.call(layer, x, state) is not None
+        monkeypatch.setattr(quick, "_MANY", H)  # the reference has derivatives as fast
+        other = make()
+        assert quick.call(other, x, begun(other)) is None
+
+
+def gradients(layer: FlexRNN, x: Tensor, state: Any) -> tuple[Tensor, ...]:
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(layer(x, state)[0].square().sum(), [x, *layer.parameters()])
 
 
 def test_nothing_of_the_result_is_anybody_elses_memory() -> None:

@@ -41,6 +41,7 @@ from flexrnn.engine.step import CannotRunError
 from flexrnn.engine.tables import trim
 from flexrnn.record import is_recorded
 
+_MANY = 512  # units of which a step that is to be differentiated is as fast by the reference
 _memories: WeakKeyDictionary[Any, Memory] = WeakKeyDictionary()
 
 
@@ -249,7 +250,8 @@ def _is_strided(tensor: Tensor) -> bool:
 def _is_served(layer: Any, x: Tensor, axis: int | None) -> bool:
     """Whether the input is one of the layer's, and for the engine.
 
-    Of a single step, too, where it is not to be differentiated: prepared, it is faster by far.
+    Of a single step, too: prepared, it is faster than by the reference, by far where it is not to
+    be differentiated, and else where weights are not many.
     """
     shape = x.shape
     if len(shape) != (2 if axis is None else 3) or shape[-1] != layer.input_size:
@@ -257,7 +259,7 @@ def _is_served(layer: Any, x: Tensor, axis: int | None) -> bool:
     steps = None if axis is None else shape[axis]
     if steps == 0:
         return False
-    if steps == 1 and not torch.is_grad_enabled():
+    if steps == 1 and (layer.hidden_size < _MANY or not torch.is_grad_enabled()):
         steps = None
     backend = scan.in_force(layer.backend)
     first = engines.chain(backend, x, steps)[0]

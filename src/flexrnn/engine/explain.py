@@ -54,8 +54,9 @@ class Explanation(NamedTuple):
 def explain(layer: nn.Module, x: Any, stages: bool = False) -> Explanation:
     """Say how a layer is run on an input where it is differentiated; no sequence is run.
 
-    Without derivatives the same engines run, but for a sequence of one step: `auto` leaves it to
-    the reference where it is differentiated, and a plain one that is not runs compiled.
+    Without derivatives the same engines run. A sequence of one step `auto` leaves to the reference,
+    and that is what is said of it; but a call with nothing beside an input and a state runs
+    compiled, of 512 units or more where it is not differentiated.
 
     Args:
         layer: a `FlexRNN` or a drop-in.
