@@ -18,6 +18,7 @@ from flexrnn.bind import identity
 from flexrnn.cell import Cell
 from flexrnn.engine import engines, scan
 from flexrnn.engine.cpu.build import openmp
+from flexrnn.engine.cpu.precision import allows_bfloat16
 from flexrnn.engine.cpu.straight import Straight
 from flexrnn.engine.kinds import Kinds
 from flexrnn.engine.ordinary import Call, kind
@@ -136,6 +137,7 @@ def known(layer: Any, cells: Sequence[Cell]) -> Any:
         engines.ENGINES["cpu"],
         torch.get_default_dtype(),
         openmp.threads(),
+        allows_bfloat16(),
         [*map(identity, cells)],
     )
 

@@ -11,6 +11,7 @@ from flexrnn.engine import autocast, recompute
 from flexrnn.engine.again import Again
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.build import openmp
+from flexrnn.engine.cpu.precision import allows_bfloat16
 from flexrnn.engine.cpu.straight import Straight
 from flexrnn.engine.engines import ENGINES, is_written, straight
 from flexrnn.engine.replay import Result
@@ -148,4 +149,4 @@ def _run(call: Ready, function: Any, row: tuple[Tensor, ...], sort: tuple[Any, .
     """Call a function of tensors; as it was written down where it was."""
     if call.again is None or not is_written(call.engine):
         return function(row)
-    return call.again(function, row, (*sort, openmp.threads()))
+    return call.again(function, row, (*sort, openmp.threads(), allows_bfloat16()))

@@ -2,7 +2,7 @@
 """Products of bfloat16: how numbers are rounded and lie in pairs, and what layers make of them."""
 
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -290,3 +290,67 @@ def test_the_same_bits_by_however_many_threads(threads: Callable[[int], Any]) ->
             found.append((output, *torch.autograd.grad(output.sum(), [*layer.parameters()])))
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.fixture
+def switch() -> Iterator[Callable[[str], None]]:
+    """Torch's switch for what recurrent layers of float32 multiply."""
+    mkldnn: Any = torch.backends.mkldnn
+
+    def turn(to: str) -> None:
+        mkldnn.rnn.fp32_precision = to
+
+    yield turn
+    turn("none")
+
+
+@pytest.mark.parametrize("rows", [1, B])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_torchs_switch_lets_float32_multiply_bfloat16(
+    switch: Callable[[str], None], compiled: bool, rows: int
+) -> None:
+    """Whenever it is turned: of calls that are remembered, too. The numbers are autocast's."""
+    layer, x = flexrnn.LSTM(I, H, backend="cpu"), torch.randn(4 * T, rows, I)
+    run: Any = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiled else layer
+
+    def found() -> list[Tensor]:
+        output, (h, c) = run(x)
+        gradients = torch.autograd.grad(output.square().sum(), [*layer.parameters()])
+        with torch.no_grad():
+            return [output, h, c, *gradients, run(x)[0]]
+
+    with torch.autocast("cpu", HALF):
+        rounded, _ = layer(x)
+    exact = found()
+    for _ in range(6):
+        assert all(torch.equal(a, b) for a, b in zip(exact, found(), strict=True))
+    switch("bf16")
+    narrow = found()
+    for _ in range(6):
+        assert all(torch.equal(a, b) for a, b in zip(narrow, found(), strict=True))
+    assert torch.equal(narrow[0].to(HALF), rounded)
+    assert torch.equal(narrow[0], narrow[-1])
+    for a, b in zip(narrow, exact, strict=True):
+        assert 1e-5 * b.norm() < (a - b).norm() < 1e-2 * b.norm()
+    switch("ieee")
+    assert all(torch.equal(a, b) for a, b in zip(exact, found(), strict=True))
+    torch.compiler.reset()
+
+
+def test_float64_does_not_heed_the_switch(switch: Callable[[str], None]) -> None:
+    layer, x = flexrnn.GRU(I, H, dtype=torch.float64, backend="cpu"), torch.randn(T, B, I).double()
+    exact = layer(x)[0]
+    switch("bf16")
+    assert torch.equal(layer(x)[0], exact)
+
+
+def test_the_way_back_may_be_another(switch: Callable[[str], None]) -> None:
+    """A switch that is turned in between changes what is multiplied, and nothing else."""
+    layer, x = flexrnn.LayerNormLSTM(I, H, backend="cpu"), torch.randn(T, B, I)
+    exact = torch.autograd.grad(layer(x)[0].sum(), [*layer.parameters()])
+    switch("bf16")
+    output = layer(x)[0]
+    switch("none")
+    other = torch.autograd.grad(output.sum(), [*layer.parameters()])
+    for a, b in zip(exact, other, strict=True):
+        assert (a - b).norm() < 0.1 * a.norm()

@@ -47,7 +47,7 @@ class Layout:
         for name in self.kernel.source.buffers:
             if name not in self.rows and not self.kernel.owns(name):
                 self.rows[name] = self._input(name, given)
-        steps, batch, reverse, _, fewer = self.sizes
+        steps, batch, reverse, _, fewer, _ = self.sizes
         threads, across = shares(self.kernel, self.sizes)
         self._launch = self.kernel.launch(
             self.rows,

@@ -18,6 +18,7 @@ from flexrnn.engine.cpu.build.isa import has_bfloat16, last_cache
 from flexrnn.engine.cpu.build.side import side_by_side
 from flexrnn.engine.cpu.emit import ROWS_IN_PLACE, Shape
 from flexrnn.engine.cpu.kernel import STARTS, Kernel
+from flexrnn.engine.cpu.precision import allows_bfloat16
 from flexrnn.engine.lowering.extract import Extract, extract
 from flexrnn.engine.step import CannotRunError, NotAgainError
 from flexrnn.engine.tables import trim
@@ -38,6 +39,7 @@ class Sizes(NamedTuple):
     reverse: bool
     threads: int
     fewer: bool = False  # rows from step to step; what there is at every step is `(N, ...)` then
+    narrow: bool = False  # products of float32 may round what they multiply to bfloat16
 
     def lead(self, given: Mapping[str, Tensor]) -> tuple[int, ...]:
         """The axes in front of what there is at every step: `(T, B)`, or `(N,)`."""
@@ -83,16 +85,12 @@ def kind_of(program: Program, sizes: Sizes, dtype: torch.dtype) -> Kind:
     enough = read > (_READ if sizes.steps > 1 else _READ_IN_ONE)
     if sizes.steps * sizes.batch <= _FEW or not enough:
         return Kind(Shape.FEW, hoist=False, dtype=dtype)
-    weights, narrow = _of(program).weights, is_narrow(program, dtype)
+    narrow = (sizes.narrow or program.graph.narrow) and dtype == torch.float32 and has_bfloat16()
+    weights = _of(program).weights
     if sizes.batch == 1 and weights > _SMALL:
         return Kind(Shape.ROW, hoist=True, dtype=dtype, narrow=narrow)
     few, size = sizes.batch < MANY_ROWS * sizes.threads, 2 if narrow else dtype.itemsize
     return Kind(Shape.ROWS, hoist=few and is_far(weights * size), dtype=dtype, narrow=narrow)
-
-
-def is_narrow(program: Program, dtype: torch.dtype) -> bool:
-    """Whether products round what they multiply to bfloat16: where they may, and that is faster."""
-    return program.graph.narrow and dtype == torch.float32 and has_bfloat16()
 
 
 def is_far(weights: int) -> bool:
@@ -190,9 +188,11 @@ def sizes_of_call(
     batch_sizes: Tensor | None,
 ) -> Sizes:
     """The sizes of a call with these operands."""
+    narrow = allows_bfloat16()
     if batch_sizes is None:
-        return Sizes(xs[0].shape[0], xs[0].shape[1], reverse, threads)
-    return Sizes(batch_sizes.shape[0], state[0].shape[0], reverse, threads, fewer=True)
+        return Sizes(xs[0].shape[0], xs[0].shape[1], reverse, threads, narrow=narrow)
+    steps, batch = batch_sizes.shape[0], state[0].shape[0]
+    return Sizes(steps, batch, reverse, threads, fewer=True, narrow=narrow)
 
 
 def operands(

@@ -23,7 +23,7 @@ def shares(kernel: Kernel, sizes: Sizes) -> tuple[int, bool]:
         kernel: the loop.
         sizes: of the call, with the threads that there are.
     """
-    steps, batch, _, threads, _ = sizes
+    steps, batch, threads = sizes.steps, sizes.batch, sizes.threads
     there, read = kernel.weight_bytes, kernel.read_bytes
     if kernel.shape is Shape.FEW and steps * batch * read < _LITTLE:
         threads = 1
