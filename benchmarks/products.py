@@ -38,7 +38,7 @@ def seconds(rows: int, gates: int, *columns: int, dtype: torch.dtype) -> dict[st
     ours = [Outer([[gradient]], [[other] for other in others], [totals], adds=False)]
     torchs: list[Outer] = []
     for other in others:
-        turned = other.shape[1] < after._NARROW <= gates and rows >= after._LONG
+        turned = other.shape[1] < after._THIN <= gates and rows >= after._LONG
         left, right = (other, gradient) if turned else (gradient, other)
         total = gradient.new_empty(left.shape[1], right.shape[1])
         torchs.append(Outer([[left]], [[right]], [[total]], adds=False))
