@@ -86,35 +86,48 @@ def test_numbers_and_gradients_are_those_of_the_long_way(
         assert is_taken(layer, x, hx)
 
 
-@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+HALVES: dict[str, tuple[Any, Any, Any]] = {  # of parameters, of the input, and autocast's
+    "bfloat16": (torch.bfloat16, torch.bfloat16, None),
+    "float16": (torch.float16, torch.float16, None),
+    "autocast": (torch.float32, torch.float32, torch.bfloat16),
+    "autocast of what is cast": (torch.float32, torch.bfloat16, torch.bfloat16),
+    "autocast to float16": (torch.float32, torch.float32, torch.float16),
+}
+
+
+@pytest.mark.parametrize("half", HALVES)
 @pytest.mark.parametrize("both", [{}, {"num_layers": 2, "bidirectional": True}], ids=["1", "2 x 2"])
 @pytest.mark.parametrize("kind", ["lstm", "gru", "own"])
 def test_half_types_are_rounded_as_on_the_long_way(
-    kind: str, both: dict[str, Any], half: torch.dtype, long: Callable[..., Any], own_cell: Any
+    kind: str, both: dict[str, Any], half: str, long: Callable[..., Any], own_cell: Any
 ) -> None:
-    layer = FlexRNN(KINDS[kind] or own_cell, I, H, dtype=half, **both)
+    own, of_x, to = HALVES[half]
+    layer = FlexRNN(KINDS[kind] or own_cell, I, H, dtype=own, **both)
     for steps in (T, 1):
-        x = randn(steps, 9, I, dtype=half).requires_grad_()
-        _, state = layer(x)
+        x = randn(steps, 9, I, dtype=of_x).requires_grad_()
+        with torch.autocast("cpu", to, enabled=to is not None):
+            _, state = layer(x)
         bare = isinstance(state, Tensor)
         given = state.detach() if bare else tuple(field.detach() for field in state)
         for hx in (None, given):
 
-            def trained(x: Tensor = x, hx: Any = hx) -> Any:
-                found = flat(layer(x, hx))
+            def called(x: Tensor = x, hx: Any = hx) -> list[Tensor]:
+                with torch.autocast("cpu", to, enabled=to is not None):
+                    return flat(layer(x, hx))
+
+            def trained(x: Tensor = x, called: Any = called) -> Any:
+                found = called()
                 loss = found[0].float().square().sum() + found[-1].float().sin().sum()
                 return [*found, *torch.autograd.grad(loss, [x, *layer.parameters()])]
 
-            def inferred(x: Tensor = x, hx: Any = hx) -> Any:
-                with torch.no_grad():
-                    return flat(layer(x, hx))
-
+            inferred = torch.no_grad()(called)
             for run in (trained, inferred):
                 right = long(run)
                 for _ in range(4):  # found out, prepared, and from then on remembered
                     assert_close(run(), right, rtol=0, atol=0)
-                assert {tensor.dtype for tensor in right} == {half}
-            assert is_taken(layer, x, hx)
+            assert {tensor.dtype for tensor in inferred()} == {to or own}
+            with torch.autocast("cpu", to, enabled=to is not None):
+                assert is_taken(layer, x, hx)
 
 
 ORDER = torch.tensor([2, 0, 1])

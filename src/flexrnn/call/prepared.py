@@ -138,6 +138,7 @@ def known(layer: Any, cells: Sequence[Cell]) -> Any:
         torch.get_default_dtype(),
         openmp.threads(),
         allows_bfloat16(),
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
         [*map(identity, cells)],
     )
 

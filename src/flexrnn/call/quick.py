@@ -33,7 +33,7 @@ from flexrnn.call.way import (
     zeros_for,
 )
 from flexrnn.check import check_packed
-from flexrnn.engine import engines, scan
+from flexrnn.engine import autocast, engines, scan
 from flexrnn.engine.compiler.trace import CannotCompileError
 from flexrnn.engine.kinds import can_tell
 from flexrnn.engine.ordinary import Call, kind
@@ -132,7 +132,7 @@ def _is_mark(reset: Tensor) -> bool:
 
 
 def _is_plain(layer: Any) -> bool:
-    """Whether nobody listens, nothing is drawn, cast or left out, and the engine is not another."""
+    """Whether nobody listens, nothing is drawn or left out, and the engine is not another."""
     return not (
         layer.zoneout
         or (layer.training and (layer.recurrent_dropout or layer.weight_drop))
@@ -141,7 +141,6 @@ def _is_plain(layer: Any) -> bool:
         or scan.in_force(layer.backend) not in ("auto", ENGINE)
         or scan.is_watched()
         or is_recorded(layer)
-        or torch.is_autocast_enabled("cpu")
     )
 
 
@@ -205,7 +204,7 @@ def _run(
         run = None
         if is_kept(start):
             run = partial(way, start=start, axis=axis)
-            if not (torch.is_grad_enabled() or way.half):
+            if not torch.is_grad_enabled() and way.to is None:
                 run = way.straight((x, *given, *params), start, axis)
         memory.prepared[like] = Prepared(about, row, run)
         trim(memory.prepared, KEPT)
@@ -218,10 +217,13 @@ def _cut(fields: tuple[Tensor, ...], rows: Tensor | None) -> tuple[Tensor, ...]:
 
 
 def _lie_here(row: Sequence[Tensor]) -> bool:
-    """Whether an engine may be called with these tensors as they are."""
-    dtype = row[0].dtype
+    """Whether an engine may be called with these tensors as they are, or as autocast casts them."""
+    dtype, cast = row[0].dtype, autocast.is_on(row[0])
+    if cast and not autocast.is_cast(dtype):
+        return False
     return kind(row) is Call.EAGER and all(
-        tensor.dtype is dtype and tensor.is_cpu and _is_strided(tensor) for tensor in row
+        (autocast.is_cast(t.dtype) if cast else t.dtype is dtype) and t.is_cpu and _is_strided(t)
+        for t in row
     )
 
 

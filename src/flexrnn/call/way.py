@@ -39,7 +39,7 @@ class Way(NamedTuple):
     directions: int
     state: Any  # its class, a NamedTuple
     widths: tuple[int, ...]  # of the state
-    half: bool = False  # tensors are of a half type, and cast for the engine and back
+    to: torch.dtype | None = None  # of results, where the engine is given float32 in its place
 
     def __call__(
         self,
@@ -63,19 +63,34 @@ class Way(NamedTuple):
             The output `(T, B, ·)`, or `(B, ·)` of a single step, and the last state.
         """
         x = timed(x, axis)
+        if self.to is None:
+            x, finals = self._run(x, given, params, start)
+        else:
+            with autocast.off(x):
+                x, finals = self._run(x, given, params, start)
+        last = unwrap(stacked(self.state, finals, x.dtype))
+        return x[0] if axis is None else x, last
+
+    def _run(
+        self,
+        x: Tensor,
+        given: tuple[Tensor, ...],
+        params: Sequence[Tensor],
+        start: tuple[Tensor, ...],
+    ) -> tuple[Tensor, list[tuple[Tensor, ...]]]:
+        """The output and all last states."""
         finals: list[tuple[Tensor, ...]] = []
         outputs: list[Tensor] = []
         for k, (ready, at) in enumerate(self.parts):
             state = start or [field[k] for field in given]
             row = (x, *state, *[params[i] for i in at])
-            output, *final = ready([t.float() for t in row] if self.half else row)
+            output, *final = ready(row if self.to is None else [t.float() for t in row])
             finals.append(tuple(final))
-            outputs.append(output.to(x.dtype) if self.half else output)
+            outputs.append(output if self.to is None else output.to(self.to))
             if len(outputs) == self.directions:
                 x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
                 outputs = []
-        last = unwrap(stacked(self.state, finals, x.dtype))
-        return x[0] if axis is None else x, last
+        return x, finals
 
     def straight(
         self, row: tuple[Tensor, ...], start: tuple[Tensor, ...], axis: int | None
@@ -90,7 +105,7 @@ class Way(NamedTuple):
         Returns:
             None where there are two directions, or something has to be copied or cast first.
         """
-        if self.half:
+        if self.to is not None:
             return None
         x, fields = row[0], 0 if start else len(self.widths)
         x = timed(x, axis)
@@ -175,6 +190,7 @@ def way_of(
         torch.get_default_dtype(),
         layer.bidirectional,
         x.dtype,
+        autocast.dtype_for(x),
         x.requires_grad,
         identities,
         *[field.requires_grad for field in given],
@@ -211,8 +227,8 @@ def _found(
         return None
     lent: Any = SimpleNamespace(**dict(zip(memory.flat, params, strict=True)))
     parts: list[tuple[Ready, tuple[int, ...]]] = []
-    learns, to = False, engines.cast_to(ENGINE, x)
-    narrow = engines.is_narrow(ENGINE, x)
+    learns, to, narrow = False, engines.cast_to(ENGINE, x), engines.is_narrow(ENGINE, x)
+    rounded = autocast.dtype_for(x) or x.dtype
     for k, (cell, slots) in enumerate(zip(cells, layer._slots, strict=True)):
         step: Any = CellStep(bind(cell, slots, lent), origin=cell)
         if to is not None:
@@ -222,14 +238,15 @@ def _found(
             return None
         state = cell.State(*(autocast.cast(s, to) for s in start or (f[k] for f in given)))
         xs = (autocast.cast(x, to),)
-        ready = eager.ready(step, state, xs, reverse=k % ways == 1, keep=(0,), engine=ENGINE)
+        with autocast.off(x):
+            ready = eager.ready(step, state, xs, reverse=k % ways == 1, keep=(0,), engine=ENGINE)
         ready = ready._replace(again=Again())
         parts.append((ready, tuple(places[name] for name in step.tensors)))
         learns |= bool(ready.about.gradients)
         if k % ways == ways - 1:  # of what the next layer gets only the kind counts
             x = x.new_empty(1, x.shape[1], ways * widths[0])
             x, learns = (x.requires_grad_() if learns else x), False
-    return Way(tuple(parts), ways, cells[0].State, widths, to is not None)
+    return Way(tuple(parts), ways, cells[0].State, widths, None if to is None else rounded)
 
 
 def begins_with_zeros(cell: Cell) -> bool:

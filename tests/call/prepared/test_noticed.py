@@ -164,6 +164,17 @@ def test_autocast_casts(taken: list[int], is_taken: Any) -> None:
         assert layer(x)[0].dtype == torch.float32
 
 
+def test_to_what_autocast_casts_is_noticed() -> None:
+    layer, x = flexrnn.GRU(I, H), torch.randn(T, B, I)
+    for _ in range(2):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            enabled = dtype != torch.float32
+            for _ in range(6):
+                with torch.autocast("cpu", dtype if enabled else None, enabled=enabled):
+                    assert {t.dtype for t in layer(x)} == {dtype}
+                    assert not enabled or torch.mm(x[0], x[0].T).dtype == dtype
+
+
 def test_what_a_layer_and_its_cells_hold_counts(
     known: Known, is_taken: Any, assert_as_ever: Any, own_cell: Any
 ) -> None:
