@@ -82,6 +82,16 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "a low rank": lambda c, x, h: [
         torch.linalg.multi_dot([h, c.U[0, :, :2], c.U[k, :2]]) + x @ c.W[k] for k in range(4)
     ],
+    "shares of each gate": lambda c, x, h: x @ c.W[0] + (h @ c.U[0] - x @ c.W[1]) * c.b,
+    "shares, and what is stretched": lambda c, x, h: (
+        torch.lerp(h, x @ c.W[0], c.b.sigmoid()) + c.b[:, :, :1] * c.b * h - c.b[:, 0, None]
+    ),
+    "an axis of size one in front": lambda c, x, h: (h * c.b[None, :1]).tanh()[0] + x @ c.W,
+    "stretched over the rows": lambda c, x, h: c.b.expand(-1, x.size(0), -1) * h + x @ c.W,
+    "chosen": lambda c, x, h: torch.where(c.b > 0, h, x @ c.W[0]) + (h > c.b).to(h.dtype),
+    "in front of a stack": lambda c, x, h: (
+        torch.stack([h, x @ c.W[0]]) * c.b[:, None] + c.U[:2, :1]
+    ).mean(1),
     "filled": filled,
     "filled by turns": filled_by_turns,
 }

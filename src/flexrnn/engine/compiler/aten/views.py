@@ -101,10 +101,12 @@ def transpose(graph: Graph, value: Ref | View, dim0: int, dim1: int) -> View:
 
 
 def is_stretched_in_front(graph: Graph, value: Any, sizes: list[Any]) -> bool:
-    """Whether an expansion puts axes in front of the batch."""
+    """Whether an expansion puts axes in front of the batch, or has the batch behind others."""
     if not isinstance(value, (Ref, View)):
         return False
     shape = shape_of(graph, value)
+    if BATCH not in shape:
+        return BATCH in sizes[1:]
     return BATCH in shape and shape.index(BATCH) + len(sizes) - len(shape) > 0
 
 
@@ -248,11 +250,17 @@ def unbind(graph: Graph, value: View, dim: int = 0) -> list[View]:
 
 def order_of(graph: Graph, values: tuple[Any, ...]) -> list[int] | None:
     """The order of axes in which the batch of all operands is first; None where it is already."""
-    for value in values:
-        if isinstance(value, View) and BATCH in shape_of(graph, value)[1:]:
-            last = len(graph.nodes[value.base].shape)
-            key = [last if axis is None else axis for axis in value.axes]
-            return sorted(range(len(key)), key=lambda k: key[k])
+    seen = [value for value in values if isinstance(value, (Ref, View))]
+    rank = max((len(as_view(graph, value).axes) for value in seen), default=0)
+    for value in seen:
+        shape = shape_of(graph, value)
+        ahead = rank - len(shape)  # axes that another operand puts in front of this one's
+        if BATCH in shape[1:] or (ahead and BATCH in shape):
+            view = as_view(graph, value)
+            last = len(graph.nodes[view.base].shape)
+            key = [last if axis is None else axis for axis in view.axes]
+            first, *rest = (k + ahead for k in sorted(range(len(key)), key=lambda k: key[k]))
+            return [first, *range(ahead), *rest]
     return None
 
 
