@@ -6,6 +6,7 @@ what the function of torch's takes. Its result is None where there are no number
 asked for more than this.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -131,6 +132,34 @@ def _exponential_(
     return None if numbers is None else input.copy_(numbers / lambd)
 
 
+def _log_normal_(
+    answer: Answer, input: Tensor, mean: float = 1.0, std: float = 2.0, *, generator: Any = None
+) -> Tensor | None:
+    if generator is not None or std <= 0:
+        return None
+    numbers = answer("normal", input.shape, input.dtype, input.device)
+    return None if numbers is None else input.copy_((mean + std * numbers).exp())
+
+
+def _cauchy_(
+    answer: Answer, input: Tensor, median: float = 0.0, sigma: float = 1.0, *, generator: Any = None
+) -> Tensor | None:
+    if generator is not None or sigma <= 0:
+        return None
+    numbers = answer("uniform", input.shape, input.dtype, input.device)
+    if numbers is None:
+        return None
+    return input.copy_(median + sigma * (math.pi * (numbers - 0.5)).tan())
+
+
+def _geometric_(answer: Answer, input: Tensor, p: float, *, generator: Any = None) -> Tensor | None:
+    """How many trials it takes: so many wholes has an exponential number begun."""
+    if generator is not None or not 0 < p < 1:
+        return None
+    numbers = answer("exponential", input.shape, torch.float64, input.device)
+    return None if numbers is None else input.copy_((numbers / -math.log1p(-p)).ceil())
+
+
 def _dropout(
     answer: Answer, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> Tensor | None:
@@ -144,8 +173,81 @@ def _dropout(
     return input.copy_(result) if inplace else result
 
 
-def _torchs_dropout(answer: Answer, input: Tensor, p: float, train: bool) -> Tensor | None:
-    return _dropout(answer, input, p, train)
+def _torchs(law: Law) -> Law:
+    """Torch's own form of a dropout, which has no defaults."""
+
+    def spelt(answer: Answer, input: Tensor, p: float, train: bool) -> Tensor | None:
+        return law(answer, input, p, train)
+
+    return spelt
+
+
+def _alpha_dropout(
+    answer: Answer,
+    input: Tensor,
+    p: float = 0.5,
+    training: bool = False,
+    inplace: bool = False,
+    *,
+    size: Any = None,
+) -> Tensor | None:
+    """Mean and variance stay what they were (Klambauer et al. 2017): what goes becomes −α."""
+    if not training or isinstance(p, Tensor) or not 0 < p < 1:
+        return None
+    kept = answer("kept", input.shape if size is None else size, torch.bool, input.device, 1 - p)
+    if kept is None:
+        return None
+    a = ((_ALPHA**2 * p + 1) * (1 - p)) ** -0.5
+    result = torch.where(kept, a * input, -_ALPHA * a) + _ALPHA * a * p
+    return input.copy_(result) if inplace else result
+
+
+_ALPHA = 1.7580993408473766  # where a SELU ends: its scale times its alpha
+
+
+def _dropout_of_channels(*ranks: int) -> Law:
+    """`dropout1d` and its kin: all of a channel `(B, C, ...)` stays, or goes."""
+
+    def spelt(
+        answer: Answer, input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
+    ) -> Tensor | None:
+        if not training or not 0 < p < 1 or input.dim() not in ranks:
+            return None
+        size = (*input.shape[:2], *(1 for _ in input.shape[2:]))
+        kept = answer("kept", size, torch.bool, input.device, 1 - p)
+        if kept is None:
+            return None
+        result = torch.where(kept, input * (1 / (1 - p)), 0)
+        return input.copy_(result) if inplace else result
+
+    return spelt
+
+
+def _feature_alpha_dropout(
+    answer: Answer, input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False
+) -> Tensor | None:
+    if input.dim() < 2:
+        return None
+    size = (*input.shape[:2], *(1 for _ in input.shape[2:]))
+    return _alpha_dropout(answer, input, p, training, inplace, size=size)
+
+
+def _rrelu(
+    answer: Answer,
+    input: Tensor,
+    lower: float = 1 / 8,
+    upper: float = 1 / 3,
+    training: bool = False,
+    inplace: bool = False,
+) -> Tensor | None:
+    """A leaky ReLU whose slopes are drawn (Xu et al. 2015)."""
+    if not training or lower > upper:
+        return None
+    numbers = answer("uniform", input.shape, input.dtype, input.device)
+    if numbers is None:
+        return None
+    result = torch.where(input > 0, input, input * (lower + (upper - lower) * numbers))
+    return input.copy_(result) if inplace else result
 
 
 def _gumbel_softmax(
@@ -163,8 +265,11 @@ def _gumbel_softmax(
     soft = ((logits - numbers.log()) / tau).softmax(dim)
     if not hard:
         return soft
-    first = soft.max(dim, keepdim=True)[1]
-    return torch.zeros_like(logits).scatter_(dim, first, 1.0) - soft.detach() + soft
+    first = soft.argmax(dim, keepdim=True)
+    shape = [1] * logits.dim()
+    shape[dim] = logits.shape[dim]
+    places = torch.arange(shape[dim], device=logits.device).view(shape)
+    return (places == first).to(logits.dtype) - soft.detach() + soft
 
 
 def _multinomial(
@@ -191,7 +296,18 @@ DRAWING: dict[Any, Law] = {
     Tensor.normal_: _normal_,
     Tensor.uniform_: _uniform_,
     Tensor.exponential_: _exponential_,
+    Tensor.log_normal_: _log_normal_,
+    Tensor.cauchy_: _cauchy_,
+    Tensor.geometric_: _geometric_,
     functional.dropout: _dropout,
-    torch.dropout: _torchs_dropout,
+    torch.dropout: _torchs(_dropout),
+    functional.dropout1d: _dropout_of_channels(3),
+    functional.dropout2d: _dropout_of_channels(3, 4),
+    functional.dropout3d: _dropout_of_channels(5),
+    functional.alpha_dropout: _alpha_dropout,
+    torch.alpha_dropout: _torchs(_alpha_dropout),
+    functional.feature_alpha_dropout: _feature_alpha_dropout,
+    torch.feature_alpha_dropout: _torchs(_feature_alpha_dropout),
+    functional.rrelu: _rrelu,
     functional.gumbel_softmax: _gumbel_softmax,
 }

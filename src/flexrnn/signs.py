@@ -26,7 +26,7 @@ def may_draw(cell: nn.Module) -> bool:
     and functions and objects that are held. What is reached by other ways is not drawn ahead.
     """
     modules = [*cell.modules()]
-    if any(isinstance(m, _DROPOUTS) and m.training and m.p for m in modules):
+    if any(m.training and _drops(m) for m in modules):
         return True
     held = [part for module in modules for part in _held(module, _DEEP)]
     classes = {part for part in held if isinstance(part, type)}
@@ -44,6 +44,11 @@ def may_draw(cell: nn.Module) -> bool:
         left += _members(classes, names)
         left += _called(function, names)
     return False
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a module of torch's draws while it trains."""
+    return isinstance(module, nn.RReLU) or (isinstance(module, _DROPOUTS) and module.p > 0)
 
 
 def _held(value: Any, depth: int) -> Iterator[Any]:

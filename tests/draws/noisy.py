@@ -72,7 +72,30 @@ DRAWN: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "gumbel_softmax of groups": lambda c, z, h: F.gumbel_softmax(
         three(z, h).reshape(-1, 5)
     ).reshape(-1, 15)[:, 4:9],
+    "gumbel_softmax of groups, hard": lambda c, z, h: F.gumbel_softmax(
+        three(z, h).flatten(0, 1), hard=True
+    ).view(-1, 3, 5).sum(1),
+    "gumbel_softmax over groups": lambda c, z, h: F.gumbel_softmax(
+        three(z, h), hard=True, dim=1
+    )[:, 1],
     "multinomial": lambda c, z, h: z.tanh() + torch.multinomial(z.softmax(-1), 1).to(z.dtype),
+    "multinomial of groups": lambda c, z, h: z.tanh() + torch.multinomial(
+        three(z, h).softmax(-1).view(-1, 5), 1
+    ).view(-1, 3).sum(-1, keepdim=True).to(z.dtype),
+    "alpha dropout": lambda c, z, h: F.alpha_dropout(z.tanh() + h, 0.3, c.training),
+    "torch.alpha_dropout": lambda c, z, h: torch.alpha_dropout(torch.tanh(z), 0.3, c.training),
+    "feature_alpha_dropout": lambda c, z, h: F.feature_alpha_dropout(
+        three(z, h), 0.3, c.training
+    ).sum(1),
+    "dropout1d": lambda c, z, h: F.dropout1d(three(z, h), 0.3, c.training).sum(1),
+    "dropout2d": lambda c, z, h: F.dropout2d(three(z, h)[..., None], 0.3, c.training).sum((1, 3)),
+    "rrelu": lambda c, z, h: F.rrelu(z - h, training=c.training),
+    "rrelu in place": lambda c, z, h: F.rrelu(
+        z - h, 0.2, 0.4, c.training, inplace=True
+    ),
+    "log_normal_": lambda c, z, h: z.tanh() + torch.empty_like(z).log_normal_(0.0, 0.5),
+    "cauchy_": lambda c, z, h: z.tanh() + torch.empty_like(z).cauchy_(1.0, 0.1),
+    "geometric_": lambda c, z, h: z.tanh() + torch.empty_like(z).geometric_(0.3),
     "several": lambda c, z, h: c.drop(z) + torch.randn_like(h) * h + F.dropout(h, 0.1, c.training),
     "nobody's": lambda c, z, h: (torch.randn_like(z), z + h)[1],
     "Normal": lambda c, z, h: distributions.Normal(z, scale(h)).rsample(),
@@ -83,6 +106,12 @@ DRAWN: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "straight through": lambda c, z, h: distributions.OneHotCategoricalStraightThrough(
         logits=z
     ).rsample(),
+    "Categorical of groups": lambda c, z, h: z.tanh() + distributions.Categorical(
+        logits=three(z, h)
+    ).sample().sum(-1, keepdim=True).to(z.dtype),
+    "straight through, of groups": lambda c, z, h: (
+        distributions.OneHotCategoricalStraightThrough(logits=three(z, h)).rsample() * three(h, z)
+    ).sum(1),
     "RelaxedBernoulli": lambda c, z, h: distributions.RelaxedBernoulli(
         torch.tensor(0.5, dtype=z.dtype), logits=z
     ).rsample(),

@@ -41,6 +41,15 @@ def drawn_as(law: str) -> Any:
         "bernoulli": lambda c, z, h: torch.bernoulli(torch.full_like(z, 0.3)),
         "bernoulli_": lambda c, z, h: torch.empty_like(z).bernoulli_(0.3),
         "gumbel_softmax": lambda c, z, h: F.gumbel_softmax(torch.zeros_like(z)),
+        "alpha dropout": lambda c, z, h: F.alpha_dropout(torch.ones_like(z), 0.3, True),
+        "feature_alpha_dropout": lambda c, z, h: F.feature_alpha_dropout(
+            torch.ones_like(z)[..., None], 0.3, True
+        )[..., 0],
+        "dropout1d": lambda c, z, h: F.dropout1d(torch.ones_like(z)[..., None], 0.3)[..., 0],
+        "rrelu": lambda c, z, h: F.rrelu(-torch.ones_like(z), 0.1, 0.9, True),
+        "log_normal_": lambda c, z, h: torch.empty_like(z).log_normal_(0.5, 0.3),
+        "cauchy_": lambda c, z, h: torch.empty_like(z).cauchy_(0.5, 2.0).atan(),
+        "geometric_": lambda c, z, h: torch.empty_like(z).geometric_(0.3),
         "multinomial": lambda c, z, h: torch.multinomial(
             torch.arange(1.0, 6, dtype=z.dtype).expand_as(z), 1
         ) + torch.zeros_like(z),
@@ -58,6 +67,13 @@ LAWS = (
     "bernoulli_",
     "gumbel_softmax",
     "multinomial",
+    "alpha dropout",
+    "feature_alpha_dropout",
+    "dropout1d",
+    "rrelu",
+    "log_normal_",
+    "cauchy_",
+    "geometric_",
 )
 
 

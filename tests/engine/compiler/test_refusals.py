@@ -181,10 +181,9 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "a number of a tensor": (lambda c, z, h: h * z[0, 0].item() + z, "across the batch"),
     "a number of a parameter": (
         lambda c, z, h: h * c.inner.bias[0].item() + z, "it takes a number out of a tensor"),
-    "alpha dropout": (lambda c, z, h: F.alpha_dropout(z, 0.1, True) + h, "dropout cannot be"),
     "Python's random": (drawn_by_python, "it draws random numbers, by Python or NumPy"),
     "NumPy's random": (drawn_by_numpy, "it draws random numbers, by Python or NumPy"),
-    "alpha_dropout": (lambda c, z, h: F.alpha_dropout(z, training=True) + h, "it draws random"),
+    "a Poisson number": (lambda c, z, h: torch.poisson(z.exp()) + h, "it draws random"),
     "noise for all rows": (lambda c, z, h: z + h * torch.randn(5), "it draws random"),
     "noise for nobody": (lambda c, z, h: (torch.randint(9, (5,)), z + h)[1], "it draws random"),
     "the sum of all": (lambda c, z, h: h + z.sum(), ACROSS),

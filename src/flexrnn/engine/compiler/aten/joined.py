@@ -26,9 +26,12 @@ class Joined(NamedTuple):
 
     base: Ref
     behind: bool = False  # the batch is behind the heads
+    lying: bool = False  # of one unit: `(1, B·G)` is what is seen of `(B, G, 1)`
 
 
 VIEWS = ("view", "_unsafe_view", "reshape")
+_TURNS = ("t", "transpose", "permute")
+_AS_ONE = "it takes the batch and another axis as one; an axis of its own may do"
 _BY_ROWS = ("mm", "addmm", "native_layer_norm", *ALIKE, *UNMOVED)
 # Where an operation names axes.
 _AXES = reductions.ALONG | {"cat": 1, "slice": 1, "select": 1, "unbind": 1, "unsqueeze": 1,
@@ -73,8 +76,13 @@ def lower(
         b, name, args, kwargs: as of `aten.lower`.
         lowered: that.
     """
+    if name in _TURNS:
+        rank = len(b.shape(args[0].base)) - 1
+        return _turned(b, args[0], _order(name, rank, args[1:]))
     values = [*_values(args)]
     seen = [value for value in values if isinstance(value, Joined)]
+    if any(value.lying for value in seen) and name not in (*VIEWS, *UNMOVED):
+        raise Unsupported(_AS_ONE)
     heads, behind = {b.shape(value.base)[1] for value in seen}, {value.behind for value in seen}
     others = [value for value in values if isinstance(value, (Ref, views.View))]
     shapes = [views.shape_of(b.graph, value) for value in others]
@@ -91,12 +99,38 @@ def lower(
     if name in _AXES:
         plain = _behind(plain, _AXES[name], rank + (name == "unsqueeze"))
     elif not elementwise.is_elementwise(name) and name not in _BY_ROWS:
-        raise Unsupported("it takes the batch and another axis as one; an axis of its own may do")
+        raise Unsupported(_AS_ONE)
     made = lowered(b, name, plain, kwargs)
     several = isinstance(made, list)
     nodes = [views.settle(b.graph, value) for value in (made if several else [made])]
     found = [Joined(node, seen[0].behind) for node in nodes]
     return found if several else found[0]
+
+
+def _turned(b: Builder, value: Joined, order: list[int]) -> Joined:
+    """Axes in another order: those behind the rows, or both of rows that have one unit.
+
+    The latter are turned by `Categorical.sample`, and made of several axes again.
+    """
+    rank = len(b.shape(value.base)) - 1
+    if order == [*range(rank)]:
+        return value
+    if order == [1, 0] and b.shape(value.base)[2] == 1:
+        return value._replace(lying=not value.lying)
+    if order[0] != 0 or value.lying:
+        raise Unsupported(_AS_ONE)
+    moved = views.permute(b.graph, value.base, [0, *(k + 1 for k in order)])
+    return value._replace(base=views.settle(b.graph, moved))
+
+
+def _order(name: str, rank: int, dims: tuple[Any, ...]) -> list[int]:
+    """In which order axes stand behind one of `_TURNS`."""
+    if name == "permute":
+        return [d % rank for d in dims[0]]
+    order = [*range(rank)]
+    first, second = dims or (0, rank - 1)
+    order[first], order[second] = order[second], order[first]
+    return order
 
 
 def _in_front(b: Builder, value: Joined, sizes: list[Any]) -> views.View:
