@@ -5,8 +5,10 @@ attribute that every step sets before it reads it tells nobody anything, and may
 spiking neurons with their potential, and hooks with the weight that they compute.
 """
 
+import inspect
 import sys
 from collections.abc import Callable, Hashable, Iterable
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -39,6 +41,19 @@ def changed(cell: Cell, before: dict[str, Hashable]) -> list[str]:
     after = attributes_of(cell)
     gone = [path for path in before if path not in after]
     return gone + [path for path, value in after.items() if before.get(path) != value]
+
+
+def are_computed_once(cell: Cell, paths: Iterable[str]) -> bool:
+    """Whether all of them are what `functools.cached_property` has kept.
+
+    If a step changes nothing else, then what it has kept is the same whenever it is computed.
+    """
+    for path in paths:
+        prefix, _, name = path.rpartition(".")
+        kind = type(cell.get_submodule(prefix))
+        if not isinstance(inspect.getattr_static(kind, name, None), cached_property):
+            return False
+    return True
 
 
 def watch(cell: Cell, paths: Iterable[str], place: str) -> list[CannotCompileError]:

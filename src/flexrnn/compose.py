@@ -16,7 +16,7 @@ from torch import Tensor
 
 from flexrnn.bind import copy_of, identity, tensors_of, with_tensors
 from flexrnn.cell import LENT, Cell, changes, checked_step, warn_of_the_loss
-from flexrnn.changes import attributes_of, changed, watch
+from flexrnn.changes import are_computed_once, attributes_of, changed, watch
 from flexrnn.draws import Draw, Given
 from flexrnn.engine.compiler.refusal import CannotCompileError
 from flexrnn.engine.step import Native, object_at
@@ -156,7 +156,8 @@ class CellStep:
         before = attributes_of(step._running)
         new = step(inputs, state)
         step._running.__dict__.pop("drop_recurrent", None)  # ours; a method may lead to it, too
-        if sets := changed(step._running, before):
+        sets = changed(step._running, before)
+        if sets and (self.draws or not are_computed_once(step._running, sets)):
             place = _definition(self.cell.step)
             read = watch(step._running, sets, place)
             try:

@@ -5,6 +5,7 @@ import copy
 import inspect
 import warnings
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -291,3 +292,59 @@ def test_a_step_that_changes_an_attribute_is_refused(how: str, attribute: str) -
         "module": "vars(self.inner)",
     }[how]
     assert place == f"{__file__}:{first + next(k for k, row in enumerate(lines) if at in row)}"
+
+
+class Triangle(nn.Module):
+    """Keeps what it computes of its parameter at the first use."""
+
+    def __init__(self, size: int, **options: Any) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(size, size, **options))
+
+    @cached_property
+    def lower(self) -> Tensor:
+        return self.weight.tril()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.lower
+
+
+class Cached(flexrnn.Cell):
+    State = HiddenState
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+        super().__init__(input_size, hidden_size)
+        self.inner = nn.Linear(input_size, hidden_size, bias, device, dtype)
+        self.triangle = Triangle(hidden_size, device=device, dtype=dtype)
+
+    @cached_property
+    def scale(self) -> float:
+        return self.hidden_size**-0.5
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        return HiddenState(torch.tanh(self.inner(x) + self.triangle(state.h) * self.scale))
+
+
+class CachedOfTheStep(Cached):
+    """The first step decides what is kept."""
+
+    @cached_property
+    def doubled(self) -> Tensor:
+        return 2 * self.z
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        self.z = self.inner(x)
+        return HiddenState(state.h + self.doubled)
+
+
+def test_a_property_may_keep_what_it_has_computed(same_by_program: Callable[..., None]) -> None:
+    layer = flexrnn.FlexRNN(Cached, 3, 5, dtype=torch.float64)
+    same_by_program(layer, torch.randn(4, 3, 3, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.filterwarnings("ignore:CachedOfTheStep sets the attribute")
+def test_a_property_that_keeps_what_a_step_has_set_is_refused() -> None:
+    layer = flexrnn.FlexRNN(CachedOfTheStep, 3, 5, dtype=torch.float64)
+    told = r"CachedOfTheStep\.step reads the attribute doubled before it sets it"
+    with flexrnn.backend("interpreter"), pytest.raises(RuntimeError, match=told):
+        layer(torch.randn(4, 3, 3, dtype=torch.float64))
