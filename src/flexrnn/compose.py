@@ -174,6 +174,15 @@ class CellStep:
                     warn_of_the_loss(type(self.cell).__name__, name, 2)
         return tuple(new)
 
+    def rehearse(
+        self,
+        inputs: tuple[Tensor, ...],
+        state: tuple[Tensor, ...],
+        tensors: Mapping[str, Tensor],
+    ) -> Any:
+        """The same, without a word about what the step sets."""
+        return CellStep(with_tensors(self.cell, tensors), **self.options)(inputs, state)
+
     def key(self) -> Hashable:
         """Everything but tensors that the composed step can depend on."""
         held = shared(self.cell, self.tensors)

@@ -1,7 +1,5 @@
 """What a step draws at random, found by running it on zeros."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from operator import index
 from typing import Any
 
@@ -13,7 +11,8 @@ from flexrnn.bind import identity, named_tensors, tensors_of, with_tensors
 from flexrnn.cell import Cell
 from flexrnn.draws import Answering, Draw
 from flexrnn.engine import autocast, traced
-from flexrnn.engine.compiler.chance import Chance
+from flexrnn.engine.compiler.chance import generators_as_before
+from flexrnn.engine.compiler.kept import noted
 from flexrnn.engine.compiler.surroundings import alone
 from flexrnn.engine.step import object_at
 from flexrnn.engine.tables import trim
@@ -149,7 +148,7 @@ _aside._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAcc
 def _asked(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Draw, ...]:
     """What two trials, on zeros, find alike."""
     found: set[tuple[Draw, ...]] = set()
-    with alone(), _generators_as_before(x.device), torch.no_grad():
+    with alone(), generators_as_before(x.device), torch.no_grad(), noted():
         try:
             for rows in _ROWS:
                 tensors = {name: t.clone() for name, t in tensors_of(cell).items()}
@@ -163,19 +162,3 @@ def _asked(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Draw, ...]
         except Exception:  # it will come up again, where it can be told
             return ()
     return found.pop() if len(found) == 1 else ()
-
-
-@contextmanager
-def _generators_as_before(device: torch.device) -> Iterator[None]:
-    """Put back torch's generators, Python's and NumPy's, if anything was drawn."""
-    cards = [device.index] if device.type == "cuda" else []
-    before, chance = torch.get_rng_state(), Chance()
-    on_cards = [(card, torch.cuda.get_rng_state(card)) for card in cards]
-    try:
-        yield
-    finally:
-        chance.drawn()
-        if not torch.equal(before, torch.get_rng_state()):  # another thread may be drawing
-            torch.set_rng_state(before)
-        for card, was in on_cards:
-            torch.cuda.set_rng_state(was, card)

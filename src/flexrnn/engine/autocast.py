@@ -83,6 +83,12 @@ class CastStep:
         """The same call with other tensors."""
         return self.step.pure(inputs, state, tensors)
 
+    def rehearse(
+        self, inputs: tuple[Tensor, ...], state: State, tensors: Mapping[str, Tensor]
+    ) -> Any:
+        """That of the step."""
+        return self.step.rehearse(inputs, state, tensors)
+
     def key(self) -> Hashable:
         """Another than that of the step, which may have tensors of this dtype that nobody cast."""
         return (CastStep, self.narrow, self.step.key())

@@ -64,6 +64,12 @@ class ComposedStep(Protocol):
         """The same call with other tensors in the place of the step's own."""
         ...
 
+    def rehearse(
+        self, inputs: tuple[Tensor, ...], state: State, tensors: Mapping[str, Tensor]
+    ) -> Any:
+        """What `pure` does, for what it keeps outside of itself; nobody reads the result."""
+        ...
+
     def key(self) -> Hashable:
         """Equal for steps that do the same with the same tensors."""
         ...

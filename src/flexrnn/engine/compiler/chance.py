@@ -2,7 +2,11 @@
 
 import random
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 
 class Chance:
@@ -27,3 +31,19 @@ class Chance:
             name, keys, *rest = self._before[1:]
             self._numpy.set_state((name, memoryview(keys).cast("I"), *rest))
         return True
+
+
+@contextmanager
+def generators_as_before(device: torch.device) -> Iterator[None]:
+    """Put back torch's generators, Python's and NumPy's, if anything was drawn."""
+    cards = [device.index] if device.type == "cuda" else []
+    before, chance = torch.get_rng_state(), Chance()
+    on_cards = [(card, torch.cuda.get_rng_state(card)) for card in cards]
+    try:
+        yield
+    finally:
+        chance.drawn()
+        if not torch.equal(before, torch.get_rng_state()):  # another thread may be drawing
+            torch.set_rng_state(before)
+        for card, was in on_cards:
+            torch.cuda.set_rng_state(was, card)

@@ -11,6 +11,7 @@ from torch import Tensor
 from flexrnn.engine import autocast
 from flexrnn.engine.compiler.autodiff import differentiate
 from flexrnn.engine.compiler.graph import Graph
+from flexrnn.engine.compiler.kept import rehearse
 from flexrnn.engine.compiler.merge import merge
 from flexrnn.engine.compiler.program import Program, build
 from flexrnn.engine.compiler.split import regroup_sums
@@ -121,6 +122,7 @@ def _trace_of(
 def _traced(step: ComposedStep, xs: tuple[Tensor, ...], state: tuple[Tensor, ...]) -> Graph:
     with alone():  # of a row only the kind counts
         rows = tuple(torch.empty((1, *x.shape[2:]), dtype=x.dtype, device=x.device) for x in xs)
+    rehearse(step.rehearse, rows, state, step.tensors)
     return trace(step.pure, rows, dict(zip(step.fields, state, strict=True)), step.tensors)
 
 

@@ -19,6 +19,7 @@ from torch.nn.modules import batchnorm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from flexrnn.engine.compiler import kept
 from flexrnn.engine.compiler.called import Called
 from flexrnn.engine.compiler.chance import Chance
 from flexrnn.engine.compiler.refusal import (
@@ -55,6 +56,7 @@ class Spelling(TorchFunctionMode):
         self.called = Called()
         self.flat: dict[int, Tensor] = {}  # of memory that no derivative passes, what lies there
         self.apart: list[Tensor] = []  # they share memory with what has a derivative of its own
+        self.constants: dict[int, tuple[Tensor, Tensor]] = {}  # of what the step has kept
         self.failed = ""  # the operation that an exception came from
         self.outside = users_line(frames())  # whose line calls what is traced
         self.last = ""  # place of the last operation; what asks a tensor for its shape is none
@@ -66,6 +68,8 @@ class Spelling(TorchFunctionMode):
         if func is not Tensor.__setitem__ and picked.Picked in map(type, args):
             with self:
                 return picked.call(func, args, kwargs or {})
+        if kept.any_yet():
+            args, kwargs = tree_map_only(Tensor, self._constant, (args, kwargs or {}))
         place = users_line(frames())
         self.called.look(_of_step())
         call, marked = self.called.begins(place)
@@ -115,6 +119,16 @@ class Spelling(TorchFunctionMode):
             self._keep_apart((args, kwargs), found, cut=self.stopped or func in _APART)
         self.called.gave(call, found)
         return found
+
+    def _constant(self, x: Tensor) -> Tensor:
+        """What a step has kept, made anew of its numbers; any other tensor as it is."""
+        if id(x) not in self.constants:
+            numbers = kept.numbers_of(x)
+            if numbers is None:
+                return x
+            made = torch.tensor(numbers, dtype=x.dtype, device=x.device)
+            self.constants[id(x)] = x, made
+        return self.constants[id(x)][1]
 
     def _switch(self, on: bool, place: str) -> None:
         if on and not self.learns:

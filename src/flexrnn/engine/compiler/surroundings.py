@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _python_dispatch
 
 
@@ -37,3 +39,20 @@ def unlogged() -> Iterator[None]:
         yield
     finally:
         log.removeFilter(is_anothers)
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """Nobody hears of what is saved here for derivatives.
+
+    A checkpoint counts it, and when the layer is called again there is nothing to trace.
+    """
+    if torch._C._autograd._saved_tensors_hooks_is_enabled():  # pyright: ignore[reportAttributeAccessIssue]
+        with saved_tensors_hooks(_as_it_is, _as_it_is):
+            yield
+    else:  # as inside `torch.func.grad`, where nobody can hear
+        yield
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor

@@ -7,8 +7,8 @@ written down. What cannot be written down is refused by operation, file and line
 """
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functionalize
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -43,7 +42,7 @@ from flexrnn.engine.compiler.parameters import Made, Parameters
 from flexrnn.engine.compiler.refusal import NOWHERE, TAKEN, CannotCompileError, told
 from flexrnn.engine.compiler.spelling import DrawnError, Spelling
 from flexrnn.engine.compiler.spelt.unseen import seen
-from flexrnn.engine.compiler.surroundings import alone, unlogged
+from flexrnn.engine.compiler.surroundings import alone, unheard, unlogged
 
 if TYPE_CHECKING:
     from flexrnn.engine.compiler.batch import BatchSize
@@ -163,7 +162,7 @@ def _traced(
     if graph.ahead is not None and torch.is_grad_enabled():
         given = [params[name.removeprefix("param.")] for name in graph.ahead.given]
         given = [alike(param).requires_grad_(param.requires_grad) for param in given]
-        with mode, _unheard():
+        with mode, unheard():
             failed = graph.ahead.without_derivative(given)
         if failed is not None:
             name = graph.ahead.calls[failed].name
@@ -361,20 +360,3 @@ def _decompositions() -> Any:
     from torch._decomp import get_decompositions
 
     return get_decompositions([getattr(torch.ops.aten, name) for name in DECOMPOSED])
-
-
-@contextmanager
-def _unheard() -> Iterator[None]:
-    """Nobody hears of what is saved here for derivatives.
-
-    A checkpoint counts it, and when the layer is called again there is nothing to trace.
-    """
-    if torch._C._autograd._saved_tensors_hooks_is_enabled():  # pyright: ignore[reportAttributeAccessIssue]
-        with saved_tensors_hooks(_as_it_is, _as_it_is):
-            yield
-    else:  # as inside `torch.func.grad`, where nobody can hear
-        yield
-
-
-def _as_it_is(tensor: Tensor) -> Tensor:
-    return tensor

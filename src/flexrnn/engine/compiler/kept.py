@@ -1,0 +1,107 @@
+# pyright: reportPrivateUsage=false
+# Whether a tensor has been written to has no public name.
+"""What a step keeps outside of itself: a dict of masks, a function with `lru_cache`.
+
+A trace would leave tensors without numbers there, for whoever looks next. So the step is run once
+on numbers before it is traced. What it has kept is from then on the same at every step, and a
+constant of the program.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from flexrnn.engine.compiler.chance import Chance, generators_as_before
+from flexrnn.engine.compiler.surroundings import alone, unheard
+
+_MOST = 65_536  # numbers that a program holds
+_kept: Any = WeakIdKeyDictionary()  # of each tensor: how often it was written to, and its numbers
+
+
+class _Noting(TorchFunctionMode):
+    """Remembers what is made of numbers alone, as long as somebody keeps it.
+
+    What depends on a tensor is another in a cell that is alike, which has the same program.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: Any = WeakIdKeyDictionary()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        operands = [] if name.startswith("new_") or name.endswith("_like") else [args, kwargs]
+        read = _tensors(args[:1] if name in ("to", "type_as") else operands)
+        of_numbers = all(x in self.made for x in read)
+        before = [] if of_numbers else [(x, x._version) for x in read if x in self.made]
+        found = func(*args, **kwargs)
+        for x, version in before:
+            if x._version != version:
+                del self.made[x]
+        if of_numbers:
+            self.made.update(dict.fromkeys(_tensors(found)))
+        return found
+
+
+def _tensors(given: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(given) if isinstance(x, Tensor) and not x.is_inference()]
+
+
+@contextmanager
+def noted() -> Iterator[None]:
+    """Note what a step that is run inside keeps; nothing where it draws random numbers."""
+    before, chance = torch.get_rng_state(), Chance()
+    with (noting := _Noting()):
+        yield
+    if chance.drawn() or not torch.equal(torch.get_rng_state(), before):
+        return
+    for tensor in [*noting.made]:
+        if tensor.layout is torch.strided and tensor.numel() <= _MOST and not tensor.requires_grad:
+            _kept[tensor] = tensor._version, tensor.tolist()
+
+
+def any_yet() -> bool:
+    """Whether some step has kept anything."""
+    return bool(_kept)
+
+
+def numbers_of(tensor: Tensor) -> Any:
+    """The numbers of a tensor that a step has kept, as nested lists; else None."""
+    version, numbers = _kept.get(tensor, (None, None))
+    return numbers if version == tensor._version else None
+
+
+def rehearse(
+    step: Callable[..., Any],
+    inputs: tuple[Tensor, ...],
+    state: tuple[Tensor, ...],
+    tensors: Mapping[str, Tensor],
+) -> None:
+    """Run a step once on zeros, if its tensors have numbers.
+
+    Args:
+        step: `step(inputs, state, tensors)`.
+        inputs, state: of which only the kind counts.
+        tensors: which the step reads; it writes to copies.
+    """
+    transforms: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    if transforms.peek_interpreter_stack() or any(type(t) is FakeTensor for t in tensors.values()):
+        return
+
+    def zeros(tensor: Tensor) -> Tensor:
+        return torch.zeros((2, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
+
+    def copy(tensor: Tensor) -> Tensor:
+        return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+    with alone(), unheard(), generators_as_before(state[0].device), noted(), suppress(Exception):
+        # Whatever it raises comes up again, where it can be told.
+        own = {name: copy(tensor) for name, tensor in tensors.items()}
+        step(tuple(map(zeros, inputs)), tuple(map(zeros, state)), own)

@@ -1,0 +1,164 @@
+"""What a step keeps outside of itself: caches of masks and tables, by whatever means."""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import flexrnn
+from flexrnn.cells import HiddenState
+
+KEPT: dict[Any, Tensor] = {}
+DOUBLE = torch.float64
+
+
+@lru_cache
+def triangle(size: int, dtype: torch.dtype) -> Tensor:
+    return torch.ones(size, size, dtype=dtype).tril()
+
+
+class Table(nn.Module):
+    """Cosines, kept in a dict of the module."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.size, self.kept = size, dict[Any, Tensor]()
+
+    def forward(self, dtype: torch.dtype) -> Tensor:
+        if dtype not in self.kept:
+            self.kept[dtype] = torch.cos(torch.arange(self.size).to(dtype))
+        return self.kept[dtype]
+
+
+class Keeping(flexrnn.Cell):
+    State = HiddenState
+    of_class: ClassVar[dict[Any, Tensor]] = {}
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None, how=""):
+        super().__init__(input_size, hidden_size)
+        self.how = how
+        self.inner = nn.Linear(input_size, hidden_size, bias, device, dtype)
+        self.drop = nn.Dropout(0.3)
+        self.table = Table(hidden_size)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def kept(self, dtype: torch.dtype) -> Tensor:
+        if self.how == "module":
+            return self.table(dtype)
+        kept = KEPT if self.how == "global" else self.of_class
+        if dtype not in kept:
+            kept[dtype] = torch.linspace(0, 1, self.hidden_size, dtype=dtype)
+        return kept[dtype]
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        (h,) = state
+        if self.how.startswith("function"):
+            h = h @ triangle(self.hidden_size, h.dtype)
+        else:
+            h = h * self.kept(h.dtype)
+        z = self.inner(x)
+        if self.how.endswith("drawn"):
+            z = self.drop(z)
+        if self.how.endswith("counted"):
+            self.calls += 1
+        return HiddenState(torch.tanh(z + h))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_kept_yet() -> None:
+    KEPT.clear()
+    Keeping.of_class.clear()
+    triangle.cache_clear()
+
+
+@pytest.mark.parametrize("how", ["function", "global", "class", "module"])
+def test_what_a_step_keeps_has_numbers_and_is_a_constant(
+    how: str, same_by_program: Callable[..., None]
+) -> None:
+    layer = flexrnn.FlexRNN(Keeping, 3, 5, dtype=DOUBLE, how=how)
+    x = torch.randn(4, 3, 3, dtype=DOUBLE, requires_grad=True)
+    with flexrnn.backend("interpreter"):  # before any engine that has numbers
+        layer(x)
+    same_by_program(layer, x)
+    same_by_program(layer.eval(), x)  # another trace, which finds it there
+    cell: Any = layer.cells[0]
+    kept = [*KEPT.values(), *Keeping.of_class.values(), *cell.table.kept.values()]
+    for tensor in kept or [triangle(5, DOUBLE)]:
+        assert type(tensor) is Tensor
+        assert tensor.isfinite().all()
+
+
+def test_so_it_is_where_a_trial_of_what_is_drawn_was_the_first() -> None:
+    layer = flexrnn.FlexRNN(Keeping, 3, 5, dtype=DOUBLE, how="function, drawn")
+    x, outputs = torch.randn(4, 3, 3, dtype=DOUBLE), []
+    for engine in ("interpreter", "reference"):
+        torch.manual_seed(1)
+        with flexrnn.backend(engine):
+            outputs.append(layer(x)[0])
+    torch.testing.assert_close(*outputs, rtol=1e-12, atol=1e-12)
+
+
+def test_what_has_been_written_to_since_is_no_constant() -> None:
+    layer = flexrnn.FlexRNN(Keeping, 3, 7, dtype=DOUBLE, how="global")  # of no other test's size
+    x = torch.randn(4, 3, 3, dtype=DOUBLE)
+    with flexrnn.backend("interpreter"):
+        layer(x)
+        KEPT[DOUBLE].mul_(0.5)
+        with pytest.raises(RuntimeError, match="neither input, state nor an attribute"):
+            layer.eval()(x)
+
+
+def test_a_step_is_not_counted_before_it_is_run() -> None:
+    layer = flexrnn.FlexRNN(Keeping, 3, 5, dtype=DOUBLE, how="global, counted")
+    x = torch.randn(4, 3, 3, dtype=DOUBLE)
+    cell: Any = layer.cells[0]
+    with pytest.warns(flexrnn.FallbackWarning, match="it writes into"):
+        layer(x)
+    assert cell.calls == 4
+
+
+class OfTensors(Keeping):
+    """What it keeps is of its own buffer, of its own random numbers, or of the first input."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.own: dict[Any, Tensor] = {}
+        self.register_buffer("angles", torch.rand(self.hidden_size, dtype=DOUBLE))
+
+    def kept(self, dtype: torch.dtype) -> Tensor:
+        if dtype not in self.own:
+            if self.how == "buffer":
+                self.own[dtype] = self.get_buffer("angles").cos()
+            elif self.how == "written":
+                self.own[dtype] = torch.zeros(self.hidden_size, dtype=dtype)
+                self.own[dtype][1:] = self.get_buffer("angles")[1:]
+            else:
+                self.own[dtype] = torch.rand(self.hidden_size, dtype=dtype)
+        return self.own[dtype]
+
+
+@pytest.mark.filterwarnings("ignore::flexrnn.FallbackWarning")
+@pytest.mark.parametrize("how", ["buffer", "written", "random"])
+def test_cells_alike_that_keep_other_numbers_have_their_own(how: str) -> None:
+    layers = [flexrnn.FlexRNN(OfTensors, 3, 5, dtype=DOUBLE, how=how) for _ in range(2)]
+    layers[1].load_state_dict(layers[0].state_dict())
+    for k, layer in enumerate(layers):
+        cell: Any = layer.cells[0]
+        cell.angles.fill_(k)
+    x = torch.randn(4, 3, 3, dtype=DOUBLE)
+    for layer in layers:
+        output = layer(x)[0]  # by whatever engine can
+        with flexrnn.backend("reference"):
+            torch.testing.assert_close(output, layer(x)[0], rtol=1e-12, atol=1e-12)
+    assert how == "random" or not torch.equal(layers[0](x)[0], layers[1](x)[0])
+
+
+@pytest.mark.parametrize("size", [8, 9])  # of no other test's
+def test_a_checkpoint_does_not_count_what_is_saved_before(size: int) -> None:
+    layer = flexrnn.FlexRNN(Keeping, 3, size, dtype=DOUBLE, how="class", checkpoint_every=2)
+    x = torch.randn(5, 2, 3, dtype=DOUBLE)
+    with flexrnn.backend("interpreter"):
+        layer(x)[0].sum().backward()
