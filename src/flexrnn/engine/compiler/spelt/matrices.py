@@ -27,6 +27,10 @@ def matmul(a: Tensor, w: Tensor) -> Tensor:
     `(G, B, K)`, or `(B, 1, 1, K)`, times the weights of G gates, `(G, K, N)`;
     and one `(M, K)`, or one for each head, times `(B, G, K, N)`.
     """
+    if a.dim() > 3 and is_of_rows(a) and not has_rows(w) and w.dim() == a.dim():
+        w = w.squeeze(0)  # what has one row has it for all
+    if w.dim() > 3 and is_of_rows(w) and not has_rows(a) and a.dim() == w.dim():
+        a = a.squeeze(0)
     if w.dim() > 3 and is_of_rows(w) and not has_rows(a) and a.dtype == w.dtype:
         made = _on_columns(a, w)
         if made is not None:
@@ -51,7 +55,44 @@ def matmul(a: Tensor, w: Tensor) -> Tensor:
         return _by_heads(a, w)
     if a.dim() == 4 and a.shape[-2] == 1 and w.dim() == 3 and a.shape[1] == w.shape[0]:
         return torch.bmm(a.squeeze(-2).transpose(0, 1), w).transpose(0, 1).unsqueeze(-2)
+    if a.dim() > 3 and w.dim() > 2 and is_of_rows(a) and not has_rows(w):
+        made = _head_by_head(a, w.unsqueeze(-3))
+        return torch.matmul(a, w) if made is None else made
     return torch.matmul(a, w)
+
+
+def _head_by_head(a: Tensor, w: Tensor) -> Tensor | None:
+    """`(B, ..., K)` times a weight `(..., K, N)` of each head; axes of heads stretch."""
+    rank = a.dim() - 2
+    if a.dtype != w.dtype or not 2 < w.dim() <= rank + 2 or a.shape[-1] != w.shape[-2]:
+        return None
+    sizes = (*(1 for _ in range(rank + 2 - w.dim())), *w.shape[:-2])
+    pairs = [*zip(range(1, rank + 1), a.shape[1:-1], sizes, strict=True)]
+    if any(m != n and 1 not in (m, n) for _, m, n in pairs):
+        return None
+    shared = [k for k, m, n in pairs if m == n != 1]
+    own, other = [k for k, _, n in pairs if n == 1], [k for k, m, n in pairs if m == 1 != n]
+    weight = w.reshape(*sizes, *w.shape[-2:])
+    weight = weight.permute(*(k - 1 for k in (*shared, *own, rank + 1, *other, rank + 2)))
+    rows = a.permute(0, *shared, *own, *other, rank + 1)
+    heads = [a.shape[k] for k in shared]
+    rows = rows.reshape(a.shape[0], math.prod(heads), -1, a.shape[-1])
+    y = _by_groups(rows, weight.reshape(rows.shape[1], a.shape[-1], -1))
+    new = [sizes[k - 1] for k in other]
+    y = y.reshape(a.shape[0], *heads, *(a.shape[k] for k in own), *new, w.shape[-1])
+    order = [0, *shared, *own, *other, rank + 1]
+    return y.permute([order.index(k) for k in range(len(order))])
+
+
+def _by_groups(rows: Tensor, weight: Tensor) -> Tensor:
+    """`(B, G, M, K)` times `(G, K, N)`: the weight of a group is for all that it has."""
+    _, groups, m, k = rows.shape
+    if groups == 1:
+        return _by_heads(rows, weight.squeeze(0))
+    if m > 1:
+        weight = weight.unsqueeze(1).expand(-1, m, -1, -1).reshape(groups * m, k, -1)
+    y = torch.bmm(rows.flatten(1, 2).transpose(0, 1), weight).transpose(0, 1)
+    return y.unflatten(1, (groups, m))
 
 
 def _on_columns(a: Tensor, w: Tensor) -> Tensor | None:
@@ -64,7 +105,8 @@ def _on_columns(a: Tensor, w: Tensor) -> Tensor | None:
         return _by_heads(columns_last, a.T).transpose(-1, -2).contiguous()
     single = a.dim() == 3 and w.dim() == 4 and w.shape[-1] == 1 and a.shape[2] == w.shape[2]
     if not single or w.shape[1] not in (1, a.shape[0]):
-        return None
+        made = _head_by_head(w.mT, a.mT.unsqueeze(-3)) if a.dim() > 2 else None
+        return None if made is None else made.mT.contiguous()
     rows = w.squeeze(-1)  # (B, G, K), or (B, 1, K)
     if rows.shape[1] == 1:
         return torch.einsum("bk,gmk->bgm", rows.squeeze(1), a).unsqueeze(-1).contiguous()
@@ -224,24 +266,27 @@ def _grouped(labels: Sequence[str], operands: Sequence[Any], result: str) -> Ten
     if not is_of_rows(x) or has_rows(w) or x.dtype != w.dtype:
         return None
     summed = [label for label in own if label not in result]
-    groups = [label for label in own[1:] if label in result]
+    groups = [label for label in own[1:] if label in result and label in other]
+    left = [label for label in own[1:] if label in result and label not in other]
     new = [label for label in other if label not in own]
-    if own[:1] != result[:1] or own[:1] in other or len(summed) < 2 or not groups:
+    if own[:1] != result[:1] or own[:1] in other or not groups:
         return None
-    if not {*summed, *groups} <= {*other} or {*own[:1], *groups, *new} != {*result}:
+    if not summed or (len(summed) == 1 and not left):
+        return None  # torch's own does
+    if not {*summed, *groups} <= {*other} or {*own[:1], *groups, *left, *new} != {*result}:
         return None
     if any(x.shape[own.index(k)] != w.shape[other.index(k)] for k in (*summed, *groups)):
         return None  # one of them may be stretched
-    rows = x.permute([own.index(k) for k in (own[0], *groups, *summed)])
-    heads = [w.shape[other.index(k)] for k in groups]
-    rows = rows.flatten(1 + len(groups)).flatten(1, len(groups))  # (B, G, K)
+    rows = x.permute([own.index(k) for k in (own[0], *groups, *left, *summed)])
+    heads, lefts = ([x.shape[own.index(k)] for k in part] for part in (groups, left))
+    rows = rows.flatten(1 + len(groups + left)).flatten(1, len(groups))
+    rows = rows.flatten(2, -2) if left else rows.unsqueeze(2)  # (B, G, M, K)
     weight = w.permute([other.index(k) for k in (*groups, *summed, *new)])
     sizes = [w.shape[other.index(k)] for k in new]
-    weight = weight.reshape(rows.shape[1], rows.shape[2], math.prod(sizes))
-    product = torch.bmm(rows.transpose(0, 1), weight).transpose(0, 1)  # (B, G, N)
-    product = product.unflatten(-1, sizes) if new else product.squeeze(-1)
-    product = product.unflatten(1, heads)
-    names = [own[0], *groups, *new]
+    weight = weight.reshape(rows.shape[1], rows.shape[3], math.prod(sizes))
+    product = _by_groups(rows, weight)
+    product = product.reshape(x.shape[0], *heads, *lefts, *sizes)
+    names = [own[0], *groups, *left, *new]
     return product.permute([names.index(label) for label in result])
 
 
