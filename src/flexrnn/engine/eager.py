@@ -16,6 +16,7 @@ from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import Program, dumps
 from flexrnn.engine.differentiable import Ready
 from flexrnn.engine.ordinary import Call, kind
+from flexrnn.engine.paired import Paired, are_complex
 from flexrnn.engine.signature import signature
 from flexrnn.engine.step import CannotRunError, ComposedStep, wanted_of
 
@@ -41,6 +42,11 @@ def run(
         CannotCompileError: the step is not a program.
         CannotRunError: the engine cannot run it here.
     """
+    if are_complex((*state, *xs)):
+        real = Paired(step, state, xs, keep)
+        found = run(real.step, real.state, real.xs, reverse=reverse, keep=real.keep,
+                    engine=engine, batch_sizes=batch_sizes)  # fmt: skip
+        return real.leave(*found)
     row = (*xs, *state, *step.tensors.values())
     call = kind(row)
     unseen = call is Call.TRACED and batch_sizes is not None  # the operator knows of no such steps

@@ -13,6 +13,7 @@ from flexrnn.engine.compiler.program import Program, build
 from flexrnn.engine.compiler.schedule import saved_floats
 from flexrnn.engine.compiler.trace import CannotCompileError
 from flexrnn.engine.ordinary import kind
+from flexrnn.engine.paired import Paired, are_complex
 from flexrnn.engine.step import CannotRunError, ComposedStep, wanted_of
 
 
@@ -112,6 +113,9 @@ def _report(
     tried: tuple[str, ...] = (),
 ) -> StepReport:
     """Of one layer in one direction, for which these engines are tried; nothing: not known yet."""
+    if are_complex((*state, *xs)):
+        real = Paired(step, state, xs, ())
+        return _report(name, backend, real.step, real.state, real.xs)
     tried = tried or scan.order(backend, step, state, xs)
     dtype = engines.cast_to(tried[0], state[0])
     narrow = engines.is_narrow(tried[0], state[0])

@@ -12,6 +12,7 @@ from flexrnn.engine import eager, engines, native, reference, traced
 from flexrnn.engine.compiler.trace import CannotCompileError
 from flexrnn.engine.fallback import warn
 from flexrnn.engine.function import FunctionStep, rebuild, tensors_in
+from flexrnn.engine.paired import real_part
 from flexrnn.engine.step import CannotRunError, ComposedStep
 
 
@@ -78,7 +79,7 @@ def run(
     if batch_sizes is None:
         tried = order(name, step, state, xs, keep)
     else:  # of which torch's kernels know nothing
-        tried = engines.chain(name, state[0], batch_sizes.shape[0])
+        tried = engines.chain(name, real_part(state[0]), batch_sizes.shape[0])
     for engine in tried:
         if engine == "reference":
             break
@@ -103,7 +104,7 @@ def order(
 ) -> tuple[str, ...]:
     """The engines that a backend tries for sequences of one length, one after another."""
     faster = backend == "auto" and native.is_faster(step, state, xs, keep)
-    tried = engines.chain(backend, state[0], xs[0].shape[0])
+    tried = engines.chain(backend, real_part(state[0]), xs[0].shape[0])
     return ("torch", *tried) if faster else tried
 
 

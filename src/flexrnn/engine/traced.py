@@ -24,6 +24,7 @@ from flexrnn.engine.compiler.program import dumps
 from flexrnn.engine.compiler.surroundings import alone
 from flexrnn.engine.compiler.trace import CannotCompileError
 from flexrnn.engine.fallback import warn
+from flexrnn.engine.paired import Paired, are_complex
 from flexrnn.engine.step import CannotRunError, ComposedStep, is_exporting, object_at, wanted_of
 
 
@@ -39,6 +40,11 @@ def run(
     """Run a composed step under Dynamo; operands as in `reference.run`."""
     if backend == "reference" or forward_ad._current_level >= 0:
         return reference.run(step, state, xs, reverse=reverse, keep=keep)
+    if are_complex((*state, *xs)):
+        real = Paired(step, state, xs, keep)
+        found = run(real.step, real.state, real.xs, reverse=reverse, keep=real.keep,
+                    backend=backend)  # fmt: skip
+        return real.leave(*found)
     specialize(True)
     wanted = wanted_of(step, state, xs) if torch.is_grad_enabled() else ()
     if not is_exporting():  # what is written down once needs no guard
