@@ -18,6 +18,7 @@ from flexrnn.engine.cpu import engine, kernel, plan
 from flexrnn.engine.cpu.build import compiler
 from flexrnn.engine.cpu.build.toolchain import Toolchain
 
+from .lru import LRUCell, UnitaryCell
 from .quickly import OPTIONS
 
 I, H = 3, 5
@@ -202,3 +203,21 @@ def test_arguments_that_do_not_fit(refused: Callable[..., None]) -> None:
         TypeError,
         "lengths: expected a bool, got Tensor",
     )
+
+
+@pytest.mark.parametrize("cell", [LRUCell, UnitaryCell])
+def test_complex_states_are_prepared(cell: Any, compiled: list[str]) -> None:
+    layer = flexrnn.compile(flexrnn.FlexRNN(cell, I, H, num_layers=2))
+    assert compiled
+    compiled.clear()
+    state = None
+    for learns in (False, True):
+        x = torch.randn(7, 2, I, requires_grad=learns)
+        output, state = layer(x, state)
+        output.abs().sum().backward()
+        fields = (state,) if isinstance(state, Tensor) else state
+        learned = [field.detach().requires_grad_(learns) for field in fields]
+        state = learned[0] if len(learned) == 1 else tuple(learned)
+    with torch.no_grad():
+        layer.step(x[0])
+    assert not compiled

@@ -9,10 +9,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from flexrnn.engine import autocast
+from flexrnn.dtypes import (
+    check_state_kind,
+    field_dtypes,
+    first_weight,
+    loop_dtypes,
+    may_enter,
+    may_meet,
+    real_to,
+)
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
 from flexrnn.engine.step import make_exportable
-from flexrnn.fields import described, field_names, field_sizes, unwrap, wrap
+from flexrnn.fields import complex_fields, described, field_names, field_sizes, unwrap, wrap
 from flexrnn.references import gave
 
 
@@ -31,6 +39,8 @@ class Cell(nn.Module):
         State: a `NamedTuple` class; its first field is the output. A field is `(..., H)`, or as
             wide as `state_sizes` says. A cell whose state has one field takes and returns the
             bare tensor outside `step`.
+        complex_fields: names of the fields that hold complex numbers, complex64 beside float32 and
+            complex128 beside float64. Such a cell takes real or complex input.
         gates: names of the row blocks that are stacked in `weight_ih`, `weight_hh` and the biases,
             in order; read by initialisers. May be left out, or be a submodule.
         torch_equivalent: `"lstm"`, `"gru"` or `"rnn"` where torch has a kernel of its own for
@@ -60,9 +70,20 @@ class Cell(nn.Module):
         ...         return LeakyState(h=0.9 * state.h + 0.1 * new)
         >>> LeakyCell(3, 5)(torch.randn(2, 3)).shape
         torch.Size([2, 5])
+
+        A memory that turns, in complex numbers:
+
+        >>> class TurningCell(LeakyCell):
+        ...     complex_fields = ("h",)
+        ...     def step(self, x, state):
+        ...         h = 1j * state.h
+        ...         return LeakyState(h=0.9 * h + self.inner(torch.cat([x, h.real], -1)))
+        >>> TurningCell(3, 5)(torch.randn(2, 3)).dtype
+        torch.complex64
     """
 
     State: ClassVar[type[tuple[Tensor, ...]]]
+    complex_fields: tuple[str, ...] = ()
     gates: ClassVar[tuple[str, ...]]  # without a value, which would hide a submodule of this name
     torch_equivalent: str | None = None
 
@@ -83,6 +104,7 @@ class Cell(nn.Module):
                 raise ValueError(f"{name} must not be negative, got {size}")
         self.input_size = input_size
         self.hidden_size = hidden_size
+        complex_fields(self)  # refuses what are no names
 
     def step(self, x: Tensor, state: Any) -> Any:
         """The equations: from `x` `(..., I)` and the old `State` to the new `State`."""
@@ -110,10 +132,14 @@ class Cell(nn.Module):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Any:
-        """The state before the first step, a `State` of `(*batch_shape, width)`: zeros."""
+        """The state before the first step, a `State` of `(*batch_shape, width)`: zeros.
+
+        The dtype is that of the real fields.
+        """
+        dtypes = field_dtypes(self, dtype or torch.get_default_dtype())
         zeros = (
-            torch.zeros(*batch_shape, size, dtype=dtype, device=device)
-            for size in field_sizes(self)
+            torch.zeros(*batch_shape, size, dtype=own, device=device)
+            for size, own in zip(field_sizes(self), dtypes, strict=True)
         )
         return self.State(*zeros)
 
@@ -156,15 +182,15 @@ class Cell(nn.Module):
             raise RuntimeError(
                 f"input: expected it on the weights' device {weight.device}, got {x.device}"
             )
-        if not may_meet(x, dtype):
+        if not may_enter(self, x, dtype):
             raise RuntimeError(f"input: expected dtype {dtype}, the weights', got {x.dtype}")
         if given is None:
             state = first_state(self, (x.shape[0],), dtype, x.device)
         else:
-            check_state_kind(given, field_names(self), x)
-            state = self.State(*(s.to(dtype) for s in given))
+            check_state_kind(self, given, x)
+            state = self.State(*(real_to(s, dtype) for s in given))
         new = checked_step(self, x, state)
-        new = self.State(*(s.to(out_dtype) for s in new))
+        new = self.State(*(real_to(s, out_dtype) for s in new))
         return unwrap(new if batched else self.State(*(s.squeeze(0) for s in new)))
 
     def tap(self, **tensors: Tensor) -> None:
@@ -213,44 +239,6 @@ def warn_of_the_loss(cell: str, name: str, stacklevel: int) -> None:
     )
 
 
-def loop_dtypes(cell: Cell, x: Tensor) -> tuple[torch.dtype, torch.dtype]:
-    """Dtype in which states travel, and dtype of what is returned.
-
-    They differ only under autocast: states travel in the parameters' dtype, so that a sum over many
-    steps keeps its accuracy, and come out in autocast's.
-    """
-    weight = first_weight(cell)
-    dtype = x.dtype if weight is None else weight.dtype
-    if autocast.is_on(x) and autocast.is_cast(dtype):
-        return dtype, torch.get_autocast_dtype(x.device.type)
-    return dtype, dtype
-
-
-def first_weight(cell: Cell) -> Tensor | None:
-    """A parameter whose dtype and device the cell computes with; None where it has none.
-
-    Beside real ones complex ones do not count: the state is real.
-    """
-    found: Tensor | None = None
-    for parameters in (
-        vars(cell)["_parameters"].values(),
-        cell.parameters(),
-    ):  # the first is faster
-        for p in parameters:
-            if p is not None and p.is_floating_point():
-                return p
-            if p is not None and p.is_complex() and found is None:
-                found = p
-    return found
-
-
-def may_meet(x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a tensor fits others of `dtype`, being of it or made so by autocast."""
-    if x.dtype == dtype:
-        return True
-    return autocast.is_cast(x.dtype) and autocast.is_cast(dtype) and autocast.is_on(x)
-
-
 def checked_step(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> Any:
     """Run `cell.step`; refuse a result whose structure, shapes or dtypes are not the state's."""
     try:
@@ -284,7 +272,7 @@ def checked_step(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> Any:
         if not may_meet(after, before.dtype):
             raise RuntimeError(
                 f"{type(cell).__name__}.step: expected {field} to keep its dtype {before.dtype}, "
-                f"got {after.dtype}"
+                f"got {after.dtype}{_undeclared(after, before.dtype)}"
             )
         cast = cast or after.dtype != before.dtype
     if cast:
@@ -315,16 +303,24 @@ def first_state(
     where = f"{type(cell).__name__}.initial_state"
     if not isinstance(state, cell.State):
         raise TypeError(f"{where}: expected a {cell.State.__name__}, got {described(state)}")
-    for field, value, size in zip(field_names(cell), state, field_sizes(cell), strict=True):
+    kinds = zip(field_names(cell), field_sizes(cell), field_dtypes(cell, dtype), strict=True)
+    for value, (field, size, own) in zip(state, kinds, strict=True):
         if not isinstance(value, Tensor):
             raise TypeError(f"{where}: expected {field} to be a tensor, got {type(value).__name__}")
-        expected = (*batch_shape, size), dtype, device.type
+        expected = (*batch_shape, size), own, device.type
         got = tuple(value.shape), value.dtype, value.device.type
         if got != expected:
             raise RuntimeError(
                 f"{where}: expected {field} of {_told(*expected)}, got {_told(*got)}"
+                f"{_undeclared(value, own)}"
             )
     return state
+
+
+def _undeclared(value: Tensor, dtype: torch.dtype) -> str:
+    """What helps where a field is complex, and the cell has not said so."""
+    lacks = value.is_complex() and not dtype.is_complex
+    return "; complex_fields names the fields that are complex" if lacks else ""
 
 
 def _told(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> str:
@@ -367,19 +363,6 @@ def _check_cell_state(cell: Cell, hx: Any, x: Tensor, batched: bool) -> tuple[Te
                 f"hidden{k} has inconsistent hidden_size: got {value.shape[-1]}, expected {size}"
             )
     return tuple(value if batched else value.unsqueeze(0) for value in state)
-
-
-def check_state_kind(state: tuple[Tensor, ...], fields: tuple[str, ...], x: Tensor) -> None:
-    """Refuse a state on another device than the input, or (but for autocast) of another dtype."""
-    for field, value in zip(fields, state, strict=True):
-        if value.device != x.device:
-            raise RuntimeError(
-                f"hx: expected {field} on the input's device {x.device}, got {value.device}"
-            )
-        if not may_meet(value, x.dtype):
-            raise RuntimeError(
-                f"hx: expected {field} of the input's dtype {x.dtype}, got {value.dtype}"
-            )
 
 
 def accepts(cls: type, argument: str) -> bool:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from flexrnn.cell import Cell, accepts, check_state_kind, may_meet
+from flexrnn.cell import Cell, accepts
+from flexrnn.dtypes import check_state_kind, first_weight, loop_dtypes, may_enter
 from flexrnn.fields import field_names, field_sizes, wrap
 
 
@@ -129,14 +130,14 @@ def check_widths(cells: list[Cell]) -> None:
                 )
 
 
-def check_input(x: Any, input_size: int, name: str, weight: Tensor | None, *, packed: bool) -> None:
+def check_input(x: Any, input_size: int, name: str, cell: Cell, *, packed: bool) -> None:
     """Refuse an input that is no tensor of the right width, dtype and device.
 
     Args:
         x: what was given: `(T, B, I)`, `(T, I)`, or the data `(N, I)` of a packed sequence.
         input_size: I.
         name: the layer's class, for the message.
-        weight: any of the layer's parameters; dtype and device must be its, but for autocast.
+        cell: the layer's first; dtype and device must be its parameters', but for autocast.
         packed: `x` comes from a packed sequence.
     """
     if not isinstance(x, Tensor):
@@ -150,11 +151,15 @@ def check_input(x: Any, input_size: int, name: str, weight: Tensor | None, *, pa
             f"{name}: Expected input to be 2D or 3D, got {x.dim()}D tensor instead "
             f"(shape {tuple(x.shape)})"
         )
-    if weight is not None:
-        if not may_meet(x, weight.dtype):
+    if (weight := first_weight(cell)) is not None:
+        dtype, _ = loop_dtypes(cell, x)
+        if not may_enter(cell, x, dtype):
+            model = f"convert model: model.to({x.dtype})"
+            if any(parameter.is_complex() for parameter in cell.parameters()):
+                model = "make another layer: model.to would leave complex parameters or cut them"
             raise ValueError(
-                f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
-                f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
+                f"RNN input dtype ({x.dtype}) does not match weight dtype ({dtype}). "
+                f"Convert input: input.to({dtype}), or {model}"
             )
         if x.device != weight.device:
             raise RuntimeError(
@@ -247,5 +252,5 @@ def check_hx(
             raise RuntimeError(
                 f"Expected {what} size {(layers, batch, size)}, got {list(value.shape)}"
             )
-    check_state_kind(state, fields, x)
+    check_state_kind(cell, state, x)
     return state

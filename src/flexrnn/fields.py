@@ -46,6 +46,24 @@ def field_names(cell: Any) -> tuple[str, ...]:
     return cell.State._fields
 
 
+def complex_fields(cell: Any) -> tuple[str, ...]:
+    """Names of the fields that hold complex numbers; TypeError unless they are names of fields."""
+    declared, what = cell.complex_fields, type(cell).__name__
+    if declared == ():
+        return ()
+    if not isinstance(declared, tuple):
+        raise TypeError(
+            f"{what}.complex_fields: expected a tuple of names, got {type(declared).__name__}"
+        )
+    fields = field_names(cell)
+    if unknown := [name for name in declared if name not in fields]:
+        raise TypeError(
+            f"{what}.complex_fields: expected names of State's fields ({', '.join(fields)}), "
+            f"got {unknown[0]!r}"
+        )
+    return declared
+
+
 def unwrap(state: Any) -> Any:
     """What a person sees of a state: the tensor itself where there is one field."""
     return state[0] if len(state) == 1 else state

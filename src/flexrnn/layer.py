@@ -11,7 +11,7 @@ from flexrnn.bind import Slot, bind, move_parameters
 from flexrnn.call import direction, packing, quick, ragged, shown, stack, stream
 from flexrnn.call.initial import add_learned, initial_state, reset_learned, unbatched
 from flexrnn.call.marks import Marks, check_alone, check_lengths, check_reset, marks
-from flexrnn.cell import Cell, first_weight, loop_dtypes
+from flexrnn.cell import Cell
 from flexrnn.check import (
     check_cell_class,
     check_features,
@@ -22,6 +22,7 @@ from flexrnn.check import (
     check_packed,
     check_widths,
 )
+from flexrnn.dtypes import loop_dtypes, real_to
 from flexrnn.engine import scan
 from flexrnn.engine.compiler.trace import make_ready
 from flexrnn.fields import unwrap
@@ -342,7 +343,7 @@ class FlexRNN(nn.Module):
                 dtype=dtype,
                 device=x.device,
             )
-        state = start if state is None else tuple(s.to(dtype) for s in state)
+        state = start if state is None else tuple(real_to(s, dtype) for s in state)
         assert state is not None
         state = tuple(map(where.sorted, state))
         start = None if start is None else tuple(map(where.sorted, start))
@@ -375,8 +376,7 @@ class FlexRNN(nn.Module):
         return output, stack.each(where.unsorted, final), states
 
     def _check_input(self, cells: list[Cell], x: Any, packed: bool = False) -> None:
-        weight = first_weight(cells[0])
-        check_input(x, self.input_size, type(self).__name__, weight, packed=packed)
+        check_input(x, self.input_size, type(self).__name__, cells[0], packed=packed)
 
     @property
     def _suffixes(self) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flexrnn.engine import scan
 from flexrnn.engine.cpu.plan import MANY_ROWS
+from flexrnn.engine.paired import real_of
 from flexrnn.layer import FlexRNN
 
 M = TypeVar("M", bound=nn.Module)
@@ -101,13 +102,14 @@ def _mode(layer: nn.Module, training: bool) -> Iterator[None]:
 def _call(layer: FlexRNN, asked: set[str]) -> None:
     """Call a layer with these arguments, at sizes and with gradients of every kind."""
     example = next(layer.parameters(), torch.empty(0))
+    kind: Any = {"dtype": real_of(example.dtype), "device": example.device}
     own = _Alone(layer)
     # Of segments the second begins from a result, and the last may be a short one.
     many = max(16, 2 * (layer.checkpoint_every or 0) + 1)
     crowd = MANY_ROWS * torch.get_num_threads()
     for steps, rows in ((2, 1), (many, 1), (many, 16), (2, crowd)):
         axes = (rows, steps) if layer.batch_first else (steps, rows)
-        x = torch.zeros(*axes, layer.input_size, dtype=example.dtype, device=example.device)
+        x = torch.zeros(*axes, layer.input_size, **kind)
         marks: dict[str, Any] = {}
         if "lengths" in asked:
             marks["lengths"] = torch.full((rows,), steps)
@@ -124,7 +126,7 @@ def _call(layer: FlexRNN, asked: set[str]) -> None:
             leaves = [t for t in (given, *named.values(), *learning) if t.requires_grad]
             with torch.enable_grad():
                 results = torch.func.functional_call(own, named, (given, hx), marks)
-                loss = torch.stack([t.sum() for t in _tensors(results)]).sum()
+                loss = torch.stack([t.sum().real for t in _tensors(results)]).sum()
             if loss.requires_grad:
                 torch.autograd.grad(loss, leaves, allow_unused=True)
 

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn.functional import dropout
 
 from flexrnn.bind import Slot, tensors_of, with_tensors
-from flexrnn.cell import Cell, first_state, first_weight
+from flexrnn.cell import Cell, first_state
+from flexrnn.dtypes import first_weight
+from flexrnn.engine.paired import real_of
 from flexrnn.fields import field_names
 
 
@@ -85,10 +87,18 @@ def dropped_widths(cell: Cell, x: Tensor, state: Any) -> tuple[int, ...]:
     return tuple(asked.widths)
 
 
+def drop(x: Tensor, p: float) -> Tensor:
+    """`dropout`, of complex numbers too, for which torch has none: of each, both parts."""
+    return x * dropout(torch.ones_like(x.real), p) if x.is_complex() else dropout(x, p)
+
+
 def recurrent_masks(cell: Cell, p: float, x: Tensor, state: Any) -> tuple[Tensor, ...]:
     """Draw the masks of recurrent dropout for sequences of rows like `x` `(1, I)`."""
     widths = dropped_widths(cell, x, [field[:1] for field in state])
-    return tuple(dropout(state[0].new_ones(len(state[0]), width), p) for width in widths)
+    real = real_of(state[0].dtype)
+    return tuple(
+        dropout(state[0].new_ones(len(state[0]), width, dtype=real), p) for width in widths
+    )
 
 
 def zoneout_masks(ps: tuple[float, ...], steps: int, state: Any) -> tuple[Tensor, ...]:
@@ -115,7 +125,7 @@ def drop_weights(cell: Cell, slots: tuple[Slot, ...], p: float) -> None:
             held = cell.get_submodule(slot.module)._parameters  # pyright: ignore[reportPrivateUsage]
             weight = held[slot.name]
             if weight is not None:
-                drawn.setdefault(slot.flat, dropout(weight, p))
+                drawn.setdefault(slot.flat, drop(weight, p))
                 held[slot.name] = drawn[slot.flat]  # pyright: ignore[reportArgumentType]
 
 
@@ -138,11 +148,8 @@ def check_regularizers(
         )
     if recurrent_dropout:
         weight = first_weight(cell)
-        x = (
-            torch.zeros(1, cell.input_size)
-            if weight is None
-            else weight.new_zeros(1, cell.input_size)
-        )
+        like = torch.empty(0) if weight is None else weight
+        x = like.new_zeros(1, cell.input_size, dtype=real_of(like.dtype))
         dropped_widths(cell, x, first_state(cell, (1,), x.dtype, x.device))
 
 

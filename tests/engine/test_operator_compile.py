@@ -17,6 +17,7 @@ from flexrnn import cells
 from flexrnn.engine import scan
 
 from ..graphs import compiled
+from ..lru import LRUCell
 from .gated import GatedCell, GatesCell
 from .rotated import RotatedCell
 
@@ -40,6 +41,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "article": flexrnn.ArticlePeepholeLSTM,
     "layer norm": flexrnn.LayerNormLSTM,
     "made ahead": partial(flexrnn.FlexRNN, RotatedCell),
+    "a complex state": partial(flexrnn.FlexRNN, LRUCell),
     "a module `gates`": partial(flexrnn.FlexRNN, GatedCell),
     "a parameter `gates`": partial(flexrnn.FlexRNN, GatesCell),
     "zoneout": partial(flexrnn.LSTM, zoneout=0.3),

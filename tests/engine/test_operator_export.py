@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 import flexrnn
 
+from ..lru import LRUCell
 from .gated import GatedCell
 from .rotated import RotatedCell
 
@@ -32,6 +33,7 @@ LAYERS: dict[str, Callable[..., Any]] = {
     "GRU": flexrnn.GRU,
     "layer norm": flexrnn.LayerNormLSTM,
     "made ahead": partial(flexrnn.FlexRNN, RotatedCell),
+    "a complex state": partial(flexrnn.FlexRNN, LRUCell),
     "a module `gates`": partial(flexrnn.FlexRNN, GatedCell),
 }
 

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from flexrnn.cell import Cell, first_state, first_weight
+from flexrnn.cell import Cell, first_state
+from flexrnn.dtypes import field_dtypes, first_weight
+from flexrnn.engine.paired import real_of
 from flexrnn.fields import field_names
 
 
@@ -31,7 +33,7 @@ def unbatched(cell: Cell, dtype: torch.dtype | None = None) -> Sequence[Tensor]:
     if weight is None:
         example = torch.empty(0, dtype=dtype)
         return first_state(cell, (), example.dtype, example.device)
-    return first_state(cell, (), weight.dtype, weight.device)
+    return first_state(cell, (), real_of(weight.dtype), weight.device)
 
 
 def reset_learned(layer: nn.Module, cell: Cell, suffix: str) -> None:
@@ -58,7 +60,7 @@ def initial_state(
             return tuple(field[None] for field in each[0])
         return tuple(map(torch.stack, zip(*each, strict=True)))
     fields = []
-    for field in field_names(cells[0]):
+    for field, own in zip(field_names(cells[0]), field_dtypes(cells[0], dtype), strict=True):
         rows = [getattr(layer, f"initial_{field}{suffix}") for suffix in suffixes]
-        fields.append(torch.stack(rows).to(dtype)[:, None].expand(-1, batch, -1))
+        fields.append(torch.stack(rows).to(own)[:, None].expand(-1, batch, -1))
     return tuple(fields)

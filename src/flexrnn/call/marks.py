@@ -53,7 +53,7 @@ class Marks(NamedTuple):
             return x
         last = (self.valid.sum(0, keepdim=True) - 1).clamp(min=0).expand(1, -1, x.shape[-1])
         row = x.detach().gather(0, last)
-        row = 0.75 * row if row.is_floating_point() else row
+        row = 0.75 * row if row.is_floating_point() or row.is_complex() else row
         return torch.where(self.valid, x, torch.where(self.valid[0], row, 0))
 
     def leave(self, output: Tensor) -> Tensor:

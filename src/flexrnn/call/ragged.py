@@ -12,8 +12,10 @@ from torch.nn.functional import dropout
 
 from flexrnn.engine import batches, engines, scan
 from flexrnn.engine.ordinary import Call, kind
+from flexrnn.engine.paired import real_of
 from flexrnn.engine.step import CannotRunError
 from flexrnn.record import is_recorded
+from flexrnn.regularize import drop
 
 _ENGINES = ("cpu", "cuda")  # that gain by it
 
@@ -63,10 +65,9 @@ class Layout:
     def drop(self, rows: Tensor, p: float) -> Tensor:
         """Dropout on rows, by the numbers that are drawn where they lie otherwise."""
         if self.order is None:
-            return dropout(rows, p)
-        return rows * self.gather(
-            dropout(rows.new_ones(self.steps, self.batch, *rows.shape[1:]), p)
-        )
+            return drop(rows, p)
+        size = (self.steps, self.batch, *rows.shape[1:])
+        return rows * self.gather(dropout(rows.new_ones(size, dtype=real_of(rows.dtype)), p))
 
 
 def of_lengths(lengths: Tensor, steps: int, device: Any) -> Layout | None:

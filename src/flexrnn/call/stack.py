@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import dropout as drop
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from flexrnn.call import direction
 from flexrnn.call.marks import Marks
-from flexrnn.cell import Cell, loop_dtypes
+from flexrnn.call.packing import padded, rows_of
+from flexrnn.cell import Cell
+from flexrnn.dtypes import loop_dtypes, real_to
+from flexrnn.regularize import drop
 
 
 def run(
@@ -77,7 +78,7 @@ def run(
             )
             if taps is not None and tapped is not None:
                 taps |= {f"l{k}{way}.{name}": tensor for name, tensor in tapped.items()}
-            outputs.append(history[0].to(out_dtype))
+            outputs.append(real_to(history[0], out_dtype))
             finals.append(final)
             histories.append(history)
         x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
@@ -97,7 +98,7 @@ def stacked(
     """
     one = view and len(rows) == 1
     fields = [f[0][None] if one else torch.stack(f) for f in zip(*rows, strict=True)]
-    return state(*(f if f.dtype is dtype else f.to(dtype) for f in fields))
+    return state(*(f if f.dtype is dtype else real_to(f, dtype) for f in fields))
 
 
 def each(fn: Callable[[Tensor], Tensor], state: Any) -> Any:
@@ -111,6 +112,5 @@ def _dropped(x: Tensor, p: float, lengths: Tensor | None) -> Tensor:
     if lengths is None:
         return drop(x, p)
     # Drawn for the rows that exist and for no padding: the numbers that torch draws.
-    packed = pack_padded_sequence(x, lengths)
-    data = drop(packed.data, p)
-    return pad_packed_sequence(PackedSequence(data, packed.batch_sizes))[0]
+    data, batch_sizes = rows_of(x, lengths)
+    return padded(drop(data, p), batch_sizes)[0]

@@ -23,7 +23,7 @@ from flexrnn.engine.compiler.trace import CannotCompileError
 from flexrnn.engine.cpu.engine import DTYPES
 from flexrnn.engine.differentiable import Ready
 from flexrnn.engine.tables import trim
-from flexrnn.fields import field_sizes, unwrap
+from flexrnn.fields import complex_fields, field_sizes, unwrap
 
 ENGINE = "cpu"
 SERVED = (*DTYPES, *autocast.HALF)
@@ -221,6 +221,8 @@ def _found(
     params: list[Tensor],
 ) -> Way | None:
     """Find out how a layer runs; None if it has more than parameters or begins in its own way."""
+    if complex_fields(cells[0]):  # taken apart on the long way
+        return None
     widths, ways = field_sizes(cells[0]), layer.num_directions
     start = () if given else zeros_for(memory, widths, x)
     if start and not all(map(begins_with_zeros, cells)):

@@ -135,7 +135,8 @@ def scan(
 
     Args:
         step: the body of the loop; returns a state of the structure and shapes that it was given.
-        state: a tensor, or a tuple or NamedTuple of tensors: the state before the first step.
+        state: a tensor, real or complex, or a tuple or NamedTuple of tensors: the state before the
+            first step.
         xs: a tensor `(T, ...)`, or a tuple of such tensors; `step` gets their rows at t, as one
             tensor or as a tuple.
         params: a tensor, or several, the same at every step.
