@@ -230,6 +230,13 @@ def test_calls_that_read_weights_as_they_lie_are_in_float32(
     assert asked == {(Shape.FEW, False)}
 
 
+def test_explain_shows_what_is_run() -> None:
+    for dtype in (HALF, torch.float32):
+        layer, x = flexrnn.GRU(I, H, dtype=dtype), torch.randn(T, B, I, dtype=dtype)
+        source = flexrnn.explain(layer, x).steps[0].source
+        assert ("dot(" in source, "narrow0(" in source) == (dtype == HALF, dtype == HALF)
+
+
 def program(dtype: torch.dtype) -> Program:
     layer = flexrnn.GRU(I, H, dtype=dtype)
     report = flexrnn.explain(layer, torch.randn(T, B, I, dtype=dtype)).steps[0]

@@ -13,7 +13,15 @@ from flexrnn.engine.cpu.build import openmp
 from flexrnn.engine.cpu.build.isa import machine
 from flexrnn.engine.cpu.build.toolchain import library
 from flexrnn.engine.cpu.forward import Forward
-from flexrnn.engine.cpu.plan import dense, is_known, laid_out, materialized, operands, sizes_of_call
+from flexrnn.engine.cpu.plan import (
+    dense,
+    is_known,
+    is_narrow,
+    laid_out,
+    materialized,
+    operands,
+    sizes_of_call,
+)
 from flexrnn.engine.cpu.saved import saved_of
 from flexrnn.engine.cpu.straight import Straight
 from flexrnn.engine.interpreter import Run
@@ -49,10 +57,12 @@ def prepare(program: Program, like: Tensor) -> None:
 def source(program: Program) -> str:
     """The C++ in float32 for several rows whose weights are near: the loop there and the loop back.
 
+    With products of bfloat16, where this machine has them and the program may.
     Without what stands in front of every source, the functions of `runtime/*.h`; and with the
     person's lines that formulas are from, which what is compiled goes without.
     """
     parts = extract(program, hoist=False, keep=program.fields[:1], lines=True)
+    narrow = is_narrow(program, torch.float32)
     head = "\n".join(f"// {row}" for row in origins(program))
     texts = [f"{head}\n"] if head else []
     for name, part in (("forward", parts.forward), ("backward", parts.backward)):
@@ -63,6 +73,7 @@ def source(program: Program) -> str:
                 registers=machine().sums,
                 lanes=machine().vector_bytes // torch.float32.itemsize,
                 shape=emit.Shape.ROWS,
+                narrow=narrow,
             )
             texts.append("\n".join((f"// The {name} loop.\n", *found.functions, found.text)))
     return "\n".join(texts)
