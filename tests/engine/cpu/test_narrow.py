@@ -15,13 +15,15 @@ import flexrnn
 from flexrnn import cells
 from flexrnn.engine.compiler import passes
 from flexrnn.engine.compiler.program import Program, dumps, loads
-from flexrnn.engine.cpu import kernel, plan
+from flexrnn.engine.cpu import engine, kernel, outer, plan
 from flexrnn.engine.cpu.build import compiler
 from flexrnn.engine.cpu.build.isa import has_bfloat16, machine
+from flexrnn.engine.cpu.build.toolchain import Toolchain
 from flexrnn.engine.cpu.cpp import definitions, prologue
 from flexrnn.engine.cpu.emit import Shape
 
 from .sanitized import MEMORY, SANITIZERS
+from .written import GXX, become
 
 Judge = Callable[..., None]
 HALF = torch.bfloat16
@@ -228,6 +230,24 @@ def test_calls_that_read_weights_as_they_lie_are_in_float32(
     asked = made_kernels(monkeypatch)
     flexrnn.GRU(I, H, dtype=HALF)(torch.randn(2, 1, I).to(HALF))
     assert asked == {(Shape.FEW, False)}
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_compiler_that_does_not_know_these_instructions(
+    monkeypatch: pytest.MonkeyPatch, compiler_script: Path
+) -> None:
+    words = "vdpbf16ps\\|vcvtne2ps2bf16"
+    older = f'if grep -qs "{words}" *.cpp; then echo no such instruction; exit 1; fi'
+    become(compiler_script, f"{older}\n{GXX}")
+    made = Toolchain().library
+    for module in (plan, kernel, outer, engine):
+        monkeypatch.setattr(module, "library", made)
+    monkeypatch.setattr(outer, "_run", outer._run.__wrapped__)
+    asked = made_kernels(monkeypatch)
+    layer, x = flexrnn.GRU(I, H, dtype=HALF, backend="cpu"), torch.randn(T, B, I).to(HALF)
+    layer(x)[0].sum().backward()
+    assert asked == {(Shape.ROWS, False)}
+    assert "dot(" not in flexrnn.explain(layer, x).steps[0].source
 
 
 def test_explain_shows_what_is_run() -> None:

@@ -22,6 +22,7 @@ from flexrnn.engine.cpu.plan import (
     operands,
     sizes_of_call,
 )
+from flexrnn.engine.cpu.precision import allows_bfloat16
 from flexrnn.engine.cpu.saved import saved_of
 from flexrnn.engine.cpu.straight import Straight
 from flexrnn.engine.interpreter import Run
@@ -62,7 +63,7 @@ def source(program: Program) -> str:
     person's lines that formulas are from, which what is compiled goes without.
     """
     parts = extract(program, hoist=False, keep=program.fields[:1], lines=True)
-    narrow = is_narrow(program, torch.float32)
+    narrow = is_narrow(program.graph.narrow or allows_bfloat16(), torch.float32)
     head = "\n".join(f"// {row}" for row in origins(program))
     texts = [f"{head}\n"] if head else []
     for name, part in (("forward", parts.forward), ("backward", parts.backward)):

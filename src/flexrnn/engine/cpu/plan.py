@@ -16,6 +16,7 @@ from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu import outer
 from flexrnn.engine.cpu.build.isa import has_bfloat16, last_cache
 from flexrnn.engine.cpu.build.side import side_by_side
+from flexrnn.engine.cpu.build.toolchain import library
 from flexrnn.engine.cpu.emit import ROWS_IN_PLACE, Shape
 from flexrnn.engine.cpu.kernel import STARTS, Kernel
 from flexrnn.engine.cpu.precision import allows_bfloat16
@@ -28,6 +29,7 @@ from flexrnn.engine.tables import trim
 _FEW, _READ, _READ_IN_ONE = 8, 4, 16
 _SMALL = 64 << 10  # numbers of weights that a core's cache holds beside everything else
 MANY_ROWS = 24  # of a thread: they make up for reading weights that lie far away
+_DOT = 'extern "C" void dot() { asm volatile("vdpbf16ps %zmm0, %zmm0, %zmm0"); }'  # see narrow.h
 _KEPT = 64  # calls of a program, each of its own T, B and strides, that stay laid out
 
 
@@ -85,12 +87,26 @@ def kind_of(program: Program, sizes: Sizes, dtype: torch.dtype) -> Kind:
     enough = read > (_READ if sizes.steps > 1 else _READ_IN_ONE)
     if sizes.steps * sizes.batch <= _FEW or not enough:
         return Kind(Shape.FEW, hoist=False, dtype=dtype)
-    narrow = (sizes.narrow or program.graph.narrow) and dtype == torch.float32 and has_bfloat16()
+    narrow = is_narrow(sizes.narrow or program.graph.narrow, dtype)
     weights = _of(program).weights
     if sizes.batch == 1 and weights > _SMALL:
         return Kind(Shape.ROW, hoist=True, dtype=dtype, narrow=narrow)
     few, size = sizes.batch < MANY_ROWS * sizes.threads, 2 if narrow else dtype.itemsize
     return Kind(Shape.ROWS, hoist=few and is_far(weights * size), dtype=dtype, narrow=narrow)
+
+
+def is_narrow(may: bool, dtype: torch.dtype) -> bool:
+    """Whether products round what they multiply to bfloat16: where they may, and that is faster."""
+    return may and dtype == torch.float32 and has_bfloat16() and _is_assembled()
+
+
+def _is_assembled() -> bool:
+    """Whether the compiler can say these products: some systems' assemblers are older than they."""
+    try:
+        library(_DOT)
+    except CannotRunError:
+        return False
+    return True
 
 
 def is_far(weights: int) -> bool:
