@@ -80,6 +80,13 @@ class PairedStep:
         given = _joined(inputs, self.inputs), _joined(state, self.states)
         return _parts(self.step.pure(*given, tensors), self.states)
 
+    def rehearse(
+        self, inputs: tuple[Tensor, ...], state: State, tensors: Mapping[str, Tensor]
+    ) -> Any:
+        """That of the step."""
+        given = _joined(inputs, self.inputs), _joined(state, self.states)
+        return self.step.rehearse(*given, tensors)
+
     def key(self) -> Hashable:
         """That of the step, and what of it is complex."""
         return (PairedStep, self.states, self.inputs, self.step.key())
