@@ -223,7 +223,7 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "units of rows": (lambda c, z, h: h + z[[0, 1], [1, 2]][:, None], ASKED),
     "rows by number": (lambda c, z, h: h + z[[1, 0]], ASKED),
     "rows by a tensor": (lambda c, z, h: h + z[torch.tensor([1, 0]), ...], ASKED),
-    "no unit": (lambda c, z, h: h + heads(z).mT[:, 2:2].sum(1)[:, :1], "a slice of nothing"),
+    "no unit": (lambda c, z, h: h + heads(z).mT[:, 2:2].amax(1)[:, :1], "zero-size dimension"),
     "rows by their numbers": (lambda c, z, h: h + z.t().unbind(1)[0], ASKED),
     "a part of turned rows": (lambda c, z, h: h + z.t()[:, ::2].sum(-1), ASKED),
     "a product of rows and rows": (

@@ -11,12 +11,17 @@ MOST = 64  # places that are handled one by one where there is another way: each
 def places(graph: Graph, a: int, axis: int) -> list[int]:
     """Every place along an axis by itself; the axis has size one then."""
     size = int(graph.nodes[a].shape[axis])
+    if not size:
+        raise ValueError("expected an axis with a place")
     return [graph.add("slice", a, axis=axis, start=k, stop=k + 1) for k in range(size)]
 
 
 def added_up(graph: Graph, a: int, axis: int) -> int:
     """The sum of the places along an axis, one by one, or turned over; nothing moves for it."""
     shape = graph.nodes[a].shape
+    if shape[axis] == 0:
+        one = tuple(1 if k == len(shape) + axis else size for k, size in enumerate(shape))
+        return graph.add("expand", graph.constant(0.0), shape=one)
     if axis == -2 and (other := turned(graph, a)) is not None:
         return graph.add("reshape", graph.add("sum", other), shape=(*shape[:-2], 1, shape[-1]))
     return reduce(lambda x, y: graph.add("add", x, y), places(graph, a, axis))

@@ -87,6 +87,8 @@ def _slice(b: Builder, a: Ref, dim: int = 0, start=None, stop=None, step: int = 
     axis = b.axis(a, dim)
     first, last, _ = slice(start, stop).indices(int(shape[axis]))
     last = max(first, last)
+    if first == last and shape[axis]:
+        return Ref(views.settle(b.graph, views.nothing(b.graph, a, dim)))
     return slice_of(b, a, axis, range(first, last, step))
 
 

@@ -222,12 +222,23 @@ def cut(graph: Graph, value: View, dim: int = 0, start: Any = None, stop: Any = 
     start, stop, _ = slice(start, stop).indices(int(size))
     if (start, stop) == (0, size):
         return value
-    if axis is None or not start < stop:
+    if not start < stop:
+        return nothing(graph, value, dim)
+    if axis is None:
         raise Unsupported("a slice of nothing")
     base = graph.nodes[value.base].shape
     node = graph.add("slice", value.base, axis=axis - len(base), start=start, stop=stop)
     axes = (None if k == axis and stop - start == 1 else k for k in value.axes)
     return View(Ref(node), tuple(axes))
+
+
+def nothing(graph: Graph, value: Ref | View, dim: int) -> View:
+    """What is left of a value where an axis has no place any more."""
+    shape = [*shape_of(graph, value)]
+    shape[dim] = 0
+    order = sorted(range(len(shape)), key=lambda k: shape[k] != BATCH)
+    made = graph.add("expand", graph.constant(0.0), shape=tuple(shape[k] for k in order))
+    return permute(graph, Ref(made), [order.index(k) for k in range(len(order))])
 
 
 def split(graph: Graph, value: View, sizes: Any, dim: int = 0) -> list[View]:
