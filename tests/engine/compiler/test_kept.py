@@ -162,3 +162,21 @@ def test_a_checkpoint_does_not_count_what_is_saved_before(size: int) -> None:
     x = torch.randn(5, 2, 3, dtype=DOUBLE)
     with flexrnn.backend("interpreter"):
         layer(x)[0].sum().backward()
+
+
+def test_what_a_mask_picks_is_not_asked_whether_it_is_kept(
+    same_by_program: Callable[..., None],
+) -> None:
+    with flexrnn.backend("interpreter"):  # of no other test's size
+        flexrnn.FlexRNN(Keeping, 3, 6, dtype=DOUBLE, how="class")(torch.randn(2, 2, 3).double())
+    layer = flexrnn.FlexRNN(Masked, 3, 5, dtype=DOUBLE)
+    same_by_program(layer, torch.randn(4, 3, 3, dtype=DOUBLE, requires_grad=True))
+
+
+class Masked(flexrnn.cells.RNNCell):
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        (h,) = super().step(x, state)
+        h = h.clone()
+        mask = h > 0
+        h[mask] = 2 * h[mask]
+        return HiddenState(h / 2)

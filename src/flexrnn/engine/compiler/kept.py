@@ -74,7 +74,9 @@ def any_yet() -> bool:
 
 def numbers_of(tensor: Tensor) -> Any:
     """The numbers of a tensor that a step has kept, as nested lists; else None."""
-    version, numbers = _kept.get(tensor, (None, None))
+    if type(tensor) is not Tensor or tensor not in _kept:
+        return None
+    version, numbers = _kept[tensor]
     return numbers if version == tensor._version else None
 
 
