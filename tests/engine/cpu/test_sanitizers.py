@@ -21,7 +21,7 @@ from torch import Tensor
 import flexrnn
 from flexrnn import cells
 from flexrnn.engine.cpu import chunks, cpp, kernel, plan
-from flexrnn.engine.cpu.build.isa import machine, runnable
+from flexrnn.engine.cpu.build.isa import has_bfloat16, machine, runnable
 from flexrnn.engine.cpu.kernel import SCRATCH, STARTS, Area, Kernel, Launch
 
 from . import sanitized
@@ -161,10 +161,12 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
 
 
 def program(
-    calls: list[Call], change: Callable[[str], str], patience: str
+    calls: list[Call], change: Callable[[str], str], patience: str, *, narrow: bool
 ) -> tuple[list[str], list[str]]:
     """C++ of every loop once, in a namespace of its own, and of all calls."""
-    runtime = cpp.prologue("float", machine()) + cpp.definitions()
+    runtime = cpp.prologue("float", machine(), narrow=narrow) + cpp.definitions()
+    if narrow:
+        runtime += cpp.definitions(narrow=True)
     for right, wrong in () if patience == "0" else MEETINGS:
         assert right in runtime
         runtime = runtime.replace(right, wrong)
@@ -176,18 +178,21 @@ def program(
     return parts, [call.text() % f"{texts[call.source]}::work" for call in calls]
 
 
-def every_call(cells: list[Any], threads: Any) -> None:
+def every_call(cells: list[Any], threads: Any, dtype: torch.dtype) -> None:
     """Forward and backward passes of the cells, at every size."""
+    options: dict[str, Any] = {"bidirectional": True, "backend": "cpu", "dtype": dtype}
+    # Of rounded rows, some vectors are whole then: the sanitizers look into no store by a mask.
+    more = 32 if dtype == torch.bfloat16 else 0
     for cell in cells:
         for T, B, I, H in SIZES:
-            layer = flexrnn.FlexRNN(cell, I, H, bidirectional=True, backend="cpu")
-            x = torch.randn(T, B, I, requires_grad=True)
+            layer = flexrnn.FlexRNN(cell, I, H + more, **options)
+            x = torch.randn(T, B, I).to(dtype).requires_grad_()
             for count in (2, 3):  # share rows, and units
                 with threads(count):
                     output, state = layer(x)
                     loss = output.sum() + sum(s.sum() for s in state)
                     torch.autograd.grad(loss, [x, *layer.parameters()])
-        layer, x = flexrnn.FlexRNN(cell, 3, 19, bidirectional=True, backend="cpu"), ENDS[1]
+        layer, x = flexrnn.FlexRNN(cell, 3, 19 + more, **options), ENDS[1].to(dtype)
         for count in (2, 3):  # steps have fewer and fewer rows, or more and more
             with threads(count):
                 output, _ = layer(x.requires_grad_(), lengths=ENDS[0])
@@ -206,14 +211,16 @@ def ran(
         cells: list[Any] = CELLS,
         change: Callable[[str], str] = str,
         patience: str = "Team::LONG",
+        dtype: torch.dtype = torch.float32,
     ) -> "subprocess.CompletedProcess[str]":
         monkeypatch.setenv("FLEXRNN_ISA", isa)
         skip_without(sanitizer, machine(), tmp_path)
-        every_call(cells, threads)
+        every_call(cells, threads, dtype)
         runs = 2 * len([*SIZES, ENDS]) + EXTRA  # forward and backward
         assert len(calls) == len(cells) * runs * 4  # two numbers of threads, two directions
         assert sum(STARTS in call.memory for call in calls) == len(cells) * 8
-        return sanitized.run(*program(calls, change, patience), sanitizer, machine(), tmp_path)
+        made = program(calls, change, patience, narrow=dtype == torch.bfloat16)
+        return sanitized.run(*made, sanitizer, machine(), tmp_path)
 
     return run
 
@@ -235,6 +242,27 @@ def test_no_races(ran: Any, patience: str) -> None:
     """Also where threads wait for nobody, and do whatever share has not been begun."""
     done = ran("thread", patience=patience)
     assert (done.stderr, done.stdout, done.returncode) == CLEAN
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="this machine does not multiply bfloat16")
+@pytest.mark.parametrize(
+    ("sanitizer", "patience"),
+    [("address", "Team::LONG"), ("thread", "Team::LONG"), ("thread", "0")],
+)
+def test_products_of_bfloat16(ran: Any, sanitizer: str, patience: str) -> None:
+    some = [cells.GRUCell, cells.LayerNormLSTMCell]
+    done = ran(sanitizer, "avx512", some, patience=patience, dtype=torch.bfloat16)
+    assert (done.stderr, done.stdout, done.returncode) == CLEAN
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="this machine does not multiply bfloat16")
+def test_a_race_of_rows_that_are_rounded_is_noticed(ran: Any) -> None:
+    def change(text: str) -> str:
+        return text.replace("(f.id * f.B + r) * f.pairs", "r * f.pairs")
+
+    done = ran("thread", "avx512", [cells.RNNCell], change, dtype=torch.bfloat16)
+    assert done.returncode
+    assert "data race" in done.stderr
 
 
 NOBODY = "if (Team nobody{shares, id, 1, 0}; true)"
