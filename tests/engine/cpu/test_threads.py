@@ -38,6 +38,27 @@ SHARED: dict[str, tuple[Any, tuple[int, int, int, int]]] = {  # T, B, I, H
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_threads_of_rows_have_no_copies_of_them(
+    threads: Threads, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """Only those that share units write the same rows, each for itself."""
+    found: dict[int, int] = {}
+    launch = kernel.Kernel.launch
+
+    def noted(self: kernel.Kernel, rows: Any, weights: Any, area: kernel.Area, **sizes: Any) -> Any:
+        made = launch(self, rows, weights, area, **sizes)
+        found[torch.get_num_threads()] = area.size
+        return made
+
+    monkeypatch.setattr(kernel.Kernel, "launch", noted)
+    layer, x = flexrnn.LayerNormLSTM(5, 37, dtype=dtype), torch.randn(10, 13, 5, dtype=dtype)
+    for count in (1, 2, 3):  # these share units
+        with threads(count), torch.no_grad():
+            layer(x)
+    assert found[1] == found[2] < found[3]
+
+
 @pytest.mark.parametrize("name", SHARED)
 def test_the_same_input_gives_the_same_bits(threads: Threads, results: Results, name: str) -> None:
     cell, (T, B, I, H) = SHARED[name]

@@ -225,7 +225,7 @@ class Kernel:
         pointers: list[tuple[str, int]] = [(STARTS if fewer else "", 0)]
         strides: list[int] = []
         for name in self.source.buffers:
-            given = rows.get(name) or self._own(name, area, batch, threads)
+            given = rows.get(name) or self._own(name, area, batch, threads if across else 1)
             pointers += ((given.memory, given.offset * self.itemsize), (given.first, 0))
             strides += (given.time, given.row, given.brief)
         for weight in self.source.weights:
@@ -248,16 +248,16 @@ class Kernel:
         """Whether a buffer is one that the loop wants for itself."""
         return name.startswith(("temporary.", "partial.", "pairs."))
 
-    def _own(self, name: str, area: Area, batch: int, threads: int) -> Rows:
-        """A buffer that the loop wants for itself."""
+    def _own(self, name: str, area: Area, batch: int, copies: int) -> Rows:
+        """A buffer of the loop itself; of some, threads that share units have one each."""
         if name in self.loop.temporaries:
             row = self.loop.temporaries[name]
-            copies = threads if name in self.loop.copied else 1
+            copies = copies if name in self.loop.copied else 1
             return Rows(SCRATCH, row=row, offset=area.take(copies * batch * row))
         if row := self.source.narrowed.get(name):
-            return Rows(SCRATCH, row=row, offset=area.take(threads * batch * row))
+            return Rows(SCRATCH, row=row, offset=area.take(copies * batch * row))
         heads = self.loop.partial[self.loop.reduction_of(name)].heads
-        return Rows(SCRATCH, offset=area.take(threads * batch * heads * self.lanes))
+        return Rows(SCRATCH, offset=area.take(copies * batch * heads * self.lanes))
 
 
 def _place(piece: Piece, blocks: Sequence[int], units: int) -> tuple[int, ...]:
