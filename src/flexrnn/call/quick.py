@@ -27,7 +27,6 @@ from flexrnn.call.way import (
     SERVED,
     Memory,
     begins_with_zeros,
-    fits,
     is_kept,
     way_of,
     zeros_for,
@@ -37,6 +36,7 @@ from flexrnn.engine import autocast, engines, scan
 from flexrnn.engine.compiler.trace import CannotCompileError
 from flexrnn.engine.kinds import can_tell
 from flexrnn.engine.ordinary import Call, kind
+from flexrnn.engine.paired import complex_of
 from flexrnn.engine.step import CannotRunError
 from flexrnn.engine.tables import trim
 from flexrnn.record import is_recorded
@@ -192,9 +192,11 @@ def _run(
             if not _lie_here((x, *given)):
                 return None
         way = way_of(layer, memory, cells, sequence, given, params)
-        if way is None or not fits(given, way.widths, len(cells), batch):
+        if way is None or not way.fields.fit(given, len(cells), batch):
             return None
-        start = () if given else zeros_for(memory, way.widths, sequence)
+        if len(sequence) == 1 and any(way.fields.complex) and _is_free(layer):
+            return None  # to take apart and join takes as long as the reference's step
+        start = () if given else zeros_for(memory, way.fields, sequence)
         given = _cut(given, cut)
         result = way(x, given, params, start=start, axis=axis)
     except (CannotCompileError, CannotRunError):
@@ -211,6 +213,11 @@ def _run(
     return result
 
 
+def _is_free(layer: Any) -> bool:
+    """Whether nobody has named an engine."""
+    return scan.in_force(layer.backend) == "auto"
+
+
 def _cut(fields: tuple[Tensor, ...], rows: Tensor | None) -> tuple[Tensor, ...]:
     """Fields of a state, with zeros in these rows `(B, 1)`."""
     return fields if rows is None else tuple(field.masked_fill(rows, 0) for field in fields)
@@ -222,7 +229,9 @@ def _lie_here(row: Sequence[Tensor]) -> bool:
     if cast and not autocast.is_cast(dtype):
         return False
     return kind(row) is Call.EAGER and all(
-        (autocast.is_cast(t.dtype) if cast else t.dtype is dtype) and t.is_cpu and _is_strided(t)
+        (autocast.is_cast(t.dtype) if cast else t.dtype in (dtype, complex_of(dtype)))
+        and t.is_cpu
+        and _is_strided(t)
         for t in row
     )
 

@@ -18,12 +18,12 @@ from flexrnn.call.stack import stacked
 from flexrnn.cell import Cell
 from flexrnn.compose import CellStep
 from flexrnn.engine import autocast, eager, engines
-from flexrnn.engine.again import Again
 from flexrnn.engine.compiler.trace import CannotCompileError
 from flexrnn.engine.cpu.engine import DTYPES
 from flexrnn.engine.differentiable import Ready
+from flexrnn.engine.paired import PairedReady, complex_of
 from flexrnn.engine.tables import trim
-from flexrnn.fields import complex_fields, field_sizes, unwrap
+from flexrnn.fields import complex_fields, field_names, field_sizes, unwrap
 
 ENGINE = "cpu"
 SERVED = (*DTYPES, *autocast.HALF)
@@ -32,13 +32,31 @@ _SMALL = 64 << 10  # numbers of an initial state, up to which it is kept
 _ZEROS = Cell.initial_state
 
 
+class Fields(NamedTuple):
+    """Of the state: how wide each field is, and whether it is complex."""
+
+    widths: tuple[int, ...]
+    complex: tuple[bool, ...]
+
+    def fit(self, given: Sequence[Tensor], layers: int, batch: int) -> bool:
+        """Whether these are the fields of an initial state, or there are none."""
+        return not given or (
+            len(given) == len(self.widths)
+            and all(
+                field.shape == (layers, batch, width) and field.is_complex() is is_complex
+                for field, width, is_complex in zip(given, *self, strict=True)
+            )
+        )
+
+
 class Way(NamedTuple):
     """How calls of one kind run: layer by layer, the directions of each one after another."""
 
-    parts: tuple[tuple[Ready, tuple[int, ...]], ...]  # of each cell; its parameters, of the layer's
+    # Of each cell; its parameters, of the layer's.
+    parts: tuple[tuple[Ready | PairedReady, tuple[int, ...]], ...]
     directions: int
     state: Any  # its class, a NamedTuple
-    widths: tuple[int, ...]  # of the state
+    fields: "Fields"
     to: torch.dtype | None = None  # of results, where the engine is given float32 in its place
 
     def __call__(
@@ -62,13 +80,13 @@ class Way(NamedTuple):
         Returns:
             The output `(T, B, ·)`, or `(B, ·)` of a single step, and the last state.
         """
-        x = timed(x, axis)
+        x, dtype = timed(x, axis), self.to or x.dtype
         if self.to is None:
             x, finals = self._run(x, given, params, start)
         else:
             with autocast.off(x):
                 x, finals = self._run(x, given, params, start)
-        last = unwrap(stacked(self.state, finals, x.dtype))
+        last = unwrap(stacked(self.state, finals, dtype))
         return x[0] if axis is None else x, last
 
     def _run(
@@ -107,7 +125,8 @@ class Way(NamedTuple):
         """
         if self.to is not None:
             return None
-        x, fields = row[0], 0 if start else len(self.widths)
+        widths = self.fields.widths
+        x, fields = row[0], 0 if start else len(widths)
         x = timed(x, axis)
         given, params = row[1 : 1 + fields], row[1 + fields :]
         parts: list[Part] = []
@@ -117,8 +136,8 @@ class Way(NamedTuple):
             if run is None or self.directions > 1:
                 return None
             parts.append(Part(run, at))
-            x = x.new_empty(*x.shape[:2], self.widths[0])
-        return Inference(row, parts, self.state, self.widths, start, axis)
+            x = x.new_empty(*x.shape[:2], widths[0])
+        return Inference(row, parts, self.state, widths, start, axis)
 
 
 class Memory:
@@ -141,36 +160,26 @@ class Memory:
         return False
 
 
-def fits(given: Sequence[Tensor], widths: Sequence[int], layers: int, batch: int) -> bool:
-    """Whether these are the fields of an initial state, or there are none."""
-    return not given or (
-        len(given) == len(widths)
-        and all(
-            field.shape == (layers, batch, width)
-            for field, width in zip(given, widths, strict=True)
-        )
-    )
-
-
 def is_kept(start: tuple[Tensor, ...]) -> bool:
     """Whether an initial state is one that is kept."""
     return sum(map(Tensor.numel, start)) <= _SMALL
 
 
-def zeros_for(memory: Memory, widths: tuple[int, ...], x: Tensor) -> tuple[Tensor, ...]:
+def zeros_for(memory: Memory, fields: Fields, x: Tensor) -> tuple[Tensor, ...]:
     """The state before the first step of x `(T, B, I)`, of every cell; nobody writes there.
 
     It is in the dtype that the engine is given.
     """
     batch, dtype = x.shape[1], engines.cast_to(ENGINE, x) or x.dtype
     about, zeros = memory.zeros
-    if about != (batch, dtype, widths):
+    if about != (batch, dtype, fields):
         with torch.inference_mode(False):  # else autograd could never save it
             zeros = tuple(
-                torch.zeros(batch, width, dtype=dtype, device=x.device) for width in widths
+                torch.zeros(batch, width, dtype=complex_of(dtype) if z else dtype, device=x.device)
+                for width, z in zip(*fields, strict=True)
             )
         if is_kept(zeros):
-            memory.zeros = (batch, dtype, widths), zeros
+            memory.zeros = (batch, dtype, fields), zeros
     return zeros
 
 
@@ -194,14 +203,14 @@ def way_of(
         x.requires_grad,
         identities,
         *[field.requires_grad for field in given],
-        *[(tensor.shape, tensor.requires_grad) for tensor in params],
+        *[(tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in params],
     )
     way = memory.ways.get(key)
     if way is None and key not in memory.ways:
         if not all(isinstance(number, int) for number in identities):
             memory.blind = True
             return None
-        if not fits(given, field_sizes(cells[0]), len(cells), x.shape[1]):
+        if not _fields_of(cells[0]).fit(given, len(cells), x.shape[1]):
             return None
         try:
             way = _found(layer, memory, cells, x, given, params)
@@ -221,16 +230,16 @@ def _found(
     params: list[Tensor],
 ) -> Way | None:
     """Find out how a layer runs; None if it has more than parameters or begins in its own way."""
-    if complex_fields(cells[0]):  # taken apart on the long way
-        return None
-    widths, ways = field_sizes(cells[0]), layer.num_directions
-    start = () if given else zeros_for(memory, widths, x)
+    fields, ways = _fields_of(cells[0]), layer.num_directions
+    start = () if given else zeros_for(memory, fields, x)
     if start and not all(map(begins_with_zeros, cells)):
         return None
     lent: Any = SimpleNamespace(**dict(zip(memory.flat, params, strict=True)))
-    parts: list[tuple[Ready, tuple[int, ...]]] = []
-    learns, to, narrow = False, engines.cast_to(ENGINE, x), engines.is_narrow(ENGINE, x)
-    rounded = autocast.dtype_for(x) or x.dtype
+    parts: list[tuple[Ready | PairedReady, tuple[int, ...]]] = []
+    learns, own, to = False, x.dtype, engines.cast_to(ENGINE, x)
+    rounded, narrow = autocast.dtype_for(x) or own, engines.is_narrow(ENGINE, x)
+    if to is not None and (any(fields.complex) or any(p.is_complex() for p in params)):
+        return None  # what is cast is real
     for k, (cell, slots) in enumerate(zip(cells, layer._slots, strict=True)):
         step: Any = CellStep(bind(cell, slots, lent), origin=cell)
         if to is not None:
@@ -239,16 +248,21 @@ def _found(
         if step.tensors.keys() != places.keys():
             return None
         state = cell.State(*(autocast.cast(s, to) for s in start or (f[k] for f in given)))
-        xs = (autocast.cast(x, to),)
+        again: dict[str, Any] = {"reverse": k % ways == 1, "engine": ENGINE}
         with autocast.off(x):
-            ready = eager.ready(step, state, xs, reverse=k % ways == 1, keep=(0,), engine=ENGINE)
-        ready = ready._replace(again=Again())
+            ready = eager.ready_again(step, state, autocast.cast(x, to), **again)
         parts.append((ready, tuple(places[name] for name in step.tensors)))
         learns |= bool(ready.about.gradients)
         if k % ways == ways - 1:  # of what the next layer gets only the kind counts
-            x = x.new_empty(1, x.shape[1], ways * widths[0])
+            dtype = complex_of(own) if fields.complex[0] else own
+            x = x.new_empty(1, x.shape[1], ways * fields.widths[0], dtype=dtype)
             x, learns = (x.requires_grad_() if learns else x), False
-    return Way(tuple(parts), ways, cells[0].State, widths, None if to is None else rounded)
+    return Way(tuple(parts), ways, cells[0].State, fields, None if to is None else rounded)
+
+
+def _fields_of(cell: Cell) -> Fields:
+    complexes = complex_fields(cell)
+    return Fields(field_sizes(cell), tuple(name in complexes for name in field_names(cell)))
 
 
 def begins_with_zeros(cell: Cell) -> bool:

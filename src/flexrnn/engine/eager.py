@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from flexrnn.engine import autocast, engines, native, operator, reference
+from flexrnn.engine.again import Again
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import Program, dumps
 from flexrnn.engine.differentiable import Ready
 from flexrnn.engine.ordinary import Call, kind
-from flexrnn.engine.paired import Paired, are_complex
+from flexrnn.engine.paired import Paired, PairedReady, are_complex
 from flexrnn.engine.signature import signature
 from flexrnn.engine.step import CannotRunError, ComposedStep, wanted_of
 
@@ -102,6 +103,7 @@ def ready(
     keep: Sequence[int],
     engine: str,
     batch_sizes: Tensor | None = None,
+    again: Again | None = None,
 ) -> Ready:
     """What `run` finds out before it runs; it holds for every call with tensors of these kinds.
 
@@ -112,7 +114,22 @@ def ready(
     like = xs if batch_sizes is None else tuple(_of_one_step(x, len(state[0])) for x in xs)
     program = compile_step(step, like, tuple(state), wanted)
     fields = tuple(step.fields[k] for k in keep)
-    return Ready(engine, program, signature(program), fields, reverse, batch_sizes)
+    return Ready(engine, program, signature(program), fields, reverse, batch_sizes, again)
+
+
+def ready_again(
+    step: ComposedStep, state: Any, x: Tensor, *, reverse: bool, engine: str
+) -> Ready | PairedReady:
+    """The same for calls of one input that come again, with the output of every step.
+
+    State and input may be complex.
+    """
+    times: Any = {"reverse": reverse, "engine": engine, "again": Again()}
+    if not are_complex((x, *state)):
+        return ready(step, state, (x,), keep=(0,), **times)
+    real = Paired(step, state, (x,), (0,))
+    own = ready(real.step, real.state, real.xs, keep=real.keep, **times)
+    return PairedReady(own, real.step.states, real.step.states[:1])
 
 
 def _of_one_step(x: Tensor, batch: int) -> Tensor:

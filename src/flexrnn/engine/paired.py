@@ -6,7 +6,7 @@ anyway (`compiler.complexes`). Autograd differentiates both, with torch's conjug
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,8 +52,8 @@ class PairedStep:
 
     def __call__(self, inputs: tuple[Tensor, ...], state: Any) -> Any:
         """The new state's tensors."""
-        new = self.step(_joined(inputs, self.inputs), _joined(state, self.states))
-        return _parts(new, self.states)
+        new = self.step(joined(inputs, self.inputs), joined(state, self.states))
+        return parts(new, self.states)
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
@@ -77,14 +77,14 @@ class PairedStep:
         self, inputs: tuple[Tensor, ...], state: State, tensors: Mapping[str, Tensor]
     ) -> State:
         """The same call with other tensors."""
-        given = _joined(inputs, self.inputs), _joined(state, self.states)
-        return _parts(self.step.pure(*given, tensors), self.states)
+        given = joined(inputs, self.inputs), joined(state, self.states)
+        return parts(self.step.pure(*given, tensors), self.states)
 
     def rehearse(
         self, inputs: tuple[Tensor, ...], state: State, tensors: Mapping[str, Tensor]
     ) -> Any:
         """That of the step."""
-        given = _joined(inputs, self.inputs), _joined(state, self.states)
+        given = joined(inputs, self.inputs), joined(state, self.states)
         return self.step.rehearse(*given, tensors)
 
     def key(self) -> Hashable:
@@ -101,9 +101,9 @@ def _from_recipe(
     states: tuple[bool, ...],
     inputs: tuple[bool, ...],
     rebuild: Callable[..., ComposedStep],
-    *parts: Any,
+    *rest: Any,
 ) -> PairedStep:
-    return PairedStep(rebuild(tensors, *parts), states, inputs)
+    return PairedStep(rebuild(tensors, *rest), states, inputs)
 
 
 class Paired:
@@ -120,7 +120,7 @@ class Paired:
         states = tuple(field.is_complex() for field in state)
         inputs = tuple(x.is_complex() for x in xs)
         self.step = PairedStep(step, states, inputs)
-        self.state, self.xs = _parts(map(_plain, state), states), _parts(map(_plain, xs), inputs)
+        self.state, self.xs = plain_parts(state, states), plain_parts(xs, inputs)
         places: list[tuple[int, ...]] = []
         for is_complex in states:
             first = places[-1][-1] + 1 if places else 0
@@ -136,34 +136,59 @@ class Paired:
         kept = tuple(states[k] for k in self._kept)
         # An engine that casts leaves what is kept in another dtype, for which there may be none.
         like = tuple(self._like[k] for k in self._kept)
-        joined = _joined(_as(history, kept, like), kept)
-        last = _joined(final, states)
-        return joined, type(self._like)(*last) if hasattr(self._like, "_fields") else last
+        last = joined(final, states)
+        last = type(self._like)(*last) if hasattr(self._like, "_fields") else last
+        return joined(_as(history, kept, like), kept), last
 
 
-def _joined(parts: Iterable[Tensor], are: tuple[bool, ...]) -> tuple[Tensor, ...]:
-    """Complex tensors of every two parts, where they are."""
-    left = iter(parts)
+class PairedReady(NamedTuple):
+    """What is ready to run in real numbers, as a call with complex ones."""
+
+    ready: Any  # a `differentiable.Ready` of the call in real numbers
+    states: tuple[bool, ...]  # which fields of the state are complex
+    kept: tuple[bool, ...]  # which of those that are wanted at every step
+
+    def __call__(self, row: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Run it on an input, the state and the parameters; the histories, and the last state."""
+        first = 1 + len(self.states)
+        are = (row[0].is_complex(), *self.states)
+        results = self.ready((*plain_parts(row[:first], are), *row[first:]))
+        ends = len(self.kept) + sum(self.kept)
+        return *joined(results[:ends], self.kept), *joined(results[ends:], self.states)
+
+    @property
+    def about(self) -> Any:
+        """The program's signature."""
+        return self.ready.about
+
+    def straight(self, row: Sequence[Tensor]) -> None:
+        """None: what is taken apart has no address of its own."""
+
+
+def joined(tensors: Iterable[Tensor], are: tuple[bool, ...]) -> tuple[Tensor, ...]:
+    """Complex tensors, which these `are`, of two parts each; and others as they are."""
+    left = iter(tensors)
     return tuple(torch.complex(next(left), next(left)) if z else next(left) for z in are)
 
 
-def _parts(tensors: Iterable[Tensor], are: tuple[bool, ...]) -> tuple[Tensor, ...]:
-    parts: list[Tensor] = []
+def parts(tensors: Iterable[Tensor], are: tuple[bool, ...]) -> tuple[Tensor, ...]:
+    """The reverse of `joined`."""
+    found: list[Tensor] = []
     for tensor, is_complex in zip(tensors, are, strict=True):
-        parts += (tensor.real, tensor.imag) if is_complex else (tensor,)
-    return tuple(parts)
+        found += (tensor.real, tensor.imag) if is_complex else (tensor,)
+    return tuple(found)
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    """A tensor whose numbers stand in memory, not their conjugates or negatives."""
-    return tensor.resolve_conj().resolve_neg() if tensor.is_complex() else tensor
+def plain_parts(tensors: Iterable[Tensor], are: tuple[bool, ...]) -> tuple[Tensor, ...]:
+    """Parts that stand in memory, where conjugates and negatives may be so by a mark."""
+    return parts((t.resolve_conj().resolve_neg() if t.is_complex() else t for t in tensors), are)
 
 
 def _as(
-    parts: Iterable[Tensor], are: tuple[bool, ...], like: tuple[Tensor, ...]
+    given: Iterable[Tensor], are: tuple[bool, ...], like: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
     """The parts of complex tensors in the dtypes of these, and others as they are."""
-    left = iter(parts)
+    left = iter(given)
     found: list[Tensor] = []
     for is_complex, one in zip(are, like, strict=True):
         found.append(next(left))

@@ -21,7 +21,7 @@ Replay = Callable[..., Result]
 # What may be asked of a tensor whose answer is no tensor: the kind decides it. An address, or a
 # number that a tensor holds, is another one at the next call.
 _DECIDED = frozenset({"shape", "size", "dim", "ndim", "numel", "stride", "dtype", "device",
-                      "layout", "is_cpu", "is_contiguous", "is_neg", "is_nested",
+                      "layout", "is_cpu", "is_contiguous", "is_neg", "is_nested", "is_complex",
                       "_is_zerotensor", "requires_grad"})  # fmt: skip
 # What may give its operand back as it is; others have written to it.
 _AS_IT_IS = frozenset({"contiguous", "to", "reshape", "expand", "sum_to_size", "resolve_neg"})
