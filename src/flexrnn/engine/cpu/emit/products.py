@@ -77,8 +77,7 @@ class _Narrowed(NamedTuple):
     memory: str  # where they go
     address: str  # of a row as it is
     inner: str  # K
-    pairs: str  # that it makes
-    per_head: bool  # every head has a row of its own
+    pairs: str  # that it makes, where every head has a row of its own
 
 
 class Products:
@@ -155,21 +154,20 @@ class Products:
         """Where rows of K numbers are when they are rounded, and how far they are apart."""
         context, known = self.context, self.narrowed.get((address, K))
         if known is None:
-            name, heads = f"pairs.{self.number}_{len(self.narrowed)}", 1
+            which, pairs, row = f"{self.number}_{len(self.narrowed)}", -(-K // 2), ""
+            name, heads = f"pairs.{which}", 1
             if per_head:
-                heads = self.stage.domain.heads
-            which, pairs = f"{self.number}_{len(self.narrowed)}", -(-K // 2)
+                heads, row = self.stage.domain.heads, context.size(f"P{which}", pairs)
             context.narrowed[name] = heads * pairs
             known = self.narrowed[address, K] = _Narrowed(
                 context.buffer(name),
                 address,
-                context.size(f"N{which}", K),
-                context.size(f"P{which}", pairs),
-                per_head,
+                context.size(f"R{which}", K),
+                row,
             )
             context.row(name)
         row = f"f.{known.memory}_row"
-        head = f" + head * {known.pairs}" if per_head else ""
+        head = f" + head * {known.pairs}" if known.pairs else ""
         return f"f.{known.memory} + {context.own_row()} * {row}{head}", row
 
     def narrowing(self) -> str:
@@ -179,13 +177,14 @@ class Products:
         lines = list[str]()
         for about in self.narrowed.values():
             into = f"f.{about.memory} + {self.context.own_row()} * f.{about.memory}_row"
-            if about.per_head:
+            if about.pairs:
                 into += f" + head * {about.pairs}"
                 heads = self.context.heads(self.number)
                 lines.append(f"for (long head = 0; head < {heads}; head++)")
             call = f"narrow({into}, {about.address}, {about.inner});"
-            lines.append(f"    {call}" if about.per_head else call)
+            lines.append(f"    {call}" if about.pairs else call)
         return "\n".join([
+            "// The rows that the products read, rounded.",
             f"static void narrow{self.number}(const Frame& f) {{",
             "    for (long r = f.rows.first; r < f.rows.last; r++) {",
             *(f"        {line}" for line in lines),
