@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false
+# No layer has blocks that are wider than high.
 """Initialisers set what they say, in every layer and direction, and nothing else."""
 
 from collections.abc import Callable
@@ -33,6 +35,21 @@ def biases(layer: FlexRNN) -> list[tuple[Tensor, ...]]:
         place = name[name.index("_l") :]
         sums[place] = sums.get(place, torch.zeros_like(bias)) + bias
     return [total.chunk(4) for total in sums.values()]
+
+
+@pytest.mark.parametrize("options", [{}, {"proj_size": 2}])
+def test_complex_blocks_become_unitary(options: dict[str, Any]) -> None:
+    layer = init.orthogonal_(build(cells.LSTMCell, dtype=torch.complex128, **options), gain=2.0)
+    for weight in parts(layer, "weight_hh").values():
+        for block in weight.chunk(4):
+            expected = 4 * torch.eye(block.shape[1], dtype=weight.dtype)
+            assert_close(block.mH @ block, expected, rtol=1e-12, atol=1e-12)
+            assert block.imag.any()
+
+
+def test_wide_complex_blocks_have_orthonormal_rows() -> None:
+    wide = init._orthogonal(torch.empty(2, 5, dtype=torch.complex64), 1.0)
+    assert_close(wide @ wide.mH, torch.eye(2, dtype=wide.dtype), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ def orthogonal_(layer: L, gain: float = 1.0) -> L:
     """Make every recurrent weight orthogonal, gate by gate.
 
     Each block of H rows of every `weight_hh*` is drawn as by `torch.nn.init.orthogonal_`: its rows
-    (or its columns, where it is higher than wide) are orthonormal, times `gain`.
+    (or its columns, where it is higher than wide) are orthonormal, times `gain`. So it is with
+    complex weights, whose blocks become unitary.
 
     Source: Saxe, McClelland & Ganguli 2014.
 
@@ -187,7 +188,13 @@ def _change(layer: nn.Module, name: str, blocks: Callable[[Tensor], list[Tensor]
 
 
 def _orthogonal(weight: Tensor, gain: float) -> Tensor:
-    return nn.init.orthogonal_(torch.empty_like(weight), gain)
+    if not weight.is_complex():
+        return nn.init.orthogonal_(torch.empty_like(weight), gain)
+    rows, columns = weight.shape  # torch's own knows no complex signs
+    size = max(rows, columns), min(rows, columns)
+    q, r = torch.linalg.qr(torch.randn(size, dtype=weight.dtype, device=weight.device))
+    q = gain * q * r.diagonal().sgn()  # no direction is preferred (Mezzadri 2007)
+    return q if rows >= columns else q.mH
 
 
 def _refusal(function: str, place: _Place, expected: str, gates: Any = None) -> ValueError:
