@@ -94,6 +94,20 @@ def test_where_everything_is_complex_nobody_has_to_say_so(engine: str) -> None:
     assert AllCell(I, H).initial_state((B,), torch.complex128).z.dtype == torch.complex128
 
 
+@pytest.mark.parametrize("engine", ["interpreter", "cpu"])
+@pytest.mark.parametrize("kind", [flexrnn.GRU, flexrnn.LSTM])
+def test_a_layer_of_the_library_may_be_complex_as_a_whole(kind: Any, engine: str) -> None:
+    layer = kind(I, H, num_layers=2, bidirectional=True, dtype=torch.complex128)
+    x = torch.randn(T, B, I, dtype=torch.complex128, requires_grad=True)
+    found = []
+    for name in ("reference", engine):
+        with backend(name):
+            output, _ = layer(x, lengths=torch.tensor([T, 2]))
+        loss = output.abs().square().sum()
+        found.append([output, *torch.autograd.grad(loss, [x, *layer.parameters()])])
+    assert_close(*found, rtol=1e-9, atol=1e-9)
+
+
 class PlainCell(flexrnn.Cell):
     """No parameters at all."""
 
