@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 import flexrnn
 from flexrnn import FlexRNN
+from flexrnn.call.marks import marks
 
 from ..graphs import compiled
 from ..lru import LRUCell, RealLRUCell, UnitaryCell
@@ -224,6 +225,13 @@ def test_a_complex_input_is_taken(make: Callable[..., FlexRNN], engine: str) -> 
         assert_close(found, outcome(layer, x, lengths=lengths), rtol=1e-11, atol=1e-11)
     with torch.no_grad():  # a conjugate is one by a mark, and not in memory
         assert_close(layer(x.conj())[0], layer(x.conj().resolve_conj())[0], rtol=0, atol=0)
+
+
+def test_behind_its_end_a_complex_sequence_has_numbers_like_its_own() -> None:
+    x = torch.complex(randn(T, 2, I), randn(T, 2, I))
+    filled = marks(torch.tensor([2, T]), None, T, x.device).fill(x)
+    assert_close(filled[2:, 0], 0.75 * x[1, 0].expand(3, I), rtol=0, atol=0)
+    assert_close(filled[:, 1], x[:, 1], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("grad", [False, True])

@@ -120,7 +120,7 @@ class Paired:
         states = tuple(field.is_complex() for field in state)
         inputs = tuple(x.is_complex() for x in xs)
         self.step = PairedStep(step, states, inputs)
-        self.state, self.xs = plain_parts(state, states), plain_parts(xs, inputs)
+        self.state, self.xs = parts(state, states), parts(xs, inputs)
         places: list[tuple[int, ...]] = []
         for is_complex in states:
             first = places[-1][-1] + 1 if places else 0
@@ -152,7 +152,7 @@ class PairedReady(NamedTuple):
         """Run it on an input, the state and the parameters; the histories, and the last state."""
         first = 1 + len(self.states)
         are = (row[0].is_complex(), *self.states)
-        results = self.ready((*plain_parts(row[:first], are), *row[first:]))
+        results = self.ready((*parts(row[:first], are), *row[first:]))
         ends = len(self.kept) + sum(self.kept)
         return *joined(results[:ends], self.kept), *joined(results[ends:], self.states)
 
@@ -172,16 +172,11 @@ def joined(tensors: Iterable[Tensor], are: tuple[bool, ...]) -> tuple[Tensor, ..
 
 
 def parts(tensors: Iterable[Tensor], are: tuple[bool, ...]) -> tuple[Tensor, ...]:
-    """The reverse of `joined`."""
+    """The reverse of `joined`; of a conjugate, a part may be a negative by a mark."""
     found: list[Tensor] = []
     for tensor, is_complex in zip(tensors, are, strict=True):
         found += (tensor.real, tensor.imag) if is_complex else (tensor,)
     return tuple(found)
-
-
-def plain_parts(tensors: Iterable[Tensor], are: tuple[bool, ...]) -> tuple[Tensor, ...]:
-    """Parts that stand in memory, where conjugates and negatives may be so by a mark."""
-    return parts((t.resolve_conj().resolve_neg() if t.is_complex() else t for t in tensors), are)
 
 
 def _as(
