@@ -130,6 +130,36 @@ def test_half_types_are_rounded_as_on_the_long_way(
                 assert is_taken(layer, x, hx)
 
 
+@pytest.mark.parametrize(
+    ("own", "of_x", "of_state"),
+    [
+        (torch.float32, torch.bfloat16, None),  # learned
+        (torch.float32, torch.float16, None),
+        (torch.bfloat16, torch.bfloat16, torch.float32),
+        (torch.float32, torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_under_autocast_states_travel_in_the_dtype_of_parameters(
+    own: torch.dtype, of_x: torch.dtype, of_state: Any, long: Callable[..., Any]
+) -> None:
+    layer = FlexRNN(KINDS["lstm"], I, H, dtype=own, learn_initial_state=of_state is None)
+    with torch.no_grad():
+        for parameter in layer.parameters():  # of a learned state, too, no digit is 0
+            parameter.copy_(randn(*parameter.shape, dtype=own))
+    x = randn(T, 9, I, dtype=of_x)
+    hx = of_state and tuple(randn(1, 9, H, dtype=of_state) for _ in range(2))
+
+    def run() -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            found = flat(layer(x, hx))
+        loss = torch.stack([tensor.float().square().sum() for tensor in found]).sum()
+        return [*found, *torch.autograd.grad(loss, [*layer.parameters()])]
+
+    right = long(run)
+    for _ in range(4):
+        assert_close(run(), right, rtol=0, atol=0)
+
+
 ORDER = torch.tensor([2, 0, 1])
 
 

@@ -185,9 +185,11 @@ def _run(
         if not _lie_here(row) or not _is_served(layer, x, axis):
             return None
         sequence = timed(x, axis)
-        batch = sequence.shape[1]
+        batch, states = sequence.shape[1], _dtype_of_states(x, params)
+        if states in autocast.HALF and any(field.dtype is not states for field in given):
+            return None  # they are rounded first
         if hx is None and layer.learn_initial_state:
-            options = {"dtype": x.dtype, "device": x.device, "batch": batch, "learned": True}
+            options = {"dtype": states, "device": x.device, "batch": batch, "learned": True}
             given = initial_state(layer, cells, layer._suffixes, **options)
             if not _lie_here((x, *given)):
                 return None
@@ -234,6 +236,11 @@ def _lie_here(row: Sequence[Tensor]) -> bool:
         and _is_strided(t)
         for t in row
     )
+
+
+def _dtype_of_states(x: Tensor, params: Sequence[Tensor]) -> torch.dtype:
+    """In which states travel: under autocast in that of the parameters; see `loop_dtypes`."""
+    return params[0].dtype if params and autocast.is_on(x) else x.dtype
 
 
 def _may_be_prepared(layer: Any, x: Tensor) -> bool:
