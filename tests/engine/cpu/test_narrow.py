@@ -187,6 +187,20 @@ def test_one_row_whose_input_is_multiplied_before(
     assert asked == {(Shape.ROW, True)}
 
 
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "layer norm"])
+def test_several_rows_whose_input_is_multiplied_before(
+    monkeypatch: pytest.MonkeyPatch, judge: Judge, name: str
+) -> None:
+    monkeypatch.setattr(plan, "is_far", lambda weights: True)
+    asked = made_kernels(monkeypatch)
+    layer = flexrnn.FlexRNN(MADE[name][0], I, H, dtype=HALF)
+    judge(layer, torch.randn(T, B, I).to(HALF), None, HALF)
+    assert asked == {(Shape.ROWS, True)}
+    keys: list[Any] = [key for known in plan._known.values() for key in known.plans]
+    assert keys
+    assert all(kind.hoist for _, kind in keys)
+
+
 def made_kernels(monkeypatch: pytest.MonkeyPatch) -> set[tuple[Shape, bool]]:
     """Of the loops that are compiled from now on, their shapes and whether they are narrow."""
     asked: set[tuple[Shape, bool]] = set()
