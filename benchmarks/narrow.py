@@ -1,7 +1,8 @@
 """LSTMs that multiply bfloat16 on a CPU, beside torch.nn.LSTM: python benchmarks/narrow.py.
 
-In float32, where torch's switch lets ours multiply bfloat16, and in bfloat16. It prints the table
-of docs/performance.md: medians in turn, as ratios to `torch.nn.LSTM` in the same type.
+In float32, where torch's switch lets ours multiply bfloat16, and in bfloat16. It prints the tables
+of docs/performance.md: medians in turn, as ratios to `torch.nn.LSTM` in the same type; then
+milliseconds of a training step in half types and under autocast, and of the reference engine's.
 """
 
 import argparse
@@ -28,6 +29,7 @@ SIZES = [  # B, T, I, H
     (1, 1000, 64, 512),
 ]
 MODES = ("inference", "training")
+ONE = (16, 100, 64, 128)  # the size of the second table
 FARTHEST = 1e-2  # from the numbers in float64, in norm; rounding what is multiplied makes 1e-3
 
 
@@ -70,8 +72,30 @@ def ratios(dtype: torch.dtype, size: tuple[int, int, int, int], seconds: float) 
     return found
 
 
+def by_type(kind: str, seconds: float) -> list[float]:
+    """Milliseconds of a training step: ours, `torch.nn.LSTM`'s, and our reference's."""
+    batch, steps, inputs, hidden = ONE
+    dtype = torch.float32 if kind == "autocast" else getattr(torch, kind)
+
+    def run(layer: Any, given: Given) -> tuple[list[Tensor], Any]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+            output, state = layer(given.x)
+        return [output.to(dtype)], state
+
+    torch.manual_seed(0)
+    layers: list[tuple[Contestant, nn.Module]] = []
+    for label, layer in (
+        ("ours", flexrnn.LSTM(inputs, hidden, dtype=dtype)),
+        ("torch", nn.LSTM(inputs, hidden, dtype=dtype)),
+        ("reference", flexrnn.LSTM(inputs, hidden, dtype=dtype, backend="reference")),
+    ):
+        layers.append((Contestant(label, nn.LSTM, run), layer))
+    given = Given(torch.randn(steps, batch, inputs).to(dtype))
+    return [1e3 * median(each.seconds) for each in race(layers, given, "training", seconds)]
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--seconds", type=float, default=1.0, help="for a row, type and mode")
     seconds = options.parse_args().seconds
@@ -85,6 +109,13 @@ def main() -> None:
         pairs = ((wide, wide_back), (narrow, narrow_back), (half, half_back))
         cells = " | ".join(f"{there:.2f} / {back:.2f}" for there, back in pairs)
         print(f"| {' × '.join(map(str, size))} | {cells} |", flush=True)
+    print("\n| | FlexRNN | torch.nn.LSTM | our reference |")
+    print("| --- | --- | --- | --- |")
+    mkldnn: Any = torch.backends.mkldnn
+    mkldnn.rnn.fp32_precision = "none"
+    for kind in ("bfloat16", "float16", "autocast"):
+        times = " | ".join(f"{each:.1f}" for each in by_type(kind, 4 * seconds))
+        print(f"| {kind} | {times} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -180,3 +180,19 @@ class Masked(flexrnn.cells.RNNCell):
         mask = h > 0
         h[mask] = 2 * h[mask]
         return HiddenState(h / 2)
+
+
+class Drawing(Keeping):
+    """One that keeps nothing, and asks for memory of a shape."""
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        z = torch.tanh(self.inner(x) + state.h)
+        return HiddenState(torch.distributions.Laplace(z, torch.ones_like(z)).rsample())
+
+
+@pytest.mark.filterwarnings("error")
+def test_shapes_stay_what_they_are_while_something_is_kept() -> None:
+    x = torch.randn(4, 3, 2)
+    flexrnn.FlexRNN(Keeping, 2, 5, backend="cpu", how="global")(x)
+    assert KEPT
+    assert flexrnn.FlexRNN(Drawing, 2, 5, backend="cpu")(x)[0].shape == (4, 3, 5)

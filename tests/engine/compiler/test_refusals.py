@@ -356,13 +356,6 @@ def test_a_tensor_of_another_dtype_that_is_not_used(
         assert layer(torch.randn(2, 3, 3, dtype=torch.float64))[0].shape == (2, 3, 5)
 
 
-def test_complex_numbers_are_refused() -> None:
-    layer = flexrnn.LSTM(3, 4, dtype=torch.complex128)
-    x = torch.randn(2, 3, 3, dtype=torch.complex128)
-    with flexrnn.backend("interpreter"), pytest.raises(RuntimeError, match="complex128"):
-        layer(x)
-
-
 def test_a_refusal_is_kept_until_the_step_is_another(function_layer: Any) -> None:
     layer = function_layer(lambda c, z, h: h + z.mean(0))
     x = torch.randn(2, 3, 3, dtype=torch.float64)

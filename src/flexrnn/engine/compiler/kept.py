@@ -63,13 +63,19 @@ def noted() -> Iterator[None]:
     if chance.drawn() or not torch.equal(torch.get_rng_state(), before):
         return
     for tensor in [*noting.made]:
-        if tensor.layout is torch.strided and tensor.numel() <= _MOST and not tensor.requires_grad:
+        there = tensor.layout is torch.strided and not tensor.is_meta
+        if there and tensor.numel() <= _MOST and not tensor.requires_grad:
             _kept[tensor] = tensor._version, tensor.tolist()
 
 
 def any_yet() -> bool:
     """Whether some step has kept anything."""
     return bool(_kept)
+
+
+def is_kept(value: Any) -> bool:
+    """Whether a value is a tensor that a step has kept."""
+    return isinstance(value, Tensor) and value in _kept
 
 
 def numbers_of(tensor: Tensor) -> Any:
@@ -94,7 +100,8 @@ def rehearse(
         tensors: which the step reads; it writes to copies.
     """
     transforms: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-    if transforms.peek_interpreter_stack() or any(type(t) is FakeTensor for t in tensors.values()):
+    without = any(type(t) is FakeTensor or t.is_meta for t in (*state, *tensors.values()))
+    if transforms.peek_interpreter_stack() or without:
         return
 
     def zeros(tensor: Tensor) -> Tensor:

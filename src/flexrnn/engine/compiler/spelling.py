@@ -68,7 +68,7 @@ class Spelling(TorchFunctionMode):
         if func is not Tensor.__setitem__ and picked.Picked in map(type, args):
             with self:
                 return picked.call(func, args, kwargs or {})
-        if kept.any_yet():
+        if kept.any_yet() and any(map(kept.is_kept, tree_leaves((args, kwargs)))):
             args, kwargs = tree_map_only(Tensor, self._constant, (args, kwargs or {}))
         place = users_line(frames())
         self.called.look(_of_step())
