@@ -17,17 +17,8 @@ import flexrnn
 from flexrnn.lab.bench.cases import Contestant, Given
 from flexrnn.lab.bench.clock import race
 from flexrnn.lab.bench.results import machine
+from flexrnn.lab.bench.run import SIZES
 
-SIZES = [  # B, T, I, H
-    (1, 100, 32, 64),
-    (1, 100, 128, 256),
-    (8, 100, 128, 256),
-    (32, 100, 128, 256),
-    (64, 50, 256, 512),
-    (16, 200, 512, 1024),
-    (128, 28, 28, 128),
-    (1, 1000, 64, 512),
-]
 MODES = ("inference", "training")
 ONE = (16, 100, 64, 128)  # the size of the second table
 FARTHEST = 1e-2  # from the numbers in float64, in norm; rounding what is multiplied makes 1e-3

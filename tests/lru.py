@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import flexrnn
+from flexrnn.cells import HiddenState
 from flexrnn.engine.paired import complex_of
 
 
@@ -85,3 +86,14 @@ class UnitaryCell(flexrnn.Cell):
         z = x.to(U.dtype) @ self.weight_ih.T + self.drop_recurrent(state.z) @ U.T
         self.tap(z=z)
         return UnitaryState(z / (1 + z.abs()) + 0.1 * self.bias.conj() * state.z.conj())
+
+
+class RealCell(UnitaryCell):
+    """All its parameters are complex, and its state is real."""
+
+    State = HiddenState
+    complex_fields = ()
+
+    def step(self, x: Tensor, state: Any) -> Any:
+        z = x.to(self.bias.dtype) @ self.weight_ih.T + state.h.to(self.bias.dtype) @ self.weight_hh
+        return HiddenState((z + self.bias).abs().tanh())

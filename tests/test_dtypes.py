@@ -10,11 +10,10 @@ from torch.testing import assert_close
 
 import flexrnn
 from flexrnn import FlexRNN, LSTMCell, backend
-from flexrnn.cells import HiddenState
 from flexrnn.dtypes import field_dtypes, first_weight, loop_dtypes, real_to
 from flexrnn.fields import complex_fields
 
-from .lru import LRUCell, LRUState, UnitaryCell
+from .lru import LRUCell, LRUState, RealCell, UnitaryCell
 
 T, B, I, H = 4, 2, 3, 5
 Refused = Callable[[Callable[[], object], type[Exception], str], None]
@@ -48,17 +47,6 @@ def test_where_all_parameters_are_complex_the_dtype_is_that_of_their_parts() -> 
     assert loop_dtypes(cell, x) == (torch.float64, torch.float64)
     assert cell(x).dtype == torch.complex128
     assert cell(x[0]).shape == (H,)
-
-
-class RealCell(UnitaryCell):
-    """All its parameters are complex, and its state is real."""
-
-    State = HiddenState
-    complex_fields = ()
-
-    def step(self, x: Tensor, state: Any) -> Any:
-        z = x.to(self.bias.dtype) @ self.weight_ih.T + state.h.to(self.bias.dtype) @ self.weight_hh
-        return HiddenState((z + self.bias).abs().tanh())
 
 
 @pytest.mark.parametrize("engine", ["reference", "interpreter", "cpu"])

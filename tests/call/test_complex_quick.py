@@ -11,23 +11,11 @@ from torch.testing import assert_close
 import flexrnn
 from flexrnn import FlexRNN
 from flexrnn.call import quick
-from flexrnn.cells import HiddenState
 from flexrnn.engine import replay
 
-from ..lru import LRUCell, LRUState, UnitaryCell
+from ..lru import LRUCell, LRUState, RealCell, UnitaryCell
 
 T, B, I, H = 5, 4, 3, 2
-
-
-class RealCell(UnitaryCell):
-    """Its parameters are complex, its state is not."""
-
-    State = HiddenState
-    complex_fields = ()
-
-    def step(self, x: Tensor, state: Any) -> Any:
-        z = x.to(self.bias.dtype) @ self.weight_ih.T + state.h.to(self.bias.dtype) @ self.weight_hh
-        return HiddenState((z + self.bias).abs().tanh())
 
 
 CELLS = [LRUCell, UnitaryCell, RealCell]

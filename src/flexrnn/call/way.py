@@ -56,7 +56,7 @@ class Way(NamedTuple):
     parts: tuple[tuple[Ready | PairedReady, tuple[int, ...]], ...]
     directions: int
     state: Any  # its class, a NamedTuple
-    fields: "Fields"
+    fields: Fields
     to: torch.dtype | None = None  # of results, where the engine is given float32 in its place
 
     def __call__(

@@ -48,8 +48,8 @@ class Graph:
         self.sources: dict[int, str] = {}  # node -> file:line of the user's code, where known
         self.called: dict[int, str] = {}  # node -> the person's name for it, where known
         self.ahead: Ahead | None = None  # what makes those of its inputs that nobody gives
-        # Whether products may round what they multiply to bfloat16: half types are computed with in
-        # float32 otherwise, by an engine that has no other arithmetic.
+        # Whether products may round what they multiply to bfloat16: the call is in that type, and
+        # its tensors are given in float32 to an engine that computes all else in it.
         self.narrow = False
         self._index: dict[tuple[Any, ...], int] = {}
 
