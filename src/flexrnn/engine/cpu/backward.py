@@ -14,6 +14,7 @@ from flexrnn.engine.cpu.kernel import SCRATCH, Rows
 from flexrnn.engine.cpu.layout import Layout, values_of, width
 from flexrnn.engine.cpu.plan import Plan, Sizes
 from flexrnn.engine.cpu.saved import BLOCK, part, saved_of
+from flexrnn.engine.cpu.sums import Sums
 
 
 class _Kept(NamedTuple):
@@ -70,12 +71,8 @@ class Backward:
                 at = area.take(most * sizes.batch * row)
                 rows[name] = rows[name]._replace(memory=SCRATCH, brief=True, offset=at)
             self.kept[index] = _Kept(inner[index], at)
-        self.sums: dict[int, tuple[int, int]] = {}  # where in SCRATCH, how many numbers
-        for index in sums:
-            count = kernel.loop.sums[f"sum.{index}"]
-            at = area.take(sizes.threads * 3 * count)
-            rows[f"sum.{index}"] = Rows(SCRATCH, row=count, offset=at)
-            self.sums[index] = at, count
+        self.sums = Sums(sums, kernel, sizes.threads, area)
+        rows |= self.sums.rows
         self.layout.finish(given)
 
     def _states(
@@ -123,17 +120,14 @@ class Backward:
             if kept.offset is None:
                 whole = like.new_empty((*lead, *kept.inner))
                 call.found[index] = memory[f"kept.{index}"] = whole
-        totals = self._totals(memory[SCRATCH])
+        totals = self.sums.begin(memory[SCRATCH])
         self.after.begin(call, several=len(self.chunks) > 1)
         known: dict[int, Tensor] = {}
         for chunk in reversed(self.chunks):
             self.layout.run(memory, chunk)
             known = self.after.add(call, chunk, self._left(call, memory[SCRATCH], chunk))
-        for index, total in totals.items():
-            node = program.graph.nodes[index]
-            inner = tuple(int(s) for s in program.graph.nodes[node.args[0]].shape[1:])
-            total = total.sum(0).reshape(1, *inner)
-            known[index] = total.sum_to_size(tuple(int(s) for s in node.shape))
+        if totals is not None:
+            known |= self.sums.end(totals, program.graph)
         of_state = {
             f: memory[f"end.{f}"] if sizes.fewer else ring[(sizes.steps - 1) & 1]
             for f, ring in carries.items()
@@ -146,14 +140,6 @@ class Backward:
             f"saved.{index}": part(given[BLOCK], (*lead, *inner), at)
             for index, (inner, at) in self.views.items()
         }
-
-    def _totals(self, scratch: Tensor) -> dict[int, Tensor]:
-        """The sums of every thread, nothing as yet."""
-        found = {}
-        for index, (at, count) in self.sums.items():
-            total = scratch[at : at + self.sizes.threads * 3 * count].view(-1, 3, count)
-            found[index] = total.zero_()[:, 0]
-        return found
 
     def _left(self, call: Call, scratch: Tensor, chunk: Chunk) -> dict[int, Tensor]:
         """What the loop has left of the steps of a chunk."""

@@ -88,7 +88,7 @@ class Context:
         return self.buffers[name].name
 
     def row(self, name: str) -> str:
-        """How far rows of a piece of memory are apart, or what a `sum` has in a row."""
+        """How far rows of a piece of memory are apart, or the parts of a `sum`."""
         self.rowed.add(name)
         return f"f.{self.buffer(name)}_row"
 
