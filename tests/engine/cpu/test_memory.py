@@ -5,6 +5,7 @@ import gc
 import mmap
 import re
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,79 @@ def test_a_block_is_neither_of_another_dtype_nor_far_too_large() -> None:
     assert pool.take(5000, torch.float64).data_ptr() != place
     assert pool.take(2000, torch.float32).data_ptr() != place
     assert pool.take(4000, torch.float32).data_ptr() == place
+
+
+def test_a_block_for_a_while_may_be_far_too_large() -> None:
+    pool = Pool()
+    place = pool.take(5000, torch.float32, brief=True).data_ptr()
+    assert pool.take(1200, torch.float32, brief=True).data_ptr() == place
+    assert pool.take(5000, torch.float32).data_ptr() != place  # which is somebody's for long
+
+
+def test_the_smallest_block_that_will_do_is_lent() -> None:
+    pool = Pool()
+    held = [pool.take(numbers, torch.float32, brief=True) for numbers in (9000, 4000, 20_000)]
+    place = held[1].data_ptr()
+    held.clear()
+    assert pool.take(3000, torch.float32, brief=True).data_ptr() == place
+
+
+@pytest.mark.parametrize("brief", [False, True])
+def test_a_larger_block_takes_the_place_of_one_that_it_can_serve_for(brief: bool) -> None:
+    pool = Pool()
+    held = pool.take(4000, torch.float32, brief=brief)
+    for numbers in (5000, 6000, 7000):
+        pool.take(numbers, torch.float32, brief=brief)
+    sizes = sorted(about.numbers for _, about in pool._blocks)
+    assert len(sizes) == 2  # that which is held, and one for all others
+    assert sizes[-1] >= 7000
+    del held
+    pool.take(100_000, torch.float32, brief=brief)  # of no use to who wants so few
+    assert len(pool._blocks) == 3
+
+
+def test_memory_is_given_back_before_more_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, empty = Pool(), torch.empty
+    pool.take(4000, torch.float32)
+    gone = weakref.ref(pool._blocks[0][1])
+
+    def watched(*args: Any, **options: Any) -> Tensor:
+        assert gone() is None
+        return empty(*args, **options)
+
+    monkeypatch.setattr(torch, "empty", watched)
+    pool.take(7000, torch.float32)
+    assert gone() is None
+
+
+def test_calls_that_take_turns_soon_find_all_their_blocks() -> None:
+    pool, sizes = Pool(), (1100, 5000, 2100, 16_000, 3000, 9000, 1500)
+
+    def step() -> set[int]:
+        blocks = [
+            pool.take(numbers, torch.float32, brief=True)[:0] if k % 2 else None
+            for k, numbers in enumerate(sizes)
+        ]
+        for numbers in sizes:
+            blocks.append(pool.take(numbers, torch.float32))
+            pool.take(numbers, torch.float32, brief=True)
+        return {about.storage.data_ptr() for _, about in pool._blocks}
+
+    found = [step() for _ in range(5)]
+    assert found[-1] == found[-2]
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "NaiveLSTM", "LayerNormLSTM"])
+def test_a_training_step_there_and_back_lies_in_the_same_memory(cell: str) -> None:
+    """The loops' own; what is saved in between; what large products lay out."""
+    layer, x = getattr(flexrnn, cell)(64, 128, backend="cpu"), torch.randn(100, 1, 64)
+    x.requires_grad_()
+    pool_module.POOL.clear()
+    for _ in range(3):
+        layer(x)[0].sum().backward()
+    lent = [about.kind for _, about in pool_module.POOL._blocks]
+    assert lent.count((torch.float32, False)) == 1
+    assert lent.count((torch.float32, True)) <= 2
 
 
 def test_the_pool_keeps_to_its_limit() -> None:

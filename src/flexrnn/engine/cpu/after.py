@@ -16,7 +16,7 @@ from flexrnn.engine.compiler.graph import BATCH, Graph, Node
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.chunks import Chunk
 from flexrnn.engine.cpu.kernel import STARTS
-from flexrnn.engine.cpu.nodes import compute, pays, product
+from flexrnn.engine.cpu.nodes import compute, flat, pays, product
 from flexrnn.engine.cpu.outer import Outer, is_faster, multiply
 from flexrnn.engine.cpu.plan import Sizes
 from flexrnn.engine.interpreter import Values
@@ -315,18 +315,18 @@ class After:
                 if arg not in values:
                     values[arg] = self._before(arg, given, span)
         if all(arg in values for arg in args):
-            return {arg: [_flat(values[arg])] for arg in args}
+            return {arg: [flat(values[arg])] for arg in args}
         found: dict[int, list[Tensor]] = {arg: [] for arg in args}
         first, others = (-1, slice(-1)) if self.sizes.reverse else (0, slice(1, None))
         begins, past = self._begins(span), self._past(span)
         for arg, pieces in found.items():
             if begins:
                 whole = arg in values
-                pieces.append(_flat(values[arg][first] if whole else given[self.olds[arg]]))
+                pieces.append(flat(values[arg][first] if whole else given[self.olds[arg]]))
             if arg in values:
-                pieces.append(_flat(values[arg][others] if begins else values[arg]))
+                pieces.append(flat(values[arg][others] if begins else values[arg]))
             else:
-                pieces.append(_flat(given[self._history(arg)][past]))
+                pieces.append(flat(given[self._history(arg)][past]))
         return found
 
 
@@ -369,7 +369,3 @@ def _parts(graph: Graph, index: int, readers: Iterable[int]) -> list[int]:
     starts = [(nodes[i].attr("start"), nodes[i].attr("stop")) for i in found]
     alike = starts == [(k * wide, (k + 1) * wide) for k in range(len(found))]
     return found if alike and wide * len(found) == nodes[index].shape[1] else []
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    return tensor.reshape(-1, tensor.shape[-1])

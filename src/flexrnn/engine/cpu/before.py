@@ -7,7 +7,9 @@ from torch import Tensor
 from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.program import Program
+from flexrnn.engine.cpu.kernel import SCRATCH
 from flexrnn.engine.cpu.nodes import compute
+from flexrnn.engine.cpu.saved import part
 
 
 class Before:
@@ -16,18 +18,32 @@ class Before:
     Args:
         graph: of the program.
         wanted: nodes that the loop reads, each in the memory `node.INDEX`.
+        brief: products that it reads in `SCRATCH` while the steps of a chunk run, and where there.
         threads: that there are.
         narrow: products round what they multiply to bfloat16.
     """
 
-    def __init__(self, graph: Graph, wanted: Collection[int], threads: int, *, narrow: bool):
-        self.wanted, self.threads, self.narrow = tuple(wanted), threads, narrow
-        needed = sorted(graph.ancestors({*wanted}))
+    def __init__(
+        self,
+        graph: Graph,
+        wanted: Collection[int],
+        brief: Mapping[int, int],
+        threads: int,
+        *,
+        narrow: bool,
+    ):
+        self.wanted, self.brief, self.threads, self.narrow = tuple(wanted), brief, threads, narrow
+        needed = sorted(graph.ancestors({*wanted, *brief}))
         made = [i for i in needed if graph.nodes[i].op != "input"]
         self.timed = frozenset(i for i in needed if BATCH in graph.nodes[i].shape)
         self.inputs = tuple(self.timed.difference(made))
         self.chunk = tuple(i for i in made if i in self.timed)
         self.once = tuple(i for i in made if i not in self.timed)
+
+    @property
+    def reads(self) -> bool:
+        """Whether it computes anything."""
+        return bool(self.wanted or self.brief)
 
     def begin(
         self,
@@ -70,8 +86,11 @@ class Before:
         some = dict(values) | {i: values[i][span] for i in self.inputs}
         for index in self.chunk:
             node = program.graph.nodes[index]
-            args = [some[arg] for arg in node.args]
-            some[index] = compute(node, args, lead, like, self.threads, narrow=self.narrow)
+            args, into = [some[arg] for arg in node.args], None
+            if index in self.brief:
+                shape = (*lead, *(int(s) for s in node.shape[1:]))
+                into = part(memory[SCRATCH], shape, self.brief[index])
+            some[index] = compute(node, args, lead, like, self.threads, into, narrow=self.narrow)
         self._put(some, memory, like, timed=True)
 
     def _put(

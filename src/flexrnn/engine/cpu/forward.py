@@ -64,8 +64,11 @@ class Forward:
                 name = self.layout.node(index)
             self.saved.append(name)
         self.saves = bool(saved.block or self.alone)
-        self.layout.finish(given)
         self.chunks = self._chunks(plan)
+        steps = max(chunk.last - chunk.first for chunk in self.chunks)
+        rows = math.prod(sizes.lead(given)) if sizes.fewer else steps * sizes.batch
+        self.layout.hoist(rows, self.saved)
+        self.layout.finish(given)
 
     @property
     def is_straight(self) -> bool:
@@ -78,7 +81,9 @@ class Forward:
         products = [n for n in plan.forward.source.buffers if n.startswith("hoisted.")]
         if any(name.startswith("node.") for name in self.saved):
             products = []
-        numbers = sum(self.layout.rows[name].row for name in products)
+        nodes = self.layout.program.graph.nodes
+        inner = (nodes[int(name.partition(".")[2])].shape[1:] for name in products)
+        numbers = sum(math.prod(map(int, shape)) for shape in inner)
         return chunks(self.sizes, numbers, plan.forward.itemsize)
 
     def _states(
@@ -117,7 +122,7 @@ class Forward:
     def __call__(self, given: Mapping[str, Tensor], like: Tensor) -> Run:
         """Run it."""
         program, lead = self.layout.program, self.sizes.lead(given)
-        values = values_of(program, given) if self.layout.before.wanted else {}
+        values = values_of(program, given) if self.layout.before.reads else {}
         memory = self.layout.memory(given, like, values)
         for field, inner in self.histories.items():
             memory[f"history.{field}"] = like.new_empty((*lead, *inner))

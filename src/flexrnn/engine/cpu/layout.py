@@ -1,7 +1,7 @@
 """A call of a loop, laid out: where its buffers lie."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from weakref import ref
 
 from torch import Tensor
@@ -33,6 +33,7 @@ class Layout:
         self.rows: dict[str, Rows] = {}
         self.area = Area(kernel.itemsize)  # of the memory named SCRATCH
         self._computed: set[int] = set()
+        self._brief: dict[int, int] = {}  # products that are computed into SCRATCH, and where
 
     @property
     def program(self) -> Program:
@@ -40,6 +41,20 @@ class Layout:
         graph = self._graph()
         assert graph is not None
         return Program(graph, self._schedule)
+
+    def hoist(self, rows: int, apart: Collection[str]) -> None:
+        """Lay out the products of a chunk's input that no more than this chunk reads.
+
+        Args:
+            rows: of the largest chunk, over all its steps.
+            apart: memories of those that somebody reads later.
+        """
+        for name in self.kernel.source.buffers:
+            kind, _, rest = name.partition(".")
+            if kind == "hoisted" and f"node.{rest}" not in apart:
+                row = self._row(int(rest))
+                self._brief[int(rest)] = at = self.area.take(rows * row)
+                self.rows[name] = Rows(SCRATCH, row * self.apart, row, brief=True, offset=at)
 
     def finish(self, given: Mapping[str, Tensor]) -> None:
         """Lay out what is left: parameters, inputs, and what is made of them."""
@@ -61,7 +76,11 @@ class Layout:
             threads=threads,
         )
         self.before = Before(
-            self.program.graph, self._computed, self.sizes.threads, narrow=self.kernel.narrow
+            self.program.graph,
+            self._computed,
+            self._brief,
+            self.sizes.threads,
+            narrow=self.kernel.narrow,
         )
 
     def memory(
@@ -76,7 +95,7 @@ class Layout:
         """
         memory = dict(given)
         self.before.begin(self.program, values, memory, like)
-        memory[SCRATCH] = POOL.take(self.area.size, like.dtype)
+        memory[SCRATCH] = POOL.take(self.area.size, like.dtype, brief=True)
         return memory
 
     def run(self, memory: Mapping[str, Tensor], chunk: Chunk) -> None:
@@ -96,7 +115,7 @@ class Layout:
     def _input(self, name: str, given: Mapping[str, Tensor]) -> Rows:
         kind, _, rest = name.partition(".")
         if kind == "hoisted":
-            row = math.prod(int(s) for s in self.program.graph.nodes[int(rest)].shape[1:])
+            row = self._row(int(rest))
             return Rows(self.node(int(rest)), row * self.apart, row, brief=True)
         if kind == "once":
             return Rows(self.node(int(rest)))
@@ -104,6 +123,10 @@ class Layout:
             straight = given[name].is_contiguous()
             return Rows(name if straight else self.node(self.program.graph.inputs[name]))
         return self.timed(name, given[name])
+
+    def _row(self, index: int) -> int:
+        """How many numbers of a node a row has."""
+        return math.prod(int(s) for s in self.program.graph.nodes[index].shape[1:])
 
     @property
     def apart(self) -> int:

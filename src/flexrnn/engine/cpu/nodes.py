@@ -5,6 +5,7 @@ As the interpreter does it, but for large products: by our own library, where th
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from flexrnn.engine import interpreter
@@ -35,6 +36,9 @@ def compute(
         narrow: as `multiply`.
     """
     if not (is_faster() and node.op == "product" and _is_ours(args[0], args[1], like)):
+        if into is not None and node.op == "product" and _is_plain(args[0], args[1], like):
+            torch.mm(flat(args[0]), args[1], out=into.view(-1, args[1].shape[1]))
+            return into
         value = interpreter.compute(node, [*args], lead, like)
         return value if into is None else into.copy_(value)
     rows, weight = args
@@ -46,16 +50,25 @@ def compute(
 
 def product(rows: Tensor, weight: Tensor, into: Tensor) -> Outer:
     """Rows by a weight, into memory in one piece; both may have several axes in front."""
-    left, total = rows.reshape(-1, rows.shape[-1]).T, into.view(-1, weight.shape[1])
+    left, total = flat(rows).T, into.view(-1, weight.shape[1])
     return Outer([[left]], [[weight]], [[total]], adds=False)
 
 
 def _is_ours(rows: Tensor, weight: Tensor, like: Tensor) -> bool:
     """Whether a product is one of our library's, and large."""
-    if weight.dim() != 2 or rows.numel() * weight.shape[1] < _LITTLE:
+    if not _is_plain(rows, weight, like) or rows.numel() * weight.shape[1] < _LITTLE:
         return False
-    alike = rows.dtype == weight.dtype == like.dtype
-    return alike and pays(rows.numel() // weight.shape[0], weight.shape)
+    return pays(rows.numel() // weight.shape[0], weight.shape)
+
+
+def _is_plain(rows: Tensor, weight: Tensor, like: Tensor) -> bool:
+    """Whether a product is that of two matrices, all of one dtype."""
+    return weight.dim() == 2 and rows.dtype == weight.dtype == like.dtype
+
+
+def flat(rows: Tensor) -> Tensor:
+    """All rows `(..., K)`, of every step, as a matrix."""
+    return rows.reshape(-1, rows.shape[-1])
 
 
 def pays(rows: int, weight: Sequence[int]) -> bool:

@@ -146,7 +146,7 @@ def _multiply(products: Sequence[Outer], threads: int, *, narrow: bool) -> None:
     run, pack = _run(dtype, isa, narrow), Struct(f"{len(tensors) + 1}P").pack
 
     def products_of(*tensors: Tensor) -> None:
-        memory = POOL.take(numbers, dtype)
+        memory = POOL.take(numbers, dtype, brief=True)
         run(pack(memory.data_ptr(), *map(Tensor.data_ptr, tensors)), told, threads)
 
     if is_watched():

@@ -21,18 +21,32 @@ from flexrnn.engine.replay import is_watched
 LIMIT = 256 << 20  # bytes that are kept for later in all; a larger block is not kept at all
 _MOST = 64  # blocks, through which every call looks
 _LEAST = 1024  # numbers of a block
+_FOR_LONG, _BRIEFLY = 2, 8  # times as many numbers as are wanted, that a block may have
 _HUGE = 2 << 20  # bytes of a huge page; x86's, and the usual one of others
 _LARGE = 8 * _HUGE  # bytes of a block from which on it lies in such, for few of them are in vain
+
+_Wanted = tuple[int, torch.dtype, bool]  # how many numbers, and whether briefly
 
 
 class _About:
     """What is asked of a block at every call."""
 
-    def __init__(self, block: Tensor):
-        self.numbers, self.dtype = block.shape[0], block.dtype
+    def __init__(self, block: Tensor, brief: bool):
+        self.numbers, self.kind = block.shape[0], (block.dtype, brief)
+        self.times = _BRIEFLY if brief else _FOR_LONG
         self.storage = block.untyped_storage()
         self.bytes = block.nbytes
         self.idle = self.holders()  # while it is free
+
+    def serves(self, numbers: int, dtype: torch.dtype, brief: bool) -> bool:
+        """Whether it is free for who wants so many numbers."""
+        fits = numbers <= self.numbers <= self.times * numbers
+        return fits and self.kind == (dtype, brief) and self.is_free()
+
+    def makes_way(self, numbers: int, dtype: torch.dtype, brief: bool) -> bool:
+        """Whether it is free, and a larger one of so many numbers will do in its place."""
+        is_larger = self.numbers < numbers <= self.times * self.numbers
+        return is_larger and self.kind == (dtype, brief) and self.is_free()
 
     def is_free(self) -> bool:
         """Whether nobody holds the block, and nobody has given its memory back."""
@@ -51,28 +65,43 @@ class Pool:
         self._lock = threading.Lock()
         self._blocks: list[tuple[Tensor, _About]] = []
 
-    def take(self, numbers: int, dtype: torch.dtype) -> Tensor:
-        """Memory for so many numbers, one-dimensional; nobody else has it while it lives."""
+    def take(self, numbers: int, dtype: torch.dtype, *, brief: bool = False) -> Tensor:
+        """Memory for so many numbers, one-dimensional; nobody else has it while it lives.
+
+        Args:
+            numbers: how many.
+            dtype: theirs.
+            brief: it is given back before long, so that it may lie in a far larger block, which
+                will be free again when somebody wants all of it.
+        """
         if is_watched():
-            return handle_torch_function(self.take, (), numbers, dtype)
+            return handle_torch_function(self.take, (), numbers, dtype, brief=brief)
         numbers = max(_LEAST, numbers)
         with self._lock:
-            for k, (block, about) in enumerate(self._blocks):
-                fits = numbers <= about.numbers <= 2 * numbers and about.dtype == dtype
-                if fits and about.is_free():
-                    self._blocks.append(self._blocks.pop(k))  # the last ones are the last to go
-                    return _unwritten(block[:numbers])
+            wanted, blocks = (numbers, dtype, brief), self._blocks
+            free = [k for k, (_, about) in enumerate(blocks) if about.serves(*wanted)]
+            if free:  # the smallest; those that are lent last are the last to go
+                blocks.append(blocks.pop(min(free, key=lambda k: blocks[k][1].numbers)))
+                return _unwritten(blocks[-1][0][:numbers])
+            self._make_way(wanted)
             with torch.inference_mode(False):  # else autograd could never save it
                 # Somewhat more, for the next may want more.
                 block = torch.empty(numbers + numbers // 8, dtype=dtype, device="cpu")
             _in_huge_pages(block)
             if block.nbytes > self.limit:
                 return block[:numbers]
-            self._blocks.append((block, _About(block)))
+            self._blocks.append((block, _About(block, brief)))
             total = sum(block.nbytes for block, _ in self._blocks)
             while total > self.limit or len(self._blocks) > _MOST:
                 total -= self._blocks.pop(0)[0].nbytes
             return block[:numbers]
+
+    def _make_way(self, wanted: _Wanted) -> None:
+        """Give back a block for a larger one about to come; behind this nothing holds it."""
+        for k, (_, about) in enumerate(self._blocks):
+            if about.makes_way(*wanted):
+                del self._blocks[k]
+                return
 
     def clear(self) -> None:
         """Give back everything that is free."""

@@ -48,7 +48,7 @@ class Straight:
                 end = forward.ends[field]
                 copies.append((f"final.{field}", end.memory, end.offset * itemsize, count))
         self._before, self._program = layout.before, layout.program
-        self.reads = bool(self._before.wanted)
+        self.reads = self._before.reads
         self._read = [name for name in names if not name.startswith("state.")]
         self._computed = [f"node.{index}" for index in self._before.wanted]
         self._lead, self._steps = (sizes.steps, sizes.batch), slice(0, sizes.steps)
@@ -69,15 +69,15 @@ class Straight:
         scratch = self._take() if self._scratch else None
         at = [*addresses, 0 if scratch is None else scratch.data_ptr()]
         if self.reads:
-            computed = self._compute(operands)
+            computed = self._compute(operands, scratch)
             at += [computed[name].data_ptr() for name in self._computed]
         self._run(at)
         for to, of, offset, count in self._copies:
             ctypes.memmove(at[to], at[of] + offset, count)
 
-    def _compute(self, operands: Sequence[Tensor]) -> dict[str, Tensor]:
-        """What the loop reads that is computed before it."""
-        found: dict[str, Tensor] = {}
+    def _compute(self, operands: Sequence[Tensor], scratch: Tensor | None) -> dict[str, Tensor]:
+        """What the loop reads that is computed before it, some of it into its own memory."""
+        found = {} if scratch is None else {SCRATCH: scratch}
         given = dict(zip(self._read, operands, strict=True))
         values, like = values_of(self._program, given), operands[0]
         self._before.begin(self._program, values, found, like)
@@ -86,5 +86,5 @@ class Straight:
 
     def _take(self) -> Tensor:
         if self._scratch > _SMALL:
-            return POOL.take(self._scratch, self.dtype)
+            return POOL.take(self._scratch, self.dtype, brief=True)
         return torch.empty(self._scratch, dtype=self.dtype, device="cpu")
