@@ -12,8 +12,9 @@ from torch.testing import assert_close
 
 import flexrnn
 from flexrnn import cells
+from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.graph import BATCH, Node
-from flexrnn.engine.cpu import after, chunks, nodes, outer, plan
+from flexrnn.engine.cpu import after, before, chunks, nodes, outer, plan
 from flexrnn.engine.cpu.outer import Outer
 from flexrnn.engine.step import CannotRunError
 
@@ -38,14 +39,16 @@ def multiplied(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Outer]]:
 
 
 @pytest.mark.parametrize("dtype", [SINGLE, DOUBLE])
-@pytest.mark.parametrize("name", ["LSTM", "GRU", "layer norm", "projection"])
+@pytest.mark.parametrize("name", ["LSTM", "naive", "GRU", "layer norm", "projection"])
 def test_a_layer(
     judge: Judge, monkeypatch: pytest.MonkeyPatch, products: str, name: str, dtype: torch.dtype
 ) -> None:
     """One row, whose input is multiplied before the loop, and chunks of a few steps."""
-    cell: Any = {"GRU": cells.GRUCell, "layer norm": cells.LayerNormLSTMCell}.get(
-        name, cells.LSTMCell
-    )
+    cell: Any = {
+        "GRU": cells.GRUCell,
+        "layer norm": cells.LayerNormLSTMCell,
+        "naive": cells.NaiveLSTMCell,
+    }.get(name, cells.LSTMCell)
     monkeypatch.setattr(plan, "_SMALL", 0)
     monkeypatch.setattr(chunks, "ROWS", 4)
     monkeypatch.setattr(chunks, "BYTES", 1)
@@ -56,11 +59,49 @@ def test_a_layer(
         asked.append(products)
         by(*args, **options)
 
-    monkeypatch.setattr(nodes, "multiply", multiply)
+    for module in (nodes, before):
+        monkeypatch.setattr(module, "multiply", multiply)
     options: dict[str, Any] = {"proj_size": 2} if name == "projection" else {}
     layer = flexrnn.FlexRNN(cell, I, H, dtype=dtype, bidirectional=True, **options)
     judge(layer, torch.randn(T, 1, I, dtype=dtype))
     assert set(asked) == ({"own"} if products == "own" else set())
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_weights_in_pieces_are_not_put_together(
+    monkeypatch: pytest.MonkeyPatch, products: str, rows: int
+) -> None:
+    """The naive body's, in the loops and in the products of the input and for its gradient."""
+    monkeypatch.setattr(plan, "_SMALL", 0)
+    asked: list[str] = []
+    by = interpreter.compute
+
+    def compute(node: Node, *args: Any) -> Tensor:
+        asked.append(node.op)
+        return by(node, *args)
+
+    with monkeypatch.context() as watching:
+        watching.setattr(interpreter, "compute", compute)
+        layer, x = flexrnn.NaiveLSTM(I, H, backend="cpu"), torch.randn(T, rows, I)
+        layer(x.requires_grad_())[0].sum().backward()
+    assert ("concat" in asked) == (products != "own")
+
+
+def test_a_cast_weight_is_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch casts for it has no place of its own."""
+    monkeypatch.setattr(plan, "_SMALL", 0)
+    masks = [torch.rand(I, H) > 0.5 for _ in range(2)]
+
+    def step(x: Tensor, h: Tensor, u: Tensor, *masks: Tensor) -> Tensor:
+        return torch.tanh(x @ torch.cat([m.to(x.dtype) for m in masks], -1) + h @ u)
+
+    h, u = torch.zeros(1, 2 * H), torch.randn(2 * H, 2 * H)
+    x = torch.randn(T, 1, I)
+    found = []
+    for engine in ("cpu", "reference"):
+        with flexrnn.backend(engine):
+            found.append(flexrnn.scan(step, h, x, (u, *masks))[0])
+    assert_close(*found, rtol=1e-5, atol=1e-5)
 
 
 def product(rows: int, into: Tensor | None = None, *, inner: int = 5, columns: int = 4) -> Tensor:

@@ -35,9 +35,16 @@ SHAPES: dict[str, tuple[list[int], list[int], list[tuple[int, int]]]] = {
     "each with each": ([17, 3], [3, 11, 6], [(1, 2), (3, 33)]),
     "columns in one piece each": ([18], [1, 6, 17], [(1, 1), (1, 70), (3, 33)]),
     "one of them on each side": ([37], [14, 13], [(1, 20), (1, 64)]),
+    "such columns in places": ([4, 9, 0, 11], [6, 13], [(1, 33), (2, 20)]),
+    "such columns in places that follow": ([4, 9, 0, 11], [6, 13], [(1, 33), (2, 20)]),
 }
 # Of which matrices, by number, the left ones first, columns are further apart than they are long.
-TURNED = {"columns in one piece each": range(6), "one of them on each side": (1, 2)}
+TURNED = {
+    "columns in one piece each": range(6),
+    "one of them on each side": (1, 2),
+    "such columns in places": range(4),
+    "such columns in places that follow": range(4),
+}
 
 
 def made(shape: str, dtype: torch.dtype, *, adds: bool) -> Outer:
@@ -47,7 +54,10 @@ def made(shape: str, dtype: torch.dtype, *, adds: bool) -> Outer:
 
     def matrix(columns: int) -> list[Tensor]:
         if next(number) in TURNED.get(shape, ()):
-            return [torch.randn(columns, n + 5, dtype=dtype)[:, 2 : 2 + n].T for n in pieces]
+            gap = 0 if "follow" in shape else 3
+            starts = [2 + gap * k + sum(pieces[:k]) for k in range(len(pieces))]
+            whole = torch.randn(columns, starts[-1] + pieces[-1] + 3, dtype=dtype)
+            return [whole[:, k : k + n].T for k, n in zip(starts, pieces, strict=True)]
         return [torch.randn(n, columns + 5, dtype=dtype)[:, 2 : 2 + columns] for n in pieces]
 
     totals = [
@@ -170,6 +180,21 @@ def test_bits_do_not_depend_on_threads() -> None:
         assert_close(other, found[0], rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("adds", [False, True])
+@pytest.mark.usefixtures("own")
+def test_results_side_by_side_in_one_matrix(adds: bool) -> None:
+    left, rights = torch.randn(30, 14), [torch.randn(30, n) for n in (70, 3)]
+    whole = torch.full((14, 80), NAN)
+    totals = [whole[:, 2:72], whole[:, 75:78]]
+    for total in totals:
+        total.fill_(1 if adds else NAN)
+    multiply([Outer([[left]], [[right] for right in rights], [totals], adds)], 2)
+    for right, total in zip(rights, totals, strict=True):
+        assert_close(total, left.T @ right + (1 if adds else 0), rtol=1e-5, atol=1e-5)
+        total.fill_(NAN)
+    assert whole.isnan().all()
+
+
 @pytest.mark.usefixtures("own")
 def test_matrices_whose_numbers_are_apart() -> None:
     left, right = torch.randn(2, 8, 5)[0].repeat(1, 2)[:, ::2], torch.randn(1, 9).expand(8, 9)
@@ -204,14 +229,24 @@ def test_threads_share_tiles_evenly(tall: int, wide: int, threads: int) -> None:
 
 
 FAULTS = {
-    "a block forgets those before it": ("block.first > 0 || o.adds[which]", "o.adds[which]"),
-    "what is there is not added to": ("block.first > 0 || o.adds[which]", "block.first > 0"),
+    "a block forgets those before it": (
+        "block.first > 0 || o.results[2 * which]",
+        "o.results[2 * which]",
+    ),
+    "what is there is not added to": (
+        "block.first > 0 || o.results[2 * which]",
+        "block.first > 0",
+    ),
     "all pieces begin at the first row": ("first - begin, last - first", "0, last - first"),
-    "a part too far": ("at.part * m.columns * units", "at.part * units"),
+    "a part too far": ("at.part * m.columns * row", "at.part * row"),
     "the left matrix's last columns are lost": ("i < high % HIGH ?", "i + 1 < high % HIGH ?"),
     "a thread takes another's tiles": ("share(o.tall, id / o.abreast", "share(o.tall, 0"),
     "right tiles are laid out over others": ("(k - tiles.first) * panel", "(k - k) * panel"),
     "turned rows begin anew": ("above * m.column + block.first", "above * m.column"),
+    "places that are apart are read as one": (
+        "bool follow = true;\n        for",
+        "bool follow = true;\n        if (false) for",
+    ),
     "the last turned column is lost": ("i < high ? from[i", "i + 1 < high ? from[i"),
     "the last turned columns are others": ("from + above * m.column", "from"),
     "a turned matrix is packed as one that is not": (

@@ -16,8 +16,9 @@ from flexrnn.engine.compiler.graph import BATCH, Graph, Node
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.chunks import Chunk
 from flexrnn.engine.cpu.kernel import STARTS
-from flexrnn.engine.cpu.nodes import compute, flat, pays, product
+from flexrnn.engine.cpu.nodes import compute, cut_of, flat, pays, product, product_of_pieces
 from flexrnn.engine.cpu.outer import Outer, is_faster, multiply
+from flexrnn.engine.cpu.pieces import Cut
 from flexrnn.engine.cpu.plan import Sizes
 from flexrnn.engine.interpreter import Values
 
@@ -50,6 +51,7 @@ class After:
         sums: nodes that the loop sums up over all steps.
         sizes: of the call.
         names: of the operands and of what is saved.
+        given: the operands.
         narrow: products round what they multiply to bfloat16.
 
     Attributes:
@@ -65,6 +67,7 @@ class After:
         sums: Iterable[int],
         sizes: Sizes,
         names: Collection[str],
+        given: Mapping[str, Tensor],
         *,
         narrow: bool,
     ):
@@ -81,6 +84,8 @@ class After:
         self.ends: list[int] = []  # likewise, products of which nothing else is made
         self.late: list[int] = []  # made of sums
         self.splits = True
+        rows = sizes.steps * sizes.batch
+        self.weights = self._in_pieces(graph, rows, given)
         order = self._ordered(graph, after, {*operands, *kept, *sums}, names)
         sums, products = set(sums), list[int]()
         for index in order:
@@ -97,7 +102,6 @@ class After:
             else:
                 self.once.append(index)
         read = {arg for i in order for arg in graph.nodes[i].args}
-        rows = sizes.steps * sizes.batch
         of_rows = (i for i in self.chunk if _is_of_rows(graph, i, rows))
         self.ends += (i for i in of_rows if i in self.roots and i not in read)
         self.chunk = [i for i in self.chunk if i not in self.ends]
@@ -120,7 +124,8 @@ class After:
         while pending:
             index = pending[-1]
             node = graph.nodes[index]
-            needed = [a for a in node.args if not (_is_outer(node) and self._is_recorded(a, names))]
+            args = node.args[:1] if index in self.weights else node.args
+            needed = [a for a in args if not (_is_outer(node) and self._is_recorded(a, names))]
             missing = [a for a in needed if a not in done]
             if index in done or not missing:
                 pending.pop()
@@ -131,6 +136,12 @@ class After:
                 done.add(index)
                 order.append(index)
         return order
+
+    def _in_pieces(self, graph: Graph, rows: int, given: Mapping[str, Tensor]) -> dict[int, Cut]:
+        """Of products of which nothing else is made the weights that lie in pieces."""
+        read = {arg for node in graph.nodes for arg in node.args}
+        found = {i: cut_of(graph, i, rows, given) for i in self.roots if i not in read}
+        return {index: weight for index, weight in found.items() if weight}
 
     def _grouped(self, graph: Graph, products: Iterable[int]) -> list[list[int]]:
         """Products that share an operand, which is laid out for all of them at once."""
@@ -188,8 +199,12 @@ class After:
                 values[index] = self._compute(call, index, values, lead, total[span])
         products = [self._outer(group, values, call, span) for group in self.groups]
         for index in self.ends:
-            rows, weight = (values[arg] for arg in graph.nodes[index].args)
-            products.append(product(rows, weight, call.found[index][span]))
+            left, right = graph.nodes[index].args
+            rows, into = values[left], call.found[index][span]
+            if weight := self.weights.get(index):
+                products.append(product_of_pieces(rows, weight, call.given, into))
+            else:
+                products.append(product(rows, values[right], into))
         self._multiply(products)
         return values
 

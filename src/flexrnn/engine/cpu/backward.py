@@ -55,7 +55,9 @@ class Backward:
             for kind in ("kept.", "sum.")
         )
         names = {*given, *(f"saved.{index}" for index in places)}
-        self.after = After(program, part.after, kept, sums, sizes, names, narrow=kernel.narrow)
+        self.after = After(
+            program, part.after, kept, sums, sizes, names, given, narrow=kernel.narrow
+        )
         read = {*self.after.read, *self.after.roots, *self.after.news.values()}
         self.views = {i: (saved.block[i], at) for i, at in places.items() if i in read}
         inner = {i: tuple(int(s) for s in graph.nodes[i].shape[1:]) for i in kept}

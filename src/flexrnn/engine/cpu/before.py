@@ -8,7 +8,9 @@ from flexrnn.engine import interpreter
 from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.kernel import SCRATCH
-from flexrnn.engine.cpu.nodes import compute
+from flexrnn.engine.cpu.nodes import compute, product_of_pieces
+from flexrnn.engine.cpu.outer import multiply
+from flexrnn.engine.cpu.pieces import Cut
 from flexrnn.engine.cpu.saved import part
 
 
@@ -19,6 +21,7 @@ class Before:
         graph: of the program.
         wanted: nodes that the loop reads, each in the memory `node.INDEX`.
         brief: products that it reads in `SCRATCH` while the steps of a chunk run, and where there.
+        cut: of some of these, the pieces of their weights.
         threads: that there are.
         narrow: products round what they multiply to bfloat16.
     """
@@ -28,12 +31,14 @@ class Before:
         graph: Graph,
         wanted: Collection[int],
         brief: Mapping[int, int],
+        cut: Mapping[int, Cut],
         threads: int,
         *,
         narrow: bool,
     ):
         self.wanted, self.brief, self.threads, self.narrow = tuple(wanted), brief, threads, narrow
-        needed = sorted(graph.ancestors({*wanted, *brief}))
+        self.cut = cut
+        needed = sorted(_needed(graph, {*wanted, *brief}, cut))
         made = [i for i in needed if graph.nodes[i].op != "input"]
         self.timed = frozenset(i for i in needed if BATCH in graph.nodes[i].shape)
         self.inputs = tuple(self.timed.difference(made))
@@ -86,10 +91,16 @@ class Before:
         some = dict(values) | {i: values[i][span] for i in self.inputs}
         for index in self.chunk:
             node = program.graph.nodes[index]
-            args, into = [some[arg] for arg in node.args], None
+            into = None
             if index in self.brief:
                 shape = (*lead, *(int(s) for s in node.shape[1:]))
-                into = part(memory[SCRATCH], shape, self.brief[index])
+                into = some[index] = part(memory[SCRATCH], shape, self.brief[index])
+            if index in self.cut:
+                rows = some[node.args[0]].to(like.dtype)
+                whole = product_of_pieces(rows, self.cut[index], memory, some[index])
+                multiply([whole], self.threads, narrow=self.narrow)
+                continue
+            args = [some[arg] for arg in node.args]
             some[index] = compute(node, args, lead, like, self.threads, into, narrow=self.narrow)
         self._put(some, memory, like, timed=True)
 
@@ -99,3 +110,14 @@ class Before:
         for index in self.wanted:
             if (index in self.timed) == timed:
                 memory[f"node.{index}"] = values[index].to(like.dtype).contiguous()
+
+
+def _needed(graph: Graph, roots: Collection[int], cut: Mapping[int, Cut]) -> set[int]:
+    """Nodes and all that they are computed from, but for weights that are read piece by piece."""
+    found, pending = set[int](), list(roots)
+    while pending:
+        if (index := pending.pop()) not in found:
+            found.add(index)
+            args = graph.nodes[index].args
+            pending += args[:1] if index in cut else args
+    return found

@@ -67,7 +67,7 @@ class Forward:
         self.chunks = self._chunks(plan)
         steps = max(chunk.last - chunk.first for chunk in self.chunks)
         rows = math.prod(sizes.lead(given)) if sizes.fewer else steps * sizes.batch
-        self.layout.hoist(rows, self.saved)
+        self.layout.hoist(rows, self.saved, given)
         self.layout.finish(given)
 
     @property

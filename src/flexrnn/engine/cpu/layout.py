@@ -11,7 +11,8 @@ from flexrnn.engine.cpu.before import Before
 from flexrnn.engine.cpu.chunks import Chunk
 from flexrnn.engine.cpu.emit import Packed, Shape
 from flexrnn.engine.cpu.kernel import SCRATCH, Area, Kernel, Rows
-from flexrnn.engine.cpu.pieces import Box, Piece, pieces
+from flexrnn.engine.cpu.nodes import cut_of
+from flexrnn.engine.cpu.pieces import Box, Cut, Piece, pieces
 from flexrnn.engine.cpu.plan import Sizes
 from flexrnn.engine.cpu.pool import POOL
 from flexrnn.engine.cpu.shares import shares
@@ -34,6 +35,7 @@ class Layout:
         self.area = Area(kernel.itemsize)  # of the memory named SCRATCH
         self._computed: set[int] = set()
         self._brief: dict[int, int] = {}  # products that are computed into SCRATCH, and where
+        self._cut: dict[int, Cut] = {}  # of these, weights that are read in pieces
 
     @property
     def program(self) -> Program:
@@ -42,19 +44,23 @@ class Layout:
         assert graph is not None
         return Program(graph, self._schedule)
 
-    def hoist(self, rows: int, apart: Collection[str]) -> None:
+    def hoist(self, rows: int, apart: Collection[str], given: Mapping[str, Tensor]) -> None:
         """Lay out the products of a chunk's input that no more than this chunk reads.
 
         Args:
             rows: of the largest chunk, over all its steps.
             apart: memories of those that somebody reads later.
+            given: the operands.
         """
+        graph = self.program.graph
         for name in self.kernel.source.buffers:
             kind, _, rest = name.partition(".")
             if kind == "hoisted" and f"node.{rest}" not in apart:
-                row = self._row(int(rest))
-                self._brief[int(rest)] = at = self.area.take(rows * row)
+                index, row = int(rest), self._row(int(rest))
+                self._brief[index] = at = self.area.take(rows * row)
                 self.rows[name] = Rows(SCRATCH, row * self.apart, row, brief=True, offset=at)
+                if found := cut_of(graph, index, rows, given):
+                    self._cut[index] = found
 
     def finish(self, given: Mapping[str, Tensor]) -> None:
         """Lay out what is left: parameters, inputs, and what is made of them."""
@@ -79,6 +85,7 @@ class Layout:
             self.program.graph,
             self._computed,
             self._brief,
+            self._cut,
             self.sizes.threads,
             narrow=self.kernel.narrow,
         )

@@ -3,14 +3,17 @@
 As the interpreter does it, but for large products: by our own library, where that is faster.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from flexrnn.engine import interpreter
-from flexrnn.engine.compiler.graph import Node
+from flexrnn.engine.compiler.graph import Graph, Node
 from flexrnn.engine.cpu.outer import Outer, is_faster, multiply
+from flexrnn.engine.cpu.pieces import Cut, Piece, cut
+from flexrnn.engine.cpu.saved import part
 
 _LITTLE = 1 << 21  # multiplications for which calling our library takes longer than it saves
 _FEW = 3  # rows for which laying out a weight takes longer than it saves
@@ -48,6 +51,37 @@ def compute(
     return into
 
 
+def product_of_pieces(
+    rows: Tensor, weight: Cut, memory: Mapping[str, Tensor], into: Tensor
+) -> Outer:
+    """Likewise, by a weight of several pieces, each where it lies in one of these memories."""
+    found = [
+        part(memory[piece.memory], _sizes(piece), piece.offset, piece.strides)
+        for piece in weight.pieces
+    ]
+    spans = [piece.box[weight.axis] for piece in weight.pieces]
+    left, total = flat(rows).T, into.view(-1, into.shape[-1])
+    if weight.axis == 0:
+        return Outer([[left[a:b] for a, b in spans]], [found], [[total]], adds=False)
+    totals = [total[:, a:b] for a, b in spans]
+    return Outer([[left]], [[piece] for piece in found], [totals], adds=False)
+
+
+def cut_of(graph: Graph, index: int, rows: int, given: Mapping[str, Tensor]) -> Cut | None:
+    """The pieces of the weight by which a node multiplies rows, if our library reads them."""
+    node = graph.nodes[index]
+    if not (is_faster() and node.op == "product"):
+        return None
+    weight = [int(size) for size in graph.nodes[node.args[1]].shape]
+    if len(weight) != 2 or not is_large(rows, weight):
+        return None
+    return cut(graph, node.args[1], given)
+
+
+def _sizes(piece: Piece) -> tuple[int, ...]:
+    return tuple(stop - start for start, stop in piece.box)
+
+
 def product(rows: Tensor, weight: Tensor, into: Tensor) -> Outer:
     """Rows by a weight, into memory in one piece; both may have several axes in front."""
     left, total = flat(rows).T, into.view(-1, weight.shape[1])
@@ -56,9 +90,9 @@ def product(rows: Tensor, weight: Tensor, into: Tensor) -> Outer:
 
 def _is_ours(rows: Tensor, weight: Tensor, like: Tensor) -> bool:
     """Whether a product is one of our library's, and large."""
-    if not _is_plain(rows, weight, like) or rows.numel() * weight.shape[1] < _LITTLE:
+    if not _is_plain(rows, weight, like):
         return False
-    return pays(rows.numel() // weight.shape[0], weight.shape)
+    return is_large(rows.numel() // weight.shape[0], weight.shape)
 
 
 def _is_plain(rows: Tensor, weight: Tensor, like: Tensor) -> bool:
@@ -69,6 +103,11 @@ def _is_plain(rows: Tensor, weight: Tensor, like: Tensor) -> bool:
 def flat(rows: Tensor) -> Tensor:
     """All rows `(..., K)`, of every step, as a matrix."""
     return rows.reshape(-1, rows.shape[-1])
+
+
+def is_large(rows: int, weight: Sequence[int]) -> bool:
+    """Whether calling our library saves more time than it takes."""
+    return rows * math.prod(weight) >= _LITTLE and pays(rows, weight)
 
 
 def pays(rows: int, weight: Sequence[int]) -> bool:

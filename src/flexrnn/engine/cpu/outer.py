@@ -39,8 +39,8 @@ class Outer(NamedTuple):
     Args:
         lefts: of every one its rows, `(n, M)` in as many pieces as the others have.
         rights: likewise, `(n, N)`.
-        totals: of every left matrix for every right one `(M, N)`, or `(parts, M, N / parts)` with
-            columns that lie apart; contiguous.
+        totals: of every left matrix for every right one `(M, N)`, in which the numbers of a row lie
+            side by side, or `(parts, M, N / parts)` with columns that lie apart, contiguous.
         adds: whether the sum over all rows is added to what is there; else it takes its place.
     """
 
@@ -137,7 +137,8 @@ def _multiply(products: Sequence[Outer], threads: int, *, narrow: bool) -> None:
             sizes += (parts, pieces[0].shape[1] // parts, column, *row)
             tensors += pieces
         totals = [*chain(*product.totals)]
-        sizes += [product.adds] * len(totals)
+        for total in totals:
+            sizes += (product.adds, total.stride(-2))
         tensors += totals
     assert all(tensor.dtype == dtype for tensor in tensors)
     lefts, rights = (-(-n * size // _LINE) * _LINE // size for n in (lefts, rights))
@@ -181,8 +182,9 @@ def _odd(least: int) -> int:
 
 def _lying(pieces: Sequence[Tensor]) -> tuple[Sequence[Tensor], int, list[int]]:
     """A matrix as the library can read it; how far columns are apart, and rows in every piece."""
-    if len(pieces) == 1 and pieces[0].stride(0) == 1 < pieces[0].stride(1):
-        return pieces, pieces[0].stride(1), [1]
+    column = pieces[0].stride(1)
+    if column > 1 and all(piece.stride() == (1, column) for piece in pieces):
+        return pieces, column, [1] * len(pieces)
     dense = [p if p.stride(1) == 1 or p.shape[1] == 1 else p.contiguous() for p in pieces]
     return dense, 1, [piece.stride(0) for piece in dense]
 

@@ -15,6 +15,13 @@ from flexrnn.engine.compiler.graph import Graph
 Box = tuple[tuple[int, int], ...]  # along every axis from where to where
 
 
+class Cut(NamedTuple):
+    """A matrix of several pieces."""
+
+    axis: int  # along which they follow one another
+    pieces: tuple["Piece", ...]
+
+
 class Piece(NamedTuple):
     """A box of a weight, and where it lies."""
 
@@ -54,6 +61,22 @@ def pieces(graph: Graph, index: int, box: Box, given: Mapping[str, Tensor]) -> l
             return _shifted(graph, node.args[0], box, node.attr("axis"), node.attr("start"), given)
         case "concat":
             return _joined(graph, node.args, box, node.attr("axis"), given)
+    return None
+
+
+def cut(graph: Graph, index: int, given: Mapping[str, Tensor]) -> Cut | None:
+    """How a matrix that is made of parameters is put together, if it is from a row of several.
+
+    Args:
+        graph, index, given: as in `pieces`; what had to be cast is no piece.
+    """
+    whole = tuple((0, int(size)) for size in graph.nodes[index].shape)
+    found = pieces(graph, index, whole, given) if len(whole) == 2 else None
+    if not found or len(found) < 2 or any(f"original.{p.memory}" in given for p in found):
+        return None
+    for axis in (0, 1):
+        if all(piece.box[1 - axis] == whole[1 - axis] for piece in found):
+            return Cut(axis, tuple(sorted(found, key=lambda piece: piece.box[axis])))
     return None
 
 

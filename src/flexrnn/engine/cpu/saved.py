@@ -90,11 +90,14 @@ def _even(number: int) -> int:
     return number & -number
 
 
-def part(memory: Tensor, shape: tuple[int, ...], at: int = 0) -> Tensor:
-    """A tensor in one piece that begins so many numbers behind a memory's first."""
+def part(
+    memory: Tensor, shape: tuple[int, ...], at: int = 0, strides: tuple[int, ...] | None = None
+) -> Tensor:
+    """A tensor that begins so many numbers behind a memory's first; in one piece by default."""
     if is_watched():  # whose offset is asked anew
-        return handle_torch_function(part, (memory,), memory, shape, at)
-    return memory.as_strided(shape, _strides(shape), memory.storage_offset() + at)
+        return handle_torch_function(part, (memory,), memory, shape, at, strides)
+    strides = _strides(shape) if strides is None else strides
+    return memory.as_strided(shape, strides, memory.storage_offset() + at)
 
 
 @lru_cache(maxsize=1024)

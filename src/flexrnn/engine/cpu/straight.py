@@ -77,8 +77,8 @@ class Straight:
 
     def _compute(self, operands: Sequence[Tensor], scratch: Tensor | None) -> dict[str, Tensor]:
         """What the loop reads that is computed before it, some of it into its own memory."""
-        found = {} if scratch is None else {SCRATCH: scratch}
         given = dict(zip(self._read, operands, strict=True))
+        found = given if scratch is None else {**given, SCRATCH: scratch}
         values, like = values_of(self._program, given), operands[0]
         self._before.begin(self._program, values, found, like)
         self._before.add(self._program, values, found, like, self._lead, self._steps)

@@ -7,19 +7,20 @@
 // and in rows.h or pairs.h how operands are laid out and multiplied.
 
 // One of the matrices on a side of a product. Its rows lie in several places: some `from[0]` on, those
-// behind them from `from[1]` on. The numbers of a row lie side by side, or those of a column, which is
-// in one place then.
+// behind them from `from[1]` on. The numbers of a row lie side by side, or those of a column that are in
+// one place.
 struct Matrix {
     void* const* from;
     const long* row;      // how far rows are apart in each place
     long parts, columns;  // of a part
     long column;          // how far these are apart
     long first;           // of the tiles of all matrices on this side, that of this one
+    bool follow;          // whether the places follow one another, as if they were one
 
     bool is_turned() const { return column != 1; }
 
     // Of a left one, whether the columns of a tile are read where they lie.
-    bool lies(long above) const { return LIE && is_turned() && above + HIGH <= columns; }
+    bool lies(long above) const { return LIE && follow && is_turned() && above + HIGH <= columns; }
 
     long tall() const { return ceil_div(columns, HIGH); }       // tiles of a left matrix
     long across() const { return ceil_div(columns, WIDE * VL); }  // of a part of a right one
@@ -40,7 +41,7 @@ struct Outer {
     long many_lefts, many_rights, tall, wide;  // tiles above one another, and side by side
     long abreast, blocks, some, few, apart;
     void* const* outs;
-    const long* adds;
+    const long* results;  // of each whether it is added to what is there, and how far rows are apart
     REAL *lefts, *rights;
 };
 
@@ -165,19 +166,18 @@ INLINE void tile_of(int width, REAL* out, long row, long high, long units, Left 
 static void column(const Outer& o, long k, const REAL* right, Range tiles, Range block,
                    long deep) {
     const Column at(o, k);
-    const long units = o.right[at.matrix].columns;
     for (long l = 0; l < o.many_lefts; l++) {
         const Matrix& m = o.left[l];
         const long which = l * o.many_rights + at.matrix;
-        REAL* out = (REAL*)o.outs[which] + at.part * m.columns * units + at.unit;
-        const bool adds = block.first > 0 || o.adds[which];
+        const long row = o.results[2 * which + 1];
+        REAL* out = (REAL*)o.outs[which] + at.part * m.columns * row + at.unit;
+        const bool adds = block.first > 0 || o.results[2 * which];
         for (long i = most(tiles.first, m.first); i < least(tiles.last, m.first + m.tall()); i++) {
             const long above = (i - m.first) * HIGH, high = least(HIGH, m.columns - above);
             Left left = {o.lefts + (i - tiles.first) * o.apart, 1, HIGH};
             if (m.lies(above))
                 left = {(const REAL*)m.from[0] + above * m.column + block.first, m.column, 1};
-            tile_of<WIDE>(at.width, out + above * units, units, high, at.units, left, right, deep,
-                          adds);
+            tile_of<WIDE>(at.width, out + above * row, row, high, at.units, left, right, deep, adds);
         }
     }
 }
@@ -208,10 +208,13 @@ static void multiply(const Outer& o, long id, long count) {
 
 // Reads where the matrices on a side are, and says how many tiles they have.
 template <bool LEFT>
-INLINE long read(Matrix* matrices, long many, long places, void**& p, const long*& s) {
+INLINE long read(const Outer& o, Matrix* matrices, long many, void**& p, const long*& s) {
     long tiles = 0;
-    for (Matrix* m = matrices; m < matrices + many; m++, p += places, s += 3 + places) {
-        *m = {p, s + 3, s[0], s[1], s[2], tiles};
+    for (Matrix* m = matrices; m < matrices + many; m++, p += o.places, s += 3 + o.places) {
+        bool follow = true;
+        for (long k = 1; k < o.places; k++)
+            follow &= (REAL*)p[k] == (REAL*)p[k - 1] + o.rows[k - 1] * s[3 + k - 1];
+        *m = {p, s + 3, s[0], s[1], s[2], tiles, follow};
         tiles += LEFT ? m->tall() : m->parts * m->across();
     }
     return tiles;
@@ -222,7 +225,7 @@ INLINE long read(Matrix* matrices, long many, long places, void**& p, const long
 // s: numbers of this memory for `lefts` of a thread, and for `rights`; how many products there are; of
 // each its places, left matrices, right ones, `abreast`, `blocks`, `some`, `few`, `apart`, and the rows
 // in each place; of each matrix parts, their columns, and how far columns are apart, and rows in each
-// place; of each result whether it is added to what is there.
+// place; of each result what `results` says.
 static void work(void** p, const long* s, long id, long count) {
     REAL* const lefts = (REAL*)*p++ + id * (s[0] + s[1]);
     REAL* const rights = lefts + s[0];
@@ -235,10 +238,10 @@ static void work(void** p, const long* s, long id, long count) {
         o.lefts = lefts, o.rights = rights;
         Matrix left[o.many_lefts], right[o.many_rights];
         s += 8 + o.places;
-        o.left = left, o.tall = read<true>(left, o.many_lefts, o.places, p, s);
-        o.right = right, o.wide = read<false>(right, o.many_rights, o.places, p, s);
-        o.outs = p, o.adds = s;
-        p += o.many_lefts * o.many_rights, s += o.many_lefts * o.many_rights;
+        o.left = left, o.tall = read<true>(o, left, o.many_lefts, p, s);
+        o.right = right, o.wide = read<false>(o, right, o.many_rights, p, s);
+        o.outs = p, o.results = s;
+        p += o.many_lefts * o.many_rights, s += 2 * o.many_lefts * o.many_rights;
         multiply(o, id, count);
     }
 }
