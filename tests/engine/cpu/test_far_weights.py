@@ -11,6 +11,8 @@ from weakref import WeakKeyDictionary
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.testing import assert_close
 
 import flexrnn
 from flexrnn import cells
@@ -64,6 +66,19 @@ def test_a_cell(judge: Judge, kinds: list[Kind], name: str, marks: str) -> None:
     }[marks]
     judge(layer, torch.randn(T, 3, I, dtype=DOUBLE), None, **given)
     assert {(kind.shape, kind.hoist) for kind in kinds} == {(Shape.ROWS, True)}
+
+
+def test_the_layout_of_a_call_serves_other_lengths(kinds: list[Kind]) -> None:
+    """The input's products lie in front of the weights, and are more in the second call."""
+    layer, x = flexrnn.LSTM(I, H, dtype=DOUBLE), torch.randn(T, 3, I, dtype=DOUBLE)
+    for some in ([10, 1, 1], [10, 10, 9], [10, 9, 1]):
+        packed = pack_padded_sequence(x, torch.tensor(some))
+        found: list[torch.Tensor] = []
+        for engine in ("cpu", "reference"):
+            with flexrnn.backend(engine), torch.no_grad():
+                found.append(layer(packed)[0].data)
+        assert_close(*found, rtol=1e-12, atol=1e-13)
+    assert len(kinds) == 1
 
 
 def test_many_rows(judge: Judge, kinds: list[Kind]) -> None:

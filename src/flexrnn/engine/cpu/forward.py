@@ -66,8 +66,8 @@ class Forward:
         self.saves = bool(saved.block or self.alone)
         self.chunks = self._chunks(plan)
         steps = max(chunk.last - chunk.first for chunk in self.chunks)
-        rows = math.prod(sizes.lead(given)) if sizes.fewer else steps * sizes.batch
-        self.layout.hoist(rows, self.saved, given)
+        # Where steps have unlike numbers of rows, it will serve calls of more than this one's.
+        self.layout.hoist(steps * sizes.batch, self.saved, given)
         self.layout.finish(given)
 
     @property
