@@ -81,15 +81,15 @@ class Call(NamedTuple):
         launch, memory = self.launch, dict[tuple[str, int], int]()
         pointers: list[str] = []
         for name, offset in zip(launch._memories, launch._offsets, strict=True):
-            at = offset // memory_size(self.memory)
-            piece = (name, at if name in self.areas else 0)
+            at, area = offset // memory_size(self.memory), self.areas.get(name, {0: 0})
+            piece = (name, max(first for first in area if first <= at))
             if name == STARTS:
                 pointers.append("starts")
             elif name:
                 whole = name not in self.areas
-                memory[piece] = extent(self.memory[name]) if whole else self.areas[name][at]
+                memory[piece] = extent(self.memory[name]) if whole else area[piece[1]]
                 number = list(memory).index(piece)
-                pointers.append(f"m{number} + {at if whole else 0}")
+                pointers.append(f"m{number} + {at - piece[1]}")
             else:
                 pointers.append("nullptr")
         starts = self.memory.get(STARTS, torch.zeros(1)).tolist()
@@ -134,8 +134,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
         made = lay_out(self, rows, weights, area, **sizes)
         own = next(k for k, (other, _) in enumerate(taken) if other is area)
         areas = {SCRATCH: taken[own][1]}
-        for _, pieces in taken[own + 1 :]:  # a forward pass has another, of what it saves
-            areas["saved"] = pieces
         text = "\n".join((*self.source.functions, self.source.text))
         sources[made] = text, areas
         taken.clear()
