@@ -134,5 +134,9 @@ ACROSS = (
 BATCH_NORM = f"batch_norm cannot be compiled: {ACROSS}"
 TAKEN = "it takes a number out of a tensor"
 _TAKES_OUT = ("__float__", "__int__", "__index__", "item", "tolist", "numpy", "equal", "allclose")
-_UNWRITTEN = ("expected to contain only concrete integers", "INTERNAL ASSERT FAILED")  # by torch
+_UNWRITTEN = (  # by torch, or by the oldest that FlexRNN takes
+    "expected to contain only concrete integers",
+    "INTERNAL ASSERT FAILED",
+    "on tensor with symbolic sizes/strides",
+)
 _HOOKS = ("register_hook", "register_post_accumulate_grad_hook", "retain_grad")
