@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexrnn.engine.compiler.refusal import refused
 from flexrnn.engine.compiler.spelt.ranked import is_ranked, sort, standing
-from flexrnn.engine.compiler.spelt.rows import as_torch, is_of_rows, where
+from flexrnn.engine.compiler.spelt.rows import as_torch, has_rows, is_of_rows, where
 
 
 def _quantile(
@@ -19,7 +20,8 @@ def _quantile(
     interpolation: str = "linear",
 ) -> Tensor:
     """Nan where one unit is."""
-    if dim is None or not _fits(input, q, dim, interpolation):
+    _check("quantile", input, interpolation)
+    if dim is None or not _fits(input, q, dim):
         return torch.quantile(input, q, dim, keepdim, interpolation=interpolation)
     last, nan = input.shape[dim] - 1, input != input
     if isinstance(q, Tensor):
@@ -43,17 +45,23 @@ def _nanquantile(
     interpolation: str = "linear",
 ) -> Tensor:
     """Of the numbers alone, which stand before nan."""
-    if dim is None or not _fits(input, q, dim, interpolation):
+    _check("nanquantile", input, interpolation)
+    if dim is None or not _fits(input, q, dim):
         return torch.nanquantile(input, q, dim, keepdim, interpolation=interpolation)
     there = (input == input).sum(dim, keepdim=True).to(input.dtype).movedim(dim, -1)
     return _between(input, dim, q, (there - 1).clamp(min=0), keepdim)
 
 
-def _fits(x: Tensor, q: Any, dim: int, interpolation: str) -> bool:
+def _check(name: str, x: Tensor, interpolation: str) -> None:
+    """Refuse here what versions of torch compose of unlike operations, none of which compiles."""
+    if has_rows(x) and interpolation != "linear":
+        raise refused(name, "of the batch's rows a program has it with interpolation='linear'")
+
+
+def _fits(x: Tensor, q: Any, dim: int) -> bool:
     one = isinstance(q, (int, float)) and 0 <= q <= 1
     known = isinstance(q, Tensor) and q.dim() < 2 and q.dtype == x.dtype and not is_of_rows(q)
-    return is_ranked(x, dim) and x.is_floating_point() and interpolation == "linear" and (
-        one or known)  # fmt: skip
+    return is_ranked(x, dim) and x.is_floating_point() and (one or known)
 
 
 def _between(input: Tensor, dim: int, q: Any, last: Any, keepdim: bool) -> Tensor:
