@@ -345,6 +345,7 @@ class Encoded(Dataset[Tensor]):
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker:UserWarning")  # of one CPU
 def test_workers_of_a_data_loader(threads: Threads) -> None:
     layer = flexrnn.LSTM(3, 17, backend="cpu")
     xs = torch.randn(6, 20, 2, 3)
