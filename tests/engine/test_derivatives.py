@@ -3,16 +3,18 @@
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jvp, stack_module_state, vjp, vmap
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 import flexrnn
+from flexrnn.cells import HiddenState
 
 T, B, I, H = 3, 2, 2, 3
 LAYERS: dict[str, Callable[..., Any]] = {
@@ -112,6 +114,72 @@ def test_transforms_take_the_reference_without_a_warning(
         got = TRANSFORMS[name](layer, x)
         assert name == "vjp" or by_program == outside
     assert_close(got, expected, rtol=1e-10, atol=1e-12)
+
+
+class Spiking(flexrnn.Cell):
+    """A step with a derivative of its own, of which autograd cannot record the program's."""
+
+    State = HiddenState
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size)
+        self.inner = nn.Linear(input_size + hidden_size, hidden_size, bias, device, dtype)
+
+    def step(self, x: Tensor, state: Any) -> HiddenState:
+        voltage = self.inner(torch.cat([x, state.h], -1))
+        return HiddenState(0.5 * state.h + cast(Tensor, Spike.apply(voltage)))
+
+
+class Spike(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, voltage: Tensor) -> Tensor:
+        ctx.save_for_backward(voltage)
+        return (voltage > 0).to(voltage.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (voltage,) = ctx.saved_tensors
+        return gradients[0] / (10 * voltage.abs() + 1) ** 2
+
+
+@pytest.mark.parametrize("spiking", [False, True])
+@pytest.mark.parametrize("lengths", [None, [T, 1]])
+@pytest.mark.parametrize("how", ["is_grads_batched", "vmap"])
+def test_a_batch_of_cotangents(
+    layer: Any, spiking: bool, lengths: Any, how: str, by_program: list[str]
+) -> None:
+    layer = flexrnn.FlexRNN(Spiking, I, H, dtype=torch.float64) if spiking else layer
+    x = sequence(True)
+    output, operands = layer(x, lengths=lengths)[0], [x, *layer.parameters()]
+    batch = torch.randn(4, *output.shape, dtype=torch.float64)
+
+    def pull(cotangent: Tensor, **options: Any) -> Any:
+        return torch.autograd.grad(output, operands, cotangent, retain_graph=True, **options)
+
+    expected = [torch.stack(gradients) for gradients in zip(*map(pull, batch), strict=True)]
+    by_program.clear()
+    got = vmap(pull)(batch) if how == "vmap" else pull(batch, is_grads_batched=True)
+    assert by_program == []
+    assert_close(list(got), expected, rtol=1e-12, atol=1e-12)
+    assert not any(gradient.requires_grad for gradient in got)
+
+
+def test_a_batch_of_cotangents_of_a_call_that_somebody_watches(layer: Any) -> None:
+    """The operator's backward pass."""
+    x = sequence(True)
+    with FlopCounterMode(display=False):
+        output, _ = layer(x)
+    batch = torch.randn(4, *output.shape, dtype=torch.float64)
+    got = torch.autograd.grad(output, x, batch, is_grads_batched=True, retain_graph=True)[0]
+    expected = [torch.autograd.grad(output, x, one, retain_graph=True)[0] for one in batch]
+    assert_close(got, torch.stack(expected), rtol=1e-12, atol=1e-12)
 
 
 def test_an_ensemble_over_stacked_parameters(by_program: list[str]) -> None:

@@ -117,6 +117,8 @@ def serves(layer: Any, x: Tensor, sizes: Tensor, state: Any) -> bool:
 
 
 class _Gather(torch.autograd.Function):
+    # By itself torch would add up what several places of a result might have read. The backward
+    # passes are ordinary operations, so that `vmap` has rules for them.
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, step: Tensor, sequence: Tensor) -> Tensor:
         ctx.places, ctx.size = (step, sequence), tensor.shape[:2]
@@ -124,7 +126,8 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return _Spread.apply(*gradients, *ctx.places, *ctx.size), None, None
+        (gradient,) = gradients
+        return _spread(gradient, *ctx.places, *ctx.size), None, None
 
 
 class _Spread(torch.autograd.Function):
@@ -133,8 +136,13 @@ class _Spread(torch.autograd.Function):
         ctx: Any, rows: Tensor, step: Tensor, sequence: Tensor, steps: int, batch: int
     ) -> Tensor:
         ctx.places = step, sequence
-        return rows.new_zeros(steps, batch, *rows.shape[1:]).index_put_(ctx.places, rows)
+        return _spread(rows, step, sequence, steps, batch)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return _Gather.apply(*gradients, *ctx.places), None, None, None, None
+        (gradient,) = gradients
+        return gradient[ctx.places], None, None, None, None
+
+
+def _spread(rows: Tensor, step: Tensor, sequence: Tensor, steps: int, batch: int) -> Tensor:
+    return rows.new_zeros(steps, batch, *rows.shape[1:]).index_put_((step, sequence), rows)

@@ -14,6 +14,7 @@ from flexrnn.engine.cpu.build import openmp
 from flexrnn.engine.cpu.precision import allows_bfloat16
 from flexrnn.engine.cpu.straight import Straight
 from flexrnn.engine.engines import ENGINES, is_written, straight
+from flexrnn.engine.ordinary import for_ordinary_operations
 from flexrnn.engine.replay import Result
 from flexrnn.engine.signature import Signature
 
@@ -135,7 +136,7 @@ class _Scan(torch.autograd.Function):
         tensors = ctx.saved_tensors  # looked at once: under a checkpoint a look computes them anew
         saved, x = len(tensors) - len(about.names), tensors[0]
         with autocast.off(x):
-            if torch.is_grad_enabled():  # create_graph=True
+            if for_ordinary_operations(cotangents):
                 times: Any = {"reverse": call.reverse, "batch_sizes": call.batch_sizes}
                 row = tensors[: len(about.names)]
                 found = recompute.gradients(call.program, row, call.keep, cotangents, **times)

@@ -27,6 +27,7 @@ from flexrnn.engine.compiler.program import Program, loads
 from flexrnn.engine.compiler.surroundings import alone
 from flexrnn.engine.engines import ENGINES, Engine
 from flexrnn.engine.fallback import warn
+from flexrnn.engine.ordinary import for_ordinary_operations
 from flexrnn.engine.signature import signature
 from flexrnn.engine.step import CannotRunError
 
@@ -139,7 +140,7 @@ def _backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Any, ...]:
         like.new_zeros(shape) if cotangent is None else cotangent
         for cotangent, shape in zip(cotangents, shapes, strict=False)
     ]
-    if torch.is_grad_enabled():  # create_graph=True
+    if for_ordinary_operations(given):
         with autocast.off(like):
             found = recompute.gradients(program, row, keep, given, reverse=reverse)
     else:

@@ -1,12 +1,13 @@
 # pyright: reportPrivateUsage=false
 # Whether a transform of torch's is at work has no public name.
-"""What kind of call this is: before an engine runs, or an operator is called."""
+"""What kind of call this is: before an engine runs or an operator is called, and going back."""
 
 from collections.abc import Iterable
 from enum import Enum
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_legacy_batchedtensor
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
@@ -47,3 +48,16 @@ def kind(tensors: Iterable[Tensor]) -> Call:
                 )
             call = Call.TRACED
     return call
+
+
+def for_ordinary_operations(cotangents: Iterable[Tensor]) -> bool:
+    """Whether a backward pass is for ordinary operations: `create_graph=True`, or a batch of them.
+
+    A batch comes by `is_grads_batched=True`, as vectorized Jacobians have it, which is another
+    `vmap` than torch.func's, or by that around `torch.autograd.grad`.
+    """
+    return (
+        torch.is_grad_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or any(map(is_legacy_batchedtensor, cotangents))
+    )

@@ -1,6 +1,7 @@
-"""Gradients that have gradients: the program once more, node by node, while autograd records."""
+"""Gradients that no kernel has: the program once more, node by node, by ordinary operations."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,10 @@ def gradients(
     reverse: bool,
     batch_sizes: Tensor | None = None,
 ) -> dict[str, Tensor | None]:
-    """What an engine's `backward` computes, as a differentiable function of all that it reads.
+    """What an engine's `backward` computes: of a batch of cotangents, or to be differentiated.
+
+    Where gradients are enabled (`create_graph=True`) it is a differentiable function of all that it
+    reads, which autograd records; else it is the program's own backward pass.
 
     Args:
         program, keep, reverse, batch_sizes: as in the forward pass.
@@ -30,12 +34,17 @@ def gradients(
         The gradients by the name of the operand, of those that require one.
     """
     about = signature(program)
+    times: Any = {"reverse": reverse, "batch_sizes": batch_sizes}
+    if not torch.is_grad_enabled():
+        parts = about.parts(row)
+        saved = interpreter.forward(program, *parts, keep, **times).saved
+        history = dict(zip(keep, cotangents, strict=False))
+        final = cotangents[len(keep) :]
+        return dict(interpreter.backward(program, *parts, saved, history, final, **times))
     with torch.enable_grad():
         # Views, so that the derivative stops here while what it is made of goes on.
         again = tuple(t.view_as(t) if t.requires_grad else t for t in row)
-        ran = interpreter.forward(
-            program, *about.parts(again), keep, reverse=reverse, batch_sizes=batch_sizes
-        )
+        ran = interpreter.forward(program, *about.parts(again), keep, **times)
         results = [(o, g) for o, g in zip((*ran.history.values(), *ran.final), cotangents,
                                           strict=True) if o.requires_grad]  # fmt: skip
         learned = {name: t for name, t in zip(about.names, again, strict=True) if t.requires_grad}
