@@ -5,7 +5,7 @@ import io
 import pickle
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
@@ -196,6 +196,31 @@ def test_torch_save_and_load_of_layer_and_of_state(make: Make) -> None:
     other = make()
     other.load_state_dict(torch.load(state, weights_only=True), strict=True)
     assert torch.equal(output(other, x), output(layer, x))
+
+
+class Pair(NamedTuple):
+    h: Tensor
+    slow: Tensor
+
+
+class PairCell(HoldingCell):
+    State = Pair
+
+    def step(self, x: Tensor, state: Any) -> Any:
+        h = torch.tanh(self.inner(torch.cat([x, state.h], -1)))
+        return Pair(h, state.slow + 0.1 * (h - state.slow))
+
+
+@pytest.mark.parametrize("cell", [flexrnn.LSTMCell, PairCell])
+def test_torch_load_takes_the_state_of_a_stream_unasked(cell: type[flexrnn.Cell]) -> None:
+    """As it takes `torch.nn.LSTM`'s, a plain tuple, without `weights_only=False`."""
+    layer, x, file = FlexRNN(cell, I, H), sequence(), io.BytesIO()
+    _, state = layer(x)
+    torch.save({"step": 7, "state": state}, file)
+    file.seek(0)
+    found = torch.load(file, weights_only=True)["state"]
+    assert type(found) is cell.State
+    torch.testing.assert_close(tuple(found), tuple(state), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

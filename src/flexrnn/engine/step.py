@@ -84,7 +84,12 @@ class ComposedStep(Protocol):
 
 
 def make_exportable(state: type) -> None:
-    """Let `torch.export.save` write down a NamedTuple class, by its name."""
+    """Let `torch.export.save` and `torch.load` know a NamedTuple class by its name.
+
+    `torch.load` takes tensors in plain tuples unasked; a state is one, and runs no code either.
+    """
+    if state.__bases__ == (tuple,):
+        torch.serialization.add_safe_globals([state])
     known = getattr(_pytree, "SUPPORTED_NODES", {})
     register = getattr(_pytree, "_register_namedtuple", None)
     if register is not None and state not in known:
