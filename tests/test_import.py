@@ -24,6 +24,7 @@ NAMES = [
     (_C._dynamo.eval_frame, "set_code_exec_strategy"),
     (_C._dynamo.guards, "TensorGuards"),
     (_C._functorch, "TransformType"),
+    (_C._functorch, "is_legacy_batchedtensor"),
     (_C._functorch, "peek_interpreter_stack"),
     (torch._decomp, "get_decompositions"),
     (function, "_SingleLevelFunction"),

@@ -7,13 +7,14 @@ from enum import Enum
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_legacy_batchedtensor
+from torch._C import _functorch
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
 from flexrnn.engine.step import CannotRunError
 
+_is_batched = getattr(_functorch, "is_legacy_batchedtensor", lambda _: False)
 _PLAIN = (Tensor, nn.Parameter)
 _TRACED = (FakeTensor, FunctionalTensor)
 
@@ -59,5 +60,5 @@ def for_ordinary_operations(cotangents: Iterable[Tensor]) -> bool:
     return (
         torch.is_grad_enabled()
         or torch._C._are_functorch_transforms_active()
-        or any(map(is_legacy_batchedtensor, cotangents))
+        or any(map(_is_batched, cotangents))
     )

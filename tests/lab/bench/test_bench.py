@@ -192,6 +192,7 @@ def test_a_cell_that_is_no_program_says_so(invoke: Invoke, cells: Path, tmp_path
         (["--only", "speed"], ["--only", "inference or training", "'speed'"]),
         (["--only", "training", "--cells", "lstm-step"], ["--only training", "none of the cells"]),
         (["--backend", "gpu"], ["--backend", "'cpu'", "'gpu'"]),
+        (["--backend", "cuda"], ["--backend", "for the CPU", "'cuda'"]),
         (["--seed", "-1"], ["--seed", "-1"]),
         (["--out", "my_cells.py"], ["--out", "exists"]),
         (["--markdown", "my_cells.py"], ["--markdown my_cells.py", "bench:"]),

@@ -169,6 +169,8 @@ def _check(options: Options) -> None:
         check_backend(options.backend)
     except ValueError as error:
         raise UsageError(f"--{error}") from None
+    if options.backend == "cuda":
+        raise UsageError("--backend: expected an engine for the CPU, got 'cuda'")
 
 
 def _plain(options: Options, cases: list[Case], sizes: tuple[Size, ...]) -> dict[str, Any]:
