@@ -323,8 +323,19 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: p
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("missing", ["typer", "plotly"])  # at once, and by the command
+def test_without_the_extra_one_line_says_what_to_install(missing: str) -> None:
+    code = f"import sys; sys.modules[{missing!r}] = None; import flexrnn.lab; flexrnn.lab.main()"
+    command = [sys.executable, "-c", code, "compare", "--only", "same"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    (line,) = ran.stderr.splitlines()
+    assert missing in line
+    assert line.endswith("the command needs pip install 'flexrnn[lab]'")
+
+
 def start(out: Path, text: Path, *arguments: str) -> subprocess.Popen[str]:
-    code = "from flexrnn.lab.cli import main; main()"
+    code = "from flexrnn.lab import main; main()"
     sizes = ["--steps", "1000", "--hidden", "4", "--seq", "8", "--batch", "2"]
     return subprocess.Popen(
         [sys.executable, "-c", code, "compare", *sizes, "--text", text, "--out", out, *arguments],
