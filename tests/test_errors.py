@@ -209,10 +209,14 @@ class OtherState(NamedTuple):
 
 
 WRONG_STEPS: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
-    (lambda s: s.h, TypeError, "Wrong.step: expected a LSTMState, got Tensor"),
-    (lambda s: None, TypeError, "Wrong.step: expected a LSTMState, got NoneType"),
-    (tuple, TypeError, "Wrong.step: expected a LSTMState, got tuple of length 2"),
-    (lambda s: OtherState(*s), TypeError, "Wrong.step: expected a LSTMState, got OtherState ..."),
+    (lambda s: s.h, TypeError, "Wrong.step: expected LSTMState(h, c), got Tensor"),
+    (lambda s: None, TypeError, "Wrong.step: expected LSTMState(h, c), got NoneType"),
+    (tuple, TypeError, "Wrong.step: expected LSTMState(h, c), got tuple of length 2"),
+    (
+        lambda s: OtherState(*s),
+        TypeError,
+        "Wrong.step: expected LSTMState(h, c), got OtherState ...",
+    ),
     (lambda s: s._replace(c=0.0), TypeError, "Wrong.step: expected c to be a tensor, got float"),
     (
         lambda s: s._replace(h=s.h[:, :1]),
@@ -253,7 +257,7 @@ def test_what_step_returns(
 
 
 WRONG_STARTS: list[tuple[Callable[[Any], Any], type[Exception], str]] = [
-    (lambda s: s.h, TypeError, "Wrong.initial_state: expected a HiddenState, got Tensor"),
+    (lambda s: s.h, TypeError, "Wrong.initial_state: expected HiddenState(h), got Tensor"),
     (
         lambda s: HiddenState(1.0),  # pyright: ignore[reportArgumentType]
         TypeError,

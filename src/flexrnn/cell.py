@@ -20,7 +20,15 @@ from flexrnn.dtypes import (
 )
 from flexrnn.engine.compiler.refusal import CannotCompileError, frames, users_line
 from flexrnn.engine.step import make_exportable
-from flexrnn.fields import complex_fields, described, field_names, field_sizes, unwrap, wrap
+from flexrnn.fields import (
+    complex_fields,
+    described,
+    field_names,
+    field_sizes,
+    spelled,
+    unwrap,
+    wrap,
+)
 from flexrnn.references import gave
 
 
@@ -250,7 +258,7 @@ def checked_step(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> Any:
         raise told from error
     if not isinstance(new, cell.State):
         raise TypeError(
-            f"{type(cell).__name__}.step: expected a {cell.State.__name__}, got {described(new)}"
+            f"{type(cell).__name__}.step: expected {spelled(cell.State)}, got {described(new)}"
         )
     cast = False
     for field, before, after in zip(field_names(cell), state, new, strict=True):
@@ -302,7 +310,7 @@ def first_state(
     state = cell.initial_state(batch_shape, dtype, device)
     where = f"{type(cell).__name__}.initial_state"
     if not isinstance(state, cell.State):
-        raise TypeError(f"{where}: expected a {cell.State.__name__}, got {described(state)}")
+        raise TypeError(f"{where}: expected {spelled(cell.State)}, got {described(state)}")
     kinds = zip(field_names(cell), field_sizes(cell), field_dtypes(cell, dtype), strict=True)
     for value, (field, size, own) in zip(state, kinds, strict=True):
         if not isinstance(value, Tensor):

@@ -89,6 +89,11 @@ def wrap(cell: Any, hx: Any, argument: str = "hx") -> tuple[Tensor, ...]:
     return tuple(hx)
 
 
+def spelled(kind: Any) -> str:
+    """How a state of a class is written in a step, for messages: `LSTMState(h, c)`."""
+    return f"{kind.__name__}({', '.join(kind._fields)})"
+
+
 def described(value: Any) -> str:
     """A value's type, and its length where it has one, for messages."""
     name = type(value).__name__
