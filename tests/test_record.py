@@ -1,6 +1,7 @@
 """`record` gives what a loop by hand over the cell would have seen."""
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -174,6 +175,26 @@ def test_what_is_no_layer_is_refused(refused: Any) -> None:
 
     refused(lambda: enter(None), TypeError, "layer: expected a FlexRNN, got NoneType")
     refused(lambda: enter(torch.nn.LSTM(I, H)), TypeError, "layer: expected a FlexRNN, got LSTM")
+
+
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_it_listens_to_a_layer_that_was_compiled_before(x: Tensor, fullgraph: bool) -> None:
+    layer = flexrnn.GRU(I, H, dtype=x.dtype)
+
+    def compiled() -> None:
+        call: Any = torch.compile(layer, backend="aot_eager", fullgraph=fullgraph)
+        call(x)
+        for given in (x, 2 * x):
+            with record(layer) as expected:
+                layer(given)
+            for heard in (layer, call):
+                with record(heard) as taps:
+                    call(given)
+                assert_close(taps, expected)
+
+    torch.compiler.reset()
+    with ThreadPoolExecutor(1) as pool:  # in which nobody has recorded yet
+        pool.submit(compiled).result()
 
 
 def test_who_has_heard_enough_keeps_no_more() -> None:

@@ -92,6 +92,20 @@ def test_what_comes_behind_a_reset_knows_nothing_of_the_chunk_before(make: Any) 
     assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
 
 
+def test_a_layer_may_return_its_state_as_a_plain_tuple() -> None:
+    """As a subclass that overrides `forward` may, and `torch.nn.LSTM` does."""
+
+    class Plain(flexrnn.LSTM):
+        def forward(self, *args: Any, **options: Any) -> Any:
+            output, (h, c) = super().forward(*args, **options)
+            return output, (h, c)
+
+    layer, x = Plain(I, H, dtype=torch.float64), randn(T, B, I)
+    *_, last = tbptt(layer, x, 4)
+    assert type(last.state) is tuple
+    assert_close(last.state, layer(x)[1], rtol=1e-12, atol=1e-13)
+
+
 def test_weights_may_change_between_two_chunks(make: Any) -> None:
     layer, x, shapes = make(), randn(T, B, I), []
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)

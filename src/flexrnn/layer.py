@@ -357,7 +357,7 @@ class FlexRNN(nn.Module):
             self.checkpoint_every,
             self.backend,
         )
-        taps = dict[str, Tensor]() if is_recorded(self) else None
+        taps: dict[str, Tensor] | None = {} if is_recorded(self) else None
         output, final, states = stack.run(
             cells,
             [cast(Cell, cell) for cell in self.cells],

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 
 class _Here(threading.local):
-    active: tuple[tuple[nn.Module, dict[str, Tensor]], ...] = ()
+    def __init__(
+        self,
+    ) -> None:  # in every thread; an attribute of the class has no guard of Dynamo's
+        self.active: tuple[tuple[nn.Module, dict[str, Tensor]], ...] = ()
 
 
 _here = _Here()
@@ -46,6 +49,7 @@ def record(layer: nn.Module) -> Iterator[dict[str, Tensor]]:
     """
     if not isinstance(layer, nn.Module) or not hasattr(layer, "num_directions"):
         raise TypeError(f"layer: expected a FlexRNN, got {type(layer).__name__}")
+    layer = getattr(layer, "_orig_mod", layer)  # of what torch.compile returns
     before, taps = _here.active, dict[str, Tensor]()
     _here.active = (*before, (layer, taps))
     try:

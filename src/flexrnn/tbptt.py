@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from flexrnn.call.marks import check_lengths, check_reset
+from flexrnn.call.stack import each
 
 
 class Chunk(NamedTuple):
@@ -104,4 +105,4 @@ def _chunks(
 
 
 def _detached(state: Any) -> Any:
-    return state.detach() if isinstance(state, Tensor) else type(state)(*map(Tensor.detach, state))
+    return state.detach() if isinstance(state, Tensor) else each(Tensor.detach, state)

@@ -181,3 +181,10 @@ def test_a_block_is_a_threads_own() -> None:
         thread.start()
         thread.join()
     assert len(seen) == 1
+
+
+def test_explain_refuses_a_layer_of_torchs() -> None:
+    with pytest.raises(TypeError, match=r"^layer: expected a FlexRNN, got LSTM$"):
+        flexrnn.explain(torch.nn.LSTM(3, 4), torch.randn(5, 2, 3))
+    model = torch.nn.Sequential(flexrnn.LSTM(3, 4))
+    assert len(flexrnn.explain(model, torch.randn(5, 2, 3)).steps) == 1

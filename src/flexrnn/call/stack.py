@@ -63,7 +63,7 @@ def run(
         outputs, filled = [], where.fill(x)
         for way in ways:
             index = len(finals)
-            tapped = None if taps is None else dict[str, Tensor]()
+            tapped: dict[str, Tensor] | None = None if taps is None else {}
             history, final = direction.run(
                 cells[index],
                 origins[index],

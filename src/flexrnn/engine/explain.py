@@ -70,6 +70,7 @@ def explain(layer: nn.Module, x: Any, stages: bool = False) -> Explanation:
         step that they are from, and values have the names that the step has for them.
 
     Raises:
+        TypeError: `layer` is none of ours, and holds none.
         TypeError, ValueError, RuntimeError: as the layer does for this input.
 
     Example:
@@ -92,6 +93,8 @@ def explain(layer: nn.Module, x: Any, stages: bool = False) -> Explanation:
 
     with torch.enable_grad(), scan.watched(watch):
         layer(x)
+    if not seen:
+        raise TypeError(f"layer: expected a FlexRNN, got {type(layer).__name__}")
     backend = scan.in_force(getattr(layer, "backend", "auto"))
     directions = 2 if getattr(layer, "bidirectional", False) else 1
     reports = []

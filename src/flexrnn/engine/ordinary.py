@@ -4,16 +4,17 @@
 
 from collections.abc import Iterable
 from enum import Enum
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._C import _functorch
 from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
 from flexrnn.engine.step import CannotRunError
 
+_functorch: Any = getattr(torch._C, "_functorch", None)
 _is_batched = getattr(_functorch, "is_legacy_batchedtensor", lambda _: False)
 _PLAIN = (Tensor, nn.Parameter)
 _TRACED = (FakeTensor, FunctionalTensor)
