@@ -1,5 +1,6 @@
 """The layer owns the parameters; a copy of the cell borrows them for a call."""
 
+import copy
 import inspect
 from typing import Any
 
@@ -211,3 +212,74 @@ def test_a_name_that_is_taken_is_refused() -> None:
     layer.scale_l0 = "something else"
     with pytest.raises(ValueError, match="would be the layer's scale_l0, a name that is taken"):
         move_parameters(Nested(3, 5), layer, "_l0")
+
+
+class Told(Cell):
+    """A cell that is told by which module to squash, in a list if so wanted."""
+
+    State = HiddenState
+
+    def __init__(
+        self, input_size, hidden_size, bias=True, device=None, dtype=None, *, squash, listed=False
+    ):
+        super().__init__(input_size, hidden_size)
+        self.inner = nn.Linear(input_size + hidden_size, hidden_size, bias, device, dtype)
+        self.squash = squash
+        self.listed = [squash] if listed else None
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        squash = self.listed[0] if self.listed else self.squash
+        return HiddenState(squash(self.inner(torch.cat([x, state.h], -1))).tanh())
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("options", [{"num_layers": 2}, {"bidirectional": True}])
+def test_a_module_that_all_cells_are_given_is_registered_once_and_learns_from_all(
+    options: dict[str, Any], listed: bool
+) -> None:
+    kind: dict[str, Any] = {"dtype": torch.float64}
+    squash = nn.Linear(5, 5, **kind)
+    weights = copy.deepcopy(squash.state_dict())
+    layer = FlexRNN(Told, 3, 5, squash=squash, listed=listed, **options, **kind)
+    named = dict(layer.named_parameters())
+    second = "l1" if "num_layers" in options else "l0_reverse"
+    assert [name for name in named if "squash" in name] == ["squash_weight_l0", "squash_bias_l0"]
+    assert f"inner_weight_{second}" in named
+
+    x, own = torch.randn(7, 2, 3, **kind), [nn.Linear(5, 5, **kind) for _ in range(2)]
+    for module in own:
+        module.load_state_dict(weights)
+
+    class Apart(Told):
+        def __init__(self, *args: Any, squash: Any, **kwargs: Any):
+            super().__init__(*args, squash=squash.pop(), **kwargs)
+
+    alone = FlexRNN(Apart, 3, 5, squash=own, **options, **kind)
+    alone.load_state_dict(layer.state_dict(), strict=False)
+    for ran in (layer, copy.deepcopy(layer)):
+        ran.zero_grad()
+        output, _ = ran(x)
+        assert_close(output, alone(x)[0])
+        output.square().sum().backward()
+        alone.zero_grad()
+        alone(x)[0].square().sum().backward()
+        for name, parameter in ran.named_parameters():
+            expected = alone.get_parameter(name).grad
+            if "squash" in name:
+                other = alone.get_parameter(name.replace("l0", second)).grad
+                assert expected is not None
+                assert other is not None
+                expected = expected + other
+            assert_close(parameter.grad, expected)
+
+
+def test_a_module_that_another_layer_has_been_given_is_refused() -> None:
+    squash = nn.Linear(5, 5)
+    first = FlexRNN(Told, 3, 5, squash=squash)
+    with pytest.raises(ValueError, match=r"^Told: squash has given its weight to another layer; "):
+        FlexRNN(Told, 3, 5, squash=squash)
+    squash = nn.Sequential(nn.Linear(5, 5))
+    second = FlexRNN(Told, 3, 5, squash=copy.deepcopy(squash))
+    third = FlexRNN(Told, 3, 5, squash=squash)
+    for layer in (first, second, third):
+        layer(torch.randn(7, 2, 3))

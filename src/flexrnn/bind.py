@@ -21,7 +21,18 @@ from flexrnn.engine import traced
 from flexrnn.engine.step import frozen, members
 from flexrnn.engine.tables import trim
 from flexrnn.engine.witness import CannotWatchError, Witness
-from flexrnn.references import forget, give, learns, note, rebind, refresh, share, shares, strangers
+from flexrnn.references import (
+    forget,
+    give,
+    given_before,
+    learns,
+    note,
+    rebind,
+    refresh,
+    share,
+    shares,
+    strangers,
+)
 
 C = TypeVar("C", bound=Cell)
 
@@ -38,10 +49,12 @@ def move_parameters(cell: Cell, layer: nn.Module, suffix: str) -> tuple[Slot, ..
     """Take the parameters out of a cell and register them in the layer under torch's flat names.
 
     `norm.weight` becomes `norm_weight` + suffix (`_l0`, `_l1_reverse`). A parameter that the cell
-    holds at several places is registered once.
+    holds at several places is registered once, and so is that of a module that several cells of
+    the layer share.
 
     Raises:
-        ValueError: two parameters would get the same name, or one that the layer uses already.
+        ValueError: two parameters would get the same name, or one that the layer uses already; or
+            a module has given its parameters to another layer.
         TypeError: a module of the cell is compiled by torch.jit.
     """
     for path, module in cell.named_modules():
@@ -51,7 +64,8 @@ def move_parameters(cell: Cell, layer: nn.Module, suffix: str) -> tuple[Slot, ..
                 "cannot borrow parameters; give the cell the module without torch.jit.script"
             )
     note(cell)
-    slots = []
+    slots = [Slot(*place) for place in given_before(cell, layer)]
+    shared = len(slots)
     names: dict[nn.Parameter, str] = {}
     for path, parameter in list(cell.named_parameters(remove_duplicate=False)):
         module, _, name = path.rpartition(".")
@@ -64,10 +78,18 @@ def move_parameters(cell: Cell, layer: nn.Module, suffix: str) -> tuple[Slot, ..
                 )
             layer.register_parameter(flat, parameter)
         slots.append(Slot(module, name, names[parameter]))
-    for slot in slots:
+    for slot in slots[shared:]:
         # A module that the cell holds under two names has two slots and one parameter.
-        give(cell.get_submodule(slot.module), slot.name)
-    return tuple(slots)
+        give(cell.get_submodule(slot.module), slot.name, layer, slot.flat)
+    return (*slots[shared:], *slots[:shared])
+
+
+def cells_of(layer: nn.Module) -> list[Any]:
+    """The cells of a layer, past `torch.export`, which hands out proxies of what is in a model.
+
+    It does so where the model holds some module twice; no copy can be made of a proxy.
+    """
+    return list(layer.__dict__["_modules"]["cells"]._modules.values())
 
 
 def bind(cell: C, slots: tuple[Slot, ...], layer: nn.Module) -> C:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from flexrnn.bind import Slot, bind, move_parameters
+from flexrnn.bind import Slot, bind, cells_of, move_parameters
 from flexrnn.call import direction, packing, quick, ragged, shown, stack, stream
 from flexrnn.call.initial import add_learned, initial_state, reset_learned, unbatched
 from flexrnn.call.marks import Marks, check_alone, check_lengths, check_reset, marks
@@ -360,7 +360,7 @@ class FlexRNN(nn.Module):
         taps: dict[str, Tensor] | None = {} if is_recorded(self) else None
         output, final, states = stack.run(
             cells,
-            [cast(Cell, cell) for cell in self.cells],
+            cells_of(self),
             x,
             state,
             start,
@@ -385,8 +385,8 @@ class FlexRNN(nn.Module):
         return [f"_l{k}{way}" for k in range(self.num_layers) for way in ways]
 
     def _bound_cells(self) -> Iterator[Cell]:
-        for cell, slots in zip(self.cells, self._slots, strict=True):
-            yield bind(cast(Cell, cell), slots, self)
+        for cell, slots in zip(cells_of(self), self._slots, strict=True):
+            yield bind(cell, slots, self)
 
     def __repr__(self) -> str:
         copy = self.__class__.__new__(self.__class__)  # with the parameters back in their cells

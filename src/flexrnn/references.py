@@ -12,7 +12,7 @@ tensors of the cell as well.
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,38 @@ _TORCHS = set(vars(nn.Module()))  # such as the tables of hooks, which call whom
 
 
 _ANOTHER = nn.Identity()  # than any module or tensor of a cell; it can be called, as partial wants
-_gave: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+# Of a module's parameter that has been given up: the layer that has it, and its name there.
+_Given = dict[str, tuple[ref[nn.Module], str]]
+_gave: WeakKeyDictionary[nn.Module, _Given] = WeakKeyDictionary()
 
 
-def give(module: nn.Module, name: str) -> None:
+def give(module: nn.Module, name: str, layer: nn.Module, flat: str) -> None:
     """Take a parameter out of a module, and remember that it had one."""
     module._parameters.pop(name, None)
-    _gave.setdefault(module, set()).add(name)
+    _gave.setdefault(module, {})[name] = ref(layer), flat
+
+
+def given_before(cell: nn.Module, layer: nn.Module) -> list[tuple[str, str, str]]:
+    """What modules of a cell have given to a layer as those of another cell of it.
+
+    Returns:
+        The path of each module, the parameter's name in it, and its name in the layer.
+
+    Raises:
+        ValueError: a module has given parameters to another layer.
+    """
+    found: list[tuple[str, str, str]] = []
+    for path, module in cell.named_modules(remove_duplicate=False):
+        for name, (owner, flat) in _gave.get(module, {}).items():
+            if name in module._parameters:  # it has got another one
+                continue
+            if owner() is not layer:
+                raise ValueError(
+                    f"{type(cell).__name__}: {path or 'the cell'} has given its {name} to another "
+                    "layer; give each layer a module of its own"
+                )
+            found.append((path, name, flat))
+    return found
 
 
 def gave(module: nn.Module, name: str) -> bool:
@@ -40,8 +65,8 @@ def gave(module: nn.Module, name: str) -> bool:
 
 
 def learns(module: nn.Module) -> bool:
-    """Whether a module has parameters, its own or those of what is inside it."""
-    return next(module.parameters(), None) is not None
+    """Whether a module has parameters, its own or those of what is inside it, or has given some."""
+    return next(module.parameters(), None) is not None or any(m in _gave for m in module.modules())
 
 
 def note(cell: nn.Module) -> None:

@@ -82,6 +82,24 @@ def test_an_exported_layer_learns(strict: bool) -> None:
 
 
 @pytest.mark.parametrize("strict", [True, False])
+def test_a_model_that_holds_a_module_twice_is_exported(strict: bool) -> None:
+    """`torch.export` puts proxies in the place of all its modules then."""
+
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = flexrnn.LayerNormLSTM(I, H)
+            self.there = self.back = nn.Linear(H, H)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.back(self.there(self.rnn(x)[0]))
+
+    model, x = Tied(), sequence()
+    exported = torch.export.export(model, (x,), strict=strict)
+    assert_close(exported.module()(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("strict", [True, False])
 def test_without_gradients_nothing_is_saved(strict: bool) -> None:
     with torch.no_grad():
         program = export(flexrnn.LSTM(I, H).eval(), strict=strict)
