@@ -97,7 +97,11 @@ OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"proj_size": 2.0}, TypeError, "proj_size should be of type int, got: float"),
     ({"backend": "gpu"}, ValueError, "backend: expected one of 'auto', 'reference'..., got 'gpu'"),
     ({"backend": None}, ValueError, "backend: expected one of 'auto', ..., got None"),
-    ({"surprise": 1}, TypeError, "... unexpected keyword argument 'surprise'"),
+    (
+        {"surprise": 1},
+        TypeError,
+        "unexpected keyword argument 'surprise': neither the layer nor LSTMCell has it",
+    ),
 ]
 
 

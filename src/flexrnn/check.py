@@ -5,7 +5,7 @@ Where torch has words for a mistake, they are torch's, so that a drop-in fails a
 
 import numbers
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -94,7 +94,9 @@ def _check_probability(name: str, value: Any, meaning: str) -> None:
         raise ValueError(f"{name} should be a number in range [0, 1] {meaning}, got {value!r}")
 
 
-def check_cell_class(cell: Any, hidden_size: int, proj_size: int) -> None:
+def check_cell_class(
+    cell: Any, hidden_size: int, proj_size: int, cell_options: Iterable[str]
+) -> None:
     """Refuse what is not a cell class, or one whose constructor a layer cannot call."""
     if not (isinstance(cell, type) and issubclass(cell, Cell)):
         hint = ", the class itself" if isinstance(cell, Cell) else ""
@@ -104,6 +106,12 @@ def check_cell_class(cell: Any, hidden_size: int, proj_size: int) -> None:
             raise TypeError(
                 f"{cell.__name__}.__init__: expected an argument {argument!r}; a layer calls "
                 "cell(input_size, hidden_size, bias=, device=, dtype=, **cell_options)"
+            )
+    for option in cell_options:
+        if not accepts(cell, option):
+            raise TypeError(
+                f"unexpected keyword argument {option!r}: neither the layer nor {cell.__name__} "
+                "has it"
             )
     if proj_size and not accepts(cell, "proj_size"):
         raise ValueError(

@@ -118,7 +118,7 @@ class FlexRNN(nn.Module):
             bidirectional,
             proj_size,
         )
-        check_cell_class(cell, hidden_size, proj_size)
+        check_cell_class(cell, hidden_size, proj_size, cell_options)
         check_features(
             cell, zoneout, recurrent_dropout, weight_drop, learn_initial_state, checkpoint_every
         )
