@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 
 class _Here(threading.local):
-    def __init__(
-        self,
-    ) -> None:  # in every thread; an attribute of the class has no guard of Dynamo's
+    def __init__(self) -> None:
+        # In every thread; an attribute of the class has no guard of Dynamo's.
         self.active: tuple[tuple[nn.Module, dict[str, Tensor]], ...] = ()
 
 
