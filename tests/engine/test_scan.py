@@ -82,6 +82,23 @@ def test_a_plain_tuple_stays_one_and_may_hold_tensors_of_any_shape() -> None:
     assert states[2].flatten().tolist() == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("engine", ["reference", "interpreter", "cpu"])
+def test_a_count_and_a_mark_stay_of_their_dtypes(engine: str) -> None:
+    def mean(x: Tensor, s: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        h, n, seen = s
+        n = n + 1
+        return h + (x - h) / n.to(h.dtype), n, seen | (x.sum(-1, keepdim=True) > 0)
+
+    state = randn(B, I), torch.zeros(B, 1, dtype=torch.int64), torch.zeros(B, 1, dtype=torch.bool)
+    x = randn(T, B, I)
+    with flexrnn.backend(engine):
+        states, final = scan(mean, state, x)
+    assert [s.dtype for s in final] == [s.dtype for s in states] == [s.dtype for s in state]
+    assert final[1].unique().tolist() == [T]
+    assert torch.equal(final[2], (x.sum(-1, keepdim=True) > 0).any(0))
+    assert_close(final[0], x.mean(0))
+
+
 def test_one_tensor_in_a_tuple_is_given_and_taken_in_a_tuple() -> None:
     def add(x: tuple[Tensor], s: tuple[Tensor]) -> tuple[Tensor]:
         return (s[0] + x[0],)

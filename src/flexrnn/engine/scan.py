@@ -176,5 +176,9 @@ def scan(
 
     composed = FunctionStep(step, state, xs, params)
     states, final = run(composed, fields, inputs, keep=range(len(fields)))
-    states = tuple(s.to(field.dtype) for s, field in zip(states, fields, strict=True))
+    # In a program whole numbers are reals.
+    states, final = (
+        tuple(s.to(field.dtype) for s, field in zip(found, fields, strict=True))
+        for found in (states, final)
+    )
     return rebuild(state, states), rebuild(state, final)
