@@ -140,6 +140,8 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "times the batch size": (lambda c, z, h: h + z * h.shape[0], "depends on the batch size"),
     "times twice that": (lambda c, z, h: h + z * (2 * h.shape[0]), "depends on the batch size"),
     "over the batch size": (lambda c, z, h: h + z / h.shape[0], "depends on the batch size"),
+    "filled with the batch size": (
+        lambda c, z, h: h + z * torch.full((5,), 0.5 * h.shape[0]), "torch.float32"),
     "+=": (added, WRITES),
     "[...] =": (set_item, WRITES),
     "a write to a part": (written_part, WRITES),

@@ -82,6 +82,8 @@ def _is_exact(node: fx.Node, name: str, dtype: torch.dtype) -> bool:
         return False
     if name in _MADE:
         value: Any = node.args[1] if name.startswith("full") else 0.0
+        if isinstance(value, fx.Node):  # of the batch size
+            return False
         return torch.tensor(value, dtype=result.dtype).item() == value
     if name not in ("_to_copy", "where") or torch.promote_types(result.dtype, dtype) != dtype:
         return False
