@@ -48,7 +48,19 @@ def several_slots(c: Any, x: Tensor, h: Tensor) -> Tensor:
     return (memory + read).flatten(1)
 
 
+def put(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    """By another name; what several add to one unit is summed up."""
+    memory, rows = (x @ c.W + h) * 1, torch.arange(h.size(0))
+    memory.index_put_((rows, h.argmax(1)), x[:, 0])
+    memory.index_put_([rows, h.argmin(1)], x[:, 1], accumulate=True)
+    twice = h.topk(2, -1).indices[:, [0, 1, 0]]
+    memory = memory.index_put((rows[:, None], twice), x, accumulate=True)
+    slots = torch.index_put(halves(memory), (rows, x.argmax(1) // 2), x[:, :2], accumulate=True)
+    return slots.flatten(1)
+
+
 WRITTEN: dict[str, Callable[..., Tensor]] = {
+    "put": put,
     "read": lambda c, x, h: (
         x @ c.W + h[torch.arange(h.shape[0]), h.argmax(-1)].unsqueeze(1) * torch.tanh(h)),
     "read by one number": lambda c, x, h: x @ c.W + h[torch.arange(h.shape[0]), 2].unsqueeze(1),

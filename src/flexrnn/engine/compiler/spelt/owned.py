@@ -116,8 +116,31 @@ def _set_item(x: Tensor, index: Any, value: Any) -> None:
     x.copy_(put)
 
 
+def _index_put_(x: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Tensor:
+    """The same by another name; or what every row adds to its own units."""
+    index = tuple(indices)
+    here = _own(x, index) if accumulate and values.dtype == x.dtype else None
+    if not accumulate:
+        _set_item(x, index, values)
+    elif here is None or not x.is_floating_point():
+        x.index_put_(index, values, accumulate=True)
+    else:
+        values = values.expand(*here.shape[:-1], *x.shape[2:]).unsqueeze(here.dim() - 1)
+        put = where(_wide(here, x), values, 0.0)
+        x.copy_(x + (put if here.dim() == 2 else put.sum(1)))
+    return x
+
+
+def _index_put(input: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Tensor:
+    return _index_put_(input.clone(), indices, values, accumulate)
+
+
 SPELT: dict[Any, Any] = {
     torch.arange: _arange,
+    Tensor.index_put_: _index_put_,
+    torch.index_put_: _index_put_,
+    Tensor.index_put: as_torch(Tensor.index_put, _index_put),
+    torch.index_put: as_torch(torch.index_put, _index_put),
     Tensor.__getitem__: _get_item,
     Tensor.__setitem__: _set_item,
 } | {
