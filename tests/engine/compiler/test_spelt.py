@@ -148,6 +148,13 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         torch.stack([h, x @ c.W]).sum(-1).t().repeat(1, 2) + torch.stack([h, h]).prod(2)[0][:, None]
         + x @ c.W
     ),
+    "stacked first, and a weight for each": lambda c, x, h: (
+        torch.einsum("kbnc,kcd->bnd", torch.stack([halves(h), halves(x @ c.W)]),
+                     c.wide.view(2, 2, 8)[..., :2]).flatten(1)
+        + torch.einsum("kbi,kij->bj", torch.stack([h, x @ c.W]), c.wide.view(2, 4, 4)) + x @ c.W
+        + torch.einsum("kbi,k->bi", torch.stack([h, x @ c.W]), c.b[:2])
+        + torch.einsum("kbi,bk->bi", torch.stack([h, x @ c.W]), h[:, :2])
+    ),
     "joined first": lambda c, x, h: (
         torch.cat([h[None], (x @ c.W)[None], h[None] * 2]).mean(0) + torch.stack([h]).squeeze(0)
     ),
