@@ -214,3 +214,17 @@ flexrnn.explain(flexrnn.LSTM(2, 3), torch.randn(4, 1, 2))
 sys.exit("torch.export._trace" in sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@torch.compile(backend="eager")
+def gated(z: Tensor, h: Tensor) -> Tensor:
+    return torch.sigmoid(z) * h + torch.tanh(z)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # Dynamo looks at it
+def test_what_is_compiled_by_torch_runs_as_it_is_written(
+    function_layer: Any, same_by_program: Callable[..., None]
+) -> None:
+    same_by_program(
+        function_layer(lambda c, z, h: gated(z, h)), torch.randn(2, 3, 3, dtype=torch.float64)
+    )

@@ -42,6 +42,13 @@ def unlogged() -> Iterator[None]:
 
 
 @contextmanager
+def as_written() -> Iterator[None]:
+    """What the step has had compiled by `torch.compile` runs as it is written, and is seen."""
+    with torch._dynamo.config.patch(error_on_nested_fx_trace=False):
+        yield
+
+
+@contextmanager
 def unheard() -> Iterator[None]:
     """Nobody hears of what is saved here for derivatives.
 

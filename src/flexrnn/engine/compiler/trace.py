@@ -42,7 +42,7 @@ from flexrnn.engine.compiler.parameters import Made, Parameters
 from flexrnn.engine.compiler.refusal import NOWHERE, TAKEN, CannotCompileError, told
 from flexrnn.engine.compiler.spelling import DrawnError, Spelling
 from flexrnn.engine.compiler.spelt.unseen import seen
-from flexrnn.engine.compiler.surroundings import alone, unheard, unlogged
+from flexrnn.engine.compiler.surroundings import alone, as_written, unheard, unlogged
 
 if TYPE_CHECKING:
     from flexrnn.engine.compiler.batch import BatchSize
@@ -142,7 +142,7 @@ def _traced(
         return step(xs, state, params)
 
     try:
-        with mode, traceback.preserve_node_meta(), spelling, seen(), unlogged():
+        with mode, traceback.preserve_node_meta(), spelling, seen(), unlogged(), as_written():
             try:
                 traced = make_fx(functionalize(pure), _decompositions())(*args)
             finally:  # whatever the step raised may come of what it has drawn
