@@ -219,7 +219,7 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "tenths of the batch": (
         lambda c, z, h: h * torch.full((h.shape[0], 5), 0.1) + z, "torch.float32"),
     "units by a mask": (
-        lambda c, z, h: h + z[:, torch.arange(5) % 2 == 0].sum(-1, keepdim=True),
+        lambda c, z, h: h + z[:, c.inner.weight[:, 0] > 0].sum(-1, keepdim=True),
         "how many it picks is not known"),
     "all by a mask": (lambda c, z, h: h + z[z > 0].sum(), "how many it picks is not known"),
     "units of rows": (lambda c, z, h: h + z[[0, 1], [1, 2]][:, None], ASKED),

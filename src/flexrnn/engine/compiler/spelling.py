@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from flexrnn.engine.compiler import kept
 from flexrnn.engine.compiler.called import Called
 from flexrnn.engine.compiler.chance import Chance
+from flexrnn.engine.compiler.known import Known
 from flexrnn.engine.compiler.refusal import (
     BATCH_NORM,
     CannotCompileError,
@@ -54,6 +55,7 @@ class Spelling(TorchFunctionMode):
         self.stopped = False  # gradients are switched off where the step is now
         self.chance = Chance()
         self.called = Called()
+        self.numbers = Known()
         self.flat: dict[int, Tensor] = {}  # of memory that no derivative passes, what lies there
         self.apart: list[Tensor] = []  # they share memory with what has a derivative of its own
         self.constants: dict[int, tuple[Tensor, Tensor]] = {}  # of what the step has kept
@@ -81,6 +83,11 @@ class Spelling(TorchFunctionMode):
             return func(*args)
         written = _written(func, name, args, kwargs)
         self._check(func, name, args, kwargs, written, place)
+        told = self.numbers.asked(func, name, args, kwargs)
+        if told is not None:
+            return told[0]
+        if name == "__getitem__":
+            args = (args[0], self.numbers.index(args[1]))
         known, writes = self.sizes.question, self._writes((args, kwargs))
         given: Any = (args, kwargs)
         if self.stopped:
@@ -117,6 +124,7 @@ class Spelling(TorchFunctionMode):
         self._keep_flat(name, (args, kwargs), found, written)
         if (self.apart or self.stopped or func in _APART) and same is None:
             self._keep_apart((args, kwargs), found, cut=self.stopped or func in _APART)
+        self.numbers.follow(func, name, args, kwargs, found, written)
         self.called.gave(call, found)
         return found
 
@@ -128,6 +136,7 @@ class Spelling(TorchFunctionMode):
                 return x
             made = torch.tensor(numbers, dtype=x.dtype, device=x.device)
             self.constants[id(x)] = x, made
+            self.numbers.note(made, numbers)
         return self.constants[id(x)][1]
 
     def _switch(self, on: bool, place: str) -> None:
