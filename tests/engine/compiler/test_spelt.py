@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, Normal
+from torch.distributions import Categorical, Normal, OneHotCategorical
 from torch.nn import functional as F  # noqa: N812
+from torch.testing import assert_close
 
 import flexrnn
 from flexrnn.cells import HiddenState
@@ -246,6 +247,16 @@ def test_a_distribution_says_what_it_takes_where_a_step_is_run(function_layer: A
         layer(x)
     with flexrnn.backend("reference"), pytest.raises(ValueError, match="scale"):
         layer(x)
+
+
+def test_a_distribution_computes_with_gradients_where_there_are_none(function_layer: Any) -> None:
+    layer = function_layer(lambda c, z, h: z + OneHotCategorical(logits=h).probs)
+    x = torch.randn(2, 3, 3, dtype=torch.float64)
+    found = []
+    for engine in ("cpu", "reference"):
+        with flexrnn.backend(engine), torch.no_grad():
+            found.append(layer(x)[0])
+    assert_close(*found, rtol=1e-12, atol=1e-12)
 
 
 def norm(y: Tensor) -> Tensor:
