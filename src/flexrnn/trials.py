@@ -148,16 +148,15 @@ _aside._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAcc
 def _asked(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Draw, ...]:
     """What two trials, on zeros, find alike."""
     found: set[tuple[Draw, ...]] = set()
-    with alone(), generators_as_before(x.device), torch.no_grad(), noted():
+    with alone(), generators_as_before(x.device), torch.no_grad():
         try:
             for rows in _ROWS:
                 tensors = {name: t.clone() for name, t in tensors_of(cell).items()}
                 copy = with_tensors(cell, tensors)
-                with (asking := _Asking(rows, x.device)):
-                    copy.step(
-                        x.new_zeros((rows, x.shape[-1])),
-                        cell.State(*(field.new_zeros((rows, *field.shape[1:])) for field in state)),
-                    )
+                given = x.new_zeros((rows, x.shape[-1]))  # no numbers that the step makes
+                old = cell.State(*(field.new_zeros((rows, *field.shape[1:])) for field in state))
+                with noted(), (asking := _Asking(rows, x.device)):
+                    copy.step(given, old)
                 found.add(tuple(asking.found))
         except Exception:  # it will come up again, where it can be told
             return ()

@@ -156,6 +156,20 @@ def test_cells_alike_that_keep_other_numbers_have_their_own(how: str) -> None:
     assert how == "random" or not torch.equal(layers[0](x)[0], layers[1](x)[0])
 
 
+class OfTheInput(Keeping):
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        if "first" not in KEPT:
+            KEPT["first"] = x[0].detach() + 1
+        return HiddenState(torch.tanh(self.inner(x - KEPT["first"]) + state.h))
+
+
+def test_what_is_kept_of_an_input_is_no_constant() -> None:
+    layer = flexrnn.FlexRNN(OfTheInput, 3, 5, dtype=DOUBLE)
+    told = "neither input, state nor an attribute"
+    with flexrnn.backend("interpreter"), pytest.raises(RuntimeError, match=told):
+        layer(torch.randn(4, 3, 3, dtype=DOUBLE))
+
+
 @pytest.mark.parametrize("size", [8, 9])  # of no other test's
 def test_a_checkpoint_does_not_count_what_is_saved_before(size: int) -> None:
     layer = flexrnn.FlexRNN(Keeping, 3, size, dtype=DOUBLE, how="class", checkpoint_every=2)

@@ -110,7 +110,9 @@ def rehearse(
     def copy(tensor: Tensor) -> Tensor:
         return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
-    with alone(), unheard(), generators_as_before(state[0].device), noted(), suppress(Exception):
+    with alone(), unheard(), generators_as_before(state[0].device), suppress(Exception):
         # Whatever it raises comes up again, where it can be told.
         own = {name: copy(tensor) for name, tensor in tensors.items()}
-        step(tuple(map(zeros, inputs)), tuple(map(zeros, state)), own)
+        given = tuple(map(zeros, inputs)), tuple(map(zeros, state))  # are no numbers of the step's
+        with noted():
+            step(*given, own)
