@@ -72,6 +72,10 @@ def written_whole(c: Any, x: Tensor, h: Tensor) -> Tensor:
 WRITTEN: dict[str, Callable[..., Any]] = {
     "parts of whole numbers": parts,
     "whole numbers, written": written_whole,
+    "degrees": lambda c, x, h: (
+        x @ c.W + h / torch.bincount(c.places // 2, minlength=4).clamp(min=1)
+        + h * c.places.bincount(minlength=4)
+    ),
     "binary digits": lambda c, x, h: (
         x @ c.W + (((h * 9).long() >> 1) & 1) * h + ((h * 9).long() << 1) * h
         + ((h * 9).long()[:, :1] >> torch.arange(4) & 3) * h

@@ -145,6 +145,15 @@ def _ldexp(input: Tensor, other: Tensor) -> Tensor:
     return input * torch.exp2(other.to(input.dtype))
 
 
+def _bincount(input: Tensor, weights: None = None, minlength: int = 0) -> Tensor:
+    """Of a buffer that has no number above `minlength`: of others torch refuses to add the one."""
+    known = type(minlength) is int and minlength > 0 and not is_of_rows(input)
+    if not known or weights is not None or input.dim() != 1:
+        return torch.bincount(input, weights, minlength)
+    counts = torch.zeros(minlength, dtype=torch.int64, device=input.device)
+    return counts.index_add(0, input, torch.ones_like(input, dtype=torch.int64))
+
+
 SPELT: dict[Any, Any] = {
     original: as_torch(original, spelling)
     for spelling, originals in (
@@ -155,6 +164,7 @@ SPELT: dict[Any, Any] = {
         (_cumulative_trapezoid, (torch.cumulative_trapezoid,)),
         (_mul, (torch.mul, torch.multiply, Tensor.mul, Tensor.multiply)),
         (_mul, (Tensor.__mul__, Tensor.__rmul__)),
+        (_bincount, (torch.bincount, Tensor.bincount)),
         (_ldexp, (torch.ldexp, Tensor.ldexp)),
         (_floor_divide, (torch.floor_divide, Tensor.floor_divide, Tensor.__floordiv__)),
     )
