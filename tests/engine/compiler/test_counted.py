@@ -214,3 +214,31 @@ def test_what_torch_rounds_several_times_is_refused(name: str) -> None:
         pytest.raises(RuntimeError, match=r"torch\.float32|too many digits"),
     ):
         layer(torch.randn(2, 3, 3, dtype=torch.float64))
+
+
+GIVEN: dict[str, Callable[..., Tensor]] = {
+    "a row of a table": lambda n, k, h, w: w[n] + h @ w,
+    "compared": lambda n, k, h, w: (
+        torch.where((n > 2)[:, None], h @ w, h) + w[0] * (k[:, None] == 1)
+    ),
+    "as a real": lambda n, k, h, w: h @ w + 0.1 * n.to(h.dtype)[:, None] * (k < 2)[:, None],
+    "beside reals": lambda n, k, h, w: h @ w + n[:, None] * w[1] - k[:, None] / 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_whole_numbers_may_be_inputs_and_state(name: str) -> None:
+    n, w = torch.randint(0, 4, (5, 3)), torch.randn(4, 4, dtype=torch.float64, requires_grad=True)
+
+    def step(n: Tensor, state: Any, w: Tensor) -> Any:
+        h, k = state
+        return torch.tanh(GIVEN[name](n, k, h, w)), k + 1
+
+    found: list[Any] = []
+    for engine in ("reference", "interpreter", "cpu"):
+        h = torch.zeros(3, 4, dtype=torch.float64), torch.zeros(3, dtype=torch.int64)
+        with flexrnn.backend(engine):
+            states, final = flexrnn.scan(step, h, n, (w,))
+        found.append((*states, *final, *torch.autograd.grad(states[0].sum(), w)))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found[2], found[0], rtol=1e-12, atol=1e-12)

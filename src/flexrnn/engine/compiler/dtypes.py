@@ -16,6 +16,12 @@ from flexrnn.engine.compiler.aten import Unsupported, promotes
 from flexrnn.engine.compiler.spelt.rows import WHOLE
 
 
+def given(node: fx.Node, dtype: torch.dtype) -> None:
+    """Note whole numbers that are given for every row, in an input or the state: they stay such."""
+    if node.meta["val"].dtype in WHOLE and dtype in _EXACT:
+        node.meta["exact"] = True
+
+
 def check(node: fx.Node, operands: Sequence[fx.Node], dtype: torch.dtype) -> None:
     """Refuse an operation whose numbers are others in a program's dtype.
 

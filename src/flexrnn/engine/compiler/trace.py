@@ -205,6 +205,8 @@ def _read(
             if name.startswith("state."):
                 builder.graph.called[index] = name.removeprefix("state.")
             values[node] = parameters.given(node, name) or Ref(index)
+            if not name.startswith("param."):
+                dtypes.given(node, like.dtype)
         elif node.op == "output":
             results = [settle(builder.graph, values[arg]) for arg in node.args[0]]
             builder.graph.outputs = dict(zip(outputs, map(int, results), strict=True))
