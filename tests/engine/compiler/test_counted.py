@@ -242,3 +242,16 @@ def test_whole_numbers_may_be_inputs_and_state(name: str) -> None:
         found.append((*states, *final, *torch.autograd.grad(states[0].sum(), w)))
     torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(found[2], found[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16])
+def test_small_whole_numbers_become_reals(dtype: torch.dtype) -> None:
+    n, h = torch.randint(0, 120, (5, 3, 1)).to(dtype), torch.randn(3, 4, dtype=torch.float64)
+    found: list[Any] = []
+    for engine in ("reference", "interpreter", "cpu"):
+        with flexrnn.backend(engine):
+            found.append(
+                flexrnn.scan(lambda n, h: torch.tanh(h * n) - n.to(h.dtype) / 255, h, n)[0]
+            )
+    torch.testing.assert_close(found[1], found[0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found[2], found[0], rtol=1e-12, atol=1e-12)

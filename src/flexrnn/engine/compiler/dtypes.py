@@ -18,7 +18,7 @@ from flexrnn.engine.compiler.spelt.rows import WHOLE
 
 def given(node: fx.Node, dtype: torch.dtype) -> None:
     """Note whole numbers that are given for every row, in an input or the state: they stay such."""
-    if node.meta["val"].dtype in WHOLE and dtype in _EXACT:
+    if node.meta["val"].dtype in (*WHOLE, *_SMALL) and dtype in _EXACT:
         node.meta["exact"] = True
 
 
@@ -219,6 +219,7 @@ _ROUNDED = ("add", "sub", "rsub", "mul", "div", "neg", "abs", "remainder", "fmod
             "clamp_min", "clamp_max", "maximum", "minimum", "amax", "amin", "cat")  # fmt: skip
 _COMPARED = ("eq", "ne", "lt", "le", "gt", "ge")
 NOTED = ("exact", "bits", "grown")  # of an operation, for those that read it
+_SMALL = (torch.uint8, torch.int8, torch.int16)  # whole numbers, which become reals or others
 _EXACT = (torch.float64, torch.float32)  # of whole numbers up to two to the power of 24
 _COUNTS = ("_to_copy", "sum", "amax", "amin", "where", "cat", "add", "sub", "rsub", "neg", "abs",
            "clamp", "clamp_min", "clamp_max", "maximum", "minimum")  # fmt: skip
