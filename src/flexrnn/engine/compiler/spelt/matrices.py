@@ -12,7 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from flexrnn.engine.compiler.spelt import columns
-from flexrnn.engine.compiler.spelt.rows import as_torch, has_rows, is_behind, is_of_rows
+from flexrnn.engine.compiler.spelt.rows import (
+    as_torch,
+    batch_first,
+    has_rows,
+    is_behind,
+    is_of_rows,
+)
 
 # Products that a row may sum up where it multiplies matrices of its own: generated code goes
 # through them unit by unit.
@@ -148,7 +154,7 @@ def _einsum(equation: Any, *operands: Any) -> Tensor:
     read, arrow, result = equation.replace(" ", "").partition("->")
     labels = read.split(",")
     if arrow and len(labels) == len(operands):
-        labels, operands = _batch_first(labels, operands, result)
+        labels, operands = batch_first(labels, operands, result)
         read = ",".join(labels)
         equation = f"{read}->{result}"
     if arrow and read.isalpha() and sorted({*read}) == sorted(read) == sorted(result):
@@ -176,18 +182,6 @@ def _einsum(equation: Any, *operands: Any) -> Tensor:
         product = x if product is None else product * x
     assert product is not None
     return product.sum(tuple(range(len(result), len(order))))
-
-
-def _batch_first(
-    labels: Sequence[str], operands: Sequence[Any], result: str
-) -> tuple[list[str], tuple[Any, ...]]:
-    """Labels and operands, of which rows that were stacked in front of the batch lie behind it."""
-    names, turned = [*labels], [*operands]
-    for k, (own, x) in enumerate(zip(labels, operands, strict=True)):
-        stacked = isinstance(x, Tensor) and is_behind(x) and len(own) == x.dim()
-        if stacked and own[1] == result[:1] != own[0]:
-            names[k], turned[k] = own[1] + own[0] + own[2:], x.transpose(0, 1)
-    return names, (*turned,)
 
 
 def _pair(labels: Sequence[str], operands: Sequence[Any], result: str) -> tuple[int, int] | None:

@@ -3,7 +3,7 @@
 """What spellings share: whether rows come first, and how a spelling stands in torch's place."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -48,6 +48,18 @@ def has_real_units(x: Tensor, dim: int) -> bool:
 def has_numeric_units(x: Tensor, dim: int) -> bool:
     """Whether this is an axis behind the batch, of real or complex numbers."""
     return (x.is_floating_point() or x.is_complex()) and is_behind_batch(x, dim)
+
+
+def batch_first(
+    labels: Sequence[str], operands: Sequence[Any], result: str
+) -> tuple[list[str], tuple[Any, ...]]:
+    """Of an einsum: rows that were stacked in front of the batch lie behind it."""
+    names, turned = [*labels], [*operands]
+    for k, (own, x) in enumerate(zip(labels, operands, strict=True)):
+        stacked = isinstance(x, Tensor) and is_behind(x) and len(own) == x.dim()
+        if stacked and own[1] == result[:1] != own[0]:
+            names[k], turned[k] = own[1] + own[0] + own[2:], x.transpose(0, 1)
+    return names, (*turned,)
 
 
 def as_torch(original: Callable[..., Any], spelling: Callable[..., Any]) -> Callable[..., Any]:
