@@ -73,7 +73,23 @@ def _wide(here: Tensor, x: Tensor) -> Tensor:
     return here.view(*here.shape, *(1 for _ in range(x.dim() - 2)))
 
 
+def _joined(x: Tensor, index: Any) -> tuple[Tensor, Any] | None:
+    """Two axes as one, `(B, M * N, ...)`, where each row has numbers of both: `x[rows, m, n]`."""
+    if not isinstance(index, tuple) or len(index) != 3 or not _is_marked(index[0]) or x.dim() < 3:
+        return None
+    rows, m, n = index
+    if not all(chosen.is_number(k) and k.dim() == rows.dim() == 1 for k in (m, n)):
+        return None
+    high, wide = x.shape[1:3]
+    m, n = chosen.from_the_end(m, high), chosen.from_the_end(n, wide)
+    place, inside = m * wide + n, (m >= 0) & (m < high) & (n >= 0) & (n < wide)
+    nobodys = torch.full_like(place, high * wide)
+    return x.flatten(1, 2), (rows, torch.where(inside, place, nobodys))
+
+
 def _get_item(x: Tensor, index: Any) -> Any:
+    if (joined := _joined(x, index)) is not None:
+        x, index = joined
     here = _own(x, index)
     if here is not None and x.is_floating_point():
         units = x if here.dim() == 2 else x.unsqueeze(1)
@@ -98,6 +114,11 @@ def _set_item(x: Tensor, index: Any, value: Any) -> None:
     """Of several values for one unit the last stays, as with torch on a CPU."""
     if type(value) is picked.Picked:
         picked.put(x, index, value)
+        return
+    if (joined := _joined(x, index)) is not None:
+        flat = joined[0].clone()
+        _set_item(flat, joined[1], value)
+        x.copy_(flat.view(x.shape))
         return
     here = _own(x, index)
     known = not isinstance(value, Tensor) or value.dtype == x.dtype
