@@ -64,9 +64,9 @@ def test_what_torch_computes_before_the_loop_is_computed_anew(
     computed: list[int] = []
     compute = Straight._compute
 
-    def noted(self: Straight, operands: Any) -> Any:
+    def noted(self: Straight, operands: Any, scratch: Any) -> Any:
         computed.append(len(operands))
-        return compute(self, operands)
+        return compute(self, operands, scratch)
 
     monkeypatch.setattr(Straight, "_compute", noted)
     monkeypatch.setattr(chunks, "ROWS", 16)  # so that 60 steps are several chunks, and 9 are one
