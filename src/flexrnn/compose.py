@@ -22,7 +22,6 @@ from flexrnn.engine.compiler.refusal import CannotCompileError
 from flexrnn.engine.step import Native, object_at
 from flexrnn.equivalent import native_of
 from flexrnn.fields import field_names
-from flexrnn.lazily import give, made_once
 from flexrnn.references import shared
 from flexrnn.regularize import Drop
 
@@ -66,7 +65,6 @@ class CellStep:
         self.cell = cell
         self.origin = origin
         self._tensors: dict[str, Tensor] | None = None
-        self._made: dict[str, Any] = {}  # by a first step, for others
         self.options = {"ragged": ragged, "reset": reset, "zoned": zoned, "expected": expected,
                         "masks": masks, "draws": draws}  # fmt: skip
         self.ragged, self.reset, self.masks = ragged, reset, masks
@@ -155,7 +153,6 @@ class CellStep:
                 )
         step = CellStep(with_tensors(self.cell, tensors), **self.options)
         step._running.__dict__[LENT] = "trace"  # what is set is told at its line
-        made = self._made if give(step._running, self._made) else {}
         before = attributes_of(step._running)
         new = step(inputs, state)
         step._running.__dict__.pop("drop_recurrent", None)  # ours; a method may lead to it, too
@@ -172,11 +169,9 @@ class CellStep:
             for path in changed(step._running, before):
                 if path not in sets:
                     raise changes(self.cell, path, place)
-        else:
-            sets = []
-        for name in (*made, *sets):
-            if "." not in name:
-                warn_of_the_loss(type(self.cell).__name__, name, 2)
+            for name in sets:
+                if "." not in name:
+                    warn_of_the_loss(type(self.cell).__name__, name, 2)
         return tuple(new)
 
     def rehearse(
@@ -186,12 +181,7 @@ class CellStep:
         tensors: Mapping[str, Tensor],
     ) -> Any:
         """The same, without a word about what the step sets."""
-
-        def fresh() -> tuple[CellStep, Cell]:
-            step = CellStep(with_tensors(self.cell, tensors), **self.options)
-            return step, step._running
-
-        self._made = made_once(fresh, inputs, state)
+        return CellStep(with_tensors(self.cell, tensors), **self.options)(inputs, state)
 
     def key(self) -> Hashable:
         """Everything but tensors that the composed step can depend on."""

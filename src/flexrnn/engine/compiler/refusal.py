@@ -94,9 +94,7 @@ def told(error: Exception, operation: str, last: str) -> str:
     """
     place = place_of(error)
     if place == NOWHERE and not operation and last:  # of what the step has returned
-        return (
-            f"{with_batch(str(error) or type(error).__name__)}; the step's last operation is {last}"
-        )
+        return f"{with_batch(str(error))}; the step's last operation is {last}"
     return f"{_reason_of(error, operation)}, {place}"
 
 
