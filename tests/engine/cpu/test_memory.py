@@ -125,6 +125,22 @@ def test_a_larger_block_takes_the_place_of_one_that_it_can_serve_for(brief: bool
     assert len(pool._blocks) == 3
 
 
+def test_gradients_lie_in_memory_of_their_own() -> None:
+    layer = flexrnn.GRU(4, 6, backend="cpu")
+    layer(torch.randn(10, 3, 4))[0].sum().backward()
+    memories = {
+        p.grad.untyped_storage().data_ptr() for p in layer.parameters() if p.grad is not None
+    }
+    assert len(memories) == 4
+
+
+def test_a_block_that_will_not_be_kept_takes_nobodys_place() -> None:
+    pool = Pool(limit=100_000)
+    place = pool.take(20_000, torch.float32).data_ptr()
+    pool.take(30_000, torch.float32)
+    assert pool.take(20_000, torch.float32).data_ptr() == place
+
+
 def test_memory_is_given_back_before_more_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     pool, empty = Pool(), torch.empty
     pool.take(4000, torch.float32)

@@ -87,6 +87,23 @@ def test_weights_in_pieces_are_not_put_together(
     assert ("concat" in asked) == (products != "own")
 
 
+def test_a_parameter_that_multiplies_a_weight_in_pieces(products: str) -> None:
+    """Its gradient is such a product as well, but of no rows of steps."""
+
+    def step(x: Tensor, h: Tensor, a: Tensor, b: Tensor, c: Tensor, u: Tensor) -> Tensor:
+        return torch.tanh(x @ (a @ torch.cat([b, c], 1)) + h @ u)
+
+    shapes = ((I, 4), (4, 3), (4, 2), (5, 5))
+    params = [torch.randn(shape, dtype=DOUBLE, requires_grad=True) for shape in shapes]
+    x, h = torch.randn(T, 2, I, dtype=DOUBLE), torch.zeros(2, 5, dtype=DOUBLE)
+    found = []
+    for engine in ("cpu", "reference"):
+        with flexrnn.backend(engine):
+            states, _ = flexrnn.scan(step, h, x, tuple(params))
+        found.append(torch.autograd.grad(states.sum(), params))
+    assert_close(*found, rtol=1e-11, atol=1e-12)
+
+
 def test_a_cast_weight_is_put_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch casts for it has no place of its own."""
     monkeypatch.setattr(plan, "_SMALL", 0)

@@ -5,7 +5,7 @@ They are products over the steps and rows of a chunk, done when the loop has run
 is made of these is computed at the end.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from typing import NamedTuple
 
 import torch
@@ -85,7 +85,7 @@ class After:
         self.late: list[int] = []  # made of sums
         self.splits = True
         rows = sizes.steps * sizes.batch
-        self.weights = self._in_pieces(graph, rows, given)
+        self.weights = self._in_pieces(graph, {*kept}, rows, given)
         order = self._ordered(graph, after, {*operands, *kept, *sums}, names)
         sums, products = set(sums), list[int]()
         for index in order:
@@ -105,12 +105,13 @@ class After:
         of_rows = (i for i in self.chunk if _is_of_rows(graph, i, rows))
         self.ends += (i for i in of_rows if i in self.roots and i not in read)
         self.chunk = [i for i in self.chunk if i not in self.ends]
-        self.cut: dict[int, list[int]] = {}
+        assert self.weights.keys() <= {*self.ends}
+        self.parted: dict[int, list[int]] = {}
         own = is_faster()
         if own or rows <= _FEW:
             whole = (i for i in products if i not in self.roots)
-            self.cut = {i: parts for i in whole if (parts := _parts(graph, i, order))}
-        thin = (i for i in products if i not in self.cut and _is_thin(graph.nodes[i]))
+            self.parted = {i: parts for i in whole if (parts := _parts(graph, i, order))}
+        thin = (i for i in products if i not in self.parted and _is_thin(graph.nodes[i]))
         self.turned = frozenset(thin if rows >= _LONG and not own else ())
         self.groups = self._grouped(graph, products) if own else [[index] for index in products]
         self.read = tuple(i for i in sorted(read & operands) if _is_timed(graph, i))
@@ -137,10 +138,18 @@ class After:
                 order.append(index)
         return order
 
-    def _in_pieces(self, graph: Graph, rows: int, given: Mapping[str, Tensor]) -> dict[int, Cut]:
-        """Of products of which nothing else is made the weights that lie in pieces."""
-        read = {arg for node in graph.nodes for arg in node.args}
-        found = {i: cut_of(graph, i, rows, given) for i in self.roots if i not in read}
+    def _in_pieces(
+        self, graph: Graph, kept: Set[int], rows: int, given: Mapping[str, Tensor]
+    ) -> dict[int, Cut]:
+        """Weights that lie in pieces, of products of all rows that the loop has left.
+
+        They are the last: nothing else is made of them.
+        """
+        nodes = graph.nodes
+        read = {arg for node in nodes for arg in node.args}
+        last = (i for i in self.roots if i not in read and _is_timed(graph, i))
+        of_kept = (i for i in last if nodes[i].args and nodes[i].args[0] in kept)
+        found = {i: cut_of(graph, i, rows, given) for i in of_kept}
         return {index: weight for index, weight in found.items() if weight}
 
     def _grouped(self, graph: Graph, products: Iterable[int]) -> list[list[int]]:
@@ -150,7 +159,7 @@ class After:
             lefts.setdefault(graph.nodes[index].args[0], []).append(index)
         rights: dict[tuple[int, int], list[int]] = {}
         for index in (group[0] for group in lefts.values() if len(group) == 1):
-            parts = len(self.cut.get(index, ()))
+            parts = len(self.parted.get(index, ()))
             rights.setdefault((graph.nodes[index].args[1], parts), []).append(index)
         return [*(group for group in lefts.values() if len(group) > 1), *rights.values()]
 
@@ -221,7 +230,7 @@ class After:
         for index in self.turned:
             call.found[index] = call.found[index].T.contiguous()
         parts: dict[int, Tensor] = {}
-        for index, own in self.cut.items():  # each in one piece, as a parameter's gradient lies
+        for index, own in self.parted.items():  # each in one piece, as a parameter's gradient lies
             whole = call.found[index]
             parts |= {i: whole[k] for k, i in enumerate(own)}
         at_hand = {i: call.whole[i] for i in self.roots if i in call.whole}
@@ -312,7 +321,7 @@ class After:
     def _total(self, index: int, left: Tensor, right: Tensor, call: Call) -> Tensor:
         """Memory for a sum of products."""
         shape = [left.shape[1], right.shape[1]]
-        if parts := len(self.cut.get(index, ())):
+        if parts := len(self.parted.get(index, ())):
             shape = [parts, shape[0], shape[1] // parts]
         call.found[index] = total = call.like.new_empty(shape)
         return total

@@ -55,8 +55,10 @@ class Layout:
         graph = self.program.graph
         for name in self.kernel.source.buffers:
             kind, _, rest = name.partition(".")
-            if kind == "hoisted" and f"node.{rest}" not in apart:
-                index, row = int(rest), self._row(int(rest))
+            if kind != "hoisted" or f"node.{rest}" in apart:
+                continue
+            index, row = int(rest), self._row(int(rest))
+            if len(graph.nodes[graph.nodes[index].args[1]].shape) == 2:  # torch makes others anew
                 self._brief[index] = at = self.area.take(rows * row)
                 self.rows[name] = Rows(SCRATCH, row * self.apart, row, brief=True, offset=at)
                 if found := cut_of(graph, index, rows, given):

@@ -51,6 +51,12 @@ def compute(
     return into
 
 
+def product(rows: Tensor, weight: Tensor, into: Tensor) -> Outer:
+    """Rows by a weight, into memory in one piece; both may have several axes in front."""
+    left, total = flat(rows).T, into.view(-1, weight.shape[1])
+    return Outer([[left]], [[weight]], [[total]], adds=False)
+
+
 def product_of_pieces(
     rows: Tensor, weight: Cut, memory: Mapping[str, Tensor], into: Tensor
 ) -> Outer:
@@ -80,12 +86,6 @@ def cut_of(graph: Graph, index: int, rows: int, given: Mapping[str, Tensor]) -> 
 
 def _sizes(piece: Piece) -> tuple[int, ...]:
     return tuple(stop - start for start, stop in piece.box)
-
-
-def product(rows: Tensor, weight: Tensor, into: Tensor) -> Outer:
-    """Rows by a weight, into memory in one piece; both may have several axes in front."""
-    left, total = flat(rows).T, into.view(-1, weight.shape[1])
-    return Outer([[left]], [[weight]], [[total]], adds=False)
 
 
 def _is_ours(rows: Tensor, weight: Tensor, like: Tensor) -> bool:

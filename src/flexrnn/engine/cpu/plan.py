@@ -234,7 +234,7 @@ def operands(
     for k in range(len(xs)):
         given[f"x{k}"] = dense(given[f"x{k}"], fewer=batch_sizes is not None)
     for field, first in zip(program.fields, state, strict=True):
-        given[f"state.{field}"] = materialized(first).contiguous()
+        given[f"state.{field}"] = materialized(first).to(dtype).contiguous()
     if batch_sizes is not None:
         given[STARTS] = nn.functional.pad(batch_sizes.cumsum(0), (1, 0))
     return given

@@ -83,12 +83,14 @@ class Pool:
             if free:  # the smallest; those that are lent last are the last to go
                 blocks.append(blocks.pop(min(free, key=lambda k: blocks[k][1].numbers)))
                 return _unwritten(blocks[-1][0][:numbers])
-            self._make_way(wanted)
+            whole = numbers + numbers // 8  # somewhat more, for the next may want more
+            is_kept = whole * dtype.itemsize <= self.limit
+            if is_kept:
+                self._make_way(wanted)
             with torch.inference_mode(False):  # else autograd could never save it
-                # Somewhat more, for the next may want more.
-                block = torch.empty(numbers + numbers // 8, dtype=dtype, device="cpu")
+                block = torch.empty(whole, dtype=dtype, device="cpu")
             _in_huge_pages(block)
-            if block.nbytes > self.limit:
+            if not is_kept:
                 return block[:numbers]
             self._blocks.append((block, _About(block, brief)))
             total = sum(block.nbytes for block, _ in self._blocks)

@@ -12,7 +12,7 @@ _PARTS = 3  # of a sum; see `Pointwise` of the emitter
 
 
 class Sums:
-    """The sums of a loop, side by side in one piece of memory, so that all begin and end at once.
+    """The sums of a loop, side by side in one piece of memory, so that all begin at once.
 
     Args:
         indices: their nodes.
@@ -44,11 +44,11 @@ class Sums:
 
     def end(self, totals: Tensor, graph: Graph) -> dict[int, Tensor]:
         """What they are over all threads, by their nodes."""
-        found, total = dict[int, Tensor](), totals.sum(0)
+        found = dict[int, Tensor]()
         for index, (at, count) in self._places.items():
             node = graph.nodes[index]
             shape = tuple(int(s) for s in node.shape)
-            value = total[at : at + count]
+            value = totals[:, at : at + count].sum(0)  # each in memory of its own, as a gradient is
             if math.prod(shape) < count:  # over axes of a row, too
                 inner = (int(s) for s in graph.nodes[node.args[0]].shape[1:])
                 value = value.reshape(1, *inner).sum_to_size(shape)
