@@ -296,3 +296,31 @@ def test_an_engine_that_does_not_exist(refused: Refused, name: Any) -> None:
     refused(lambda: check_backend(name), ValueError, message)
     refused(lambda: flexrnn.LSTM(I, H, backend=name), ValueError, message)
     refused(lambda: backend(name).__enter__(), ValueError, message)
+
+
+def test_whole_numbers_of_a_state_that_do_not_begin_at_zero() -> None:
+    """They are cast as what is given at every step is."""
+    start = torch.zeros(2, 4), torch.full((2, 4), 10, dtype=torch.int32)
+
+    def step(x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return state[0] + x + state[1].float(), state[1] + 1
+
+    found: list[tuple[Tensor, ...]] = []
+    for engine in ("auto", "reference"):
+        with flexrnn.backend(engine):
+            found.append(flexrnn.scan(step, start, torch.randn(5, 2, 4).abs() * 0)[1])
+    assert_close(*found)
+    assert found[0][1].eq(15).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*expected whole numbers:flexrnn.FallbackWarning")
+def test_whole_numbers_that_no_program_knows() -> None:
+    """In float32 there is no 16,777,217."""
+    tokens = torch.tensor([[16_777_217], [16_777_216], [3]])[..., None]
+
+    def step(n: Tensor, h: Tensor) -> Tensor:
+        return h + (n == 16_777_217)
+
+    for dtype in (torch.float32, torch.float64):
+        states, _ = flexrnn.scan(step, torch.zeros(1, 2, dtype=dtype), tokens)
+        assert states[:, 0, 0].tolist() == [1, 1, 1]

@@ -16,7 +16,7 @@ from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import Program, dumps
 from flexrnn.engine.differentiable import Ready
-from flexrnn.engine.ordinary import Call, kind
+from flexrnn.engine.ordinary import Call, check_whole, kind
 from flexrnn.engine.paired import Paired, PairedReady, are_complex
 from flexrnn.engine.signature import signature
 from flexrnn.engine.step import CannotRunError, ComposedStep, wanted_of
@@ -77,6 +77,7 @@ def run(
                     batch_sizes=batch_sizes)  # fmt: skip
     fields = decided.keep
     if call is Call.EAGER:
+        check_whole((*xs, *state), state[0].dtype)
         results = decided(row)
     else:
         ends = len(fields) + len(state)

@@ -18,6 +18,8 @@ _functorch: Any = getattr(torch._C, "_functorch", None)
 _is_batched = getattr(_functorch, "is_legacy_batchedtensor", lambda _: False)
 _PLAIN = (Tensor, nn.Parameter)
 _TRACED = (FakeTensor, FunctionalTensor)
+_WHOLE = (torch.int32, torch.int64)
+_KNOWN = {torch.float32: 2**24, torch.float64: 2**53}  # the most of a dtype's whole numbers
 
 
 class Call(Enum):
@@ -50,6 +52,23 @@ def kind(tensors: Iterable[Tensor]) -> Call:
                 )
             call = Call.TRACED
     return call
+
+
+def check_whole(tensors: Iterable[Tensor], dtype: torch.dtype) -> None:
+    """Refuse whole numbers beyond those of which a program in this dtype knows each.
+
+    Raises:
+        CannotRunError: there are some.
+    """
+    most = _KNOWN.get(dtype)
+    for tensor in tensors:
+        if most and tensor.dtype in _WHOLE and tensor.numel():
+            least, largest = tensor.aminmax()
+            if max(-int(least), int(largest)) > most:
+                raise CannotRunError(
+                    f"expected whole numbers from -{most} to {most} beside {dtype}, in which there "
+                    f"are not all of those beyond; got {int(least)} to {int(largest)}"
+                )
 
 
 def for_ordinary_operations(cotangents: Iterable[Tensor]) -> bool:

@@ -44,23 +44,27 @@ class Known:
         found = self._computed(func, args, kwargs)
         return (tree_map_only(Tensor, self._made, found),)
 
-    def index(self, index: Any) -> Any:
-        """An index with numbers and places where it has tensors of one, or a mask of units."""
+    def index(self, index: Any, x: Tensor) -> Any:
+        """An index of a tensor, with numbers where it has tensors of one, and places for a mask.
+
+        The mask is of the units of every row: `h[:, mask]` or `h[..., mask]`.
+        """
         if not self._numbers:
             return index
         if isinstance(index, slice):
             return slice(*map(self._number, (index.start, index.stop, index.step)))
         if not isinstance(index, tuple):
             return self._number(index)
-        first = index[0] if index else None
-        behind = first is ... or (isinstance(first, slice) and first == slice(None))  # the rows
-        return tuple(self._places(part) if behind else self.index(part) for part in index)
+        parts = [self.index(part, x) for part in index]
+        if len(parts) == 2 and x.dim() > 1 and (parts[0] is ... or _is_all(parts[0])):
+            parts[1] = self._places(parts[1], x.shape[-1 if parts[0] is ... else 1])
+        return tuple(parts)
 
-    def _places(self, part: Any) -> Any:
+    def _places(self, part: Any, units: Any) -> Any:
         numbers = self._numbers_of(part)
-        if numbers is not None and numbers.dtype == torch.bool and numbers.dim() == 1:
-            return [place for place, keeps in enumerate(self._told(part)) if keeps]
-        return self.index(part)
+        if numbers is None or numbers.dtype != torch.bool or numbers.shape != (units,):
+            return part
+        return [place for place, keeps in enumerate(self._told(part)) if keeps]
 
     def _number(self, x: Any) -> Any:
         numbers = self._numbers_of(x)
@@ -152,6 +156,10 @@ def _is_small(x: Tensor) -> bool:
     return sizes and x.layout is torch.strided and not x.requires_grad and x.numel() <= _MOST
 
 
+def _is_all(part: Any) -> bool:
+    return isinstance(part, slice) and part == slice(None)
+
+
 def _asks(name: str, args: Any, kwargs: Any) -> bool:
     """Whether what comes out, or its size, depends on numbers."""
     if name == "where":
@@ -178,5 +186,5 @@ _MAKES = {
 _UNSURE = {
     "empty_like", "new_empty", "rand_like", "randn_like", "randint_like", "normal_", "uniform_",
     "random_", "bernoulli_", "exponential_", "log_normal_", "cauchy_", "geometric_", "normal",
-    "bernoulli", "multinomial", "poisson", "dropout", "dropout_",
+    "bernoulli", "multinomial", "poisson", "dropout", "dropout_", "set_", "resize_",
 }  # fmt: skip

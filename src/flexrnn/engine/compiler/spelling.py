@@ -88,7 +88,7 @@ class Spelling(TorchFunctionMode):
         if told is not None:
             return told[0]
         if name == "__getitem__":
-            args = (args[0], self.numbers.index(args[1]))
+            args = (args[0], self.numbers.index(args[1], args[0]))
         known, writes = self.sizes.question, self._writes((args, kwargs))
         given: Any = (args, kwargs)
         if self.stopped:

@@ -55,7 +55,7 @@ def unheard() -> Iterator[None]:
     A checkpoint counts it, and when the layer is called again there is nothing to trace.
     """
     if torch._C._autograd._saved_tensors_hooks_is_enabled():  # pyright: ignore[reportAttributeAccessIssue]
-        with saved_tensors_hooks(_as_it_is, _as_it_is):
+        with saved_tensors_hooks(Tensor.detach, _as_it_is):  # a result would hold itself for good
             yield
     else:  # as inside `torch.func.grad`, where nobody can hear
         yield

@@ -191,7 +191,7 @@ def _parts(graph: Graph, seen: View, sizes: list[Any]) -> dict[int, list[Any]] |
             continue
         size: Any = graph.nodes[seen.base].shape[axis]
         taken: list[Any] = []
-        while rest and (not taken or (size != BATCH and math.prod(taken) < size)):
+        while rest and (not taken or (BATCH not in (size, *taken) and math.prod(taken) < size)):
             taken.append(rest.pop(0))
         if BATCH in taken and taken != [size]:
             return None

@@ -146,12 +146,12 @@ def _ldexp(input: Tensor, other: Tensor) -> Tensor:
 
 
 def _bincount(input: Tensor, weights: None = None, minlength: int = 0) -> Tensor:
-    """Of a buffer that has no number above `minlength`: of others torch refuses to add the one."""
+    """Of a buffer whose numbers are less than `minlength`; with others the call is an error."""
     known = type(minlength) is int and minlength > 0 and not is_of_rows(input)
     if not known or weights is not None or input.dim() != 1:
         return torch.bincount(input, weights, minlength)
     counts = torch.zeros(minlength, dtype=torch.int64, device=input.device)
-    return counts.index_add(0, input, torch.ones_like(input, dtype=torch.int64))
+    return counts.index_add(0, input.long(), torch.ones_like(input, dtype=torch.int64))
 
 
 SPELT: dict[Any, Any] = {
