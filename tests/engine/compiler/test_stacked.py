@@ -111,3 +111,18 @@ def test_what_a_person_writes_is_the_reference(
 def test_gates_in_one_parameter_are_one_product(program_of: Callable[..., Any]) -> None:
     graph = program_of(Gates(3, 4, function=WRITTEN["@"]), ()).graph
     assert sum(node.op == "product" for node in graph.nodes) == 2
+
+
+def test_rows_joined_with_what_is_stacked_go_to_the_reference() -> None:
+    """Torch multiplies a matrix of `3 B` rows, and takes these apart again."""
+
+    def step(x: Tensor, h: Tensor, u: Tensor) -> Tensor:
+        n = torch.tanh(x + h)
+        return torch.einsum("kbi,ij->kbj", torch.stack([h, n, h * n]), u).sum(0)
+
+    given = torch.zeros(2, 4), torch.randn(5, 2, 4), (torch.randn(4, 4),)
+    with flexrnn.backend("reference"):
+        expected = flexrnn.scan(step, *given)[0]
+    with pytest.warns(flexrnn.FallbackWarning, match="cannot be compiled"):
+        found = flexrnn.scan(step, *given)[0]
+    torch.testing.assert_close(found, expected)

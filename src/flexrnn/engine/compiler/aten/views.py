@@ -191,14 +191,17 @@ def _parts(graph: Graph, seen: View, sizes: list[Any]) -> dict[int, list[Any]] |
             continue
         size: Any = graph.nodes[seen.base].shape[axis]
         taken: list[Any] = []
-        while rest and (not taken or (BATCH not in (size, *taken) and math.prod(taken) < size)):
+        while rest and (not taken or (_are_known([size, *taken]) and math.prod(taken) < size)):
             taken.append(rest.pop(0))
-        if BATCH in taken and taken != [size]:
-            return None
-        if taken != [size] and (size == BATCH or math.prod(taken) != size):
+        # The batch, or what it is joined with, is one size and no product of others.
+        if taken != [size] and not (_are_known([size, *taken]) and math.prod(taken) == size):
             return None
         parts[axis] = taken
     return None if rest else parts
+
+
+def _are_known(sizes: list[Any]) -> bool:
+    return all(isinstance(size, int) for size in sizes)
 
 
 def select(graph: Graph, value: View, dim: int, index: int) -> View:
