@@ -25,28 +25,22 @@ _FOR_LONG, _BRIEFLY = 2, 8  # times as many numbers as are wanted, that a block 
 _HUGE = 2 << 20  # bytes of a huge page; x86's, and the usual one of others
 _LARGE = 8 * _HUGE  # bytes of a block from which on it lies in such, for few of them are in vain
 
-_Wanted = tuple[int, torch.dtype, bool]  # how many numbers, and whether briefly
-
 
 class _About:
     """What is asked of a block at every call."""
 
     def __init__(self, block: Tensor, brief: bool):
-        self.numbers, self.kind = block.shape[0], (block.dtype, brief)
+        self.numbers, self.dtype, self.brief = block.shape[0], block.dtype, brief
         self.times = _BRIEFLY if brief else _FOR_LONG
+        self.least = -(-self.numbers // self.times)  # who wants fewer gets another
         self.storage = block.untyped_storage()
         self.bytes = block.nbytes
         self.idle = self.holders()  # while it is free
 
-    def serves(self, numbers: int, dtype: torch.dtype, brief: bool) -> bool:
-        """Whether it is free for who wants so many numbers."""
-        fits = numbers <= self.numbers <= self.times * numbers
-        return fits and self.kind == (dtype, brief) and self.is_free()
-
     def makes_way(self, numbers: int, dtype: torch.dtype, brief: bool) -> bool:
         """Whether it is free, and a larger one of so many numbers will do in its place."""
         is_larger = self.numbers < numbers <= self.times * self.numbers
-        return is_larger and self.kind == (dtype, brief) and self.is_free()
+        return is_larger and self.dtype is dtype and self.brief is brief and self.is_free()
 
     def is_free(self) -> bool:
         """Whether nobody holds the block, and nobody has given its memory back."""
@@ -78,15 +72,14 @@ class Pool:
             return handle_torch_function(self.take, (), numbers, dtype, brief=brief)
         numbers = max(_LEAST, numbers)
         with self._lock:
-            wanted, blocks = (numbers, dtype, brief), self._blocks
-            free = [k for k, (_, about) in enumerate(blocks) if about.serves(*wanted)]
-            if free:  # the smallest; those that are lent last are the last to go
-                blocks.append(blocks.pop(min(free, key=lambda k: blocks[k][1].numbers)))
-                return _unwritten(blocks[-1][0][:numbers])
+            place = self._free(numbers, dtype, brief)
+            if place is not None:
+                self._blocks.append(self._blocks.pop(place))  # the last ones are the last to go
+                return _unwritten(self._blocks[-1][0][:numbers])
             whole = numbers + numbers // 8  # somewhat more, for the next may want more
             is_kept = whole * dtype.itemsize <= self.limit
             if is_kept:
-                self._make_way(wanted)
+                self._make_way(numbers, dtype, brief)
             with torch.inference_mode(False):  # else autograd could never save it
                 block = torch.empty(whole, dtype=dtype, device="cpu")
             _in_huge_pages(block)
@@ -98,10 +91,23 @@ class Pool:
                 total -= self._blocks.pop(0)[0].nbytes
             return block[:numbers]
 
-    def _make_way(self, wanted: _Wanted) -> None:
+    def _free(self, numbers: int, dtype: torch.dtype, brief: bool) -> int | None:
+        """Where the smallest free block is that will do."""
+        free = [
+            (about.numbers, k)
+            for k, (_, about) in enumerate(self._blocks)
+            # Asked often, it calls nothing for those that will not do.
+            if about.least <= numbers <= about.numbers
+            and about.dtype is dtype
+            and about.brief is brief
+            and about.is_free()
+        ]
+        return min(free)[1] if free else None
+
+    def _make_way(self, numbers: int, dtype: torch.dtype, brief: bool) -> None:
         """Give back a block for a larger one about to come; behind this nothing holds it."""
         for k, (_, about) in enumerate(self._blocks):
-            if about.makes_way(*wanted):
+            if about.makes_way(numbers, dtype, brief):
                 del self._blocks[k]
                 return
 
