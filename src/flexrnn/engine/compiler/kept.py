@@ -21,7 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from flexrnn.engine.compiler.chance import Chance, generators_as_before
 from flexrnn.engine.compiler.surroundings import alone, unheard
 
-_MOST = 65_536  # numbers that a program holds
+MOST = 65_536  # numbers that a program holds
 _kept: Any = WeakIdKeyDictionary()  # of each tensor: how often it was written to, and its numbers
 
 
@@ -64,7 +64,7 @@ def noted() -> Iterator[None]:
         return
     for tensor in [*noting.made]:
         there = tensor.layout is torch.strided and not tensor.is_meta
-        if there and tensor.numel() <= _MOST and not tensor.requires_grad:
+        if there and tensor.numel() <= MOST and not tensor.requires_grad:
             _kept[tensor] = tensor._version, tensor.tolist()
 
 

@@ -16,9 +16,9 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from flexrnn.engine.compiler.chance import generators_as_before
+from flexrnn.engine.compiler.kept import MOST
 from flexrnn.engine.compiler.surroundings import alone
 
-_MOST = 65_536  # numbers that a program holds
 _CPU = torch.device("cpu")
 
 
@@ -153,7 +153,7 @@ def _tensors(given: Any) -> list[Tensor]:
 
 def _is_small(x: Tensor) -> bool:
     sizes = all(type(size) is int for size in x.shape)
-    return sizes and x.layout is torch.strided and not x.requires_grad and x.numel() <= _MOST
+    return sizes and x.layout is torch.strided and not x.requires_grad and x.numel() <= MOST
 
 
 def _is_all(part: Any) -> bool:

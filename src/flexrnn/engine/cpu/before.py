@@ -38,7 +38,8 @@ class Before:
     ):
         self.wanted, self.brief, self.threads, self.narrow = tuple(wanted), brief, threads, narrow
         self.cut = cut
-        needed = sorted(_needed(graph, {*wanted, *brief}, cut))
+        rows = {graph.nodes[i].args[0] for i in cut}  # their weights are read piece by piece
+        needed = sorted(graph.ancestors({*wanted, *brief, *rows} - cut.keys()) | cut.keys())
         made = [i for i in needed if graph.nodes[i].op != "input"]
         self.timed = frozenset(i for i in needed if BATCH in graph.nodes[i].shape)
         self.inputs = tuple(self.timed.difference(made))
@@ -110,14 +111,3 @@ class Before:
         for index in self.wanted:
             if (index in self.timed) == timed:
                 memory[f"node.{index}"] = values[index].to(like.dtype).contiguous()
-
-
-def _needed(graph: Graph, roots: Collection[int], cut: Mapping[int, Cut]) -> set[int]:
-    """Nodes and all that they are computed from, but for weights that are read piece by piece."""
-    found, pending = set[int](), list(roots)
-    while pending:
-        if (index := pending.pop()) not in found:
-            found.add(index)
-            args = graph.nodes[index].args
-            pending += args[:1] if index in cut else args
-    return found
