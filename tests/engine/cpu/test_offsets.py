@@ -87,7 +87,7 @@ def test_weights_whose_rows_are_far_apart(
 
 @pytest.mark.parametrize("shape", Shape)
 def test_what_is_counted_in_int_is_small(shape: Shape) -> None:
-    """Rows of a tile, vectors, lanes, threads, turns of waiting; everything else is `long`."""
+    """Rows of a tile, vectors, lanes, chains, threads, turns of waiting; all else is `long`."""
     cell = cells.LayerNormLSTMCell(I, H)
     step, state = CellStep(cell), tuple(cell.initial_state((B,)))
     wanted = ("x0", *(f"param.{name}" for name in step.tensors))
@@ -97,7 +97,9 @@ def test_what_is_counted_in_int_is_small(shape: Shape) -> None:
         assert loop is not None
         text = "\n".join((*loop.source.functions, loop.source.text))
         assert set(re.findall(r"\bint (\w+)", text)) <= {
+            "C",
             "R",
+            "c",
             "i",
             "j",
             "n",

@@ -105,12 +105,12 @@ def test_few_registers_hold_parts_of_many_rows() -> None:
     def tile(sums: int, registers: int, *, full: bool = True) -> Tile:
         return tile_of(sums, registers, Shape.ROWS, full=full, vectors=64)
 
-    assert tile(4, 24) == Tile(rows=6, width=1, at_once=4, few=6, chains=1)
-    assert tile(4, 12) == Tile(rows=6, width=1, at_once=2, few=3, chains=1)
-    assert tile(13, 12) == Tile(rows=4, width=1, at_once=3, few=0, chains=1)
-    assert tile(1, 12) == Tile(rows=6, width=2, at_once=1, few=6, chains=1)
-    assert tile(3, 12) == Tile(rows=4, width=1, at_once=3, few=4, chains=1)
-    assert tile(4, 12, full=False) == Tile(rows=3, width=1, at_once=4, few=3, chains=1)
+    assert tile(4, 24) == Tile(rows=6, width=1, at_once=4, few=6)
+    assert tile(4, 12) == Tile(rows=6, width=1, at_once=2, few=3)
+    assert tile(13, 12) == Tile(rows=4, width=1, at_once=3, few=0)
+    assert tile(1, 12) == Tile(rows=6, width=2, at_once=1, few=6)
+    assert tile(3, 12) == Tile(rows=4, width=1, at_once=3, few=4)
+    assert tile(4, 12, full=False) == Tile(rows=3, width=1, at_once=4, few=3)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ _WIDE, _NARROW = 4, 2  # vectors of columns in a tile, where one row of blocks h
 _MANY = 24  # vectors of sums that fill the units of multiplication, and leave registers for weights
 _MOST_ROWS = 8  # of a tile: each weight that is read serves as many
 ROWS_IN_PLACE = 4  # likewise, where weights are read where they lie
-_CHAINS = 4  # sums that are under way at once, for an addition takes four cycles to come out
+_CHAINED = 8  # sums of a row fewer than these may be made in several chains: `chains` in weights.h
 
 
 class Shape(Enum):
@@ -33,7 +33,6 @@ class Tile(NamedTuple):
     width: int  # vectors of every sum
     at_once: int  # sums of a row that are made together, in registers
     few: int  # rows up to which all sums are; 0 where those of one are too many
-    chains: int  # sums of alternate k that are kept apart until the end
 
 
 def tile_of(sums: int, registers: int, shape: Shape, *, full: bool, vectors: int) -> Tile:
@@ -51,9 +50,9 @@ def tile_of(sums: int, registers: int, shape: Shape, *, full: bool, vectors: int
         vectors: of a row's units. What the last tile has beyond them is multiplied in vain.
     """
     if shape is Shape.FEW:
-        return Tile(ROWS_IN_PLACE, 1, sums, ROWS_IN_PLACE, 1)
+        return Tile(ROWS_IN_PLACE, 1, sums, ROWS_IN_PLACE)
     if shape is Shape.ROW:
-        return Tile(1, 1, sums, 1, max(1, _CHAINS // sums))
+        return Tile(1, 1, sums, 1)
     apart = full and registers < _MANY
     at_once = -(-sums // max(1, sums // _NARROW)) if apart else sums
 
@@ -68,7 +67,7 @@ def tile_of(sums: int, registers: int, shape: Shape, *, full: bool, vectors: int
     width = min(range(max(1, (_NARROW if apart else _WIDE) // sums), 0, -1), key=time)
     rows = rows_of(width)
     few = min(rows, registers // (sums * width)) if at_once < sums else rows
-    return Tile(rows, width, at_once, few, 1)
+    return Tile(rows, width, at_once, few)
 
 
 class _Narrowed(NamedTuple):
@@ -259,16 +258,25 @@ class Products:
 
     def _part(self, products: list[int], parts: Sequence[int], sums: list[int]) -> list[str]:
         """These sums into the tile, for which these parts of weights are read."""
-        width, chains = self.tile.width, self.tile.chains
+        width = self.tile.width
         row = self.accumulators.count * width
         places = [s * width + v for s in sums for v in range(width)]
-        lines = ["{", f"    vec acc[{chains}][R][{len(places)}] = {{}};"]
+        few = len(places) < _CHAINED
+        lines = ["{"]
+        if few:
+            lines.append(f"    constexpr int C = chains(R * {len(places)});")
+        lines.append(f"    vec acc[{'C' if few else 1}][R][{len(places)}] = {{}};")
         for k in products:
             lines += [f"    {line}" for line in self._term(k, parts, places)]
         lines += ["    #pragma GCC unroll 8", "    for (int i = 0; i < R; i++) {"]
+        if few:
+            each = (f"acc[0][i][{j}] += acc[c][i][{j}];" for j in range(len(places)))
+            lines.append("        #pragma GCC unroll 8")
+            lines.append(f"        for (int c = 1; c < C; c++) {{ {' '.join(each)} }}")
         for j, place in enumerate(places):
-            total = " + ".join(f"acc[{chain}][i][{j}]" for chain in range(chains))
-            lines.append(f"        *(vec*)({vector_of_row('out', 'i', row, place)}) = {total};")
+            lines.append(
+                f"        *(vec*)({vector_of_row('out', 'i', row, place)}) = acc[0][i][{j}];"
+            )
         return [*lines, "    }", "}"]
 
     def _term(self, k: int, parts: Sequence[int], places: list[int]) -> list[str]:
@@ -284,9 +292,9 @@ class Products:
         ]
         reads = [self._read(k, self.packed[k][part], places) for part in parts]
         lines.append("    long k = 0;")
-        if self.tile.chains > 1:
-            lines += self._loop(reads, self.tile.chains)
-        return [*lines, *self._loop(reads, 1), "}"]
+        if len(places) < _CHAINED:
+            lines += self._chained(reads)
+        return [*lines, *self._loop(reads), "}"]
 
     def _read(self, k: int, packed: Packed, places: Sequence[int]) -> list[int]:
         """Of each vector of a panel the sum to which it adds, as a number among these."""
@@ -294,36 +302,52 @@ class Products:
         sums = (self.accumulators.of[blocks[block]] for block in packed.blocks)
         return [places.index(s * width + v) for s in sums for v in range(width)]
 
-    def _loop(self, reads: list[list[int]], steps: int) -> list[str]:
-        """`steps` values of k at once, each into a chain of its own."""
-        panels = [len(read) for read in reads]
-        onward = ", ".join(f"w{p} += {vectors(steps * panel)}" for p, panel in enumerate(panels))
-        whole = "k < inner; k++" if steps == 1 else f"k + {steps} <= inner; k += {steps}"
-        lines = [f"    for (; {whole}, {onward}) {{"]
-        if steps == 1:
-            hints = (f"hint<{panel}>(w{p}, ahead{p} + k * VL);" for p, panel in enumerate(panels))
-            lines += [f"        if (R > 2) {hint}" for hint in hints]
+    def _chained(self, reads: list[list[int]]) -> list[str]:
+        """C values of k at once, each into a chain of its own."""
+        onward = "".join(f", w{p} += C * {vectors(len(read))}" for p, read in enumerate(reads))
+        each = [
+            "#pragma GCC unroll 8",
+            "for (int c = 0; c < C; c++) {",
+            *self._step(reads, "c"),
+            "}",
+        ]
+        return [
+            f"    for (; C > 1 && k + C <= inner; k += C{onward}) {{",
+            *(f"        {line}" for line in each),
+            "    }",
+        ]
+
+    def _loop(self, reads: list[list[int]]) -> list[str]:
+        """One value of k after another."""
+        onward = "".join(f", w{p} += {vectors(len(read))}" for p, read in enumerate(reads))
+        lines = [f"    for (; k < inner; k++{onward}) {{"]
+        for p, read in enumerate(reads):
+            lines.append(f"        if (R > 2) hint<{len(read)}>(w{p}, ahead{p} + k * VL);")
+        return [*lines, *(f"    {line}" for line in self._step(reads, "")), "    }"]
+
+    def _step(self, reads: list[list[int]], chain: str) -> list[str]:
+        """A value of k, so many behind the first of those that go on at once."""
         columns = [(p, j, acc) for p, read in enumerate(reads) for j, acc in enumerate(read)]
-        for step in range(steps):
-            names = [f"v{step}_{n}" for n in range(len(columns))]
-            for name, (p, j, _) in zip(names, columns, strict=True):
-                at = vector(f"w{p}", step * panels[p] + j)
-                lines.append(f"        const vec {name} = *(const vec*)({at});")
-            each = [(f"acc[{step}][i][{acc}]", name)
-                    for name, (*_, acc) in zip(names, columns, strict=True)]  # fmt: skip
-            here = f"k + {step}" if step else "k"
-            x, sums = (
-                f"broadcast(a[i * row + {here}])",
-                " ".join(f"{s} += x * {v};" for s, v in each),
-            )
-            if self.context.narrow:
-                x = f"broadcast_pair(a + i * row + {here})"
-                sums = " ".join(f"{s} = dot({s}, x, {v});" for s, v in each)
-            lines += [
-                "        #pragma GCC unroll 8",
-                "        for (int i = 0; i < R; i++) {",
-                f"            const vec x = {x};",
-                f"            {sums}",
-                "        }",
-            ]
-        return [*lines, "    }"]
+        names = [f"v{n}" for n in range(len(columns))]
+        lines = list[str]()
+        for name, (p, j, _) in zip(names, columns, strict=True):
+            at = vector(f"w{p}", j)
+            if chain:
+                at = vector_of_row(f"w{p}", chain, len(reads[p]), j)
+            lines.append(f"    const vec {name} = *(const vec*)({at});")
+        here = "i * row + k" + (f" + {chain}" if chain else "")
+        x, add = f"broadcast(a[{here}])", "{s} += x * {v};"
+        if self.context.narrow:
+            x, add = f"broadcast_pair(a + {here})", "{s} = dot({s}, x, {v});"
+        sums = (
+            add.format(s=f"acc[{chain or 0}][i][{acc}]", v=name)
+            for name, (*_, acc) in zip(names, columns, strict=True)
+        )
+        return [
+            *lines,
+            "    #pragma GCC unroll 8",
+            "    for (int i = 0; i < R; i++) {",
+            f"        const vec x = {x};",
+            f"        {' '.join(sums)}",
+            "    }",
+        ]

@@ -56,6 +56,10 @@ template <int PANEL> INLINE void hint(const REAL* w, const REAL* ahead) {
 #endif
 }
 
+// In how many parts sums are made, each of every so many-th k, so that enough are under way at once: an
+// addition takes four cycles to come out, and two begin in each.
+constexpr int chains(int sums) { return sums < 8 ? 8 / sums : 1; }
+
 // K values of k of `width` columns of a weight whose rows lie in one piece each; 0 behind those that
 // are there.
 void pack_rows(REAL* into, long stride, const REAL* from, long row, long K, long there, int width);
