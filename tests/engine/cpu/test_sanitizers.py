@@ -53,14 +53,14 @@ MEETINGS = [
     ("    unsigned rounds = 0,", "    unsigned left = 0, rounds = 0,"),
     (
         "        round++;\n",
-        """        meet(work);
+        """        meet(work, down);
         __atomic_store_n(&shares[id].left, round, __ATOMIC_RELAXED);
         for (long other = 0; count > 1 && other < count; other++)
             while (int(__atomic_load_n(&shares[other].left, __ATOMIC_RELAXED) - round) < 0)
                 sched_yield();
     }
 
-    template <class Work> void meet(Work work) {
+    template <class Work> void meet(Work work, bool down) {
         round++;
 """,
     ),

@@ -67,6 +67,7 @@ class Launch:
         self._pack = Struct(f"{len(pointers)}P").pack
         self._sizes = (ctypes.c_long * len(sizes))(*sizes)
         self._constants = constants
+        self._alone = (ctypes.c_long * 3)()  # what calls of this kind learn of threads; see loop.h
 
     def __call__(self, memory: Mapping[str, Tensor], first: int, last: int) -> None:
         """Run some steps of the loop, from `first` to before `last`, on these tensors."""
@@ -76,7 +77,8 @@ class Launch:
         at = dict(zip(memory, map(Tensor.data_ptr, memory.values()), strict=True))
         at[""] = 0
         pointers = map(add, map(at.__getitem__, self._memories), self._offsets)
-        self._run(self._pack(*pointers), self._of(first, last), self._constants, self._threads)
+        sizes = self._of(first, last)
+        self._run(self._pack(*pointers), sizes, self._constants, self._threads, self._alone)
 
     def _asked(self, memory: Mapping[str, Tensor], first: int, last: int) -> None:
         """The same, said to whoever watches as one function of the tensors that it takes."""
@@ -116,11 +118,11 @@ class Launch:
         pick = itemgetter(*(numbers[name] for name, _ in places))
         offsets = tuple(offset for _, offset in places)
         pack, run, sizes = self._pack, self._run, self._of(first, last)
-        constants, threads = self._constants, self._threads
+        constants, threads, alone = self._constants, self._threads, self._alone
 
         def call(addresses: Sequence[int]) -> None:
             pointers = map(add, pick((*addresses, 0)), offsets)
-            run(pack(*pointers), sizes, constants, threads)
+            run(pack(*pointers), sizes, constants, threads, alone)
 
         return call, {name for name, _ in places}
 
@@ -170,7 +172,7 @@ class Kernel:
         self.text = cpp.prologue(real, isa, narrow=narrow) + "\n" + self.source.text
         common = cpp.common(real, isa, self.source.functions, narrow=narrow)
         self._run = library(self.text, common=common).run
-        self._run.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int]
+        self._run.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int, ctypes.c_void_p]
         self._run.restype = None
         constants = self.source.constants
         self._constants = (ctypes.c_double * len(constants))(*constants)

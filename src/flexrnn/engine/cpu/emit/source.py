@@ -17,10 +17,11 @@ from flexrnn.engine.lowering.stages import Loop
 class Source:
     """A loop's source, and what to hand it.
 
-    The function `run(p, s, c, threads)` takes pointers, sizes and constants. Pointers: where the
-    rows of every step begin, if steps have unlike numbers of them; for every buffer where it begins
-    and, of a `before`, the first state, or of an `after`, where the last one of every row goes;
-    then where every weight is packed; then every piece of a weight. Sizes: those of `HEAD`, of
+    The function `run(p, s, c, threads, alone)` takes pointers, sizes, constants, how many threads
+    there are, and what calls of its kind know of them. Pointers: where the rows of every step
+    begin, if steps have unlike numbers of them; for every buffer where it begins and, of a
+    `before`, the first state, or of an `after`, where the last one of every row goes; then where
+    every weight is packed; then every piece of a weight. Sizes: those of `HEAD`, of
     `sizes`; of every buffer the distances from time to time and from row to row, and whether not
     all steps are there: of a state the last two, of others those of the chunk; of every weight
     where in the sizes its pieces begin and how many there are; then the pieces, as `Piece` in

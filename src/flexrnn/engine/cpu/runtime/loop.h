@@ -3,6 +3,7 @@
 extern "C" int sched_yield() noexcept;
 extern "C" int omp_get_thread_num();
 extern "C" int omp_get_num_threads();
+extern "C" double omp_get_wtime();
 
 struct Range {
     long first, last;
@@ -84,7 +85,21 @@ struct Share {
     alignas(64) unsigned begun = 0;
     alignas(64) unsigned done = 0;
     unsigned rounds = 0, taken = 0;  // of its thread: all, and shares of others that it did
+    long worked = 0, waited = 0;  // in some of them: ticks until its own was done, and from then on
 };
+
+// What a processor counts as time goes by; 0 where nobody knows how to ask it.
+INLINE long ticks() {
+#if defined(__x86_64__)
+    return long(__builtin_ia32_rdtsc());
+#elif defined(__aarch64__)
+    long now;
+    __asm__ volatile("mrs %0, cntvct_el0" : "=r"(now));
+    return now;
+#else
+    return 0;
+#endif
+}
 
 // Threads that share work, as one of them sees them. A round is over when every share of it is done.
 // A thread does its own and waits for the others'; it spins, for they are about to come. Where a
@@ -94,22 +109,38 @@ struct Share {
 struct Team {
     // Turns of spinning, the first 100 of them without a pause; none where nobody else comes.
     static constexpr int LONG = 2000, SHORT = 150, NONE = -1;
+    // Of so many rounds one is timed; and no wait counts as more than so many times the work, for one that
+    // is longer is somebody who has lost a core.
+    static constexpr unsigned TIMED = 11, LATE = 4;
     Share* shares;
     const long id;
     long count;
     int patience;  // turns until it takes a share over
     bool helps = true;
     unsigned round = 0, taken = 0;
+    long worked = 0, waited = 0;
 
-    // Runs `work(k)` for every share k that is this thread's to do, until the round is over.
-    template <class Work> inline __attribute__((always_inline)) void each(Work work) {
+    // Runs `work(k)` for every share k that is this thread's to do, until the round is over. Who does all
+    // begins with the last one if it goes `down`: what was read last is still in the cache.
+    template <class Work>
+    inline __attribute__((always_inline)) void each(Work work, bool down = false) {
         round++;
+        const bool timed = count > 1 && round % TIMED == 0;
+        const long before = timed ? ticks() : 0;
+        long own = before;
         for (long k = 0; k < count; k++) {
-            const long who = id + k < count ? id + k : id + k - count;
+            const long who = patience == NONE && down ? count - 1 - k
+                             : id + k < count         ? id + k
+                                                      : id + k - count;
             if (count == 1 || takes(who)) {
                 work(who);
                 if (count > 1) __atomic_store_n(&shares[who].done, round, __ATOMIC_RELEASE);
             }
+            if (timed && k == 0) own = ticks();
+        }
+        if (timed) {
+            worked += own - before;
+            waited += least(ticks() - own, LATE * (own - before));
         }
     }
 
@@ -133,7 +164,10 @@ struct Team {
         return false;
     }
 
-    void ends() { shares[id].rounds = round, shares[id].taken = taken; }
+    void ends() {
+        shares[id].rounds = round, shares[id].taken = taken;
+        shares[id].worked = worked, shares[id].waited = waited;
+    }
 
     // Whether nobody had begun a share in this round; now somebody has.
     bool begins(long who) {
@@ -153,29 +187,51 @@ template <class Frame> ALONE void together(Team& team, const Frame& f, void (*pa
         Frame theirs = f.seen_by(who), next;
         if (f.next) next = f.next->seen_by(who), theirs.next = &next;
         pass(theirs);
-    });
+    }, f.down);
 }
 
-// Whether one thread does the shares of all, because the others did not come when they were last asked
-// to: waiting for a core costs more than a call. They are asked again after so many calls.
+// Whether one thread does the shares of all in calls of one kind. Others may not come, and waiting for
+// a core costs more than a call; or they come, and wait for one another longer than that would take:
+// what one thread writes gets to another in 70 ns on one machine, and in 1,000 on another whose cores
+// are far apart, or on the same one a minute later, if it is a guest. They are asked again after so
+// many calls and milliseconds. By then they are asleep, so several short calls may pass until they come.
 struct Alone {
-    int left = 0, next = FIRST;
+    int left = 0, next = 0;     // calls for which it does; how many it will be the next time, or 0
+    long until = 0, since = 0;  // when the others are asked again; since when they come late, or 0
     static constexpr int FIRST = 8, MOST = 64;
+    static constexpr long WAKING = 1000, EACH = 4000;  // microseconds: for waking up; for each call
 
-    bool now() {
-        if (__atomic_load_n(&left, __ATOMIC_RELAXED) <= 0) return false;
-        __atomic_fetch_sub(&left, 1, __ATOMIC_RELAXED);
-        return true;
+    static long time() { return long(omp_get_wtime() * 1e6); }
+
+    bool now(long begins) {
+        const bool some = __atomic_load_n(&left, __ATOMIC_RELAXED) > 0;
+        if (some) __atomic_fetch_sub(&left, 1, __ATOMIC_RELAXED);
+        return some || begins < __atomic_load_n(&until, __ATOMIC_RELAXED);
     }
 
     // What has been found by a call of several threads.
-    void learn(const Share* shares, int threads) {
-        const int before = __atomic_load_n(&next, __ATOMIC_RELAXED);
-        bool absent = false;  // one has done more than half of what all others should have
-        for (int k = 0; k < threads; k++)
-            absent |= 2L * shares[k].taken > (threads - 1L) * shares[k].rounds;
-        if (absent) __atomic_store_n(&left, before, __ATOMIC_RELAXED);
-        __atomic_store_n(&next, absent ? int(least(2 * before, MOST)) : FIRST, __ATOMIC_RELAXED);
+    void learn(const Share* shares, int threads, long begun, long ends) {
+        bool late = false;  // one has done more than half of what all others should have
+        long alone = 0, together = 0;  // ticks: by one thread, and by all of them as many times
+        for (int k = 0; k < threads; k++) {
+            late |= 2L * shares[k].taken > (threads - 1L) * shares[k].rounds;
+            alone += shares[k].worked * threads;
+            together += shares[k].worked + shares[k].waited;
+        }
+        late |= alone < together;
+        long first = __atomic_load_n(&since, __ATOMIC_RELAXED);
+        if (late && !first) first = begun;
+        const bool gives_up = late && begun - first >= WAKING;
+        __atomic_store_n(&since, late && !gives_up ? first : 0, __ATOMIC_RELAXED);
+        int calls = int(most(__atomic_load_n(&next, __ATOMIC_RELAXED), FIRST));
+        if (gives_up) {
+            __atomic_store_n(&left, calls, __ATOMIC_RELAXED);
+            __atomic_store_n(&until, ends + calls * EACH, __ATOMIC_RELAXED);
+            calls = int(least(2 * calls, MOST));
+        } else if (!late) {
+            calls = FIRST;
+        }
+        __atomic_store_n(&next, calls, __ATOMIC_RELAXED);
     }
 };
 
