@@ -4,6 +4,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -221,7 +222,21 @@ def test_lengths_may_be_any_integers_or_a_list(make: Make, dtype: torch.dtype) -
     layer, x = make(), randn(T, B, I)
     expected = layer(x, lengths=torch.tensor(LENGTHS))
     assert_close(layer(x, lengths=torch.tensor(LENGTHS, dtype=dtype)), expected, rtol=0, atol=0)
-    assert_close(layer(x, lengths=LENGTHS), expected, rtol=0, atol=0)
+    array = np.array(LENGTHS, dtype=str(dtype).removeprefix("torch."))
+    for lengths in (LENGTHS, array, list(array)):
+        assert_close(layer(x, lengths=lengths), expected, rtol=0, atol=0)
+
+
+def test_marks_may_be_arrays_of_numpys(make: Make) -> None:
+    layer, x = make(), randn(T, B, I)
+    expected = layer(x, lengths=LENGTHS, reset=RESET)
+
+    def call(x: Tensor) -> Any:
+        return layer(x, lengths=np.array(LENGTHS), reset=RESET.numpy())
+
+    assert_close(call(x), expected, rtol=0, atol=0)
+    compiled: Any = torch.compile(call, backend="aot_eager", fullgraph=True)
+    assert_close(compiled(x), expected, rtol=1e-11, atol=1e-12)
 
 
 def test_batch_first_and_no_batch(make: Make, hand: Any) -> None:
@@ -283,6 +298,8 @@ zeros, index = torch.zeros, torch.tensor
 
 WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"lengths": 2.5}, TypeError, "lengths: expected a tensor of integers, got float"),
+    ({"lengths": np.zeros(2)}, TypeError, "lengths: expected integers, got torch.float64"),
+    ({"reset": np.zeros((3, 2))}, TypeError, "reset: expected torch.bool, got torch.float64"),
     ({"lengths": True}, TypeError, "lengths: expected a tensor of integers, got bool"),
     ({"lengths": [1, 2.0]}, TypeError, "lengths: expected integers, got [1, 2.0]"),
     ({"lengths": zeros(2)}, TypeError, "lengths: expected integers, got torch.float32"),

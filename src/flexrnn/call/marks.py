@@ -2,6 +2,7 @@
 # Torch has no public name for an assertion on the device, or for whether vmap is at work.
 """`lengths` and `reset`: where sequences end, and where they begin anew."""
 
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -108,11 +109,12 @@ def check_lengths(lengths: Any, x: Tensor) -> Tensor | None:
     if lengths is None:
         return None
     if isinstance(lengths, (list, tuple)):
-        if not all(isinstance(n, int) and not isinstance(n, bool) for n in lengths):
+        if not all(isinstance(n, Integral) and not isinstance(n, bool) for n in lengths):
             raise TypeError(f"lengths: expected integers, got {lengths!r}")
         lengths = torch.tensor(lengths, dtype=torch.int64)
     if isinstance(lengths, int) and not isinstance(lengths, bool):
         lengths = torch.tensor(lengths)
+    lengths = _of_numpy(lengths)
     if not isinstance(lengths, Tensor):
         raise TypeError(f"lengths: expected a tensor of integers, got {type(lengths).__name__}")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
@@ -124,6 +126,11 @@ def check_lengths(lengths: Any, x: Tensor) -> Tensor | None:
         )
     _check_values(lengths, x.shape[0])
     return lengths.reshape(-1).long()
+
+
+def _of_numpy(marks: Any) -> Any:
+    """An array of NumPy's as a tensor, anything else as it is."""
+    return torch.as_tensor(marks) if type(marks).__module__ == "numpy" else marks
 
 
 def _check_values(lengths: Tensor, steps: int) -> None:
@@ -150,6 +157,7 @@ def check_reset(reset: Any, x: Tensor, *, batch_first: bool) -> Tensor | None:
     """
     if reset is None:
         return None
+    reset = _of_numpy(reset)
     if not isinstance(reset, Tensor):
         raise TypeError(f"reset: expected a tensor of torch.bool, got {type(reset).__name__}")
     if reset.dtype != torch.bool:

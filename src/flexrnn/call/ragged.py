@@ -101,7 +101,6 @@ def serves(layer: Any, x: Tensor, sizes: Tensor, state: Any) -> bool:
     if (
         is_recorded(layer)
         or torch.compiler.is_compiling()
-        or scan.is_watched()
         or sizes.device.type != "cpu"
         or (x.is_cuda and torch.cuda.is_current_stream_capturing())  # copies from the CPU
     ):

@@ -88,3 +88,8 @@ def before(after: Tensor, first: Tensor, batch_sizes: Tensor, *, reverse: bool) 
     found = after.index_select(0, place.to(device))
     initial = first.index_select(0, sequence[begins].to(device))
     return found.index_copy(0, begins.to(device), initial)
+
+
+def of_one_step(x: Tensor, batch: int) -> Tensor:
+    """What an input `(N, ...)` would be of one step at which all sequences are there."""
+    return x[None, :1].expand(1, batch, *x.shape[1:])

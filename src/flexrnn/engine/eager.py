@@ -12,6 +12,7 @@ from torch import Tensor
 
 from flexrnn.engine import autocast, engines, native, operator, reference
 from flexrnn.engine.again import Again
+from flexrnn.engine.batches import of_one_step
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import Program, dumps
@@ -112,7 +113,7 @@ def ready(
         CannotCompileError: the step is not a program.
     """
     wanted = wanted_of(step, tuple(state), xs) if torch.is_grad_enabled() else ()
-    like = xs if batch_sizes is None else tuple(_of_one_step(x, len(state[0])) for x in xs)
+    like = xs if batch_sizes is None else tuple(of_one_step(x, len(state[0])) for x in xs)
     program = compile_step(step, like, tuple(state), wanted)
     fields = tuple(step.fields[k] for k in keep)
     return Ready(engine, program, signature(program), fields, reverse, batch_sizes, again)
@@ -131,11 +132,6 @@ def ready_again(
     real = Paired(step, state, (x,), (0,))
     own = ready(real.step, real.state, real.xs, keep=real.keep, **times)
     return PairedReady(own, real.step.states, real.step.states[:1])
-
-
-def _of_one_step(x: Tensor, batch: int) -> Tensor:
-    """What an input `(N, ...)` would be with as many rows as there are sequences."""
-    return x[None, :1].expand(1, batch, *x.shape[1:])
 
 
 def _text(program: Program) -> str:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from flexrnn.engine import autocast, engines, native, scan
+from flexrnn.engine.batches import of_one_step
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.passes import passes
 from flexrnn.engine.compiler.pretty import formulas, pretty
@@ -35,6 +36,16 @@ class StepReport(NamedTuple):
         return "" if self.program is None else engines.source(self.engine, self.program, self.dtype)
 
 
+class _Seen(NamedTuple):
+    """A run that has been asked for; operands as in `reference.run`."""
+
+    step: ComposedStep
+    state: tuple[Tensor, ...]
+    xs: tuple[Tensor, ...]  # with `batch_sizes`, of one step
+    batch_sizes: Tensor | None
+    rows: int  # over all steps
+
+
 class Explanation(NamedTuple):
     """What `explain` found; `str` of it is a text for a person."""
 
@@ -52,7 +63,7 @@ class Explanation(NamedTuple):
         return "\n".join(lines)
 
 
-def explain(layer: nn.Module, x: Any, stages: bool = False) -> Explanation:
+def explain(layer: nn.Module, x: Any, stages: bool = False, **call: Any) -> Explanation:
     """Say how a layer is run on an input where it is differentiated; no sequence is run.
 
     Without derivatives the same engines run. A sequence of one step `auto` leaves to the reference,
@@ -63,6 +74,7 @@ def explain(layer: nn.Module, x: Any, stages: bool = False) -> Explanation:
         layer: a `FlexRNN` or a drop-in.
         x: an input as the layer takes it.
         stages: show what the step is after every pass of the compiler.
+        call: what else the layer is called with, by name, such as `lengths` or `reset`.
 
     Returns:
         An `Explanation`; print it. Of every layer and direction it holds in `steps` the engine, the
@@ -80,27 +92,36 @@ def explain(layer: nn.Module, x: Any, stages: bool = False) -> Explanation:
         engine: cpu
         layer 0: 2 products, 1 in the loop; 24 numbers saved a step and row, 960 B in all
     """
-    seen: list[tuple[ComposedStep, tuple[Tensor, ...], tuple[Tensor, ...]]] = []
+    seen: list[_Seen] = []
 
-    def watch(step: ComposedStep, state: Any, xs: tuple[Tensor, ...], keep: Any) -> Any:
-        if not seen or seen[-1][0] is not step:  # else one more segment of the same run
-            seen.append((step, tuple(state), xs))
+    def watch(
+        step: ComposedStep,
+        state: Any,
+        xs: tuple[Tensor, ...],
+        keep: Any,
+        batch_sizes: Tensor | None,
+    ) -> Any:
+        lead = xs[0].shape[: 2 if batch_sizes is None else 1]
+        if not seen or seen[-1].step is not step:  # else one more segment of the same run
+            one = xs
+            if batch_sizes is not None:
+                one = tuple(of_one_step(x, len(state[0])) for x in xs)
+            seen.append(_Seen(step, tuple(state), one, batch_sizes, lead.numel()))
         learns = any(t.requires_grad for t in (*step.tensors.values(), *xs))
-        size = xs[0].shape[:1]
         like = [state[k] for k in keep]
-        history = (s.new_zeros(*size, *s.shape).requires_grad_(learns) for s in like)
+        history = (s.new_zeros(*lead, *s.shape[1:]).requires_grad_(learns) for s in like)
         return tuple(history), state
 
     with torch.enable_grad(), scan.watched(watch):
-        layer(x)
+        layer(x, **call)
     if not seen:
         raise TypeError(f"layer: expected a FlexRNN, got {type(layer).__name__}")
     backend = scan.in_force(getattr(layer, "backend", "auto"))
     directions = 2 if getattr(layer, "bidirectional", False) else 1
     reports = []
-    for k, call in enumerate(seen):
+    for k, run in enumerate(seen):
         name = f"layer {k // directions}" + (" reverse" if k % directions else "")
-        reports.append(_report(name, backend, *call))
+        reports.append(_report(name, backend, run))
     head = repr(layer).splitlines()
     title = head[0] if len(head) == 1 else f"{head[0]}{head[1].strip()})"  # without the cells
     names = dict.fromkeys(report.engine or "none" for report in reports)
@@ -110,23 +131,23 @@ def explain(layer: nn.Module, x: Any, stages: bool = False) -> Explanation:
 def _report(
     name: str,
     backend: str,
-    step: ComposedStep,
-    state: tuple[Tensor, ...],
-    xs: tuple[Tensor, ...],
+    run: _Seen,
     tried: tuple[str, ...] = (),
 ) -> StepReport:
     """Of one layer in one direction, for which these engines are tried; nothing: not known yet."""
+    step, state, xs, batch_sizes, _ = run
     if are_complex((*state, *xs)):
         real = Paired(step, state, xs, ())
-        return _report(name, backend, real.step, real.state, real.xs)
-    tried = tried or scan.order(backend, step, state, xs)
+        parts = {"step": real.step, "state": tuple(real.state), "xs": real.xs}
+        return _report(name, backend, run._replace(**parts))
+    tried = tried or scan.order(backend, step, state, xs, batch_sizes=batch_sizes)
     dtype = engines.cast_to(tried[0], state[0])
     narrow = engines.is_narrow(tried[0], state[0])
     if dtype is not None:
         with autocast.off(state[0]):
             xs, state = (tuple(autocast.cast(t, dtype) for t in group) for group in (xs, state))
             cast = autocast.CastStep(step, dtype, narrow=narrow)
-            return _report(name, backend, cast, state, xs, tried)
+            return _report(name, backend, run._replace(step=cast, state=state, xs=xs), tried)
     operands = (*xs, *state, *step.tensors.values())
     try:
         graphs = passes(step, xs, state, wanted_of(step, state, xs))
@@ -136,8 +157,7 @@ def _report(
     program = build(graphs[-1][1])
     chosen = _choose(backend, tried, step, program, "", operands, state)
     texts = [(after, formulas(graph)) for after, graph in graphs]
-    rows = xs[0].shape[0] * state[0].shape[0]
-    saved = saved_floats(*program) * rows * state[0].element_size()
+    saved = saved_floats(*program) * run.rows * state[0].element_size()
     stages = (*texts, ("schedule", pretty(program)))
     return StepReport(name, *chosen, program, "", saved, stages, state[0].dtype)
 

@@ -70,17 +70,13 @@ def run(
 ) -> tuple[tuple[Tensor, ...], Any]:
     """Run a composed step over time by the engine in force; operands as in `reference.run`."""
     if _here.watch is not None:
-        return _here.watch(step, state, xs, keep)
+        return _here.watch(step, state, xs, keep, batch_sizes)
     name = in_force(backend)
     if torch.compiler.is_dynamo_compiling():
         return traced.run(step, state, xs, reverse=reverse, keep=keep, backend=name)
     causes: list[str] = []
     times: dict[str, Any] = {"reverse": reverse, "keep": keep, "batch_sizes": batch_sizes}
-    if batch_sizes is None:
-        tried = order(name, step, state, xs, keep)
-    else:  # of which torch's kernels know nothing
-        tried = engines.chain(name, real_part(state[0]), batch_sizes.shape[0])
-    for engine in tried:
+    for engine in order(name, step, state, xs, keep, batch_sizes):
         if engine == "reference":
             break
         try:
@@ -101,8 +97,11 @@ def order(
     state: Sequence[Tensor],
     xs: Sequence[Tensor],
     keep: Sequence[int] = (0,),
+    batch_sizes: Tensor | None = None,
 ) -> tuple[str, ...]:
-    """The engines that a backend tries for sequences of one length, one after another."""
+    """The engines that a backend tries, one after another."""
+    if batch_sizes is not None:  # of which torch's kernels know nothing
+        return engines.chain(backend, real_part(state[0]), batch_sizes.shape[0])
     faster = backend == "auto" and native.is_faster(step, state, xs, keep)
     tried = engines.chain(backend, real_part(state[0]), xs[0].shape[0])
     return ("torch", *tried) if faster else tried
@@ -120,7 +119,7 @@ def is_watched() -> bool:
 
 @contextmanager
 def watched(watch: Callable[..., Any]) -> Iterator[None]:
-    """Let `watch(step, state, xs, keep)` stand in for every engine inside the block."""
+    """Let `watch(step, state, xs, keep, batch_sizes)` stand in for every engine in the block."""
     before, _here.watch = _here.watch, watch
     try:
         yield

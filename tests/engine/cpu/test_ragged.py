@@ -208,3 +208,20 @@ def test_a_state_without_derivative_hands_none_on() -> None:
     assert not layer(x, hx, lengths=LENGTHS)[1].requires_grad
     with flexrnn.backend("reference"):
         assert_close((output, final), layer(x, hx, lengths=lengths))
+
+
+def test_explain_is_told_of_lengths() -> None:
+    x, layer = torch.randn(T, B, I), flexrnn.LSTM(I, H, num_layers=2)
+    saved = int(LENGTHS.sum()) * 6 * H * 4  # four gates, h and c, as float32
+    packed = pack_padded_sequence(x, LENGTHS, enforce_sorted=False)
+    for found in (flexrnn.explain(layer, x, lengths=LENGTHS), flexrnn.explain(layer, packed)):
+        assert [step.saved_bytes for step in found.steps] == [saved] * 2
+        assert {step.engine for step in found.steps} == {"cpu"}
+    cut = torch.zeros(T, B, dtype=torch.bool)
+    first, _ = flexrnn.explain(layer, x, reset=cut).steps
+    assert first.program is not None
+    assert first.program.fields == ("h", "c", "initial.h", "initial.c")
+    narrow, _ = flexrnn.explain(layer.bfloat16(), x.bfloat16(), lengths=LENGTHS).steps
+    assert (narrow.engine, narrow.dtype) == ("cpu", torch.float32)
+    with pytest.raises(ValueError, match=r"^lengths: expected shape"):
+        flexrnn.explain(layer, x.bfloat16(), lengths=[1])
