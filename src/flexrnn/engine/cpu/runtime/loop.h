@@ -206,7 +206,8 @@ struct Alone {
     bool now(long begins) {
         const bool some = __atomic_load_n(&left, __ATOMIC_RELAXED) > 0;
         if (some) __atomic_fetch_sub(&left, 1, __ATOMIC_RELAXED);
-        return some || begins < __atomic_load_n(&until, __ATOMIC_RELAXED);
+        const long still = __atomic_load_n(&until, __ATOMIC_RELAXED) - begins;
+        return some || (still > 0 && still <= MOST * EACH);  // more, where a clock was put back
     }
 
     // What has been found by a call of several threads.
@@ -219,19 +220,19 @@ struct Alone {
             together += shares[k].worked + shares[k].waited;
         }
         late |= alone < together;
-        long first = __atomic_load_n(&since, __ATOMIC_RELAXED);
-        if (late && !first) first = begun;
-        const bool gives_up = late && begun - first >= WAKING;
-        __atomic_store_n(&since, late && !gives_up ? first : 0, __ATOMIC_RELAXED);
-        int calls = int(most(__atomic_load_n(&next, __ATOMIC_RELAXED), FIRST));
-        if (gives_up) {
+        const long first = __atomic_load_n(&since, __ATOMIC_RELAXED);
+        if (!late) {
+            __atomic_store_n(&since, 0, __ATOMIC_RELAXED);
+            __atomic_store_n(&next, FIRST, __ATOMIC_RELAXED);
+        } else if (!first || begun - first < WAKING) {
+            if (!first) __atomic_store_n(&since, begun, __ATOMIC_RELAXED);
+        } else {
+            const int calls = int(most(__atomic_load_n(&next, __ATOMIC_RELAXED), FIRST));
+            __atomic_store_n(&since, 0, __ATOMIC_RELAXED);
             __atomic_store_n(&left, calls, __ATOMIC_RELAXED);
             __atomic_store_n(&until, ends + calls * EACH, __ATOMIC_RELAXED);
-            calls = int(least(2 * calls, MOST));
-        } else if (!late) {
-            calls = FIRST;
+            __atomic_store_n(&next, int(least(2 * calls, MOST)), __ATOMIC_RELAXED);
         }
-        __atomic_store_n(&next, calls, __ATOMIC_RELAXED);
     }
 };
 
