@@ -55,6 +55,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         return apart._timed(case, size, mode, dtype, seconds, seed)  # pyright: ignore[reportPrivateUsage]
 
     monkeypatch.setattr(apart, "times", times)
+    monkeypatch.setattr(apart, "side_by_side", lambda *_: True)
     monkeypatch.setattr(apart, "memory", memory)
     monkeypatch.setattr(apart, "first_use", lambda *_: {"empty": 2.0, "full": 1.0})
     monkeypatch.setattr(flops, "EDGES", (64,))

@@ -94,6 +94,16 @@ def test_every_comparison_has_its_numbers(found: Found, tmp_path: Path):
     assert stem.endswith(f"-{machine['threads']}")
 
 
+def test_rows_whose_threads_had_no_core_each_are_counted(
+    found: Found, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+):
+    assert all(row["side_by_side"] for row in found("--cells", "lstm")["rows"])
+    asked = iter([True, False, False, True, True])  # one that is not before is not asked after
+    monkeypatch.setattr(apart, "side_by_side", lambda *_: next(asked))
+    result = invoke("--cells", "lstm,lstm-step")
+    assert "Threads did not have a core each in 2 of 3 rows" in result.stdout
+
+
 def test_small_memories_have_no_ratio(found: Found, monkeypatch: pytest.MonkeyPatch):
     memory = found("--cells", "lstm", "--only", "training")["rows"][0]["memory"]
     assert memory == {"ours": 1 << 20, "theirs": 3 << 20, "ratio": None}

@@ -16,7 +16,7 @@ from torch import Tensor
 import flexrnn
 from flexrnn.engine.engines import ENGINES
 from flexrnn.engine.step import CannotRunError
-from flexrnn.lab.bench import apart, chart, clock, flops, markdown, measure
+from flexrnn.lab.bench import apart, chart, clock, cores, flops, markdown, measure
 from flexrnn.lab.bench.cases import TABLE, Size, find, lengths
 from flexrnn.lab.bench.results import file_name, machine
 
@@ -148,9 +148,41 @@ def test_layers_take_turns_and_training_has_every_gradient():
 def test_times_are_taken_in_a_process_of_its_own():
     case = find("naive-lstm")
     how = (torch.float64, "interpreter", 0.0, 0)
-    found = apart.times(case, SIZE, "training", *how)["times"]
+    said = apart.times(case, SIZE, "training", *how)
+    assert said["side_by_side"] in (True, False)
+    found = said["times"]
     assert [each["label"] for each in found] == [w.label for w in (case.ours, *case.rivals)]
     assert [each["runs"] for each in found] == [clock.FEWEST] * 3
+
+
+def test_threads_have_a_core_each_once_they_are_quicker_than_one(monkeypatch: pytest.MonkeyPatch):
+    noted: list[int] = []
+
+    def seconds_of(several: list[float]) -> Callable[[Any], float]:
+        def seconds(_: Any) -> float:
+            noted.append(torch.get_num_threads())
+            return 1.0 if noted[-1] == 1 else several[len(noted) % len(several)]
+
+        return seconds
+
+    threads = torch.get_num_threads()
+    try:
+        for count, several, quick in (
+            (2, [0.74], True),
+            (2, [0.76], False),
+            (4, [0.61], True),
+            (4, [0.64], False),
+            (2, [*[0.5] * 10, 2.0], False),  # never for long
+            (1, [], True),
+        ):
+            torch.set_num_threads(count)
+            monkeypatch.setattr(cores, "_seconds", seconds_of(several))
+            assert cores.side_by_side(0.05) is quick
+            assert torch.get_num_threads() == count
+            assert set(noted) == ({1, count} if count > 1 else set())
+            noted.clear()
+    finally:
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(("key", "ms"), [("lstm", 6.0), ("lstm-step", 2.0)])

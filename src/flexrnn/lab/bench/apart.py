@@ -22,6 +22,7 @@ import torch
 import flexrnn
 from flexrnn.lab.bench.cases import Case, Size, find
 from flexrnn.lab.bench.clock import calls, race
+from flexrnn.lab.bench.cores import side_by_side
 
 SMALL = Size(4, 8, 32, 64)  # of a first call: what is compiled serves all sizes
 _MODULE = "flexrnn.lab.bench.apart"
@@ -46,7 +47,8 @@ def times(
         seed: of weights and inputs.
 
     Returns:
-        `{"times": [...]}`, as `clock.Times.summary` has them, ours first; or `{"why_not": ...}`.
+        `{"times": [...], "side_by_side": ...}`: times as `clock.Times.summary` has them, ours
+        first; and whether threads had a core each before and after. Or `{"why_not": ...}`.
     """
     return _child("times", case, size, dtype, backend, mode=mode, seconds=seconds, seed=seed)
 
@@ -140,8 +142,10 @@ def _timed(
 ) -> dict[str, Any]:
     layers = [(who, case.build(who, size, dtype, seed)) for who in (case.ours, *case.rivals)]
     steps = size.steps if case.stepwise else 1
-    found = race(layers, case.given(size, dtype, seed), mode, seconds)
-    return {"times": [each.summary(steps) for each in found]}
+    given, before = case.given(size, dtype, seed), side_by_side()
+    found = race(layers, given, mode, seconds)
+    times = [each.summary(steps) for each in found]
+    return {"times": times, "side_by_side": before and side_by_side(0.2)}
 
 
 def _begun(case: Case, size: Size, mode: str, dtype: torch.dtype) -> dict[str, Any]:

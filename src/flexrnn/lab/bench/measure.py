@@ -59,7 +59,7 @@ class Measure:
         ours, *rivals = said["times"]
         for rival in rivals:
             rival["ratio"] = ours["median_ms"] / rival["median_ms"]
-        row.ours, row.rivals = ours, rivals
+        row.ours, row.rivals, row.side_by_side = ours, rivals, said["side_by_side"]
         gflops = 1e-6 * work / ours["median_ms"]
         row.gflops, row.of_peak = gflops, gflops / self.peak_gflops
         if row.mode == "training":

@@ -29,6 +29,7 @@ class Row:
         check: the tensor that is nearest to its limit: `tensor`, `error`, `allowed`.
         ours: `label`, `median_ms`, `quartiles_ms`, `runs`, `page_faults`.
         rivals: the same of each of torch's, and `ratio`: our median by theirs.
+        side_by_side: whether threads had a core each before and after.
         gflops: of matrix products in a second; `of_peak`: as a part of the machine's peak.
         memory: of a training step: `ours` and `theirs` in bytes and the `ratio`, or `why_not`.
     """
@@ -44,6 +45,7 @@ class Row:
     check: dict[str, Any] | None = None
     ours: dict[str, Any] | None = None
     rivals: list[dict[str, Any]] = field(default_factory=list)
+    side_by_side: bool | None = None
     gflops: float | None = None
     of_peak: float | None = None
     memory: dict[str, Any] | None = None

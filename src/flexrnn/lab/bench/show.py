@@ -100,6 +100,14 @@ def end(console: Console, found: dict[str, Any], stem: Path) -> None:
     timed = any(row["ours"] for row in found["rows"])
     if timed:
         console.print(LEGEND, highlight=False, style="dim")
+    crowded = [row for row in found["rows"] if row["side_by_side"] is False]
+    if crowded:
+        console.print(
+            f"Threads did not have a core each in {len(crowded)} of {len(found['rows'])} rows, "
+            "whose times say little.",
+            style="yellow",
+            highlight=False,
+        )
     wrong = [row for row in found["rows"] if row["why_not"]]
     if wrong:
         names = ", ".join(dict.fromkeys(row["label"] for row in wrong))
