@@ -12,7 +12,7 @@ from torch.overrides import handle_torch_function
 from torch.testing import assert_close
 
 from flexrnn.engine import replay
-from flexrnn.engine.replay import Result, is_watched, written
+from flexrnn.engine.replay import ByAddress, Result, is_watched, written
 
 
 def randn(*shape: int) -> Tensor:
@@ -186,6 +186,46 @@ def test_a_function_that_hands_itself_over_is_called_anew() -> None:
     (found,) = replayed(other)
     assert found is not None
     assert found.item() == other.data_ptr()
+
+
+def test_who_asks_for_addresses_alone_is_given_no_parts() -> None:
+    asked: list[tuple[int, ...]] = []
+    note = ByAddress(lambda *places: asked.append(places))
+
+    def computation(row: tuple[Tensor, ...]) -> Result:
+        x, w = row
+        made = x.new_zeros(4, 5)
+        note(x, x[1:, 1], w.T, made, made[2:].T, made[2:, 1:])
+        return (made,)
+
+    whole = randn(6, 3)
+    _, replayed = written(computation, (whole[2:], randn(2, 5)))
+    assert replayed is not None
+    asked.clear()
+    x, w = whole[1:], randn(9, 5)[3:5]  # of another place in its memory
+    (made,) = replayed(x, w)
+    assert made is not None
+    parts = (x, x[1:, 1], w, made, made[2:], made[2:, 1:])
+    assert asked == [tuple(part.data_ptr() for part in parts)]
+
+
+def test_memory_that_was_given_back_is_an_error_not_a_crash() -> None:
+    read = ByAddress(lambda *_: None)
+
+    def computation(row: tuple[Tensor, ...]) -> Result:
+        read(row[0])
+        return (row[0].new_zeros(1),)
+
+    for x in (randn(3), randn(5)[2:]):
+        _, replayed = written(computation, (x,))
+        assert replayed is not None
+        for call in (lambda x: computation((x,)), replayed):
+            other = torch.empty_like(x) if x._base is None else randn(5)[2:]
+            call(other)
+            other.untyped_storage().resize_(0)
+            with pytest.raises(RuntimeError, match="no memory any more"):
+                call(other)
+    read(torch.zeros(0, 3))  # which never had any
 
 
 def test_an_error_is_passed_on_and_nobody_watches_any_longer() -> None:

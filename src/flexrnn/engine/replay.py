@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode, has_torch_function
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 from torch.utils.weak import WeakTensorKeyDictionary
 
 Result = tuple[Tensor | None, ...]
@@ -75,6 +75,43 @@ def is_overridden() -> bool:
     return has_torch_function((None,))
 
 
+def addresses(*tensors: Tensor) -> list[int]:
+    """Where tensors begin.
+
+    Raises:
+        RuntimeError: somebody has given the memory of one back.
+    """
+    found = [*map(Tensor.data_ptr, tensors)]
+    if found and not min(found) >> 32:  # perhaps only some distance from nothing
+        for tensor in tensors:
+            if tensor.numel() and not tensor.untyped_storage().data_ptr():
+                raise RuntimeError(
+                    f"a tensor of shape {tuple(tensor.shape)} has no memory any more: "
+                    "it was given back by resizing its storage"
+                )
+    return found
+
+
+class ByAddress:
+    """A function of tensors that asks them for nothing but their addresses, and hands itself over.
+
+    Written down, it is given the addresses, and no tensor is made of a part of another for it.
+
+    Args:
+        run: the function of the addresses.
+    """
+
+    def __init__(self, run: Callable[..., None]):
+        self.run = run
+
+    def __call__(self, *tensors: Tensor) -> None:
+        """Call it."""
+        if is_watched():
+            handle_torch_function(self, tensors, *tensors)
+        else:
+            self.run(*addresses(*tensors))
+
+
 class _Lies(NamedTuple):
     """How a tensor lies in its memory, and reads it."""
 
@@ -108,6 +145,7 @@ class _Notes(TorchFunctionMode):
         for k, tensor in enumerate(row):
             self._put(tensor, f"a{k}")
         self._operands = len(row)
+        self._located = set[str]()  # operands whose addresses are asked for
         self._lines: list[str] = []
         self._read: list[set[str]] = []  # which results, by lines
         self._space: dict[str, Any] = {}
@@ -124,6 +162,8 @@ class _Notes(TorchFunctionMode):
 
     def _note(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> bool:
         """Write down a question; false where its answer cannot be known."""
+        if isinstance(func, ByAddress):
+            return self._note_by_address(func, args)
         name = _name(func)
         if result is not None and not isinstance(result, Tensor):
             return name in _DECIDED
@@ -142,6 +182,26 @@ class _Notes(TorchFunctionMode):
         line = f"{self._constant(func, name)}({', '.join(words)})"
         self._write(line if fresh is None else f"{self._named(fresh, read)} = {line}", read)
         return len(self._lines) <= _MOST
+
+    def _note_by_address(self, func: ByAddress, tensors: Sequence[Tensor]) -> bool:
+        if not all(map(self._has, tensors)):
+            return False
+        read: set[str] = set()
+        words = ", ".join(self._address(tensor, read) for tensor in tensors)
+        self._write(f"{self._constant(func.run, 'at')}({words})", read)
+        return len(self._lines) <= _MOST
+
+    def _address(self, tensor: Tensor, read: set[str]) -> str:
+        """Where a tensor begins."""
+        view = self._views.get(tensor)
+        name = self._names[tensor] if view is None else view.base
+        read.add(name)
+        behind = 0 if view is None else view.lies.offset - self._bases[name].offset
+        more = f" + {behind * tensor.itemsize}" if behind else ""
+        if name[0] == "v":
+            return f"{name}.data_ptr(){more}"
+        self._located.add(name)
+        return f"{name}_at{more}"
 
     def _has(self, tensor: Tensor) -> bool:
         return tensor in self._names or tensor in self._views
@@ -231,6 +291,10 @@ class _Notes(TorchFunctionMode):
         for k, read in enumerate(self._read):
             last |= dict.fromkeys(read, k)
         body: list[str] = []
+        if self._located:
+            names = sorted(self._located)
+            begin = self._constant(addresses, "addresses")
+            body.append(f"{''.join(f'{name}_at, ' for name in names)}= {begin}({', '.join(names)})")
         for k, line in enumerate(self._lines):
             body.append(line)
             gone = [n for n in self._read[k] if last[n] == k and n[0] == "v" and n not in end]

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function
 
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.cpu import cpp
@@ -18,7 +17,7 @@ from flexrnn.engine.cpu.build.toolchain import library
 from flexrnn.engine.cpu.emit import HEAD, Shape, Source, source
 from flexrnn.engine.cpu.pieces import Piece
 from flexrnn.engine.lowering.stages import Loop, lower
-from flexrnn.engine.replay import is_watched
+from flexrnn.engine.replay import ByAddress, addresses, is_watched
 
 SCRATCH = "scratch"  # what a loop has for itself while it runs
 STARTS = "starts"  # where the rows of every step begin
@@ -74,7 +73,7 @@ class Launch:
         if is_watched():
             self._asked(memory, first, last)
             return
-        at = dict(zip(memory, map(Tensor.data_ptr, memory.values()), strict=True))
+        at = dict(zip(memory, addresses(*memory.values()), strict=True))
         at[""] = 0
         pointers = map(add, map(at.__getitem__, self._memories), self._offsets)
         sizes = self._of(first, last)
@@ -83,13 +82,8 @@ class Launch:
     def _asked(self, memory: Mapping[str, Tensor], first: int, last: int) -> None:
         """The same, said to whoever watches as one function of the tensors that it takes."""
         names = [name for name in memory if name in self._memories]
-        tensors = [memory[name] for name in names]
         run, _ = self.addressed(names, {}, {}, first, last)
-
-        def loop(*tensors: Tensor) -> None:
-            run([*map(Tensor.data_ptr, tensors)])
-
-        handle_torch_function(loop, tensors, *tensors)
+        ByAddress(lambda *addresses: run(addresses))(*(memory[name] for name in names))
 
     def addressed(
         self,

@@ -15,13 +15,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.overrides import handle_torch_function
 
 from flexrnn.engine.cpu import cpp
 from flexrnn.engine.cpu.build.isa import Isa, is_intel, machine
 from flexrnn.engine.cpu.build.toolchain import library
 from flexrnn.engine.cpu.pool import POOL
-from flexrnn.engine.replay import is_watched
+from flexrnn.engine.replay import ByAddress
 
 _TEXTS = ("vector.h", "loop.h", "weights.h")
 _REAL = {torch.float32: "float", torch.float64: "double"}
@@ -146,14 +145,11 @@ def _multiply(products: Sequence[Outer], threads: int, *, narrow: bool) -> None:
     told = (ctypes.c_long * (3 + len(sizes)))(lefts, rights, len(products), *sizes)
     run, pack = _run(dtype, isa, narrow), Struct(f"{len(tensors) + 1}P").pack
 
-    def products_of(*tensors: Tensor) -> None:
+    def multiplied(*addresses: int) -> None:
         memory = POOL.take(numbers, dtype, brief=True)
-        run(pack(memory.data_ptr(), *map(Tensor.data_ptr, tensors)), told, threads)
+        run(pack(memory.data_ptr(), *addresses), told, threads)
 
-    if is_watched():
-        handle_torch_function(products_of, tensors, *tensors)
-    else:
-        products_of(*tensors)
+    ByAddress(multiplied)(*tensors)
 
 
 def _work(product: Outer) -> int:
