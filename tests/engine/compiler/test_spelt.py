@@ -176,6 +176,19 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         x @ c.W + h @ torch.triu(input=c.U) + torch.diag_embed(input=h).sum(1)
         + torch.nan_to_num(input=h, nan=0.0, posinf=1.0, neginf=2.0) + c.row.repeat(repeats=(1, 1))
     ),
+    "arguments of products and norms by their names": lambda c, x, h: (
+        torch.matmul(input=x, other=c.W) + h.matmul(other=c.U)
+        + torch.where(condition=h > 0, input=h, other=0.5) + h.where(condition=h > 0, other=x @ c.W)
+        + F.cosine_similarity(x1=h, x2=x @ c.W, dim=-1).unsqueeze(-1)
+        + F.rms_norm(input=h, normalized_shape=[4], weight=c.b) + F.dropout(input=h, training=False)
+        + torch.baddbmm(input=c.V[:2, :2], batch1=halves(h), batch2=halves(x @ c.W), beta=0.5)
+        .flatten(1) + F.batch_norm(
+            input=h, running_mean=c.b.detach(), running_var=c.b.detach().exp())
+    ),
+    "a sum that is not looked at": lambda c, x, h: (
+        torch.baddbmm(halves(h.new_full((4,), math.nan).expand_as(h)), halves(h), halves(x @ c.W),
+                      beta=0).flatten(1) + x @ c.W
+    ),
     "diagonals and triangles": lambda c, x, h: (
         (torch.diag_embed(h) @ x[:, :1].unsqueeze(1).expand(-1, 4, 1)).squeeze(-1)
         + (h[:, :, None] * (x @ c.W)[:, None]).triu(1).sum(2) + x @ c.W

@@ -22,24 +22,24 @@ from flexrnn.engine.compiler.spelt.rows import (
 
 
 def _rms_norm(
-    x: Tensor, shape: Any, weight: Tensor | None = None, eps: float | None = None
+    input: Tensor, normalized_shape: Any, weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
     """Torch's writes in place where nobody rewrites it."""
-    axes = tuple(range(-len(shape), 0))
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
-    y = x * (x.square().mean(axes, keepdim=True) + eps).rsqrt()
+    axes = tuple(range(-len(normalized_shape), 0))
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    y = input * (input.square().mean(axes, keepdim=True) + eps).rsqrt()
     return y if weight is None else y * weight
 
 
-def _cosine_similarity(a: Tensor, b: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
     """Torch's writes in place where nobody rewrites it."""
-    a, b = torch.broadcast_tensors(a, b)  # `dim` may be an axis that one of them has not
+    a, b = torch.broadcast_tensors(x1, x2)  # `dim` may be an axis that one of them has not
     norms = [x.norm(dim=dim, keepdim=True).clamp(min=eps) for x in (a, b)]
     return (a / norms[0] * (b / norms[1])).sum(dim)
 
 
 def _batch_norm(
-    x: Tensor,
+    input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     weight: Tensor | None = None,
@@ -51,12 +51,12 @@ def _batch_norm(
     """Torch's is one operation, whether it is elementwise, as in `eval`, or not."""
     if training or running_mean is None or running_var is None:
         raise refused("batch_norm", ACROSS)
-    if not x.shape[1:2] == running_mean.shape == running_var.shape:
+    if not input.shape[1:2] == running_mean.shape == running_var.shape:
         return F.batch_norm(  # which says what is wrong
-            x, running_mean, running_var, weight, bias, eps=eps
+            input, running_mean, running_var, weight, bias, eps=eps
         )
-    wide = (-1, *(1 for _ in x.shape[2:]))
-    y = (x - running_mean.view(wide)) * (running_var + eps).rsqrt().view(wide)
+    wide = (-1, *(1 for _ in input.shape[2:]))
+    y = (input - running_mean.view(wide)) * (running_var + eps).rsqrt().view(wide)
     y = y if weight is None else y * weight.view(wide)
     return y if bias is None else y + bias.view(wide)
 

@@ -25,7 +25,7 @@ from flexrnn.engine.compiler.spelt.rows import (
 _OWN = 8192
 
 
-def matmul(a: Tensor, w: Tensor) -> Tensor:
+def matmul(input: Tensor, other: Tensor) -> Tensor:
     """Products that torch spells by copies of w, for each row or by rows and heads as one axis.
 
     `(K,)` or `(K, N)ᵀ` on the left of columns, `(B, ..., K)` times one w for all heads, and head by
@@ -33,6 +33,7 @@ def matmul(a: Tensor, w: Tensor) -> Tensor:
     `(G, B, K)`, or `(B, 1, 1, K)`, times the weights of G gates, `(G, K, N)`;
     and one `(M, K)`, or one for each head, times `(B, G, K, N)`.
     """
+    a, w = input, other
     if a.dim() > 3 and is_of_rows(a) and not has_rows(w) and w.dim() == a.dim():
         w = w.squeeze(0)  # what has one row has it for all
     if w.dim() > 3 and is_of_rows(w) and not has_rows(a) and a.dim() == w.dim():
@@ -374,16 +375,17 @@ def _kron(input: Tensor, other: Tensor) -> Tensor:
     return y
 
 
-def _baddbmm(y: Tensor, a: Tensor, w: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """Torch's cannot stretch y where the batch has no number."""
-    return beta * y + alpha * torch.bmm(a, w)
+def _baddbmm(
+    input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Tensor:
+    """Torch's cannot stretch the first where the batch has no number."""
+    product = alpha * torch.bmm(batch1, batch2)
+    return beta * input + product if beta else product  # torch does not look at it then
 
 
 _TENSORDOT: Any = torch.tensordot  # whose `dims` torch says to be a number
 SPELT: dict[Any, Any] = {
-    torch.matmul: matmul,
-    Tensor.matmul: matmul,
-    Tensor.__matmul__: matmul,
+    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), matmul),
     torch.einsum: _einsum,
     torch.tensordot: as_torch(torch.tensordot, _tensordot),
     torch.baddbmm: _baddbmm,

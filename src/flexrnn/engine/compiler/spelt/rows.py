@@ -111,8 +111,9 @@ def in_place(spelling: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return spelt
 
 
-def where(condition: Tensor, *values: Any) -> Any:
+def where(condition: Tensor, input: Any = None, other: Any = None) -> Any:
     """A number would come as a tensor from nowhere."""
+    values = [value for value in (input, other) if value is not None]
     if len(values) != 2:
         return torch.where(condition, *values)
     dtype = torch.result_type(*values)

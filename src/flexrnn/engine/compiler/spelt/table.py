@@ -44,17 +44,21 @@ def _lerp(input: Tensor, end: Tensor, weight: Any) -> Tensor:
     return torch.lerp(begin, end, *rest or [weight])
 
 
-def _fill_diagonal(x: Tensor, value: Any, wrap: bool = False) -> Tensor:
+def _fill_diagonal(x: Tensor, fill_value: Any, wrap: bool = False) -> Tensor:
     """Torch's has no form that writes nowhere."""
     if wrap or x.dim() != 2:
-        return x.fill_diagonal_(value, wrap)
-    x.diagonal().copy_(torch.full((), value, dtype=x.dtype))
+        return x.fill_diagonal_(fill_value, wrap)
+    x.diagonal().copy_(torch.full((), fill_value, dtype=x.dtype))
     return x
 
 
-def _dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
     """Torch asks for the number of elements, which has no value here."""
-    return drawn("dropout") if training and p else x
+    return drawn("dropout") if training and p else input
+
+
+def _torchs_dropout(input: Tensor, p: float, train: bool) -> Tensor:
+    return _dropout(input, p, train)
 
 
 def _gumbel_softmax(*args: Any, **kwargs: Any) -> Tensor:
@@ -62,9 +66,9 @@ def _gumbel_softmax(*args: Any, **kwargs: Any) -> Tensor:
 
 
 def _other_dropout(
-    x: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False
+    input: Tensor, p: float = 0.5, training: bool = False, inplace: bool = False
 ) -> Tensor:
-    return _dropout(x, p, training)
+    return _dropout(input, p, training)
 
 
 def _tensor(data: Any, **options: Any) -> Tensor:
@@ -107,7 +111,7 @@ _SPELT: dict[Any, Any] = {
     Tensor.__iand__: _in_place(torch.bitwise_and),
     Tensor.__ior__: _in_place(torch.bitwise_or),
     Tensor.__ixor__: _in_place(torch.bitwise_xor),
-    torch.dropout: lambda x, p, train: _dropout(x, p, train),
+    torch.dropout: _torchs_dropout,
     F.dropout: _dropout,
     F.alpha_dropout: _other_dropout,
     F.feature_alpha_dropout: _other_dropout,
