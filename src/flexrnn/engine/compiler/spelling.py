@@ -31,7 +31,7 @@ from flexrnn.engine.compiler.refusal import (
     is_users,
     users_line,
 )
-from flexrnn.engine.compiler.spelt import function, picked
+from flexrnn.engine.compiler.spelt import asked, function, picked
 from flexrnn.engine.compiler.spelt.rows import is_of_rows, writes_to
 from flexrnn.engine.compiler.spelt.table import RESPELT
 
@@ -68,6 +68,8 @@ class Spelling(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _FACTS:  # torch asks a hundred times; nothing can be wrong that stays unnoticed
             return func(*args)
+        if func == _REQUIRES_GRAD and asked.only_keeps(args[0], _asks()):
+            return True
         if func is not Tensor.__setitem__ and picked.Picked in map(type, args):
             with self:
                 return picked.call(func, args, kwargs or {})
@@ -178,7 +180,9 @@ class Spelling(TorchFunctionMode):
                 f"{name} cannot be compiled: a Function's backward sums over the rows, for a "
                 f"parameter; used outside of it the parameter has autograd's gradient, {place}"
             )
-        if func in _OF_AUTOGRAD and _asked_by_the_person():
+        if (
+            func in _OF_AUTOGRAD and (frame := _asks()) and is_users(frame)
+        ):  # and no code of torch's
             raise CannotCompileError(
                 f"{_OF_AUTOGRAD[func]} cannot be compiled: whether something is differentiated is "
                 f"no part of a program, {place}"
@@ -314,12 +318,12 @@ def _of_step() -> Iterator[FrameType]:
             yield frame
 
 
-def _asked_by_the_person() -> bool:
-    """Whether the attribute that is asked for now is asked for by no code of torch's."""
+def _asks() -> FrameType | None:
+    """Who asks for the attribute that is asked for now."""
     frame = inspect.currentframe()
     while frame and (frame.f_code.co_filename == __file__ or frame.f_code.co_name == _MODE):
         frame = frame.f_back
-    return frame is not None and is_users(frame)
+    return frame
 
 
 def _differentiates() -> bool:
@@ -333,6 +337,7 @@ def _differentiates() -> bool:
 _FACTS = {
     getattr(Tensor, name).__get__ for name in ("shape", "dtype", "layout", "device", "is_quantized")
 }
+_REQUIRES_GRAD = vars(Tensor.__base__)["requires_grad"].__get__
 _SET_DATA = vars(Tensor.__base__)["data"].__set__
 _APART = (torch.detach, Tensor.detach, vars(Tensor.__base__)["data"].__get__)
 _INTO = ("add", "and", "floordiv", "mod", "mul", "or", "pow", "sub", "truediv", "xor")

@@ -23,6 +23,7 @@ def applied(cls: type[Function], *args: Any, **kwargs: Any) -> Any:
     context = _Context()
     if cls.setup_context is Function.setup_context:
         context.needs_input_grad = tuple(map(_is_real, args))
+        context.given = (*args, *kwargs.values())
         made = _forward(cls, context, *args, **kwargs)
     else:
         bound = inspect.signature(cls.forward).bind(*args, **kwargs)
@@ -87,6 +88,7 @@ class _Context(FunctionCtx):
     non_differentiable: Sequence[Tensor] = ()
     materialize_grads = True
     needs_input_grad: tuple[bool, ...] = ()
+    given: tuple[Any, ...] = ()  # what `forward` is called with
 
     @property
     def saved_tensors(self) -> tuple[Any, ...]:
