@@ -31,7 +31,7 @@ from flexrnn.engine.compiler.refusal import (
     is_users,
     users_line,
 )
-from flexrnn.engine.compiler.spelt import asked, function, picked
+from flexrnn.engine.compiler.spelt import function, keeping, picked
 from flexrnn.engine.compiler.spelt.rows import is_of_rows, writes_to
 from flexrnn.engine.compiler.spelt.table import RESPELT
 
@@ -68,7 +68,7 @@ class Spelling(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _FACTS:  # torch asks a hundred times; nothing can be wrong that stays unnoticed
             return func(*args)
-        if func == _REQUIRES_GRAD and asked.only_keeps(args[0], _asks()):
+        if func == _REQUIRES_GRAD and keeping.only_keeps(args[0], _asks()):
             return True
         if func is not Tensor.__setitem__ and picked.Picked in map(type, args):
             with self:
