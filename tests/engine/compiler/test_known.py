@@ -48,6 +48,7 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "times of a solver": euler,
     "checks": checked,
     "written in place": written,
+    "a view of what was written": lambda c, x, h: x @ c.W + h * stale(torch.arange(4)).tolist()[0],
     "levels": by_levels,
     "places where": lambda c, x, h: (
         x @ c.W + h[:, torch.where(torch.tensor([True, False, False, True]))[0]].repeat(1, 2)
@@ -81,13 +82,44 @@ def rows_written(c: Any, z: Tensor, h: Tensor) -> Tensor:
     return h * float(table.sum()) + z
 
 
+def stale(base: Tensor) -> Tensor:
+    """A view of what has been written to since: while a step is traced it has no memory."""
+    view = base[1:]
+    base.add_(1)
+    return view
+
+
 REFUSED: dict[str, Callable[..., Tensor]] = {
+    "a list of what was written": lambda c, z, h: h * stale(c.inner.bias.clone()).tolist()[0] + z,
+    "a list of what nobody has set": lambda c, z, h: (
+        h * stale(torch.empty(4).fill_(1)).T.contiguous().tolist()[0] + z
+    ),
     "written by what is not known": rows_written,
     "of rows": lambda c, z, h: h * torch.full((5,), 1.0 * h.shape[0]).sum().item() + z,
     "made of a parameter": lambda c, z, h: h * float(h.new_tensor([1.0]) * c.inner.bias[0]) + z,
     "of a parameter": lambda c, z, h: h * torch.as_tensor(c.inner.bias).sum().item() + z,
     "that nobody has set": lambda c, z, h: h * float(torch.empty_like(torch.ones(1))) + z,
 }
+
+
+def applied(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    return h * stale(torch.arange(6.0, dtype=h.dtype)).apply_(lambda number: number + 1) + z
+
+
+def mapped(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    places = stale(torch.arange(6.0, dtype=h.dtype))
+    return h * places.map_(places, lambda one, other: one + other) + z
+
+
+@pytest.mark.parametrize("function", [applied, mapped])
+def test_what_python_does_to_each_number_is_refused(
+    function: Callable[..., Tensor], refuses: Callable[..., None]
+) -> None:
+    refuses(function, "it calls a function of Python's for each number")
+
+
+def test_nothing_has_no_numbers(judge: Callable[..., None]) -> None:
+    judge(lambda c, x, h: x @ c.W + h + len(stale(c.b.clone())[:0].tolist()))
 
 
 @pytest.mark.parametrize("name", REFUSED)
