@@ -138,6 +138,8 @@ def frozen(value: Any, within: tuple[int, ...] = ()) -> Hashable:
         return kind
     if isinstance(value, Tensor) or id(value) in within:
         return kind
+    if kind in OF_TRACES:  # which a step that was traced has left; a comparison would be a question
+        return (kind, str(value))
     within = (*within, id(value))
     if kind is FunctionType:
         held = (value.__closure__, value.__defaults__, value.__kwdefaults__, value.__dict__)
@@ -282,6 +284,7 @@ _ROWS: dict[Any, Callable[[Iterable[Hashable]], Hashable]] = {
     list: tuple, tuple: tuple, deque: tuple, set: frozenset, frozenset: frozenset
 }  # fmt: skip
 _CONTAINERS = {dict, list, tuple, set}
+OF_TRACES = {torch.SymInt, torch.SymFloat, torch.SymBool}
 EXACT = {int, float, complex, str, bytes, bytearray, dict, list, tuple, set, frozenset}
 _SETTLED = sys.stdlib_module_names | {"torch", "numpy"}
 OF_NO_EFFECT = {"__dict__", "__doc__", "__weakref__", "__annotations__", "__module__",

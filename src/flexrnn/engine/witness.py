@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flexrnn.engine.step import EXACT, OF_NO_EFFECT, is_settled, slots
+from flexrnn.engine.step import EXACT, OF_NO_EFFECT, OF_TRACES, is_settled, slots
 
 
 class CannotWatchError(Exception):
@@ -183,7 +183,7 @@ _OF_TENSORS = ("_parameters", "_buffers")
 _LEAVES = {type(None), bool, int, float, complex, str, bytes, type(...), ModuleType,
            BuiltinFunctionType, GetSetDescriptorType, MemberDescriptorType, MethodDescriptorType,
            WrapperDescriptorType, type(vars(namedtuple("_", "a"))["a"]), torch.dtype, torch.device,
-           torch.layout}  # fmt: skip
+           torch.layout, *OF_TRACES}  # fmt: skip
 _WRAPPERS: dict[type, tuple[str, ...]] = {
     MethodType: ("__func__", "__self__"),
     staticmethod: ("__func__",),

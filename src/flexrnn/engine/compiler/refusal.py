@@ -111,6 +111,8 @@ def _reason_of(error: Exception, operation: str) -> str:
         return f"{what}: nobody calls hooks in a backward pass that is compiled"
     if operation in _TAKES_OUT or _asks_for_a_value(error):
         return f"{what}: {TAKEN}"
+    if "unhashable" in str(error) and "SymInt" in str(error):
+        return f"{what}: the batch size has no number here, and no place in a set or a dict"
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     if any(part in first for part in _UNWRITTEN) or re.fullmatch(r"aten\.[\w.]+", first):
         return f"{what}: torch has no form of it for a batch that has no number"
