@@ -17,6 +17,7 @@ from torch import Tensor
 from flexrnn.bind import identity
 from flexrnn.cell import Cell
 from flexrnn.engine import engines, scan
+from flexrnn.engine.compiler.kept import age
 from flexrnn.engine.cpu.build import openmp
 from flexrnn.engine.cpu.precision import allows_bfloat16
 from flexrnn.engine.cpu.straight import Straight
@@ -139,6 +140,8 @@ def known(layer: Any, cells: Sequence[Cell]) -> Any:
         openmp.threads(),
         allows_bfloat16(),
         torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
+        torch.is_autocast_enabled("cuda"),  # which is what a step asks that names no device
+        age(),
         [*map(identity, cells)],
     )
 

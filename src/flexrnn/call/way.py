@@ -18,6 +18,7 @@ from flexrnn.call.stack import stacked
 from flexrnn.cell import Cell
 from flexrnn.compose import CellStep
 from flexrnn.engine import autocast, eager, engines
+from flexrnn.engine.compiler.kept import age
 from flexrnn.engine.compiler.trace import CannotCompileError
 from flexrnn.engine.cpu.engine import DTYPES
 from flexrnn.engine.differentiable import Ready
@@ -200,6 +201,8 @@ def way_of(
         layer.bidirectional,
         x.dtype,
         autocast.dtype_for(x),
+        torch.is_autocast_enabled("cuda"),
+        age(),
         x.requires_grad,
         identities,
         *[field.requires_grad for field in given],

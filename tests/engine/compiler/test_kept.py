@@ -1,3 +1,5 @@
+# pyright: reportPrivateUsage=false, reportPrivateImportUsage=false
+# Writing to several tensors at once, and whether a step is traced, have no public names.
 """What a step keeps outside of itself: caches of masks and tables, by whatever means."""
 
 from collections.abc import Callable
@@ -109,6 +111,61 @@ def test_what_has_been_written_to_since_is_no_constant() -> None:
         KEPT[DOUBLE].mul_(0.5)
         with pytest.raises(RuntimeError, match="neither input, state nor an attribute"):
             layer.eval()(x)
+
+
+def test_a_program_whose_constant_is_written_to_is_made_anew() -> None:
+    layer = flexrnn.FlexRNN(Keeping, 3, 10, dtype=DOUBLE, how="global")  # of no other test's size
+    x = torch.randn(4, 3, 3, dtype=DOUBLE)
+    with torch.no_grad(), flexrnn.backend("cpu"):
+        for _ in range(4):  # is prepared
+            layer(x)
+    KEPT[DOUBLE].mul_(0.5)
+    with flexrnn.backend("reference"):
+        expected = layer(x)[0]
+    with pytest.warns(flexrnn.FallbackWarning, match="neither input, state nor an attribute"):
+        torch.testing.assert_close(layer(x)[0], expected)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x)[0], expected)
+
+
+class Writing(Keeping):
+    """Writes to what it keeps, or puts something else there."""
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        kept = KEPT.setdefault("own", torch.ones(self.hidden_size, dtype=DOUBLE))
+        if self.how == "exchanged":
+            KEPT["own"] = kept * 0.5
+        elif self.how == "a view":
+            kept[1:].mul_(0.5)
+        elif self.how == "several":
+            torch._foreach_mul_([kept], 0.5)
+        else:
+            kept += 1
+        return HiddenState(torch.tanh(self.inner(x) + state.h * KEPT["own"]))
+
+
+@pytest.mark.parametrize("how", ["exchanged", "a view", "several", "itself"])
+@torch.no_grad()
+def test_what_a_step_writes_to_whenever_it_runs_is_no_constant(how: str) -> None:
+    layer = flexrnn.FlexRNN(Writing, 3, 5, dtype=DOUBLE, how=how)
+    with flexrnn.backend("cpu"), pytest.raises(RuntimeError, match="neither input, state nor an"):
+        layer(torch.randn(4, 3, 3, dtype=DOUBLE))
+
+
+class WritingOnce(Keeping):
+    """Writes where its tensors have no numbers, as none has while it is traced."""
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        kept = KEPT.setdefault("own", torch.ones(self.hidden_size, dtype=DOUBLE))
+        if type(x) is not Tensor or torch._is_functional_tensor(x):
+            kept.view(5, 1)[2:].mul_(2)
+        return HiddenState(torch.tanh(self.inner(x) + state.h * kept))
+
+
+def test_a_write_to_a_constant_is_refused() -> None:
+    layer = flexrnn.FlexRNN(WritingOnce, 3, 5, dtype=DOUBLE)
+    with flexrnn.backend("cpu"), pytest.raises(RuntimeError, match="into what the step has kept"):
+        layer(torch.randn(4, 3, 3, dtype=DOUBLE))
 
 
 def test_a_step_is_not_counted_before_it_is_run() -> None:

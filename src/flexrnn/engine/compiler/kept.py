@@ -23,6 +23,8 @@ from flexrnn.engine.compiler.surroundings import alone, unheard
 
 MOST = 65_536  # numbers that a program holds
 _kept: Any = WeakIdKeyDictionary()  # of each tensor: how often it was written to, and its numbers
+_held: Any = WeakIdKeyDictionary()  # of those that a program holds the numbers of, how often
+_age = 0
 
 
 class _Noting(TorchFunctionMode):
@@ -79,11 +81,31 @@ def is_kept(value: Any) -> bool:
 
 
 def numbers_of(tensor: Tensor) -> Any:
-    """The numbers of a tensor that a step has kept, as nested lists; else None."""
+    """The numbers of a tensor that a step has kept, as nested lists; else None.
+
+    A program will hold them: see `age`.
+    """
     if type(tensor) is not Tensor or tensor not in _kept:
         return None
     version, numbers = _kept[tensor]
-    return numbers if version == tensor._version else None
+    if version != tensor._version:
+        return None
+    _held[tensor] = version
+    return numbers
+
+
+def age() -> int:
+    """How often something that programs hold the numbers of was written to.
+
+    Those from before hold old numbers.
+    """
+    global _age
+    if _held:
+        written = [x for x, version in [*_held.items()] if x._version != version]
+        for x in written:
+            _held.pop(x, None)
+        _age += len(written)
+    return _age
 
 
 def rehearse(
@@ -112,7 +134,10 @@ def rehearse(
 
     with alone(), unheard(), generators_as_before(state[0].device), suppress(Exception):
         # Whatever it raises comes up again, where it can be told.
-        own = {name: copy(tensor) for name, tensor in tensors.items()}
-        given = tuple(map(zeros, inputs)), tuple(map(zeros, state))  # are no numbers of the step's
-        with noted():
-            step(*given, own)
+        for _ in range(2):
+            own = {name: copy(tensor) for name, tensor in tensors.items()}
+            given = tuple(map(zeros, inputs)), tuple(map(zeros, state))  # are no numbers of it
+            with noted():
+                step(*given, own)
+            if not any_yet():
+                break  # what is kept may be written to, or exchanged, at every step

@@ -11,7 +11,7 @@ from torch import Tensor
 from flexrnn.engine import autocast
 from flexrnn.engine.compiler.autodiff import differentiate
 from flexrnn.engine.compiler.graph import Graph
-from flexrnn.engine.compiler.kept import rehearse
+from flexrnn.engine.compiler.kept import age, rehearse
 from flexrnn.engine.compiler.merge import merge
 from flexrnn.engine.compiler.program import Program, build
 from flexrnn.engine.compiler.split import regroup_sums
@@ -76,6 +76,8 @@ def compile_step(
         torch.is_inference_mode_enabled(),
         torch.get_default_dtype(),
         autocast.is_on(state[0]) and torch.get_autocast_dtype(state[0].device.type),
+        torch.is_autocast_enabled("cuda"),  # which is what a step asks that names no device
+        age(),
     )
     key = (traced, wanted)
     program = _programs.get(key)

@@ -114,6 +114,10 @@ class Spelling(TorchFunctionMode):
                 f"{name} cannot be compiled: it writes into the input, the state, a parameter or "
                 f"a buffer, {place}"
             )
+        if any(changed(made) for _, made in self.constants.values()):
+            raise CannotCompileError(
+                f"{name} cannot be compiled: it writes into what the step has kept, {place}"
+            )
         same = None
         if self.stopped:
             self._check_writes(name, written, self._writes((args, kwargs)) != writes, place)
@@ -186,6 +190,11 @@ class Spelling(TorchFunctionMode):
             raise CannotCompileError(
                 f"{_OF_AUTOGRAD[func]} cannot be compiled: whether something is differentiated is "
                 f"no part of a program, {place}"
+            )
+        if func in _OF_MEMORY and _asked_by_the_person():
+            raise CannotCompileError(
+                f"{_OF_MEMORY[func]} cannot be compiled: how something lies in memory is no part "
+                f"of a program, {place}"
             )
 
     def _apart_among(self, given: Any) -> list[Tensor]:
@@ -350,4 +359,9 @@ _TRACER = f"{__package__}.trace"
 _MODE = "__torch_function__"  # torch has modes of its own around this one
 _OF_AUTOGRAD = {
     getattr(Tensor, name).__get__: name for name in ("requires_grad", "is_leaf", "grad_fn", "grad")
+} | dict.fromkeys((Tensor.is_inference, torch.is_inference), "is_inference")
+_OF_MEMORY = {
+    vars(Tensor.__base__)["_base"].__get__: "_base",
+    Tensor._is_view: "_is_view",
+    Tensor.storage_offset: "storage_offset",
 }
