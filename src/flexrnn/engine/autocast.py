@@ -5,6 +5,7 @@ do: inputs, state and parameters are cast before the program, which is made and 
 off. Gradients come back through the casts. What an engine cannot compute in is cast likewise.
 """
 
+import threading
 from collections.abc import Hashable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -16,6 +17,7 @@ from flexrnn.engine.step import ComposedStep, Native, State
 
 HALF = (torch.bfloat16, torch.float16)
 _NOTHING = nullcontext()
+_here = threading.local()
 
 
 def is_on(like: Tensor) -> bool:
@@ -46,6 +48,11 @@ def dtype_for(like: Tensor) -> torch.dtype | None:
 def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """A tensor as autocast hands it to a product; as it is where there is no dtype."""
     return tensor if dtype is None or not is_cast(tensor.dtype) else tensor.to(dtype)
+
+
+def is_being_cast() -> bool:
+    """Whether what runs here is a step whose tensors are cast."""
+    return getattr(_here, "casts", False)
 
 
 class CastStep:
@@ -81,7 +88,11 @@ class CastStep:
         self, inputs: tuple[Tensor, ...], state: State, tensors: Mapping[str, Tensor]
     ) -> State:
         """The same call with other tensors."""
-        return self.step.pure(inputs, state, tensors)
+        before, _here.casts = is_being_cast(), True
+        try:
+            return self.step.pure(inputs, state, tensors)
+        finally:
+            _here.casts = before
 
     def rehearse(
         self, inputs: tuple[Tensor, ...], state: State, tensors: Mapping[str, Tensor]

@@ -4,7 +4,8 @@
 
 People keep both under names of their own, as `spike = Surrogate.apply`. So what they all come by is
 exchanged while a step is traced, for the thread that traces; others find there what was there. A
-torch that has none of it keeps it to itself: steps with such calls are then refused.
+torch that has none of it keeps it to itself: steps with such calls are then refused. With them go
+the questions of `asked`, by torch's names alone.
 """
 
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch.autograd import Function, function
 
+from flexrnn.engine.compiler.spelt.asked import answering
 from flexrnn.engine.compiler.spelt.function import applied
 
 
@@ -116,3 +118,4 @@ elif None not in (_BASE, _BIND, _CUSTOM):  # torch 2.14 applies in C++, which ca
 if _SCRIPTED := getattr(torch._C, "ScriptFunction", None):
     _CALL: Any = _SCRIPTED.__call__
     _EXCHANGED.append((_SCRIPTED, "__call__", _called))
+_EXCHANGED += answering(_traces)

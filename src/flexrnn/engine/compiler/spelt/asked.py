@@ -1,0 +1,65 @@
+"""Questions about what is in force for all of torch, which a program does not depend on.
+
+Whether gradients are on, or what the default dtype is, makes another program. These do not: a step
+that asks, to go on by the answer, is refused. What torch itself asks is its own affair.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from flexrnn.engine import autocast
+from flexrnn.engine.compiler.refusal import is_users, refused
+
+
+def _of_autocast() -> str:
+    """It is off while such a step is traced, whether it was on or is not there for its dtype."""
+    if not autocast.is_being_cast():
+        return ""
+    return "under autocast, and in half types, a program is the same whatever it says"
+
+
+def _of_torch() -> str:
+    return "a program is the same whatever it says"
+
+
+_WHY: dict[str, Callable[[], str]] = {
+    **dict.fromkeys((
+        "is_autocast_enabled", "is_autocast_cpu_enabled", "get_autocast_dtype",
+        "get_autocast_cpu_dtype", "get_autocast_gpu_dtype",
+    ), _of_autocast),
+    **dict.fromkeys((
+        "is_autocast_cache_enabled", "get_num_threads", "get_num_interop_threads",
+        "are_deterministic_algorithms_enabled", "is_deterministic_algorithms_warn_only_enabled",
+        "get_deterministic_debug_mode", "get_float32_matmul_precision", "is_anomaly_enabled",
+        "is_anomaly_check_nan_enabled", "initial_seed",
+    ), _of_torch),
+}  # fmt: skip
+
+
+def answering(traces: Callable[[], bool]) -> list[tuple[Any, str, Any]]:
+    """Whose function, its name, and what stands there while a step is traced.
+
+    Args:
+        traces: whether it is the thread that asks whose step that is.
+    """
+    return [
+        (torch, name, _answering(name, getattr(torch, name), why, traces))
+        for name, why in _WHY.items()
+        if hasattr(torch, name)
+    ]
+
+
+def _answering(
+    name: str, torchs: Any, why: Callable[[], str], traces: Callable[[], bool]
+) -> Callable[..., Any]:
+    def answer(*args: Any, **kwargs: Any) -> Any:
+        frame = inspect.currentframe()
+        asks = frame and frame.f_back
+        if traces() and asks and is_users(asks) and (reason := why()):
+            raise refused(name, reason)
+        return torchs(*args, **kwargs)
+
+    return answer
