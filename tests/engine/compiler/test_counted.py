@@ -158,6 +158,11 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "a sum of tenths": (
         lambda c, z, h: h * ((z > 0).float() * 0.1).sum(-1, keepdim=True) + z, "torch.float32"),
     "products of large numbers": (lambda c, z, h: h * (count(z) * 5000), "too many digits"),
+    "what 32 bits wrap around": (
+        lambda c, z, h: h + (count(z).int() + 2**30 + 2**30 + 2**30).to(h.dtype) * z,
+        "torch.int32",
+    ),
+    "a product that may be": (lambda c, z, h: h * (count(z).int() * 4096), "too many digits"),
     "a quotient of reals": (lambda c, z, h: h + z // 0.3, "floor_divide"),
     "a running count of many": (
         lambda c, z, h: h + (z > 0).repeat(1, 30).cumsum(-1)[:, :5], "cumsum"),

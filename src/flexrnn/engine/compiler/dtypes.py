@@ -119,8 +119,12 @@ def _is_whole(node: fx.Node, name: str, dtype: torch.dtype) -> bool:
         return isinstance(value, int) and abs(value) <= _MOST
     if name == "fill" and not isinstance(value := node.args[1], fx.Node):
         return isinstance(value, int) and abs(value) <= _MOST
+    single = _result(node).dtype == torch.int32  # which torch wraps around
+    numbers = [abs(x) for x in (*node.args, *node.kwargs.values()) if isinstance(x, int)]
+    if (single or dtype == torch.float32) and name in _ADDED and max(numbers, default=0) > _LAST:
+        return False
     grown = any("grown" in arg.meta for arg in node.all_input_nodes)
-    few = any(isinstance(arg, int) and abs(arg) <= _MOST for arg in node.args)
+    few = any(number <= (_FEW if single else _MOST) for number in numbers)
     if name == "mul" and (grown or not few):
         return False
     if grown or name == "mul":
@@ -225,9 +229,12 @@ _COUNTS = ("_to_copy", "sum", "amax", "amin", "where", "cat", "add", "sub", "rsu
            "clamp", "clamp_min", "clamp_max", "maximum", "minimum")  # fmt: skip
 _OF_WHOLE = ("mul", "remainder", "fmod", "div", "stack", "sign", "copy", "fill",
              "slice_scatter", "select_scatter")  # fmt: skip
+_ADDED = ("add", "sub", "rsub")
 _MADE = ("zeros", "ones", "full", "empty", "zeros_like", "ones_like", "full_like", "empty_like")
 _MOST = 4096  # as many are units among which numbers are looked for
 _BITS = 24  # of float32
+_LAST = 2**_BITS  # up to which reals say the same
+_FEW = 127  # times as much is a number of 32 bits
 _LARGE = 16  # bits that a whole number is taken to have, where it becomes a part of others
 _MOVES = ("detach", "clone", "alias", "slice", "select", "unsqueeze", "squeeze", "view",
           "_unsafe_view", "reshape", "expand", "repeat", "permute", "transpose", "t", "flip",
