@@ -188,6 +188,11 @@ WRITTEN: dict[str, Callable[..., Any]] = {
         torch.xlogy(h.relu(), h) + torch.special.xlogy(h, c.b.abs()) + torch.xlogy(2, h.exp())
         + x @ c.W
     ),
+    "xlog1py": lambda c, x, h: (
+        torch.special.xlog1py(h.relu(), h) + torch.special.xlog1py(h, c.b.abs() / 2**30)
+        + torch.special.xlog1py(2, h.exp()) + torch.special.xlog1py(h, 0.5)
+        + torch.special.xlog1py(h - h.detach(), -1 - h.exp()) + x @ c.W
+    ),
     "softplus with a threshold": lambda c, x, h: (
         F.softplus(h + torch.where(h > 0.5, math.inf, 0.0).to(h.dtype), 1, 0.5).clamp(max=2)
         + F.softplus(h, 2, 0.3) + F.softplus(40 * h, threshold=30) + x @ c.W

@@ -93,6 +93,13 @@ def _xlogy(b: Builder, x: Any, y: Any) -> Ref:
     return b.op("where", flat, 0.0, b.op("mul", x, b.op("log", b.op("where", flat, 1.0, y))))
 
 
+def _xlog1py(b: Builder, x: Any, y: Any) -> Ref:
+    """The same of 1 + y, to which small y are not added."""
+    none = b.op("or", b.op("le", y, -1.0), b.op("eq", y, math.inf))
+    flat = b.op("and", b.op("eq", x, 0.0), none)
+    return b.op("where", flat, 0.0, b.op("mul", x, b.op("log1p", b.op("where", flat, 0.0, y))))
+
+
 def _signbit(b: Builder, x: Any) -> Ref:
     return b.op("or", b.op("lt", x, 0.0), b.op("lt", b.op("reciprocal", x), 0.0))  # -0.0, too
 
@@ -134,6 +141,7 @@ SPELT: Handlers = {
     "nan_to_num": _nan_to_num,
     "xlogy": _xlogy,
     "special_xlogy": _xlogy,
+    "special_xlog1py": _xlog1py,
     "signbit": _signbit,
     "_neg_view": lambda b, x: b.op("neg", x),
     "sgn": lambda b, x: b.op("sign", x),
