@@ -184,9 +184,7 @@ class Spelling(TorchFunctionMode):
                 f"{name} cannot be compiled: a Function's backward sums over the rows, for a "
                 f"parameter; used outside of it the parameter has autograd's gradient, {place}"
             )
-        if (
-            func in _OF_AUTOGRAD and (frame := _asks()) and is_users(frame)
-        ):  # and no code of torch's
+        if func in _OF_AUTOGRAD and _asked_by_the_person():
             raise CannotCompileError(
                 f"{_OF_AUTOGRAD[func]} cannot be compiled: whether something is differentiated is "
                 f"no part of a program, {place}"
@@ -333,6 +331,12 @@ def _asks() -> FrameType | None:
     while frame and (frame.f_code.co_filename == __file__ or frame.f_code.co_name == _MODE):
         frame = frame.f_back
     return frame
+
+
+def _asked_by_the_person() -> bool:
+    """Whether it is no code of torch's."""
+    frame = _asks()
+    return frame is not None and is_users(frame)
 
 
 def _differentiates() -> bool:
