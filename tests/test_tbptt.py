@@ -83,7 +83,7 @@ def test_what_comes_behind_a_reset_knows_nothing_of_the_chunk_before(make: Any) 
     layer, x = make(learn_initial_state=True), randn(T, B, I)
     reset = torch.zeros(T, B).bool()
     reset[4] = True
-    _, second, _ = tbptt(layer, x, 4, reset=reset)
+    _, second, _ = tbptt(layer, x, 4, reset=reset.numpy())
     fresh = layer(x[4:8])[0]
     assert_close(second.output, fresh, rtol=1e-12, atol=1e-13)
     weights = [p for name, p in layer.named_parameters() if name.startswith("initial")]

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from flexrnn.call.marks import check_lengths, check_reset
+from flexrnn.call.marks import check_lengths, check_reset, of_numpy
 from flexrnn.call.stack import each
 
 
@@ -79,6 +79,7 @@ def tbptt(
     ordered = x.movedim(axis, 0)
     ends = check_lengths(lengths, ordered)
     ends = ends if ends is None else ends.view(ordered.shape[1:-1])
+    reset = of_numpy(reset, x.device)
     check_reset(reset, ordered, batch_first=axis == 1)
     return _chunks(layer, x, steps, hx, ends, reset, axis)
 

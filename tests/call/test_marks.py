@@ -1,5 +1,6 @@
 """`lengths` and `reset`: the same as sequences cut by hand, gradients too; padding is nothing."""
 
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -235,6 +236,12 @@ def test_marks_may_be_arrays_of_numpys(make: Make) -> None:
         return layer(x, lengths=np.array(LENGTHS), reset=RESET.numpy())
 
     assert_close(call(x), expected, rtol=0, atol=0)
+    turned, kept = np.array(LENGTHS[::-1])[::-1], RESET.numpy().copy()
+    kept.setflags(write=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = layer(x, lengths=turned.astype("uint16"), reset=kept[::-1][::-1])
+    assert_close(found, expected, rtol=0, atol=0)
     compiled: Any = torch.compile(call, backend="aot_eager", fullgraph=True)
     assert_close(compiled(x), expected, rtol=1e-11, atol=1e-12)
 
@@ -300,6 +307,7 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"lengths": 2.5}, TypeError, "lengths: expected a tensor of integers, got float"),
     ({"lengths": np.zeros(2)}, TypeError, "lengths: expected integers, got torch.float64"),
     ({"reset": np.zeros((3, 2))}, TypeError, "reset: expected torch.bool, got torch.float64"),
+    ({"lengths": np.array(["1"])}, TypeError, "lengths: expected a tensor of ..., got ndarray"),
     ({"lengths": True}, TypeError, "lengths: expected a tensor of integers, got bool"),
     ({"lengths": [1, 2.0]}, TypeError, "lengths: expected integers, got [1, 2.0]"),
     ({"lengths": zeros(2)}, TypeError, "lengths: expected integers, got torch.float32"),

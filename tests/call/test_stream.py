@@ -28,7 +28,8 @@ def test_it_is_the_sequence_call(make: Make, engine: str, learned: bool, batch_f
     x = randn(T, B, I).requires_grad_()
     state, outputs = None, []
     for x_t, reset_t in zip(x, reset, strict=True):
-        output, state = layer.step(x_t, state, reset=reset_t)
+        mark: Any = reset_t.numpy() if learned else reset_t
+        output, state = layer.step(x_t, state, reset=mark)
         outputs.append(output)
     given, marks = (x.transpose(0, 1), reset.T) if batch_first else (x, reset)
     expected, final = layer(given, reset=marks)

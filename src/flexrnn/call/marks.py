@@ -114,7 +114,7 @@ def check_lengths(lengths: Any, x: Tensor) -> Tensor | None:
         lengths = torch.tensor(lengths, dtype=torch.int64)
     if isinstance(lengths, int) and not isinstance(lengths, bool):
         lengths = torch.tensor(lengths)
-    lengths = _of_numpy(lengths)
+    lengths = of_numpy(lengths, "cpu")
     if not isinstance(lengths, Tensor):
         raise TypeError(f"lengths: expected a tensor of integers, got {type(lengths).__name__}")
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
@@ -124,13 +124,20 @@ def check_lengths(lengths: Any, x: Tensor) -> Tensor | None:
         raise ValueError(
             f"lengths: expected shape {shape}, one for each sequence, got {tuple(lengths.shape)}"
         )
+    lengths = lengths.long()  # nothing is known of some of torch's whole numbers
     _check_values(lengths, x.shape[0])
-    return lengths.reshape(-1).long()
+    return lengths.reshape(-1)
 
 
-def _of_numpy(marks: Any) -> Any:
-    """An array of NumPy's as a tensor, anything else as it is."""
-    return torch.as_tensor(marks) if type(marks).__module__ == "numpy" else marks
+def of_numpy(marks: Any, device: Any) -> Any:
+    """An array of numbers of NumPy's as a tensor of its own, anything else as it is."""
+    if type(marks).__module__ != "numpy":
+        return marks
+    if not torch.compiler.is_compiling() and marks.dtype.kind not in "biufc":
+        return marks
+    return torch.as_tensor(
+        marks.copy(), device=device
+    )  # which may be read backwards, or not written
 
 
 def _check_values(lengths: Tensor, steps: int) -> None:
@@ -157,7 +164,7 @@ def check_reset(reset: Any, x: Tensor, *, batch_first: bool) -> Tensor | None:
     """
     if reset is None:
         return None
-    reset = _of_numpy(reset)
+    reset = of_numpy(reset, x.device)
     if not isinstance(reset, Tensor):
         raise TypeError(f"reset: expected a tensor of torch.bool, got {type(reset).__name__}")
     if reset.dtype != torch.bool:

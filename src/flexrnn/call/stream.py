@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flexrnn.call import quick
+from flexrnn.call.marks import of_numpy
 
 
 def step(
@@ -22,7 +23,7 @@ def step(
         reset: `(B,)` or `()`, or None.
         forward: `FlexRNN`'s own, which takes all of this; that of a subclass may not.
     """
-    _check(layer, x, reset)
+    reset = _check(layer, x, reset)
     own = getattr(layer.forward, "__func__", None) is forward
     if own and (result := quick.step(layer, x, state, reset)) is not None:
         return result
@@ -36,7 +37,8 @@ def step(
     return output.select(axis, 0), state
 
 
-def _check(layer: Any, x: Any, reset: Any) -> None:
+def _check(layer: Any, x: Any, reset: Any) -> Tensor | None:
+    """`reset` as a tensor, if there is one and everything fits."""
     if layer.bidirectional:
         raise RuntimeError("step: expected one direction; the second begins at the end")
     for name in ("recurrent_dropout", "weight_drop"):
@@ -50,7 +52,8 @@ def _check(layer: Any, x: Any, reset: Any) -> None:
     if x.dim() not in (1, 2):
         raise ValueError(f"x: expected shape (batch, input_size), got {tuple(x.shape)}")
     if reset is None:
-        return
+        return None
+    reset = of_numpy(reset, x.device)
     if not isinstance(reset, Tensor):
         raise TypeError(f"reset: expected a tensor of torch.bool, got {type(reset).__name__}")
     if reset.dtype != torch.bool:
@@ -60,6 +63,7 @@ def _check(layer: Any, x: Any, reset: Any) -> None:
             f"reset: expected shape {tuple(x.shape[:-1])}, one for each row, "
             f"got {tuple(reset.shape)}"
         )
+    return reset
 
 
 def _by_another_forward(

@@ -41,7 +41,8 @@ class _Seen(NamedTuple):
 
     step: ComposedStep
     state: tuple[Tensor, ...]
-    xs: tuple[Tensor, ...]  # with `batch_sizes`, of one step
+    xs: tuple[Tensor, ...]  # of the longest segment; with `batch_sizes`, of one step
+    keep: tuple[int, ...]
     batch_sizes: Tensor | None
     rows: int  # over all steps
 
@@ -63,7 +64,7 @@ class Explanation(NamedTuple):
         return "\n".join(lines)
 
 
-def explain(layer: nn.Module, x: Any, stages: bool = False, **call: Any) -> Explanation:
+def explain(layer: nn.Module, x: Any, *, stages: bool = False, **call: Any) -> Explanation:
     """Say how a layer is run on an input where it is differentiated; no sequence is run.
 
     Without derivatives the same engines run. A sequence of one step `auto` leaves to the reference,
@@ -102,11 +103,15 @@ def explain(layer: nn.Module, x: Any, stages: bool = False, **call: Any) -> Expl
         batch_sizes: Tensor | None,
     ) -> Any:
         lead = xs[0].shape[: 2 if batch_sizes is None else 1]
-        if not seen or seen[-1].step is not step:  # else one more segment of the same run
+        if seen and seen[-1].step is step:  # one more segment of the same run
+            last = seen[-1]
+            longest = max(last.xs, xs, key=lambda xs: xs[0].shape[0])
+            seen[-1] = last._replace(xs=longest, rows=last.rows + lead.numel())
+        else:
             one = xs
             if batch_sizes is not None:
                 one = tuple(of_one_step(x, len(state[0])) for x in xs)
-            seen.append(_Seen(step, tuple(state), one, batch_sizes, lead.numel()))
+            seen.append(_Seen(step, tuple(state), one, tuple(keep), batch_sizes, lead.numel()))
         learns = any(t.requires_grad for t in (*step.tensors.values(), *xs))
         like = [state[k] for k in keep]
         history = (s.new_zeros(*lead, *s.shape[1:]).requires_grad_(learns) for s in like)
@@ -135,12 +140,12 @@ def _report(
     tried: tuple[str, ...] = (),
 ) -> StepReport:
     """Of one layer in one direction, for which these engines are tried; nothing: not known yet."""
-    step, state, xs, batch_sizes, _ = run
+    step, state, xs, keep, batch_sizes, rows = run
     if are_complex((*state, *xs)):
-        real = Paired(step, state, xs, ())
+        real = Paired(step, state, xs, keep)
         parts = {"step": real.step, "state": tuple(real.state), "xs": real.xs}
-        return _report(name, backend, run._replace(**parts))
-    tried = tried or scan.order(backend, step, state, xs, batch_sizes=batch_sizes)
+        return _report(name, backend, run._replace(**parts, keep=tuple(real.keep)))
+    tried = tried or scan.order(backend, step, state, xs, keep, batch_sizes)
     dtype = engines.cast_to(tried[0], state[0])
     narrow = engines.is_narrow(tried[0], state[0])
     if dtype is not None:
@@ -148,16 +153,15 @@ def _report(
             xs, state = (tuple(autocast.cast(t, dtype) for t in group) for group in (xs, state))
             cast = autocast.CastStep(step, dtype, narrow=narrow)
             return _report(name, backend, run._replace(step=cast, state=state, xs=xs), tried)
-    operands = (*xs, *state, *step.tensors.values())
     try:
         graphs = passes(step, xs, state, wanted_of(step, state, xs))
     except CannotCompileError as refusal:
-        chosen = _choose(backend, tried, step, None, str(refusal), operands, state)
+        chosen = _choose(backend, tried, run, None, str(refusal))
         return StepReport(name, *chosen, None, str(refusal), 0, (), state[0].dtype)
     program = build(graphs[-1][1])
-    chosen = _choose(backend, tried, step, program, "", operands, state)
+    chosen = _choose(backend, tried, run, program, "")
     texts = [(after, formulas(graph)) for after, graph in graphs]
-    saved = saved_floats(*program) * run.rows * state[0].element_size()
+    saved = saved_floats(*program) * rows * state[0].element_size()
     stages = (*texts, ("schedule", pretty(program)))
     return StepReport(name, *chosen, program, "", saved, stages, state[0].dtype)
 
@@ -165,13 +169,12 @@ def _report(
 def _choose(
     backend: str,
     tried: tuple[str, ...],
-    step: ComposedStep,
+    run: _Seen,
     program: Program | None,
     refusal: str,
-    operands: tuple[Tensor, ...],
-    state: tuple[Tensor, ...],
 ) -> tuple[str, tuple[str, ...]]:
     """The engine that `scan.run` comes to, and why none before it."""
+    step, state, xs, keep, *_ = run
     like = state[0]
     causes: list[str] = []
     for engine in ("torch", *engines.AUTO) if backend == "auto" else tried:
@@ -183,9 +186,9 @@ def _choose(
         if engine == "reference":
             return engine, tuple(causes)
         try:
-            kind(operands)
+            kind((*xs, *state, *step.tensors.values()))
             if engine == "torch":
-                native.check(step, state, operands)
+                native.check(step, state, xs, keep)
                 return engine, tuple(causes)
             if program is None:
                 raise CannotRunError(refusal)

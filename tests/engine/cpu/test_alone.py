@@ -56,6 +56,11 @@ int main() {
         return fresh.now(2100);
     };
     printf("%d %d %d ", waits(0, 0), waits(100, 100), waits(100, 101));
+    Share many[8];  // seven are waited for
+    Alone of_many;
+    for (Share& share : many) share.rounds = 100, share.worked = 100, share.waited = 701;
+    of_many.learn(many, 8, 1000, 1100), of_many.learn(many, 8, 2000, 2100);
+    printf("%d ", of_many.now(2100));
     Share four[4];
     for (Share& share : four) share.rounds = 100;
     for (Share& share : four) share.taken = 50;  // two are away: one alone would be slower
@@ -78,4 +83,26 @@ def test_one_thread_works_longer_each_time_that_others_do_not_come(tmp_path: Pat
     often, brief, others = ran.stdout.splitlines()
     assert often.split() == ["0", "0", "8", "16", "32", "64", "64", "0", "8"]
     assert brief.split() == ["0", "32", "0"]  # before a millisecond is over; then for as long
-    assert others.split() == ["0", "0", "1", "0", "1"]
+    assert others.split() == ["0", "0", "1", "1", "0", "1"]
+
+
+def test_a_wait_counts_as_much_as_all_others_could_take(tmp_path: Path) -> None:
+    driver = """
+// One thread of eight, the others of which have done their shares long before it, or never come.
+int main() {
+    Share shares[8];
+    Team team{shares, 0, 8, Team::LONG};
+    for (unsigned round = 1; round < 100; round++) {
+        for (int k = 1; k < 8; k++) shares[k].begun = shares[k].done = round - (round % 11 == 2);
+        team.helps = true;
+        team.each([&](long) { for (volatile int k = 0; k < 100; k++) {} });
+    }
+    team.ends();
+    const Share& own = shares[0];
+    printf("%d %d\\n", own.rounds == 99, own.waited > 5 * own.worked);
+}
+"""
+    source = prologue("float", machine()) + MEMORY + driver
+    program = compiler.compile_program(compiler.find(), machine(), source, tmp_path)
+    ran = subprocess.run([program], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["1", "1"]

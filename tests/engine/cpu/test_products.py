@@ -144,13 +144,15 @@ class Gates(flexrnn.Cell):
 
     def step(self, x: torch.Tensor, state: cells.HiddenState) -> cells.HiddenState:
         first, *rest = (torch.cat([x, state.h], -1) @ self.W).chunk(self.count, -1)
-        return cells.HiddenState(first.tanh() * sum(rest, first).sigmoid())
+        # Sums of parts as they are would be made of summed weights.
+        return cells.HiddenState(first.tanh() * sum(part.sigmoid() for part in rest))
 
 
-@pytest.mark.parametrize("count", [2, 5, 7, 13])
-def test_parts_of_unlike_width(judge: Callable[..., None], isa: Isa, count: int) -> None:
+@pytest.mark.parametrize("rows", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 7, 13])
+def test_parts_of_unlike_width(judge: Callable[..., None], isa: Isa, count: int, rows: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLEXRNN_ISA", isa.name)
         patch.setattr(plan, "_known", WeakKeyDictionary())
         layer = FlexRNN(Gates, 3, 19, dtype=DOUBLE, count=count)
-        judge(layer, torch.randn(T, 7, 3, dtype=DOUBLE))
+        judge(layer, torch.randn(T, rows, 3, dtype=DOUBLE))

@@ -225,3 +225,16 @@ def test_explain_is_told_of_lengths() -> None:
     assert (narrow.engine, narrow.dtype) == ("cpu", torch.float32)
     with pytest.raises(ValueError, match=r"^lengths: expected shape"):
         flexrnn.explain(layer, x.bfloat16(), lengths=[1])
+
+
+def test_explain_knows_what_of_a_run_is_kept_and_how_long_it_is() -> None:
+    x = torch.randn(5, B, I)
+    layer = flexrnn.LSTM(I, H, bidirectional=True, checkpoint_every=2)
+    found = flexrnn.explain(layer, x)  # whose last segment is of one step
+    assert [step.saved_bytes for step in found.steps] == [5 * B * 6 * H * 4] * 2
+    assert found.engine == "cpu"
+    whole = flexrnn.LSTM(I, H, backend="torch")
+    assert flexrnn.explain(whole, x).engine == "torch"
+    (step,) = flexrnn.explain(whole, x, return_states=True).steps
+    assert step.engine == ""
+    assert "no state of every step" in step.causes[0]

@@ -59,14 +59,14 @@ class Launch:
         sizes: Sequence[int],
         constants: ctypes.Array[ctypes.c_double],
         threads: int,
+        alone: ctypes.Array[ctypes.c_long],
     ):
         self._run, self._threads = run, threads
         self._memories = [memory for memory, _ in pointers]
         self._offsets = [offset for _, offset in pointers]
         self._pack = Struct(f"{len(pointers)}P").pack
         self._sizes = (ctypes.c_long * len(sizes))(*sizes)
-        self._constants = constants
-        self._alone = (ctypes.c_long * 3)()  # what calls of this kind learn of threads; see loop.h
+        self._constants, self._alone = constants, alone
 
     def __call__(self, memory: Mapping[str, Tensor], first: int, last: int) -> None:
         """Run some steps of the loop, from `first` to before `last`, on these tensors."""
@@ -170,6 +170,9 @@ class Kernel:
         self._run.restype = None
         constants = self.source.constants
         self._constants = (ctypes.c_double * len(constants))(*constants)
+        # What calls by so many threads have learned of these, by the number of digits of B: `Alone`
+        # in loop.h.
+        self._alone: dict[tuple[int, int], ctypes.Array[ctypes.c_long]] = {}
 
     @property
     def weight_bytes(self) -> int:
@@ -238,7 +241,8 @@ class Kernel:
                 table += (len(pointers), *_place(piece, weight.blocks, weight.shape[-1]))
                 pointers.append((piece.memory, piece.offset * self.itemsize))
         sizes = (steps, batch, reverse, across, 0, steps, *self.source.sizes, *strides, *table)
-        return Launch(self._run, pointers, sizes, self._constants, threads)
+        alone = self._alone.setdefault((threads, batch.bit_length()), (ctypes.c_long * 3)())
+        return Launch(self._run, pointers, sizes, self._constants, threads, alone)
 
     def owns(self, name: str) -> bool:
         """Whether a buffer is one that the loop wants for itself."""

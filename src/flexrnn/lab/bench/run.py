@@ -151,6 +151,7 @@ def reload(path: Path, console: Console) -> dict[str, Any]:
     show.start(console, found)
     for key in dict.fromkeys(row["key"] for row in found["rows"]):
         show.case(console, found, key)
+    show.crowded(console, found)
     return found
 
 

@@ -100,14 +100,7 @@ def end(console: Console, found: dict[str, Any], stem: Path) -> None:
     timed = any(row["ours"] for row in found["rows"])
     if timed:
         console.print(LEGEND, highlight=False, style="dim")
-    crowded = [row for row in found["rows"] if row["side_by_side"] is False]
-    if crowded:
-        console.print(
-            f"Threads did not have a core each in {len(crowded)} of {len(found['rows'])} rows, "
-            "whose times say little.",
-            style="yellow",
-            highlight=False,
-        )
+    crowded(console, found)
     wrong = [row for row in found["rows"] if row["why_not"]]
     if wrong:
         names = ", ".join(dict.fromkeys(row["label"] for row in wrong))
@@ -120,6 +113,18 @@ def end(console: Console, found: dict[str, Any], stem: Path) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def crowded(console: Console, found: dict[str, Any]) -> None:
+    """In how many rows threads had no core each, if in any."""
+    count = sum(row["side_by_side"] is False for row in found["rows"])
+    if count:
+        console.print(
+            f"Threads did not have a core each in {count} of {len(found['rows'])} rows, "
+            "whose times say little.",
+            style="yellow",
+            highlight=False,
+        )
 
 
 def plain(console: Console, said: str) -> None:

@@ -15,7 +15,7 @@ _WIDE, _NARROW = 4, 2  # vectors of columns in a tile, where one row of blocks h
 _MANY = 24  # vectors of sums that fill the units of multiplication, and leave registers for weights
 _MOST_ROWS = 8  # of a tile: each weight that is read serves as many
 ROWS_IN_PLACE = 4  # likewise, where weights are read where they lie
-_CHAINED = 8  # sums of a row fewer than these may be made in several chains: `chains` in weights.h
+_CHAINED = 4  # sums of a row, up to which these may be made in several chains; weights.h: `chains`
 
 
 class Shape(Enum):
@@ -261,15 +261,15 @@ class Products:
         width = self.tile.width
         row = self.accumulators.count * width
         places = [s * width + v for s in sums for v in range(width)]
-        few = len(places) < _CHAINED
+        chained = len(places) <= _CHAINED
         lines = ["{"]
-        if few:
+        if chained:
             lines.append(f"    constexpr int C = chains(R * {len(places)});")
-        lines.append(f"    vec acc[{'C' if few else 1}][R][{len(places)}] = {{}};")
+        lines.append(f"    vec acc[{'C' if chained else 1}][R][{len(places)}] = {{}};")
         for k in products:
             lines += [f"    {line}" for line in self._term(k, parts, places)]
         lines += ["    #pragma GCC unroll 8", "    for (int i = 0; i < R; i++) {"]
-        if few:
+        if chained:
             each = (f"acc[0][i][{j}] += acc[c][i][{j}];" for j in range(len(places)))
             lines.append("        #pragma GCC unroll 8")
             lines.append(f"        for (int c = 1; c < C; c++) {{ {' '.join(each)} }}")
@@ -292,7 +292,7 @@ class Products:
         ]
         reads = [self._read(k, self.packed[k][part], places) for part in parts]
         lines.append("    long k = 0;")
-        if len(places) < _CHAINED:
+        if len(places) <= _CHAINED:
             lines += self._chained(reads)
         return [*lines, *self._loop(reads), "}"]
 
@@ -321,21 +321,23 @@ class Products:
         """One value of k after another."""
         onward = "".join(f", w{p} += {vectors(len(read))}" for p, read in enumerate(reads))
         lines = [f"    for (; k < inner; k++{onward}) {{"]
-        for p, read in enumerate(reads):
-            lines.append(f"        if (R > 2) hint<{len(read)}>(w{p}, ahead{p} + k * VL);")
         return [*lines, *(f"    {line}" for line in self._step(reads, "")), "    }"]
 
     def _step(self, reads: list[list[int]], chain: str) -> list[str]:
         """A value of k, so many behind the first of those that go on at once."""
         columns = [(p, j, acc) for p, read in enumerate(reads) for j, acc in enumerate(read)]
         names = [f"v{n}" for n in range(len(columns))]
-        lines = list[str]()
+        k, lines = f"k + {chain}" if chain else "k", list[str]()
+        for p, read in enumerate(reads):
+            w = vector_of_row(f"w{p}", chain, len(read), 0) if chain else f"w{p}"
+            ahead = f"({k})" if chain else k
+            lines.append(f"    if (R > 2) hint<{len(read)}>({w}, ahead{p} + {ahead} * VL);")
         for name, (p, j, _) in zip(names, columns, strict=True):
             at = vector(f"w{p}", j)
             if chain:
                 at = vector_of_row(f"w{p}", chain, len(reads[p]), j)
             lines.append(f"    const vec {name} = *(const vec*)({at});")
-        here = "i * row + k" + (f" + {chain}" if chain else "")
+        here = f"i * row + {k}"
         x, add = f"broadcast(a[{here}])", "{s} += x * {v};"
         if self.context.narrow:
             x, add = f"broadcast_pair(a + {here})", "{s} = dot({s}, x, {v});"

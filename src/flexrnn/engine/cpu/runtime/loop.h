@@ -109,9 +109,9 @@ INLINE long ticks() {
 struct Team {
     // Turns of spinning, the first 100 of them without a pause; none where nobody else comes.
     static constexpr int LONG = 2000, SHORT = 150, NONE = -1;
-    // Of so many rounds one is timed; and no wait counts as more than so many times the work, for one that
-    // is longer is somebody who has lost a core.
-    static constexpr unsigned TIMED = 11, LATE = 4;
+    // Of so many rounds one is timed; and no wait counts as more than so many times what all others
+    // have to do, for one that is longer is somebody who has lost a core.
+    static constexpr unsigned TIMED = 11, LONGEST = 4;
     Share* shares;
     const long id;
     long count;
@@ -120,12 +120,12 @@ struct Team {
     unsigned round = 0, taken = 0;
     long worked = 0, waited = 0;
 
-    // Runs `work(k)` for every share k that is this thread's to do, until the round is over. Who does all
-    // begins with the last one if it goes `down`: what was read last is still in the cache.
+    // Runs `work(k)` for every share k that is this thread's to do, until the round is over. Who does
+    // all begins with the last one if it goes `down`: what was read last is still in the cache.
     template <class Work>
     inline __attribute__((always_inline)) void each(Work work, bool down = false) {
         round++;
-        const bool timed = count > 1 && round % TIMED == 0;
+        const bool timed = count > 1 && round % TIMED == 2;  // behind the first, which packs
         const long before = timed ? ticks() : 0;
         long own = before;
         for (long k = 0; k < count; k++) {
@@ -140,7 +140,7 @@ struct Team {
         }
         if (timed) {
             worked += own - before;
-            waited += least(ticks() - own, LATE * (own - before));
+            waited += least(ticks() - own, LONGEST * (count - 1) * (own - before));
         }
     }
 
@@ -190,13 +190,14 @@ template <class Frame> ALONE void together(Team& team, const Frame& f, void (*pa
     }, f.down);
 }
 
-// Whether one thread does the shares of all in calls of one kind. Others may not come, and waiting for
-// a core costs more than a call; or they come, and wait for one another longer than that would take:
-// what one thread writes gets to another in 70 ns on one machine, and in 1,000 on another whose cores
-// are far apart, or on the same one a minute later, if it is a guest. They are asked again after so
-// many calls and milliseconds. By then they are asleep, so several short calls may pass until they come.
+// Whether one thread does the shares of all in calls of a loop by so many threads and rows. Others may
+// not come, and waiting for a core costs more than a call; or they come, and wait for one another longer
+// than that would take: what one thread writes gets to another in 70 ns on one machine, and in 1,000 on
+// another whose cores are far apart, or on the same one a minute later, if it is a guest. They are asked
+// again after so many calls and milliseconds. By then they are asleep, so several short calls may pass
+// until they come. Its memory is Python's, and begins as zeros.
 struct Alone {
-    int left = 0, next = 0;     // calls for which it does; how many it will be the next time, or 0
+    int left = 0, next = 0;     // calls for which it does; how many it will be, but at least FIRST
     long until = 0, since = 0;  // when the others are asked again; since when they come late, or 0
     static constexpr int FIRST = 8, MOST = 64;
     static constexpr long WAKING = 1000, EACH = 4000;  // microseconds: for waking up; for each call
@@ -224,9 +225,9 @@ struct Alone {
         if (!late) {
             __atomic_store_n(&since, 0, __ATOMIC_RELAXED);
             __atomic_store_n(&next, FIRST, __ATOMIC_RELAXED);
-        } else if (!first || begun - first < WAKING) {
-            if (!first) __atomic_store_n(&since, begun, __ATOMIC_RELAXED);
-        } else {
+        } else if (!first || begun < first) {
+            __atomic_store_n(&since, begun, __ATOMIC_RELAXED);
+        } else if (begun - first >= WAKING) {
             const int calls = int(most(__atomic_load_n(&next, __ATOMIC_RELAXED), FIRST));
             __atomic_store_n(&since, 0, __ATOMIC_RELAXED);
             __atomic_store_n(&left, calls, __ATOMIC_RELAXED);
@@ -235,6 +236,8 @@ struct Alone {
         }
     }
 };
+
+static_assert(sizeof(Alone) == 3 * sizeof(long));  // as kernel.py has it
 
 // Adds to numbers in memory.
 template <bool TAIL> INLINE void add(REAL* p, vec v, int n) {
