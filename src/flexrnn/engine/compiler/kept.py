@@ -57,17 +57,23 @@ def _tensors(given: Any) -> list[Tensor]:
 
 
 @contextmanager
-def noted() -> Iterator[None]:
-    """Note what a step that is run inside keeps; nothing where it draws random numbers."""
+def noted() -> Iterator[list[Tensor]]:
+    """Note what a step that is run inside keeps; nothing where it draws random numbers.
+
+    Yields:
+        A list that has it behind the block.
+    """
+    found: list[Tensor] = []
     before, chance = torch.get_rng_state(), Chance()
     with (noting := _Noting()):
-        yield
+        yield found
     if chance.drawn() or not torch.equal(torch.get_rng_state(), before):
         return
     for tensor in [*noting.made]:
         there = tensor.layout is torch.strided and not tensor.is_meta
         if there and tensor.numel() <= MOST and not tensor.requires_grad:
             _kept[tensor] = tensor._version, tensor.tolist()
+            found.append(tensor)
 
 
 def any_yet() -> bool:
@@ -137,7 +143,7 @@ def rehearse(
         for _ in range(2):
             own = {name: copy(tensor) for name, tensor in tensors.items()}
             given = tuple(map(zeros, inputs)), tuple(map(zeros, state))  # are no numbers of it
-            with noted():
+            with noted() as keeps:
                 step(*given, own)
-            if not any_yet():
+            if not keeps:
                 break  # what is kept may be written to, or exchanged, at every step
