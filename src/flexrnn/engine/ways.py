@@ -111,8 +111,8 @@ def _function(value: FunctionType, again: Again) -> Any:
     if torch.compiler.is_dynamo_compiling():  # it makes no closures
         return value
     cells, defaults = value.__closure__ or (), again(value.__defaults__)
-    now = [cell if _is_empty(cell) else again(cell.cell_contents) for cell in cells]
     named = again(value.__kwdefaults__)
+    now = [cell if _is_empty(cell) else again(cell.cell_contents) for cell in cells]
     kept = [_is_empty(c) or new is c.cell_contents for c, new in zip(cells, now, strict=True)]
     if all(kept) and defaults is value.__defaults__ and named is value.__kwdefaults__:
         return value
