@@ -14,7 +14,6 @@ from flexrnn import backend, scan
 from flexrnn.engine import closed
 from flexrnn.engine.compiler import passes
 from flexrnn.engine.compiler.refusal import CannotCompileError
-from flexrnn.engine.fallback import FallbackWarning
 
 T, B, I, H = 4, 3, 2, 5
 Made = tuple[Callable[..., Any], list[Tensor]]  # a step, and the tensors that it learns
@@ -187,45 +186,6 @@ def test_a_step_that_sets_an_attribute_is_left_to_the_reference() -> None:
     with backend("reference"):
         scan(made.counting, randn(B, H), randn(T, B, I))
     assert made.seen == T
-
-
-def test_what_a_step_writes_down_is_left_to_the_reference() -> None:
-    w, x, h = randn(H), randn(T, B, H), randn(B, H)
-    log: Any = []
-    table: Any = {}
-    count = 0
-
-    def appends(x: Tensor, h: Tensor) -> Tensor:
-        log.append(h)
-        return x * w + h
-
-    def keeps(x: Tensor, h: Tensor) -> Tensor:
-        table["last"] = h
-        return x * w + h
-
-    def counts(x: Tensor, h: Tensor) -> Tensor:
-        nonlocal count
-        count += 1
-        return x * w + h
-
-    def once(x: Tensor, h: Tensor) -> Tensor:
-        if "ramp" not in table:
-            table["ramp"] = torch.linspace(0, 1, H, dtype=x.dtype)
-        return x * w + h * table["ramp"]
-
-    for step, what in ((appends, "list"), (keeps, "dict"), (counts, "variable")):
-        with backend("interpreter"), pytest.raises(CannotCompileError, match=f"sets a {what} that"):
-            scan(step, h, x)
-    assert not log
-    assert count <= 1  # run once on zeros
-    with pytest.warns(FallbackWarning):
-        scan(appends, h, x)
-    assert len(log) == T
-    with backend("reference"):
-        right = scan(once, h, x)
-    table.clear()
-    with backend("interpreter"):
-        assert_close(scan(once, h, x), right, rtol=1e-12, atol=1e-12)
 
 
 def test_what_autograd_made_for_another_call_is_not_read() -> None:

@@ -8,11 +8,8 @@ traced the function is another one, which leads to others in their place.
 """
 
 import threading
-from collections import deque
 from collections.abc import Callable, Hashable, Mapping
-from contextlib import suppress
 from functools import partial
-from operator import is_
 from types import CellType, FunctionType
 from typing import Any
 
@@ -148,40 +145,18 @@ class Others:
     def __init__(self, step: Step, instead: Mapping[int, Tensor]) -> None:
         self._others: dict[int, Any] = dict(instead)
         self._copies: list[tuple[nn.Module, list[dict[str, Any]]]] = []
-        self._held: list[tuple[Any, Any]] = []  # containers and variables, and what was in them
         self.step: Step = self._other(step)
 
     def check(self) -> None:
-        """Refuse a step that has set what is not its own: a program would not, call after call."""
-        kinds = [type(held).__name__ for held in self.undo()]
-        sets = [f"a {_CALLED.get(kind, kind)} that it has closed over" for kind in kinds]
+        """Refuse a step that has set attributes of a module: those of a copy would be lost."""
         for copy, before in self._copies:
             for own, was in zip(_tables(copy), before, strict=True):
-                changed = (k for k in own | was if own.get(k, was) is not was.get(k, own))
-                sets += [f"{name} of {type(copy).__name__}" for name in changed]
-        if sets:
-            raise CannotCompileError(
-                f"a step of scan sets {sets[0]}, which a program would not; what lives on from "
-                "step to step is state"
-            )
-
-    def undo(self, *, tables: bool = True) -> list[Any]:
-        """Give containers and variables what they held; those that the step has changed.
-
-        Args:
-            tables: dicts and variables, too, in which a step may keep what it makes once.
-        """
-        found: list[Any] = []
-        for held, before in self._held:
-            if _is_as_before(held, before) or not (tables or type(held) in _ROWS):
-                continue
-            found.append(held)
-            if isinstance(held, CellType):
-                held.cell_contents = before[0]
-            else:
-                held.clear()
-                (held.extend if isinstance(held, (list, deque)) else held.update)(before)
-        return found
+                changed = [k for k in own | was if own.get(k, was) is not was.get(k, own)]
+                if changed:
+                    raise CannotCompileError(
+                        f"a step of scan sets {changed[0]} of {type(copy).__name__}, which a "
+                        "program would not; what lives on from step to step is state"
+                    )
 
     def _other(self, value: Any) -> Any:
         if id(value) in self._others:
@@ -190,21 +165,10 @@ class Others:
             return self._copy(value)
         way = None if isinstance(value, Tensor) else way_of(type(value))
         if way is None:
-            self._keep(value)
             return value
         self._others[id(value)] = value  # what holds itself comes by here again
         self._others[id(value)] = made = way(value, self._other)
-        self._keep(made)
         return made
-
-    def _keep(self, value: Any) -> None:
-        """Note what a container, or a function's variables, hold."""
-        if type(value) in (*_ROWS, dict):
-            self._held.append((value, value.copy()))
-        elif isinstance(value, FunctionType):
-            for cell in value.__closure__ or ():
-                with suppress(ValueError):  # a variable that has no value yet
-                    self._held.append((cell, [cell.cell_contents]))
 
     def _copy(self, module: nn.Module) -> nn.Module:
         if not Held(module).places:
@@ -223,23 +187,12 @@ class Others:
         return copy
 
 
-def _is_as_before(held: Any, before: Any) -> bool:
-    if isinstance(held, set):
-        return held == before
-    now: Any = [held.cell_contents] if isinstance(held, CellType) else held
-    if isinstance(held, dict):
-        now, before = [*held, *held.values()], [*before, *before.values()]
-    return len(now) == len(before) and all(map(is_, now, before))
-
-
 def _tables(module: nn.Module) -> tuple[dict[str, Any], ...]:
     own = vars(module)
     return (own, own["_parameters"], own["_buffers"], own["_modules"])
 
 
 _TORCHS = set(vars(nn.Module()))  # such as the tables of hooks, which call whom they were given
-_CALLED = {"cell": "variable"}
-_ROWS = (list, deque, set)
 _OPENED = frozenset({FunctionType, CellType, partial, dict, list, tuple})
 _lock = threading.Lock()
 _keys: dict[Hashable, set[int]] = {}  # of a step's code and the modules that it leads to

@@ -66,14 +66,10 @@ class FunctionStep:
         """The same call with other parameters.
 
         Raises:
-            CannotCompileError: the step sets something that lives longer than it.
+            CannotCompileError: the step sets an attribute of a module, of which it had a copy.
         """
         others = self._others(tensors)
-        try:
-            new = self._called(others.step, inputs, state, [*tensors.values()][: len(self.params)])
-        except Exception:
-            others.undo()
-            raise
+        new = self._called(others.step, inputs, state, [*tensors.values()][: len(self.params)])
         others.check()
         return new
 
@@ -83,13 +79,9 @@ class FunctionStep:
         state: tuple[Tensor, ...],
         tensors: Mapping[str, Tensor],
     ) -> Any:
-        """The same, whatever it sets; only what it appends is nobody's."""
-        others = self._others(tensors)
-        try:
-            given = [*tensors.values()][: len(self.params)]
-            return self._called(others.step, inputs, state, given)
-        finally:
-            others.undo(tables=False)
+        """The same, whatever it sets."""
+        given = [*tensors.values()][: len(self.params)]
+        return self._called(self._others(tensors).step, inputs, state, given)
 
     def _others(self, tensors: Mapping[str, Tensor]) -> Others:
         """The function with other tensors in the place of those that it has closed over."""
