@@ -76,15 +76,6 @@ def partially() -> Made:
     return made, [w, u]
 
 
-def defaults() -> Made:
-    table, u, b = {"w": randn(I, H)}, randn(H, H), randn(H)
-
-    def step(x: Tensor, h: Tensor, table: Any = table, *, u: Tensor = u, b: Any = (b,)) -> Tensor:
-        return torch.tanh(x @ table["w"] + h @ u + b[0])
-
-    return step, [table["w"], u, b]
-
-
 def of_module(make: Callable[[], nn.Module]) -> Made:
     module = make().double()
     return (lambda x, h: module(x, h)), [*module.parameters()]
@@ -107,7 +98,6 @@ STEPS: dict[str, Callable[[], Made]] = {
     "weights": weights,
     "a method": bound,
     "partial": partially,
-    "defaults": defaults,
     "a module": lambda: of_module(lambda: nn.GRUCell(I, H)),
     "a module twice": twice,
     "layers of torch's": layers,

@@ -111,16 +111,15 @@ def _function(value: FunctionType, again: Again) -> Any:
     if torch.compiler.is_dynamo_compiling():  # it makes no closures
         return value
     cells, defaults = value.__closure__ or (), again(value.__defaults__)
-    named = again(value.__kwdefaults__)
     now = [cell if _is_empty(cell) else again(cell.cell_contents) for cell in cells]
     kept = [_is_empty(c) or new is c.cell_contents for c, new in zip(cells, now, strict=True)]
-    if all(kept) and defaults is value.__defaults__ and named is value.__kwdefaults__:
+    if all(kept) and defaults is value.__defaults__:
         return value
     closure = tuple(
         cell if keep else CellType(new) for cell, new, keep in zip(cells, now, kept, strict=True)
     )
     made = FunctionType(value.__code__, value.__globals__, value.__name__, defaults, closure)
-    made.__kwdefaults__ = named
+    made.__kwdefaults__ = again(value.__kwdefaults__)
     made.__dict__.update(value.__dict__)
     return made
 
