@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-from flexrnn.engine.ways import places, way_of
+from flexrnn.ways import places, way_of
 
 _REFERS = "_flexrnn_refers"  # of a module: its attributes that led to others when it was made
 _SHARES = "_flexrnn_shares"  # of a cell: attributes, by module, that led to a tensor

@@ -8,43 +8,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexrnn.engine.closed import Held, Others, likeness
-from flexrnn.engine.step import object_at
+from flexrnn.engine.step import frozen, object_at
 
 
 class FunctionStep:
-    """`step(x, state, *params)` with the structures of its state and inputs put aside.
+    """`step(x, state, *params)` with the structures of its state and inputs put aside."""
 
-    Args:
-        step, state, xs, params: as in `scan`.
-        held: the tensors that the function leads to beside these.
-    """
-
-    def __init__(
-        self,
-        step: Callable[..., Any],
-        state: Any,
-        xs: Any,
-        params: Sequence[Tensor],
-        held: Held | None = None,
-    ):
+    def __init__(self, step: Callable[..., Any], state: Any, xs: Any, params: Sequence[Tensor]):
         self.step, self.state, self.xs, self.params = step, state, xs, params
-        self.closed: dict[int, Tensor] = {}
-        self._places: tuple[int, ...] = ()
-        if held is not None and held.places and held.settles(self.key()):
-            self.closed = {id(tensor): tensor for tensor in held.places}
-            numbers = {number: k for k, number in enumerate(self.closed)}
-            self._places = tuple(numbers[id(tensor)] for tensor in held.places)
 
     def __call__(self, inputs: tuple[Tensor, ...], state: tuple[Tensor, ...]) -> Any:
         """The new state's tensors."""
-        return self._called(self.step, inputs, state, self.params)
+        return self.pure(inputs, state, self.tensors)
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:
-        """The parameters by their number, and what the function has closed over."""
-        given = {str(k): param for k, param in enumerate(self.params)}
-        return given | {f"closed.{k}": tensor for k, tensor in enumerate(self.closed.values())}
+        """The parameters by their number."""
+        return {str(k): param for k, param in enumerate(self.params)}
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -63,45 +43,16 @@ class FunctionStep:
         state: tuple[Tensor, ...],
         tensors: Mapping[str, Tensor],
     ) -> tuple[Tensor, ...]:
-        """The same call with other parameters.
-
-        Raises:
-            CannotCompileError: the step sets an attribute of a module, of which it had a copy.
-        """
-        others = self._others(tensors)
-        new = self._called(others.step, inputs, state, [*tensors.values()][: len(self.params)])
-        others.check()
-        return new
-
-    def rehearse(
-        self,
-        inputs: tuple[Tensor, ...],
-        state: tuple[Tensor, ...],
-        tensors: Mapping[str, Tensor],
-    ) -> Any:
-        """The same, whatever it sets."""
-        given = [*tensors.values()][: len(self.params)]
-        return self._called(self._others(tensors).step, inputs, state, given)
-
-    def _others(self, tensors: Mapping[str, Tensor]) -> Others:
-        """The function with other tensors in the place of those that it has closed over."""
-        instead = [*tensors.values()][len(self.params) :]
-        return Others(self.step, dict(zip(self.closed, instead, strict=True)))
-
-    def _called(
-        self,
-        step: Callable[..., Any],
-        inputs: tuple[Tensor, ...],
-        state: tuple[Tensor, ...],
-        params: Sequence[Tensor],
-    ) -> tuple[Tensor, ...]:
+        """The same call with other parameters."""
         row = rebuild(self.xs, inputs)
-        result = step(row, rebuild(self.state, state), *params)
+        result = self.step(row, rebuild(self.state, state), *tensors.values())
         return _same_structure(self.state, state, result)
+
+    rehearse = pure
 
     def key(self) -> Hashable:
         """The function, what it has closed over, and the structure of its operands."""
-        return (likeness(self.step), self._places, type(self.xs), type(self.state), self.fields)
+        return (frozen(self.step), type(self.xs), type(self.state), self.fields)
 
     def recipe(self) -> tuple[Any, ...]:
         """The function, the id of whom it is a method of, and the structures of its operands."""

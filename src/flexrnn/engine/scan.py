@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from flexrnn.engine import eager, engines, native, reference, traced
-from flexrnn.engine.closed import Held
 from flexrnn.engine.compiler.trace import CannotCompileError
 from flexrnn.engine.fallback import warn
 from flexrnn.engine.function import FunctionStep, rebuild, tensors_in
@@ -135,7 +134,6 @@ def scan(
 
     Args:
         step: the body of the loop; returns a state of the structure and shapes that it was given.
-            It may be a module, a method of one, or a function that closes over tensors and modules.
         state: a tensor, real or complex, or a tuple or NamedTuple of tensors: the state before the
             first step.
         xs: a tensor `(T, ...)`, or a tuple of such tensors; `step` gets their rows at t, as one
@@ -175,9 +173,7 @@ def scan(
                 f"got xs[{k}] of shape {tuple(x.shape)}"
             )
 
-    # Dynamo knows no identities.
-    held = None if torch.compiler.is_dynamo_compiling() else Held(step)
-    composed = FunctionStep(step, state, xs, params, held)
+    composed = FunctionStep(step, state, xs, params)
     states, final = run(composed, fields, inputs, keep=range(len(fields)))
     # In a program whole numbers are reals.
     states, final = (

@@ -102,7 +102,7 @@ def _reason_of(error: Exception, operation: str) -> str:
     if "convert all Tensors to FakeTensors" in str(error):
         return (
             "a tensor is used that is neither input, state nor an attribute of the cell, read by "
-            "its name; register_buffer makes it one, and scan takes it among its params"
+            "its name; register_buffer makes it one"
         )
     what = f"{operation} cannot be compiled" if operation else "the step cannot be traced"
     if operation == "__bool__":
