@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import flexrnn
 from flexrnn.cells import HiddenState
+from flexrnn.engine.fallback import FallbackWarning
 
 KEPT: dict[Any, Tensor] = {}
 DOUBLE = torch.float64
@@ -267,3 +268,31 @@ def test_shapes_stay_what_they_are_while_something_is_kept() -> None:
     flexrnn.FlexRNN(Keeping, 2, 5, backend="cpu", how="global")(x)
     assert KEPT
     assert flexrnn.FlexRNN(Drawing, 2, 5, backend="cpu")(x)[0].shape == (4, 3, 5)
+
+
+class Exponentiated(flexrnn.Cell):
+    """Computes something of a parameter once, and keeps it."""
+
+    State = HiddenState
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None):
+        super().__init__(input_size, hidden_size)
+        self.w = nn.Parameter(torch.randn(input_size, hidden_size, dtype=dtype))
+        self.kept: dict[str, Tensor] = {}
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        if "w" not in self.kept:
+            self.kept["w"] = self.w.exp()
+        return HiddenState((x @ self.kept["w"] + state.h).tanh())
+
+
+def test_what_is_kept_of_a_parameter_has_its_gradient() -> None:
+    """Though it was first made by a run before the step was traced."""
+    layer = flexrnn.FlexRNN(Exponentiated, 3, 5, dtype=torch.float64)
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+    with pytest.warns(FallbackWarning):
+        (found,) = torch.autograd.grad(layer(x)[0].square().sum(), list(layer.parameters()))
+    layer.cells[0].kept.clear()
+    with flexrnn.backend("reference"):
+        (right,) = torch.autograd.grad(layer(x)[0].square().sum(), list(layer.parameters()))
+    torch.testing.assert_close(found, right)

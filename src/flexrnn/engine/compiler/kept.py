@@ -136,7 +136,7 @@ def rehearse(
         return torch.zeros((2, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
 
     def copy(tensor: Tensor) -> Tensor:
-        return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        return tensor.clone()  # with its derivative: what is kept of it leads to the step's own
 
     with alone(), unheard(), generators_as_before(state[0].device), suppress(Exception):
         # Whatever it raises comes up again, where it can be told.
