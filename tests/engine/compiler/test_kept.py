@@ -292,7 +292,8 @@ def test_what_is_kept_of_a_parameter_has_its_gradient() -> None:
     x = torch.randn(4, 2, 3, dtype=torch.float64)
     with pytest.warns(FallbackWarning):
         (found,) = torch.autograd.grad(layer(x)[0].square().sum(), list(layer.parameters()))
-    layer.cells[0].kept.clear()
+    cell: Any = layer.cells[0]
+    cell.kept.clear()
     with flexrnn.backend("reference"):
         (right,) = torch.autograd.grad(layer(x)[0].square().sum(), list(layer.parameters()))
     torch.testing.assert_close(found, right)
