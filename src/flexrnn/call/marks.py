@@ -135,9 +135,8 @@ def of_numpy(marks: Any, device: Any) -> Any:
         return marks
     if not torch.compiler.is_compiling() and marks.dtype.kind not in "biufc":
         return marks
-    return torch.as_tensor(
-        marks.copy(), device=device
-    )  # which may be read backwards, or not written
+    own = marks.copy()  # the person's may lie backwards, or be read-only
+    return torch.as_tensor(own, device=device)
 
 
 def _check_values(lengths: Tensor, steps: int) -> None:

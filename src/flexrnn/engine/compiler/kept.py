@@ -135,13 +135,11 @@ def rehearse(
     def zeros(tensor: Tensor) -> Tensor:
         return torch.zeros((2, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
 
-    def copy(tensor: Tensor) -> Tensor:
-        return tensor.clone()  # with its derivative: what is kept of it leads to the step's own
-
     with alone(), unheard(), generators_as_before(state[0].device), suppress(Exception):
         # Whatever it raises comes up again, where it can be told.
         for _ in range(2):
-            own = {name: copy(tensor) for name, tensor in tensors.items()}
+            # With their derivatives: what is kept of one leads to the step's own.
+            own = {name: tensor.clone() for name, tensor in tensors.items()}
             given = tuple(map(zeros, inputs)), tuple(map(zeros, state))  # are no numbers of it
             with noted() as keeps:
                 step(*given, own)
