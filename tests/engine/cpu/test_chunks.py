@@ -213,20 +213,34 @@ def sizes(steps: int, batch: int, reverse: bool = False) -> Sizes:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 511, 767, 768, 1000, 3001])
-@pytest.mark.parametrize("batch", [1, 7, 600])
+@pytest.mark.parametrize(
+    ("batch", "numbers", "weights", "rows"),
+    [
+        (1, 1024, 384 << 10, 128),
+        (1, 2048, 576 << 11, 192),  # a third of the weights
+        (1, 4096, 2048 << 12, 512),  # however many weights
+        (1, 64, 64 * 96, 2048),  # half a MiB
+        (7, 1024, 384 << 10, 128),
+        (32, 1024, 384 << 10, 256),  # eight steps
+        (600, 1024, 384 << 10, 512),
+    ],
+)
 @pytest.mark.parametrize("reverse", [False, True])
-def test_chunks_are_all_steps_and_large_enough(steps: int, batch: int, reverse: bool) -> None:
+def test_chunks_are_all_steps_and_as_large_as_products_want(
+    steps: int, batch: int, numbers: int, weights: int, rows: int, reverse: bool
+) -> None:
     of = sizes(steps, batch, reverse)
-    found = chunks.chunks(of, 4, 4)
+    found = chunks.chunks(of, numbers, 4, weights)
     assert [t for c in found for t in range(*c)] == list(range(steps))
     assert sorted(t for c in found for t in range(steps)[c.span(of)]) == list(range(steps))
-    least = 2 * chunks.ROWS / 3
-    assert len(found) == 1 or min(c.last - c.first for c in found) * batch >= least - batch
+    least, most = 2 * rows // 3 - batch, 3 * rows // 2 + batch
+    assert all((c.last - c.first) * batch <= max(most, batch) for c in found)
+    assert len(found) == 1 or min(c.last - c.first for c in found) * batch >= least
 
 
 def test_nothing_to_hand_over_is_one_chunk() -> None:
-    assert chunks.chunks(sizes(10_000, 600), 0, 4) == (Chunk(0, 10_000),)
-    assert chunks.chunks(sizes(10_000, 0), 64, 4) == (Chunk(0, 10_000),)
+    assert chunks.chunks(sizes(10_000, 600), 0, 4, 4096) == (Chunk(0, 10_000),)
+    assert chunks.chunks(sizes(10_000, 0), 64, 4, 4096) == (Chunk(0, 10_000),)
 
 
 def test_more_steps_want_no_more_memory_between_loop_and_products(

@@ -12,7 +12,7 @@ from flexrnn.engine.cpu.after import After, Call
 from flexrnn.engine.cpu.chunks import Chunk, chunks
 from flexrnn.engine.cpu.kernel import SCRATCH, Rows
 from flexrnn.engine.cpu.layout import Layout, values_of, width
-from flexrnn.engine.cpu.plan import Plan, Sizes
+from flexrnn.engine.cpu.plan import Plan, Sizes, weights_of
 from flexrnn.engine.cpu.saved import BLOCK, part, saved_of
 from flexrnn.engine.cpu.sums import Sums
 
@@ -63,7 +63,7 @@ class Backward:
         inner = {i: tuple(int(s) for s in graph.nodes[i].shape[1:]) for i in kept}
         passing = [i for i in kept if i not in self.after.roots]
         numbers = sum(math.prod(inner[i]) for i in passing) if self.after.splits else 0
-        self.chunks = chunks(sizes, numbers, kernel.itemsize)
+        self.chunks = chunks(sizes, numbers, kernel.itemsize, weights_of(program))
         most = max(chunk.last - chunk.first for chunk in self.chunks)
         self.kept: dict[int, _Kept] = {}
         for index in kept:

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from flexrnn.engine.cpu.plan import Sizes
 
-ROWS = 512  # of a chunk, over all its steps, so that a product is fast
-BYTES = 2 << 20  # handed over in a chunk; less is not worth the trouble
+ROWS = 512  # of a chunk, over all its steps: a product of so many is as fast as a larger one
+_FEW = 128  # rows from which on it nearly is, where the sums that it adds to stay in a cache
+_STEPS = 8  # of a chunk, or a loop begins too often for what it does
+_OF_WEIGHTS = 3  # times what is handed over: what is read of them and of their gradients' sums
+BYTES = 512 << 10  # handed over in a chunk; less is not worth the trouble
 
 
 class Chunk(NamedTuple):
@@ -36,17 +39,20 @@ class Chunk(NamedTuple):
         return lead if sizes.fewer else (self.last - self.first, *lead[1:])
 
 
-def chunks(sizes: Sizes, numbers: int, itemsize: int) -> tuple[Chunk, ...]:
+def chunks(sizes: Sizes, numbers: int, itemsize: int, weights: int) -> tuple[Chunk, ...]:
     """The chunks of a call, in the order of its forward pass.
 
     Args:
         sizes: of the call. Where steps have unlike numbers of rows, they are one chunk.
         numbers: that are handed over at every step and row.
         itemsize: bytes of a number.
+        weights: numbers in weights, which are there anyway: no memory is saved by handing over far
+            less than these, and they are read in every chunk.
     """
     steps, row = sizes.steps, numbers * itemsize
     if not row or not sizes.batch or sizes.fewer:
         return (Chunk(0, steps),)
-    least = max(-(-ROWS // sizes.batch), -(-BYTES // (row * sizes.batch)))
+    rows = min(ROWS, max(_FEW, _STEPS * sizes.batch, weights // (_OF_WEIGHTS * numbers)))
+    least = max(-(-rows // sizes.batch), -(-BYTES // (row * sizes.batch)))
     count = max(1, (2 * steps + least) // (2 * least))
     return tuple(Chunk(steps * k // count, steps * (k + 1) // count) for k in range(count))

@@ -11,7 +11,7 @@ from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cpu.chunks import Chunk, chunks
 from flexrnn.engine.cpu.kernel import SCRATCH, STARTS, Rows
 from flexrnn.engine.cpu.layout import Layout, values_of, width
-from flexrnn.engine.cpu.plan import Plan, Sizes
+from flexrnn.engine.cpu.plan import Plan, Sizes, weights_of
 from flexrnn.engine.cpu.pool import POOL
 from flexrnn.engine.cpu.saved import BLOCK, part, saved_of
 from flexrnn.engine.interpreter import Run
@@ -84,7 +84,8 @@ class Forward:
         nodes = self.layout.program.graph.nodes
         inner = (nodes[int(name.partition(".")[2])].shape[1:] for name in products)
         numbers = sum(math.prod(map(int, shape)) for shape in inner)
-        return chunks(self.sizes, numbers, plan.forward.itemsize)
+        weights = weights_of(self.layout.program)
+        return chunks(self.sizes, numbers, plan.forward.itemsize, weights)
 
     def _states(
         self, program: Program, plan: Plan, places: Mapping[int, int], given: Mapping[str, Tensor]

@@ -88,7 +88,7 @@ def kind_of(program: Program, sizes: Sizes, dtype: torch.dtype) -> Kind:
     if sizes.steps * sizes.batch <= _FEW or not enough:
         return Kind(Shape.FEW, hoist=False, dtype=dtype)
     narrow = is_narrow(sizes.narrow or program.graph.narrow, dtype)
-    weights = _of(program).weights
+    weights = weights_of(program)
     if sizes.batch == 1 and weights > _SMALL:
         return Kind(Shape.ROW, hoist=True, dtype=dtype, narrow=narrow)
     few, size = sizes.batch < MANY_ROWS * sizes.threads, 2 if narrow else dtype.itemsize
@@ -188,6 +188,11 @@ def _of(program: Program) -> _Known:
     if known is None:
         known = _known[program.graph] = _Known({}, {}, {}, _weights(program))
     return known
+
+
+def weights_of(program: Program) -> int:
+    """How many numbers the right operands of a program's products have."""
+    return _of(program).weights
 
 
 def _weights(program: Program) -> int:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 import flexrnn
+from flexrnn.engine.cpu.pool import POOL
 from flexrnn.lab.bench.cases import Case, Size, find
 from flexrnn.lab.bench.clock import calls, race
 from flexrnn.lab.bench.cores import side_by_side
@@ -165,13 +166,10 @@ def _risen(case: Case, who: int, size: Size, dtype: torch.dtype) -> dict[str, An
     contestant = (case.ours, *case.rivals)[who]
     layer = case.build(contestant, size, dtype)
     prepare, run = calls(contestant, layer, case.given(size, dtype), "training")
-    # Load and compile everything, with next to no memory: by two time steps. torch's layers prepare
-    # something for every length, which is no part of a step, but keep no memory for the next one.
-    steps = size.steps if who else min(2, size.steps)
-    warm = calls(contestant, layer, case.given(size._replace(steps=steps), dtype), "training")
-    for step in (*warm, *warm, prepare):
+    # Load, compile and lay out everything, and then give back what our layers keep for a next step.
+    for step in (prepare, run, prepare, run, prepare):
         step()
-    del warm
+    POOL.clear()
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)  # what is free goes back, so that it counts anew
