@@ -124,9 +124,9 @@ struct Left {
 template <int W>
 ALONE void tile(REAL* out, long row, long high, long units, Left left, const REAL* right, long deep,
                 bool adds) {
-    if (adds)  // these are read when the sums are done
-        for (long i = 0; i < high; i++)
-            for (int j = 0; j < W; j++) __builtin_prefetch(out + i * row + j * VL, 1, 3);
+    // Read, or written to, when the sums are done: a line that is written to comes first, too.
+    for (long i = 0; i < high; i++)
+        for (int j = 0; j < W; j++) __builtin_prefetch(out + i * row + j * VL, 1, 3);
     vec sums[HIGH][W] = {};
     const REAL* x = left.from;
     for (long k = 0; k < deep; k++, x += left.row, right += W * VL) {
