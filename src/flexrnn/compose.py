@@ -19,6 +19,7 @@ from flexrnn.cell import LENT, Cell, changes, checked_step, warn_of_the_loss
 from flexrnn.changes import are_computed_once, attributes_of, changed, watch
 from flexrnn.draws import Draw, Given
 from flexrnn.engine.compiler.refusal import CannotCompileError
+from flexrnn.engine.standins import alike, kinds
 from flexrnn.engine.step import Native, object_at
 from flexrnn.equivalent import native_of
 from flexrnn.fields import field_names
@@ -151,7 +152,7 @@ class CellStep:
                     f"(register_full_backward_hook), which a program would not call, "
                     f"{_definition(self.cell.step)}"
                 )
-        step = CellStep(with_tensors(self.cell, tensors), **self.options)
+        step = self._with(tensors)
         step._running.__dict__[LENT] = "trace"  # what is set is told at its line
         before = attributes_of(step._running)
         new = step(inputs, state)
@@ -181,12 +182,17 @@ class CellStep:
         tensors: Mapping[str, Tensor],
     ) -> Any:
         """The same, without a word about what the step sets."""
-        return CellStep(with_tensors(self.cell, tensors), **self.options)(inputs, state)
+        return self._with(tensors)(inputs, state)
+
+    def _with(self, tensors: Mapping[str, Tensor]) -> "CellStep":
+        """The step with other tensors, of which it cannot tell that they are."""
+        return CellStep(with_tensors(self.cell, alike(tensors, self.tensors)), **self.options)
 
     def key(self) -> Hashable:
-        """Everything but tensors that the composed step can depend on."""
+        """Everything that the composed step can depend on; of tensors, their classes."""
         held = shared(self.cell, self.tensors)
-        return (*self.options.values(), identity(self.origin or self.cell), held)
+        who = identity(self.origin or self.cell)
+        return (*self.options.values(), who, held, kinds(self.tensors))
 
     def recipe(self) -> tuple[Any, ...]:
         """How the step is made from the layer's cell, by which Dynamo recognises it."""

@@ -14,6 +14,7 @@ from flexrnn.engine import autocast, traced
 from flexrnn.engine.compiler.chance import generators_as_before
 from flexrnn.engine.compiler.kept import noted
 from flexrnn.engine.compiler.surroundings import alone
+from flexrnn.engine.standins import alike, kinds
 from flexrnn.engine.step import object_at
 from flexrnn.engine.tables import trim
 from flexrnn.signs import may_draw
@@ -100,6 +101,7 @@ def draws_of(cell: Cell, origin: Cell, x: Tensor, state: tuple[Tensor, ...]) -> 
         x.device,
         tuple((field.dtype, field.shape[1:]) for field in state),
         tuple((tensor.dtype, tensor.shape) for tensor in tensors.values()),
+        kinds(tensors),
         torch.get_default_dtype(),
         autocast.is_on(x) and torch.get_autocast_dtype(x.device.type),
     )
@@ -151,8 +153,9 @@ def _asked(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Draw, ...]
     with alone(), generators_as_before(x.device), torch.no_grad():
         try:
             for rows in _ROWS:
-                tensors = {name: t.clone() for name, t in tensors_of(cell).items()}
-                copy = with_tensors(cell, tensors)
+                own = tensors_of(cell)
+                tensors = {name: t.clone() for name, t in own.items()}
+                copy = with_tensors(cell, alike(tensors, own))
                 given = x.new_zeros((rows, x.shape[-1]))  # no numbers that the step makes
                 old = cell.State(*(field.new_zeros((rows, *field.shape[1:])) for field in state))
                 with noted(), (asking := _Asking(rows, x.device)):

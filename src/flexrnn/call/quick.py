@@ -37,6 +37,7 @@ from flexrnn.engine.compiler.trace import CannotCompileError
 from flexrnn.engine.kinds import can_tell
 from flexrnn.engine.ordinary import Call, kind
 from flexrnn.engine.paired import complex_of
+from flexrnn.engine.standins import marks
 from flexrnn.engine.step import CannotRunError
 from flexrnn.engine.tables import trim
 from flexrnn.record import is_recorded
@@ -204,7 +205,9 @@ def _run(
     except (CannotCompileError, CannotRunError):
         return None
     learned = len(row) != 1 + len(given) + len(params)  # a state that is computed anew
-    if like and memory.comes_again(like) and not (prepared or learned) and can_tell(row):
+    # A mark is no part of a kind.
+    plain = can_tell(row) and not any(map(marks, row))
+    if like and memory.comes_again(like) and not (prepared or learned) and plain:
         run = None
         if is_kept(start):
             run = partial(way, start=start, axis=axis)

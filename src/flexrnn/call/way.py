@@ -23,6 +23,7 @@ from flexrnn.engine.compiler.trace import CannotCompileError
 from flexrnn.engine.cpu.engine import DTYPES
 from flexrnn.engine.differentiable import Ready
 from flexrnn.engine.paired import PairedReady, complex_of
+from flexrnn.engine.standins import kinds
 from flexrnn.engine.tables import trim
 from flexrnn.fields import complex_fields, field_names, field_sizes, unwrap
 
@@ -207,6 +208,7 @@ def way_of(
         identities,
         *[field.requires_grad for field in given],
         *[(tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in params],
+        kinds(dict(enumerate(params))),
     )
     way = memory.ways.get(key)
     if way is None and key not in memory.ways:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flexrnn.engine.standins import alike, kinds
 from flexrnn.engine.step import frozen, object_at
 
 
@@ -44,7 +45,7 @@ class FunctionStep:
         tensors: Mapping[str, Tensor],
     ) -> tuple[Tensor, ...]:
         """The same call with other parameters."""
-        row = rebuild(self.xs, inputs)
+        row, tensors = rebuild(self.xs, inputs), alike(tensors, self.tensors)
         result = self.step(row, rebuild(self.state, state), *tensors.values())
         return _same_structure(self.state, state, result)
 
@@ -52,7 +53,8 @@ class FunctionStep:
 
     def key(self) -> Hashable:
         """The function, what it has closed over, and the structure of its operands."""
-        return (frozen(self.step), type(self.xs), type(self.state), self.fields)
+        of_params = kinds(self.tensors)
+        return (frozen(self.step), type(self.xs), type(self.state), self.fields, of_params)
 
     def recipe(self) -> tuple[Any, ...]:
         """The function, the id of whom it is a method of, and the structures of its operands."""

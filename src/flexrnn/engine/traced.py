@@ -64,6 +64,8 @@ def run(
         tuple(_kind(x, 2) for x in inputs),
         tuple(_kind(s, 1) for s in begin),
         tuple((name, *_kind(tensor, 0)) for name, tensor in tensors.items()),
+        tuple(isinstance(tensor, nn.Parameter) for tensor in step.tensors.values()),
+        _same([*step.tensors.values()]),
         rebuild,
         *parts,
     ).split("\n", 2)
@@ -108,6 +110,13 @@ def _kind(tensor: Tensor, lead: int) -> tuple[torch.dtype, torch.device, tuple[i
     return tensor.dtype, tensor.device, tuple(map(index, tensor.shape[lead:]))
 
 
+def _same(tensors: Sequence[Tensor]) -> tuple[int, ...]:
+    """Of each, which is the first that is the same; Dynamo has no `id` of one."""
+    return tuple(
+        next(k for k, other in enumerate(tensors) if other is tensor) for tensor in tensors
+    )
+
+
 def _program(
     backend: str,
     cast: torch.dtype | None,
@@ -116,6 +125,8 @@ def _program(
     inputs: tuple[Any, ...],
     states: tuple[Any, ...],
     tensors: tuple[Any, ...],
+    are_parameters: tuple[bool, ...],
+    same: tuple[int, ...],
     rebuild: Callable[..., ComposedStep],
     *parts: Any,
 ) -> str:
@@ -129,7 +140,10 @@ def _program(
     with alone():
         xs = tuple(empty(dtype, device, (1, 1, *shape)) for dtype, device, shape in inputs)
         state = tuple(empty(dtype, device, (1, *shape)) for dtype, device, shape in states)
-        step = rebuild({name: empty(*kind) for name, *kind in tensors}, *parts)
+        made = [empty(*kind) for _, *kind in tensors]
+        made = [nn.Parameter(t, requires_grad=False) if is_one else t
+                for t, is_one in zip(made, are_parameters, strict=True)]  # fmt: skip
+        step = rebuild({name: made[k] for k, (name, *_) in zip(same, tensors, strict=True)}, *parts)
         step = step if cast is None else autocast.CastStep(step, cast, narrow=narrow)
         causes = []
         for engine in engines.chain(backend, state[0]):
@@ -146,8 +160,9 @@ def _program(
                     raise
                 causes.append(str(cause))
             else:
-                made = program.graph.ahead
-                return f"{engine}\n{'' if made is None else ahead.dumps(made)}\n{dumps(program)}"
+                early = program.graph.ahead
+                early = "" if early is None else ahead.dumps(early)
+                return f"{engine}\n{early}\n{dumps(program)}"
         for cause in causes:
             warn(cause)
         return "reference\n\n"

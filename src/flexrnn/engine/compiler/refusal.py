@@ -18,7 +18,7 @@ class CannotCompileError(RuntimeError):
 
 _PACKAGE = Path(__file__).parents[2]
 _RUN_EVERY_STEP = ("bind", "cell", "changes", "compose", "draws", "dtypes", "fields", "laws",
-                   "layer", "record", "regularize", "trials")  # fmt: skip
+                   "layer", "record", "references", "regularize", "trials", "ways")  # fmt: skip
 _NOT_THE_USERS = (
     str(Path(torch.__file__).parent) + os.sep,
     *(str(_PACKAGE / name) + os.sep for name in ("engine", "call")),

@@ -166,7 +166,8 @@ class Spelling(TorchFunctionMode):
             raise CannotCompileError(
                 f"{name} cannot be compiled: a program has no sparse tensors, {place}"
             )
-        if name in ("requires_grad_", "backward") or func is torch.autograd.grad:
+        name = _DIFFERENTIATES.get(func, name)
+        if name in ("requires_grad_", "backward") or func in _DIFFERENTIATES:
             raise CannotCompileError(f"{name} cannot be compiled: the step differentiates, {place}")
         if func == _SET_DATA:
             raise CannotCompileError(
@@ -352,6 +353,10 @@ _FACTS = {
 }
 _REQUIRES_GRAD = vars(Tensor.__base__)["requires_grad"].__get__
 _SET_DATA = vars(Tensor.__base__)["data"].__set__
+_DIFFERENTIATES = {
+    torch.autograd.grad: "grad",
+    **{getattr(Tensor, name).__set__: f"{name} =" for name in ("requires_grad", "grad")},
+}
 _APART = (torch.detach, Tensor.detach, vars(Tensor.__base__)["data"].__get__)
 _INTO = ("add", "and", "floordiv", "mod", "mul", "or", "pow", "sub", "truediv", "xor")
 _WRITTEN = {"__setitem__", *(f"__i{name}__" for name in _INTO)}
@@ -362,10 +367,12 @@ _PRODUCTS = ("_sparse_mm", "_sparse_addmm", "mm", "matmul", "__matmul__", "addmm
 _TRACER = f"{__package__}.trace"
 _MODE = "__torch_function__"  # torch has modes of its own around this one
 _OF_AUTOGRAD = {
-    getattr(Tensor, name).__get__: name for name in ("requires_grad", "is_leaf", "grad_fn", "grad")
-} | dict.fromkeys((Tensor.is_inference, torch.is_inference), "is_inference")
+    getattr(Tensor, name).__get__: name
+    for name in ("requires_grad", "is_leaf", "grad_fn", "grad", "retains_grad", "output_nr",
+                 "_backward_hooks", "_post_accumulate_grad_hooks")
+} | dict.fromkeys((Tensor.is_inference, torch.is_inference), "is_inference")  # fmt: skip
 _OF_MEMORY = {
-    vars(Tensor.__base__)["_base"].__get__: "_base",
-    Tensor._is_view: "_is_view",
-    Tensor.storage_offset: "storage_offset",
-}
+    **{getattr(Tensor, name).__get__: name for name in ("_base", "_version", "_cdata")},
+    **{getattr(Tensor, name): name for name in (
+        "_is_view", "storage_offset", "data_ptr", "is_pinned", "untyped_storage")},
+}  # fmt: skip

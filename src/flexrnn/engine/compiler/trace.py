@@ -41,6 +41,7 @@ from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.parameters import Made, Parameters
 from flexrnn.engine.compiler.refusal import NOWHERE, TAKEN, CannotCompileError, told
 from flexrnn.engine.compiler.spelling import DrawnError, Spelling
+from flexrnn.engine.compiler.spelt.attached import attached, check_unset, stand_in
 from flexrnn.engine.compiler.spelt.unseen import seen
 from flexrnn.engine.compiler.surroundings import alone, as_written, unheard, unlogged
 
@@ -139,10 +140,21 @@ def _traced(
 
     def pure(xs: Any, state: Any, params: Any) -> Any:  # a plain function, as functionalize wants
         spelling.given = (*xs, *state, *params.values())
-        return step(xs, state, params)
+        stand_in(spelling.given)
+        new = step(xs, state, params)
+        check_unset(params.values(), spelling.last)
+        return new
 
     try:
-        with mode, traceback.preserve_node_meta(), spelling, seen(), unlogged(), as_written():
+        with (
+            mode,
+            traceback.preserve_node_meta(),
+            spelling,
+            seen(),
+            attached(),
+            unlogged(),
+            as_written(),
+        ):
             try:
                 traced = make_fx(functionalize(pure), _decompositions())(*args)
             finally:  # whatever the step raised may come of what it has drawn
