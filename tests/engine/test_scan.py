@@ -313,7 +313,7 @@ def test_whole_numbers_of_a_state_that_do_not_begin_at_zero() -> None:
     assert found[0][1].eq(15).all()
 
 
-@pytest.mark.filterwarnings("ignore:.*expected whole numbers:flexrnn.FallbackWarning")
+@pytest.mark.filterwarnings("ignore:.*whole number:flexrnn.FallbackWarning")
 def test_whole_numbers_that_no_program_knows() -> None:
     """In float32 there is no 16,777,217."""
     tokens = torch.tensor([[16_777_217], [16_777_216], [3]])[..., None]

@@ -16,6 +16,7 @@ from flexrnn.engine.batches import of_one_step
 from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.passes import compile_step
 from flexrnn.engine.compiler.program import Program, dumps
+from flexrnn.engine.compiler.ranges import is_whole
 from flexrnn.engine.differentiable import Ready
 from flexrnn.engine.ordinary import Call, check_whole, kind
 from flexrnn.engine.paired import Paired, PairedReady, are_complex
@@ -78,8 +79,10 @@ def run(
                     batch_sizes=batch_sizes)  # fmt: skip
     fields = decided.keep
     if call is Call.EAGER:
-        check_whole((*xs, *state), state[0].dtype)
+        check_whole(filter(is_whole, (*xs, *state)), state[0].dtype)
         results = decided(row)
+        ends = zip(state, results[len(fields) :], strict=True)
+        check_whole((last for first, last in ends if is_whole(first)), state[0].dtype)
     else:
         ends = len(fields) + len(state)
         text = _text(decided.program)

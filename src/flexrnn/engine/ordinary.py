@@ -12,14 +12,13 @@ from torch._subclasses import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.autograd import forward_ad
 
+from flexrnn.engine.compiler.ranges import KNOWN, most_given
 from flexrnn.engine.step import CannotRunError
 
 _functorch: Any = getattr(torch._C, "_functorch", None)
 _is_batched = getattr(_functorch, "is_legacy_batchedtensor", lambda _: False)
 _PLAIN = (Tensor, nn.Parameter)
 _TRACED = (FakeTensor, FunctionalTensor)
-_WHOLE = (torch.int32, torch.int64)
-_KNOWN = {torch.float32: 2**24, torch.float64: 2**53}  # the most of a dtype's whole numbers
 
 
 class Call(Enum):
@@ -55,19 +54,25 @@ def kind(tensors: Iterable[Tensor]) -> Call:
 
 
 def check_whole(tensors: Iterable[Tensor], dtype: torch.dtype) -> None:
-    """Refuse whole numbers beyond those of which a program in this dtype knows each.
+    """Refuse whole numbers beyond those of which a program in this dtype knows what is made.
+
+    Args:
+        tensors: of whole numbers; behind a program they are of its dtype.
+        dtype: the program's.
 
     Raises:
         CannotRunError: there are some.
     """
-    most = _KNOWN.get(dtype)
+    if dtype not in KNOWN:
+        return
+    most = most_given(dtype)
     for tensor in tensors:
-        if most and tensor.dtype in _WHOLE and tensor.numel():
+        if tensor.numel():
             least, largest = tensor.aminmax()
             if max(-int(least), int(largest)) > most:
                 raise CannotRunError(
-                    f"expected whole numbers from -{most} to {most} beside {dtype}, in which there "
-                    f"are not all of those beyond; got {int(least)} to {int(largest)}"
+                    f"expected whole numbers from -{most} to {most} beside {dtype}, which does not "
+                    f"know all that a step may make of others; got {int(least)} to {int(largest)}"
                 )
 
 

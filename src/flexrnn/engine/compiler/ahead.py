@@ -13,9 +13,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+
+from flexrnn.engine.step import CannotRunError
 
 ITEM = "getitem"  # one of several that an operation has made
 TENSOR = "tensor"  # one of numbers of Python's, a dtype and a device
+WHOLE = "whole"  # a tensor of whole numbers as it is, where none is larger than a number
 
 
 class Ref(NamedTuple):
@@ -86,12 +90,25 @@ def _operation(name: str) -> Callable[..., Any]:
         return getitem
     if name == TENSOR:
         return _tensor
+    if name == WHOLE:
+        return _whole
     packet, _, overload = name.partition(".")
     return getattr(getattr(torch.ops.aten, packet), overload)
 
 
 def _tensor(numbers: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.tensor(numbers, dtype=dtype, device=device)
+
+
+def _whole(numbers: Tensor, most: int) -> Tensor:
+    why = f"expected whole numbers from -{most} to {most} in a buffer that a step counts with"
+    if type(numbers) in (Tensor, Parameter) and numbers.is_cpu and numbers.numel():
+        least, largest = numbers.aminmax()
+        if max(-int(least), int(largest)) > most:
+            raise CannotRunError(f"{why}; got {int(least)} to {int(largest)}")
+    elif numbers.numel():  # somebody writes down what is done, or it is not done yet
+        torch.ops.aten._assert_async.msg((numbers.abs() <= most).all(), why)
+    return numbers
 
 
 def _filled(value: Any, values: Sequence[Any]) -> Any:

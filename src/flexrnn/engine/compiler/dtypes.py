@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from flexrnn.engine.compiler import ranges
 from flexrnn.engine.compiler.aten import Unsupported, promotes
 from flexrnn.engine.compiler.spelt.rows import WHOLE
 
@@ -44,6 +45,8 @@ def check(node: fx.Node, operands: Sequence[fx.Node], dtype: torch.dtype) -> Non
     if _is_rounded(node, name, dtype):
         node.meta |= {"exact": True, "bits": None, ROUNDED: True}
         return
+    if name in _COMPARED:
+        ranges.check_compared(node, dtype)
     rows = [arg.meta.get("val") for arg in node.all_input_nodes]
     mixes = promotes(name) or name == "cat"
     yields = name == "_to_copy" or (
@@ -83,7 +86,10 @@ def _is_exact(node: fx.Node, name: str, dtype: torch.dtype) -> bool:
         first = node.all_input_nodes[0].meta
         return "exact" in first or (first["val"].dtype in WHOLE and dtype in _EXACT)
     if result.dtype in WHOLE:
-        return dtype in _EXACT and _is_whole(node, name, dtype)
+        whole = dtype in _EXACT and _is_whole(node, name, dtype)
+        if whole:
+            ranges.check(node, name, dtype)
+        return whole
     if not result.is_floating_point():
         return False
     if name in _MADE:

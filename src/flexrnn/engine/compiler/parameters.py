@@ -12,6 +12,7 @@ from torch._ops import OpOverload
 from flexrnn.engine.compiler import ahead
 from flexrnn.engine.compiler.aten import Builder, Ref, Unsupported
 from flexrnn.engine.compiler.called import place_of_node
+from flexrnn.engine.compiler.ranges import KNOWN, is_whole, most, most_given
 
 
 class Made(NamedTuple):
@@ -35,6 +36,7 @@ class Parameters:
         self._alike: dict[fx.Node, fx.Node] = {}  # the first that computes the same
         self._firsts: dict[str, fx.Node] = {}
         self._inputs: dict[fx.Node, Ref] = {}
+        self._counted = set[fx.Node]()  # of whole numbers, those that count as such
         self._checks: list[fx.Node] = []
 
     def given(self, node: fx.Node, name: str) -> Made | None:
@@ -73,13 +75,14 @@ class Parameters:
     def _first(self, node: fx.Node) -> fx.Node:
         return self._alike.get(node, node)
 
-    def input(self, builder: Builder, made: Made, *, promotes: bool) -> Ref:
+    def input(self, builder: Builder, made: Made, *, promotes: bool, counts: bool = False) -> Ref:
         """The input of the graph that stands for what is made ahead.
 
         Args:
             builder: of the graph.
             made: the value.
             promotes: whether it is for an operation on operands of several dtypes.
+            counts: whether that computes with whole numbers; torch makes reals of them elsewhere.
 
         Raises:
             Unsupported: it is of a dtype that the operation does not take, or that would become the
@@ -89,10 +92,18 @@ class Parameters:
         boolean = value.dtype == torch.bool
         if not boolean and value.dtype != self.dtype and not (promotes and self._yields(value)):
             raise Unsupported(f"its operand is of {value.dtype}, the state of {self.dtype}")
+        if counts and is_whole(value):
+            self._counted.add(node)
         if node not in self._inputs:
             name = f"param..{node.name}"
             self._inputs[node] = Ref(builder.graph.input(name, tuple(value.shape), boolean))
         return self._inputs[node]
+
+    def _is_small(self, node: fx.Node) -> bool:
+        """Whether whole numbers are of a size that is known before there are any."""
+        given = any(name for name in self._origins[node])
+        bound = None if given else most(node, self.dtype)
+        return self.dtype not in KNOWN or (bound is not None and bound <= KNOWN[self.dtype])
 
     def _yields(self, value: Tensor) -> bool:
         """Whether torch computes with it in the state's dtype."""
@@ -141,6 +152,8 @@ class Parameters:
             dtype = torch.bool if value.dtype == torch.bool else self.dtype
             if (value.dtype, value.device) != (dtype, self.device):
                 kind = {"dtype": dtype, "device": self.device}
+                if node in self._counted and not self._is_small(node):
+                    values[node] = call(node, ahead.WHOLE, values[node], most_given(self.dtype))
                 values[node] = call(node, "_to_copy.default", values[node], **kind)
             results.append(values[node])
         return ahead.Ahead(

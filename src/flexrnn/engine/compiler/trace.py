@@ -20,7 +20,7 @@ from torch.func import functionalize
 from torch.fx import traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from flexrnn.engine.compiler import dtypes
+from flexrnn.engine.compiler import dtypes, ranges
 from flexrnn.engine.compiler.aten import (
     CUSTOM,
     DECOMPOSED,
@@ -39,6 +39,7 @@ from flexrnn.engine.compiler.called import place_of_node
 from flexrnn.engine.compiler.complexes.rewrite import in_real_numbers
 from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.parameters import Made, Parameters
+from flexrnn.engine.compiler.ranges import is_whole
 from flexrnn.engine.compiler.refusal import NOWHERE, TAKEN, CannotCompileError, told
 from flexrnn.engine.compiler.spelling import DrawnError, Spelling
 from flexrnn.engine.compiler.spelt.attached import attached, check_unset, stand_in
@@ -220,6 +221,10 @@ def _read(
             if not name.startswith("param."):
                 dtypes.given(node, like.dtype)
         elif node.op == "output":
+            for name, arg in zip(outputs, node.args[0], strict=True):
+                why = ranges.why_not_next(arg, name.removeprefix("state."), like.dtype)
+                if why is not None:
+                    raise CannotCompileError(f"{why}, {place_of_node(arg) or NOWHERE}")
             results = [settle(builder.graph, values[arg]) for arg in node.args[0]]
             builder.graph.outputs = dict(zip(outputs, map(int, results), strict=True))
             for field, index in builder.graph.outputs.items():
@@ -287,7 +292,8 @@ def _lowered(
             raise Unsupported("it depends on the batch size")
         if isinstance(found, Made):
             mixes = promotes(name) or dtypes.moves(name)
-            return parameters.input(builder, found, promotes=mixes)
+            counts = is_whole(result) or not any(map(_is_real, node.all_input_nodes))
+            return parameters.input(builder, found, promotes=mixes, counts=counts)
         return found
 
     where = place_of_node(node)
@@ -335,6 +341,11 @@ def _lowered(
     except (Unsupported, ValueError) as reason:
         what = node.args[1] if name == "custom_vjp" else node.target
         raise CannotCompileError(f"{what} cannot be compiled: {reason}, {where}") from None
+
+
+def _is_real(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _check(node: fx.Node, values: dict[fx.Node, Value], dtype: torch.dtype) -> None:
