@@ -283,3 +283,13 @@ def test_a_module_that_another_layer_has_been_given_is_refused() -> None:
     third = FlexRNN(Told, 3, 5, squash=squash)
     for layer in (first, second, third):
         layer(torch.randn(7, 2, 3))
+
+
+def test_so_is_a_copy_of_one_for_it_has_no_parameters() -> None:
+    layer = FlexRNN(Told, 3, 5, squash=nn.Sequential(nn.Linear(5, 5)))
+    whole: Any = copy.deepcopy(layer)
+    for squash in (whole.cells[0].squash, copy.deepcopy(whole.cells[0].squash)):
+        with pytest.raises(ValueError, match=r"^Told: squash.0 is a copy .* given its weight to a"):
+            FlexRNN(Told, 3, 5, squash=squash)
+        squash[0].weight, squash[0].bias = nn.Parameter(torch.eye(5)), nn.Parameter(torch.ones(5))
+        FlexRNN(Told, 3, 5, squash=squash)(torch.randn(7, 2, 3))

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from flexrnn.ways import places, way_of
 
 _REFERS = "_flexrnn_refers"  # of a module: its attributes that led to others when it was made
+_GAVE = "_flexrnn_gave"  # of a module: parameters that it has given up; a copy of it tells so, too
 _SHARES = "_flexrnn_shares"  # of a cell: attributes, by module, that led to a tensor
 _TORCHS = set(vars(nn.Module()))  # such as the tables of hooks, which call whom they were given
 
@@ -33,6 +34,7 @@ _gave: WeakKeyDictionary[nn.Module, _Given] = WeakKeyDictionary()
 def give(module: nn.Module, name: str, layer: nn.Module, flat: str) -> None:
     """Take a parameter out of a module, and remember that it had one."""
     module._parameters.pop(name, None)
+    module.__dict__[_GAVE] = (*module.__dict__.get(_GAVE, ()), name)
     _gave.setdefault(module, {})[name] = ref(layer), flat
 
 
@@ -43,10 +45,13 @@ def given_before(cell: nn.Module, layer: nn.Module) -> list[tuple[str, str, str]
         The path of each module, the parameter's name in it, and its name in the layer.
 
     Raises:
-        ValueError: a module has given parameters to another layer.
+        ValueError: a module has given parameters to another layer, or is a copy of one that has.
     """
     found: list[tuple[str, str, str]] = []
-    for path, module in cell.named_modules(remove_duplicate=False):
+    modules = [*cell.named_modules(remove_duplicate=False)]
+    # A layer's cells are its own affair, also of one that is copied into a cell.
+    inside = tuple(f"{path}." for path, module in modules if "_slots" in vars(module))
+    for path, module in modules:
         for name, (owner, flat) in _gave.get(module, {}).items():
             if name in module._parameters:  # it has got another one
                 continue
@@ -56,6 +61,12 @@ def given_before(cell: nn.Module, layer: nn.Module) -> list[tuple[str, str, str]
                     "layer; give each layer a module of its own"
                 )
             found.append((path, name, flat))
+        lacks = [name for name in vars(module).get(_GAVE, ()) if name not in module._parameters]
+        if lacks and module not in _gave and not path.startswith(inside):
+            raise ValueError(
+                f"{type(cell).__name__}: {path or 'the cell'} is a copy of a module that has given "
+                f"its {lacks[0]} to a layer, and has none; give each layer a module of its own"
+            )
     return found
 
 
