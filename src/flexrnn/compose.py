@@ -6,7 +6,6 @@ with the inputs; what is the same for a whole sequence (a mask, the state to whi
 travels as further fields of the state, which the step hands on as they are.
 """
 
-import inspect
 from collections.abc import Hashable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -18,7 +17,7 @@ from flexrnn.bind import copy_of, identity, tensors_of, with_tensors
 from flexrnn.cell import LENT, Cell, changes, checked_step, warn_of_the_loss
 from flexrnn.changes import are_computed_once, attributes_of, changed, watch
 from flexrnn.draws import Draw, Given
-from flexrnn.engine.compiler.refusal import CannotCompileError
+from flexrnn.engine.compiler.refusal import CannotCompileError, definition
 from flexrnn.engine.standins import alike, kinds
 from flexrnn.engine.step import Native, object_at
 from flexrnn.equivalent import native_of
@@ -128,6 +127,11 @@ class CellStep:
         return (*own, *initial, *(f"mask.{k}" for k in range(self.masks)))
 
     @property
+    def holder(self) -> Cell:
+        """The layer's cell."""
+        return self.origin or self.cell
+
+    @property
     def native(self) -> Native | str:
         """The kernel of torch's own that is this step, or why there is none."""
         return native_of(self.cell, self.tensors, self.options)
@@ -150,7 +154,7 @@ class CellStep:
                 raise CannotCompileError(
                     f"{name or type(self.cell).__name__} has a hook for its gradient "
                     f"(register_full_backward_hook), which a program would not call, "
-                    f"{_definition(self.cell.step)}"
+                    f"{definition(self.cell.step)}"
                 )
         step = self._with(tensors)
         step._running.__dict__[LENT] = "trace"  # what is set is told at its line
@@ -159,7 +163,7 @@ class CellStep:
         step._running.__dict__.pop("drop_recurrent", None)  # ours; a method may lead to it, too
         sets = changed(step._running, before)
         if sets and (self.draws or not are_computed_once(step._running, sets)):
-            place = _definition(self.cell.step)
+            place = definition(self.cell.step)
             read = watch(step._running, sets, place)
             try:
                 step(inputs, state)  # as all steps but the first, for what it reads
@@ -191,17 +195,12 @@ class CellStep:
     def key(self) -> Hashable:
         """Everything that the composed step can depend on; of tensors, their classes."""
         held = shared(self.cell, self.tensors)
-        who = identity(self.origin or self.cell)
+        who = identity(self.holder)
         return (*self.options.values(), who, held, kinds(self.tensors))
 
     def recipe(self) -> tuple[Any, ...]:
         """How the step is made from the layer's cell, by which Dynamo recognises it."""
         return (_from_origin, id(self.origin), *self.options.values())
-
-
-def _definition(step: Any) -> str:
-    code = getattr(inspect.unwrap(step), "__code__", None)
-    return f"at {code.co_filename}:{code.co_firstlineno}" if code else "at a place not known"
 
 
 def _from_origin(tensors: Mapping[str, Tensor], origin: int, *options: Any) -> CellStep:

@@ -76,6 +76,11 @@ class CastStep:
         return self.step.fields
 
     @property
+    def holder(self) -> Any:
+        """That of the step."""
+        return self.step.holder
+
+    @property
     def native(self) -> Native | str:
         """That of the step."""
         return self.step.native

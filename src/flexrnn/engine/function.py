@@ -34,6 +34,11 @@ class FunctionStep:
         return getattr(self.state, "_fields", tuple(map(str, range(count))))
 
     @property
+    def holder(self) -> Callable[..., Any]:
+        """The function."""
+        return self.step
+
+    @property
     def native(self) -> str:
         """Why no kernel of torch's own is this step: nobody knows what it computes."""
         return "a function of `scan` is none of torch's LSTM, GRU and RNN"

@@ -69,6 +69,11 @@ class PairedStep:
         return tuple(names)
 
     @property
+    def holder(self) -> Any:
+        """That of the step."""
+        return self.step.holder
+
+    @property
     def native(self) -> Native | str:
         """None: torch's own kernels are of real numbers."""
         return "torch's own kernels have no complex states and inputs"

@@ -54,6 +54,11 @@ class ComposedStep(Protocol):
         ...
 
     @property
+    def holder(self) -> Any:
+        """What leads to all that a step keeps: the layer's cell, or the function."""
+        ...
+
+    @property
     def native(self) -> Native | str:
         """The kernel of torch's own that is exactly this step, or why there is none."""
         ...

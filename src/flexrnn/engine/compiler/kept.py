@@ -119,18 +119,21 @@ def rehearse(
     inputs: tuple[Tensor, ...],
     state: tuple[Tensor, ...],
     tensors: Mapping[str, Tensor],
-) -> None:
+) -> bool:
     """Run a step once on zeros, if its tensors have numbers.
 
     Args:
         step: `step(inputs, state, tensors)`.
         inputs, state: of which only the kind counts.
         tensors: which the step reads; it writes to copies.
+
+    Returns:
+        Whether it was run, to its end.
     """
     transforms: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
     without = any(type(t) is FakeTensor or t.is_meta for t in (*state, *tensors.values()))
     if transforms.peek_interpreter_stack() or without:
-        return
+        return False
 
     def zeros(tensor: Tensor) -> Tensor:
         return torch.zeros((2, *tensor.shape[1:]), dtype=tensor.dtype, device=tensor.device)
@@ -145,3 +148,5 @@ def rehearse(
                 step(*given, own)
             if not keeps:
                 break  # what is kept may be written to, or exchanged, at every step
+        return True
+    return False

@@ -3,7 +3,9 @@
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -14,15 +16,18 @@ from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.kept import age, rehearse
 from flexrnn.engine.compiler.merge import merge
 from flexrnn.engine.compiler.program import Program, build
+from flexrnn.engine.compiler.refusal import CannotCompileError, definition
 from flexrnn.engine.compiler.split import regroup_sums
 from flexrnn.engine.compiler.sums import gather_sums
 from flexrnn.engine.compiler.surroundings import alone
-from flexrnn.engine.compiler.trace import CannotCompileError, trace
+from flexrnn.engine.compiler.trace import trace
 from flexrnn.engine.step import ComposedStep
 from flexrnn.engine.tables import trim
+from flexrnn.engine.undone import undone_if_refused
 
 _programs: dict[Any, Program | str] = {}
 _traces: dict[Any, Graph | str] = {}  # which programs for unlike gradients have in common
+_changing: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # cells and functions; why not
 _one_at_a_time = threading.RLock()  # torch's tracer is one for all threads
 _KEPT, _TRACES = 512, 64  # the oldest goes first
 
@@ -57,6 +62,8 @@ def compile_step(
     Raises:
         CannotCompileError: the step is not a program; the message names operation, file and line.
     """
+    if _changing and (reason := _known_to_change(step.holder)):
+        raise CannotCompileError(reason)
     rows = [tensor.shape[lead : lead + 1] for lead, group in ((1, xs), (0, state))
             for tensor in group]  # fmt: skip
     if not all(rows):
@@ -89,6 +96,12 @@ def compile_step(
     if isinstance(program, str):
         raise CannotCompileError(program)
     return program
+
+
+def _known_to_change(holder: Any) -> str | None:
+    with suppress(TypeError):
+        return _changing.get(holder)
+    return None
 
 
 def _compiled(
@@ -124,8 +137,31 @@ def _trace_of(
 def _traced(step: ComposedStep, xs: tuple[Tensor, ...], state: tuple[Tensor, ...]) -> Graph:
     with alone():  # of a row only the kind counts
         rows = tuple(torch.empty((1, *x.shape[2:]), dtype=x.dtype, device=x.device) for x in xs)
-    rehearse(step.rehearse, rows, state, step.tensors)
-    return trace(step.pure, rows, dict(zip(step.fields, state, strict=True)), step.tensors)
+    fields = dict(zip(step.fields, state, strict=True))
+    with undone_if_refused(step.holder):
+        rehearsed = rehearse(step.rehearse, rows, state, step.tensors)
+        before = step.key()
+        try:
+            graph = trace(step.pure, rows, fields, step.tensors)
+        except CannotCompileError as error:
+            if rehearsed and step.key() != before:
+                _give_up(step.holder, str(error))
+            raise
+        if rehearsed and step.key() != before:
+            place = definition(getattr(step.holder, "step", step.holder))
+            reason = (
+                "the step changes, whenever it runs, what it can read: a count, a list, an "
+                f"iterator; what the next step is to know belongs into State, {place}"
+            )
+            _give_up(step.holder, reason)
+            raise CannotCompileError(reason)
+        return graph
+
+
+def _give_up(holder: Any, reason: str) -> None:
+    """Remember a step that leads to something else whenever it has run: nobody need try again."""
+    with suppress(TypeError):  # of what nobody can refer to weakly
+        _changing[holder] = reason
 
 
 def passes(

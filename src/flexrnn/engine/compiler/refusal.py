@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
+from typing import Any
 
 import torch
 
@@ -52,6 +53,12 @@ def users_line(places: Iterable[tuple[FrameType, int | None]]) -> str:
         if is_users(frame):
             return f"at {frame.f_code.co_filename}:{line}"
     return NOWHERE
+
+
+def definition(function: Any) -> str:
+    """`at FILE:LINE` where a function is defined."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"at {code.co_filename}:{code.co_firstlineno}" if code else NOWHERE
 
 
 def frames() -> Iterator[tuple[FrameType, int]]:
