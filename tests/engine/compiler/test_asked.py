@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import (
+    Tensor,
+    are_deterministic_algorithms_enabled,
+    initial_seed,
+    is_anomaly_enabled,
+)
+from torch import get_num_threads as threads
 from torch.testing import assert_close
 
 import flexrnn
@@ -34,6 +40,22 @@ OF_TORCH: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("name", OF_TORCH)
 def test_what_no_program_depends_on_is_refused(name: str, refuses: Callable[..., None]) -> None:
     refuses(weighed(OF_TORCH[name]), f"^{name} cannot be compiled.*no part of a|^{name} .*the same")
+
+
+IMPORTED: dict[str, Callable[..., Any]] = {
+    "get_num_threads": lambda h: threads() == 2,
+    "are_deterministic_algorithms_enabled": lambda h: are_deterministic_algorithms_enabled(),
+    "is_anomaly_enabled": lambda h: is_anomaly_enabled(),
+    "initial_seed": lambda h: initial_seed() == 5,
+}
+
+
+@pytest.mark.parametrize("name", IMPORTED)
+def test_so_is_what_is_imported_by_name(name: str, refuses: Callable[..., None]) -> None:
+    before = dict(globals())
+    refuses(weighed(IMPORTED[name]), f"^{name} cannot be compiled.*the same")
+    assert all(globals()[name] is value for name, value in before.items())
+    assert threads is torch.get_num_threads
 
 
 OF_AUTOCAST: dict[str, Callable[..., Any]] = {

@@ -5,7 +5,9 @@ that asks, to go on by the answer, is refused. What torch itself asks is its own
 """
 
 import inspect
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -50,6 +52,27 @@ def answering(traces: Callable[[], bool]) -> list[tuple[Any, str, Any]]:
         for name, why in _WHY.items()
         if hasattr(torch, name)
     ]
+
+
+def imported(answers: list[tuple[Any, str, Any]]) -> list[tuple[dict[str, Any], str, Any]]:
+    """Whose names, the name, and what stands there meanwhile: `from torch import get_num_threads`.
+
+    Looked for in all modules but torch's, a few thousandths of a second a trace; what is kept in an
+    attribute or closed over is not found.
+    """
+    ours = {id(getattr(owner, name)): answer for owner, name, answer in answers}
+    modules = ((name.partition(".")[0], vars(module)) for name, module in [*sys.modules.items()]
+               if isinstance(module, ModuleType))  # fmt: skip
+    return [
+        (names, name, ours[id(value)])
+        for package, names in modules
+        if package not in _NOT_ASKING and not ours.keys().isdisjoint(map(id, [*names.values()]))
+        for name, value in [*names.items()]
+        if id(value) in ours
+    ]
+
+
+_NOT_ASKING = {"torch", "flexrnn", *sys.stdlib_module_names} - {"__main__"}
 
 
 def _answering(

@@ -5,7 +5,7 @@
 People keep both under names of their own, as `spike = Surrogate.apply`. So what they all come by is
 exchanged while a step is traced, for the thread that traces; others find there what was there. A
 torch that has none of it keeps it to itself: steps with such calls are then refused. With them go
-the questions of `asked`, by torch's names alone.
+the questions of `asked`, by torch's names and those that a module has imported.
 """
 
 import threading
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.autograd import Function, function
 
-from flexrnn.engine.compiler.spelt.asked import answering
+from flexrnn.engine.compiler.spelt.asked import answering, imported
 from flexrnn.engine.compiler.spelt.function import applied
 
 
@@ -28,12 +28,18 @@ def seen() -> Iterator[None]:
         yield
         return
     before = [getattr(owner, name) for owner, name, _ in _EXCHANGED]
+    named = [(names, name, names[name], ours) for names, name, ours in imported(_ASKED)]
     _here.traces = True
     for owner, name, ours in _EXCHANGED:
         setattr(owner, name, ours)
+    for names, name, _, ours in named:
+        names[name] = ours
     try:
         yield
     finally:
+        for names, name, theirs, ours in named:
+            if names.get(name) is ours:
+                names[name] = theirs
         for (owner, name, ours), theirs in zip(_EXCHANGED, before, strict=True):
             if isinstance(ours, _SetupContext):
                 delattr(owner, name)  # it inherits its own
@@ -118,4 +124,5 @@ elif None not in (_BASE, _BIND, _CUSTOM):  # torch 2.14 applies in C++, which ca
 if _SCRIPTED := getattr(torch._C, "ScriptFunction", None):
     _CALL: Any = _SCRIPTED.__call__
     _EXCHANGED.append((_SCRIPTED, "__call__", _called))
-_EXCHANGED += answering(_traces)
+_ASKED = answering(_traces)
+_EXCHANGED += _ASKED
