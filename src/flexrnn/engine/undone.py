@@ -10,8 +10,22 @@ from flexrnn.engine.witness import CannotWatchError, Witness
 
 
 @contextmanager
+def undone(holder: Any) -> Iterator[None]:
+    """Take back what is done within to what an object holds.
+
+    Args:
+        holder: a cell, or a function.
+    """
+    before = _before(holder)
+    try:
+        yield
+    finally:
+        _restore(before)
+
+
+@contextmanager
 def undone_if_refused(holder: Any) -> Iterator[None]:
-    """Take back what is done within to what an object holds, where a step is refused there.
+    """The same where a step is refused within, and nowhere else.
 
     The reference then begins where it would have begun by itself: it counts as far. Where other
     threads run, what has changed may be theirs, and stays; so does what nobody can look into.
@@ -19,15 +33,23 @@ def undone_if_refused(holder: Any) -> Iterator[None]:
     Args:
         holder: a cell, or a function.
     """
-    before = None
-    with suppress(CannotWatchError):
-        before = Witness(holder, whole=False) if _is_alone() else None
+    before = _before(holder)
     try:
         yield
     except CannotCompileError:
-        if before is not None and _is_alone():
-            before.restore()
+        _restore(before)
         raise
+
+
+def _before(holder: Any) -> Witness | None:
+    with suppress(CannotWatchError):
+        return Witness(holder, whole=False) if _is_alone() else None
+    return None
+
+
+def _restore(before: Witness | None) -> None:
+    if before is not None and _is_alone():
+        before.restore()
 
 
 def _is_alone() -> bool:

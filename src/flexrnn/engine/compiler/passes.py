@@ -143,25 +143,25 @@ def _traced(step: ComposedStep, xs: tuple[Tensor, ...], state: tuple[Tensor, ...
         before = step.key()
         try:
             graph = trace(step.pure, rows, fields, step.tensors)
-        except CannotCompileError as error:
+        except CannotCompileError:
             if rehearsed and step.key() != before:
-                _give_up(step.holder, str(error))
+                _give_up(step.holder)
             raise
         if rehearsed and step.key() != before:
-            place = definition(getattr(step.holder, "step", step.holder))
-            reason = (
-                "the step changes, whenever it runs, what it can read: a count, a list, an "
-                f"iterator; what the next step is to know belongs into State, {place}"
-            )
-            _give_up(step.holder, reason)
-            raise CannotCompileError(reason)
+            raise CannotCompileError(_give_up(step.holder))
         return graph
 
 
-def _give_up(holder: Any, reason: str) -> None:
+def _give_up(holder: Any) -> str:
     """Remember a step that leads to something else whenever it has run: nobody need try again."""
+    reason = (
+        "the step changes, whenever it runs, what it can read: a count, a list, an iterator; what "
+        "the next step is to know belongs into State, "
+        + definition(getattr(holder, "step", holder))
+    )
     with suppress(TypeError):  # of what nobody can refer to weakly
         _changing[holder] = reason
+    return reason
 
 
 def passes(
