@@ -230,6 +230,22 @@ def test_truth_values_that_torch_computes_or_that_lie_crosswise() -> None:
         h, x, (a, b)))  # fmt: skip
 
 
+@pytest.mark.parametrize("steps", [1, 20])
+def test_a_state_of_truth_values_that_torch_reads_behind_the_loop(steps: int) -> None:
+    def step(x: Any, s: Any, w: Any) -> Any:
+        h, m = s
+        return torch.tanh(h + torch.where(m, x, x * x).cumsum(-1) @ w), m ^ (x > 0)
+
+    x, w = randn(steps, 4, 3).requires_grad_(), randn(3, 3).requires_grad_()
+    state = randn(4, 3), randn(4, 3) > 0
+
+    def gradients() -> Any:
+        (h, _), _ = flexrnn.scan(step, state, x, (w,))
+        return torch.autograd.grad(h.sum(), [x, w])
+
+    by_both(gradients)
+
+
 def imaginary(*shape: int) -> Tensor:
     """Numbers whose memory holds their negatives."""
     tensor = torch.randn(shape, dtype=torch.complex128).conj().imag

@@ -196,7 +196,7 @@ class After:
         for index in self.chunk:
             total = call.found.get(index)
             if index in self.olds:
-                values[index] = self._before(index, call.given, span)
+                values[index] = _truth(graph, index, self._before(index, call.given, span))
             elif not _is_timed(graph, index):
                 value = self._compute(call, index, values, lead)
                 call.found[index] = value if total is None else total + value
