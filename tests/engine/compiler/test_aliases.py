@@ -78,6 +78,9 @@ APART: dict[str, Callable[[Tensor], Any]] = {
     "tensor_split": lambda d: d.tensor_split(2, -1)[0].mul_(2),
     "swapdims": lambda d: d.swapdims(0, 1).mul_(2),
     "a view of a view": lambda d: d[:, 1:].unsqueeze(0).mul_(2),
+    "vmap": lambda d: torch.vmap(lambda a: a[1:])(d).mul_(2),
+    "detached again inside of vmap": lambda d: torch.vmap(lambda a: a.detach())(d).mul_(2),
+    "inside of vmap": lambda d: torch.vmap(lambda a: a.mul_(2))(d),
 }
 
 
@@ -124,6 +127,26 @@ def added_to_itself(c: Any, x: Tensor, h: Tensor) -> Tensor:
 
 def test_what_has_a_derivative_may_be_written_to(judge: Callable[..., None]) -> None:
     judge(added_to_itself)
+
+
+def by_vmap(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    """Inside of it something is made anew, detached, and written to while gradients are off."""
+
+    def shifted(a: Tensor, b: Tensor) -> Tensor:
+        z = torch.zeros_like(a)
+        z[1:] = b[:-1]
+        with torch.no_grad():
+            w = a.clone()
+            w.mul_(2)
+        return z * a.detach() + w
+
+    with torch.no_grad():
+        doubled = torch.vmap(lambda a: a * 2)(h)
+    return x @ c.W + torch.vmap(shifted)(h, (x @ c.W).detach()) * doubled.mul_(h)
+
+
+def test_vmap_beside_what_has_no_derivative(judge: Callable[..., None]) -> None:
+    judge(by_vmap)
 
 
 def test_a_copy_of_what_has_no_derivative_may_be_written_to(judge: Callable[..., None]) -> None:

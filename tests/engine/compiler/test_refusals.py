@@ -69,6 +69,10 @@ def written_parameter(c: Any, z: Tensor, h: Tensor) -> Tensor:
     return h + z
 
 
+def truths_in_place(c: Any, z: Tensor, h: Tensor) -> Tensor:
+    return (z * 2).logical_and_(h) + h
+
+
 def relu_in_place(c: Any, z: Tensor, h: Tensor) -> Tensor:
     return F.relu(h, inplace=True) + z
 
@@ -147,6 +151,7 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "a write to a part": (written_part, WRITES),
     "a write to a parameter": (written_parameter, WRITES),
     "data replaced": (data_replaced, "no derivative passes"),
+    "truth values in place of numbers": (truths_in_place, "truth values in place of"),
     "large matrices of heads": (large_matrices, "the batch"),
     "large matrices by einsum": (large_matrices_by_einsum, "the batch"),
     "F.relu in place": (relu_in_place, WRITES),

@@ -41,6 +41,23 @@ def copies_written(c: Any, x: Tensor, h: Tensor) -> Tensor:
     return x @ c.W + y * c.b
 
 
+def by_other_names(c: Any, x: Tensor, h: Tensor) -> Tensor:
+    y = x @ c.W + 0.1 * h
+    y[:, 1:].subtract_(h[:, 1:], alpha=0.3).negative_()
+    y[:, :2].multiply_(2).divide_(h[:, :2].abs() + 1)
+    y[:, 2:].arctan2_(h[:, 2:].abs() + 0.3).true_divide_(2)
+    y.add_((h * 2).copysign_(x @ c.W))
+    halves(y).tril_()
+    halves(y).triu_(-1)
+    z, m = h * 2, h > 0
+    z[:, :1].less_equal_(0.1)
+    z[:, 3:].not_equal_(0)
+    z.absolute_().add_(0.1)
+    z[:, :2].xlogy_(h[:, 2:].abs() + 0.2)
+    m.logical_and_(x[:, :1] > 0).logical_not_()
+    return y.sinc_() + (h * 3).fix_() + (h + 2).cumprod_(1) * m + z
+
+
 tensordot: Any = torch.tensordot  # whose `dims` torch says to be a number
 WRITTEN: dict[str, Callable[..., Any]] = {
     "vector products": lambda c, x, h: (
@@ -53,6 +70,7 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "written in place": lambda c, x, h: (
         F.hardtanh_(x @ c.W, -0.1, 0.1) + torch.threshold_(h * 1, 0.1, 0.2) + torch.selu_(h @ c.U)
     ),
+    "written in place by other names": by_other_names,
     "a form of two vectors": lambda c, x, h: (
         torch.einsum("bi,bj,ij->b", h, x @ c.W, c.U)[:, None] * h
         + torch.einsum("bi,ijk,bj->bk", h[:, :2], c.wide.view(2, 2, 8)[..., :4], h[:, 2:])

@@ -59,6 +59,7 @@ class Spelling(TorchFunctionMode):
         self.numbers = Known()
         self.flat: dict[int, Tensor] = {}  # of memory that no derivative passes, what lies there
         self.apart: list[Tensor] = []  # they share memory with what has a derivative of its own
+        self.mapped: dict[int, Tensor] = {}  # by memory, such inside of `vmap`: it hands on others
         self.constants: dict[int, tuple[Tensor, Tensor]] = {}  # of what the step has kept
         self.failed = ""  # the operation that an exception came from
         self.outside = users_line(frames())  # whose line calls what is traced
@@ -197,10 +198,19 @@ class Spelling(TorchFunctionMode):
             )
 
     def _apart_among(self, given: Any) -> list[Tensor]:
-        """Those of some operands that share memory with what has a derivative of its own."""
-        if not self.apart:
+        """Those of some operands that share memory with what has a derivative of its own.
+
+        Inside of `vmap`, which makes other tensors of them, their memory tells, and behind it.
+        """
+        if not self.apart and not self.mapped:
             return []
-        return [x for x in _tensors(given) if any(x is tensor for tensor in self.apart)]
+        memories = {*map(_memory, self.apart)}
+
+        def is_apart(x: Tensor) -> bool:
+            inside = _FUNCTORCH.is_batchedtensor(x) and _memory(x) in memories
+            return inside or _memory(x) in self.mapped or any(x is tensor for tensor in self.apart)
+
+        return [x for x in _tensors(given) if is_apart(x)]
 
     def _keep_apart(self, given: Any, result: Any, *, cut: bool) -> None:
         """Remember results that share an operand's memory, and not its derivative.
@@ -212,6 +222,7 @@ class Spelling(TorchFunctionMode):
         """
         operands = _tensors(given)
         apart = operands if cut else self._apart_among(operands)
+        self.mapped |= {_memory(x): x for x in apart if _FUNCTORCH.is_batchedtensor(x)}
         numbers = {id(x) for x in apart}
         joined = {_memory(x) for x in operands if id(x) not in numbers}
         memories = {_memory(x) for x in apart} - joined
@@ -300,6 +311,8 @@ def _tensors(given: Any) -> list[Tensor]:
 
 def _memory(x: Tensor) -> int:
     """What views of one memory have in common while a step is traced."""
+    while _FUNCTORCH.is_batchedtensor(x):  # inside of `vmap`
+        x = _FUNCTORCH.get_unwrapped(x)
     return x.untyped_storage()._cdata
 
 
@@ -342,12 +355,12 @@ def _asked_by_the_person() -> bool:
 
 def _differentiates() -> bool:
     """Whether the innermost transform of `torch.func` is one that differentiates."""
-    transforms: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
-    inner = transforms.peek_interpreter_stack()  # None at the bottom
-    kinds = transforms.TransformType
+    inner = _FUNCTORCH.peek_interpreter_stack()  # None at the bottom
+    kinds = _FUNCTORCH.TransformType
     return inner is not None and inner.key() in (kinds.Grad, kinds.Jvp)
 
 
+_FUNCTORCH: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
 _FACTS = {
     getattr(Tensor, name).__get__ for name in ("shape", "dtype", "layout", "device", "is_quantized")
 }

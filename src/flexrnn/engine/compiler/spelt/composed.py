@@ -179,6 +179,22 @@ def _or_in_place(function: Any) -> Any:
     return spelt
 
 
+def _logic_in_place(function: Any) -> Any:
+    """Truth values, written as numbers. Of these torch leaves the derivative as it was."""
+
+    def spelt(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if x.is_floating_point() or x.is_complex():
+            raise refused(f"{function.__name__}_", "it writes truth values in place of numbers")
+        return x.copy_(function(x, *args, **kwargs))
+
+    return spelt
+
+
+# Torch has none of these for a batch that has no number, or none that can be written down.
+_WRITING = ("absolute", "arctan2", "copysign", "cumprod", "divide", "fix", "float_power", "greater",
+            "greater_equal", "less", "less_equal", "multiply", "negative", "not_equal", "sinc",
+            "subtract", "true_divide", "xlogy")  # fmt: skip
+_LOGICAL = ("logical_and", "logical_not", "logical_or", "logical_xor")
 _ACTIVATIONS = ("celu", "elu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "mish", "relu",
                 "relu6", "selu", "silu", "threshold")  # fmt: skip
 SPELT: dict[Any, Any] = {
@@ -197,6 +213,8 @@ SPELT: dict[Any, Any] = {
     Tensor.triu: _triangle(torch.triu),
     torch.tril: _triangle(torch.tril),
     Tensor.tril: _triangle(torch.tril),
+    Tensor.triu_: in_place(_triangle(torch.triu)),
+    Tensor.tril_: in_place(_triangle(torch.tril)),
     torch.trace: _trace,
     Tensor.trace: _trace,
     torch.linalg.cross: as_torch(torch.linalg.cross, _cross),
@@ -218,6 +236,8 @@ SPELT: dict[Any, Any] = {
     Tensor.clamp_min_: in_place(torch.clamp_min),
     Tensor.clamp_max_: in_place(torch.clamp_max),
     F.rrelu: _or_in_place(_rrelu),
+    **{getattr(Tensor, f"{name}_"): in_place(getattr(torch, name)) for name in _WRITING},
+    **{getattr(Tensor, f"{name}_"): _logic_in_place(getattr(torch, name)) for name in _LOGICAL},
 }
 if hasattr(torch, "_is_all_true"):
     # What distributions ask of their arguments has no answer here, as under `python -O`.
