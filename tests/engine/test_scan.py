@@ -324,3 +324,21 @@ def test_whole_numbers_that_no_program_knows() -> None:
     for dtype in (torch.float32, torch.float64):
         states, _ = flexrnn.scan(step, torch.zeros(1, 2, dtype=dtype), tokens)
         assert states[:, 0, 0].tolist() == [1, 1, 1]
+
+
+@pytest.mark.filterwarnings("ignore:.*expected whole numbers:flexrnn.FallbackWarning")
+@pytest.mark.parametrize("learns", [False, True])
+def test_whole_numbers_that_grow_beyond_those_that_a_program_knows(learns: bool) -> None:
+    """Beside float32 a counter would in the end stay at 16,777,216."""
+
+    def step(x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return state[0] + x * (state[1] % 2 == 0), state[1] + 1
+
+    x = torch.ones(4, 2, requires_grad=learns)
+    for dtype in (torch.int64, torch.int32):
+        start = torch.zeros(2), torch.full((2,), 2**20 - 2, dtype=dtype)
+        (h, _), (_, n) = flexrnn.scan(step, start, x)
+        assert h[:, 0].tolist() == [1, 1, 2, 2]
+        assert n.tolist() == [2**20 + 2] * 2
+        with flexrnn.backend("cpu"), pytest.raises(RuntimeError, match="got 1048575 to 1048578"):
+            flexrnn.scan(step, start, x)

@@ -81,8 +81,8 @@ def run(
     if call is Call.EAGER:
         check_whole(filter(is_whole, (*xs, *state)), state[0].dtype)
         results = decided(row)
-        ends = zip(state, results[len(fields) :], strict=True)
-        check_whole((last for first, last in ends if is_whole(first)), state[0].dtype)
+        reached = zip((*(state[k] for k in keep), *state), results, strict=True)
+        check_whole((value for field, value in reached if is_whole(field)), state[0].dtype)
     else:
         ends = len(fields) + len(state)
         text = _text(decided.program)
