@@ -26,6 +26,7 @@ class Counting(flexrnn.Cell):
         self.function: Any = function
         places = torch.arange(hidden_size) + LARGE * large
         self.register_buffer("places", places)
+        self.register_buffer("table", torch.arange(40))
 
     def step(self, x: Tensor, state: HiddenState) -> HiddenState:
         z = self.inner(torch.cat([x, state.h], -1))
@@ -40,6 +41,11 @@ SMALL: dict[str, Callable[..., Tensor]] = {
     "between 0 and 1": lambda c, x, one: (x.sigmoid() * 9).long() // 2 + 1,
     "compared": lambda c, x, one: ((x * 1e9).long() > 123).long(),
     "places": lambda c, x, one: x.argsort(-1)[:, :1] * 3 + x.argmax(-1, True),
+    "counted on from reals": lambda c, x, one: ((x * 9).long() + 1) % 7,
+    "a place behind": lambda c, x, one: c.table[(x * 2).long().abs() + 1],
+    "gathered": lambda c, x, one: c.table.expand(x.shape[0], -1).gather(1, x.argmax(-1, True)) * 3,
+    "in another order": lambda c, x, one: (one + c.table[:4])[:, [2, 0, 1, 3]] * 9,
+    "shifted": lambda c, x, one: ((x * 99).long() >> 1) & 1,
     "of a buffer": lambda c, x, one: c.places + one,
     "of numbers": lambda c, x, one: torch.where(one > 0, torch.arange(4), 3) * 2,
     "of a buffer, beside reals": lambda c, x, one: c.places * x[:, :1],
@@ -72,6 +78,8 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "compared with": (lambda c, x, one: (one + 5 == LARGE).long(), "a whole number that large"),
     "a buffer": (lambda c, x, one: (c.places + one) % 7, "from -1048576 to 1048576 in a buffer"),
     "of a buffer": (lambda c, x, one: c.places[one[:, 0]][:, None] % 7, "1048576 in a buffer"),
+    "by a division": (lambda c, x, one: ((x.exp() / 1e-6).relu().long() + 1) % 7, NOBODY),
+    "many sums": (lambda c, x, one: (x * 9).long() * 4096 % 7, MAY_BE),
     "32 bits": (lambda c, x, one: (x * 1e9).int() * 3 % 7, NOBODY),
 }
 

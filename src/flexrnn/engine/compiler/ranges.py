@@ -1,8 +1,9 @@
 """How large whole numbers may become: a program has them as reals, which do not know all of them.
 
 In float32 they are right up to 2²⁴. So a bound goes with every whole number: of what is given it is
-looked at when a call begins, and what is computed of it may be so many times as large. Of what has
-no bound, as what `.long()` makes of reals, nothing is computed that would need one.
+looked at when a call begins, and what is computed of it may be so many times as large. What
+`.long()` makes of reals is taken to be below 2¹⁶, unless the step has made them large, as in
+`(x * 1e6).long()`: of what has no bound nothing is computed that would need one.
 """
 
 import math
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from flexrnn.engine.compiler.aten import Unsupported
+from flexrnn.engine.compiler.single import picks
 from flexrnn.engine.compiler.spelt.rows import WHOLE
 
 KNOWN = {torch.float32: 2**24, torch.float64: 2**53}  # the most of a dtype's whole numbers
@@ -125,7 +127,10 @@ def _of_operation(node: fx.Node, name: str, value: Tensor, dtype: torch.dtype) -
         return numbers[-1] if numbers and not isinstance(node.args[-1], fx.Node) else None
     if name == "arange":
         return max(numbers, default=None)
-    bounds = [most(arg, dtype) for arg in node.all_input_nodes]
+    read = [arg for arg in node.all_input_nodes if isinstance(arg.meta.get("val"), Tensor)]
+    if name == "_to_copy" and read[0].meta["val"].is_floating_point():
+        return None if _are_large(read[0]) else _CUT
+    bounds = [most(arg, dtype) for arg in read]
     if name == "clamp" and not any(isinstance(x, fx.Node) for x in node.args[1:]):
         ends = [*node.args[1:], *node.kwargs.values()]
         if len(numbers) + len(node.kwargs) > 1 and all(isinstance(x, (int, float)) for x in ends):
@@ -141,12 +146,29 @@ def _of_operation(node: fx.Node, name: str, value: Tensor, dtype: torch.dtype) -
     if name == "mul":
         return math.prod((*known * (2 if len(known) == 1 and not numbers else 1), *numbers))
     if name == "sum":
-        return known[0] * _count(node.all_input_nodes[0].meta["val"], value)
+        return known[0] if picks(node) else known[0] * _count(read[0].meta["val"], value)
     if name == "div":
         return known[0] if node.kwargs.get("rounding_mode") else None
     if name in (*_CHOOSES, *_CLAMPS):
         return max((*known, *numbers))
     return max(known) if name in _AS_THEY_ARE else None
+
+
+def _are_large(node: fx.Node) -> bool:
+    """Whether a step multiplies reals by so much, or adds so much, that they are hardly small."""
+    value: Any = node.meta.get("val")
+    if not isinstance(value, Tensor) or not value.is_floating_point() or node.op != "call_function":
+        return False
+    if _LARGE not in node.meta:
+        name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+        numbers = [abs(x) for x in node.args if isinstance(x, (int, float))]
+        grows = (name == "mul" and max(numbers, default=0) > _TIMES) or (
+            name == "div" and min(numbers, default=1) < 1 / _TIMES
+        )
+        grows |= name in ("add", "sub", "rsub") and max(numbers, default=0) > _CUT
+        before = name not in _UP_TO_ONE and any(map(_are_large, node.all_input_nodes))
+        node.meta[_LARGE] = grows or before
+    return node.meta[_LARGE]
 
 
 def _count(before: Tensor, after: Tensor) -> int:
@@ -155,7 +177,9 @@ def _count(before: Tensor, after: Tensor) -> int:
     return math.ceil(math.prod(left) / max(1, math.prod(made)))
 
 
-_BOUND = "most"
+_BOUND, _LARGE = "most", "large"
+_CUT = 2**16  # below this is what is cut off from reals
+_TIMES = 4096  # times as much, and they may be larger
 _GROWS = ("add", "sub", "rsub", "mul", "sum", "div")
 _UP_TO_ONE = ("zeros", "ones", "zeros_like", "ones_like", "sign", "sigmoid", "tanh", "sin", "cos",
               "_softmax", "new_zeros", "new_ones")  # fmt: skip
