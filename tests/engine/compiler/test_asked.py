@@ -1,7 +1,9 @@
 """What a step asks of torch: what is in force, how something lies, what size a batch has."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -148,3 +150,19 @@ def test_a_size_that_is_noted_is_no_part_of_the_result(how: str) -> None:
 
 def test_a_set_of_sizes_is_refused(refuses: Callable[..., None]) -> None:
     refuses(lambda c, z, h: h + z * len({h.shape}), "no place in a set or a dict")
+
+
+class Late(ModuleType):
+    """A module that is loaded when it is first asked, as `importlib.util.LazyLoader` makes one."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(name)
+
+
+def test_no_module_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = flexrnn.FlexRNN(flexrnn.cells.RNNCell, 3, 7), torch.randn(4, 2, 3)
+    with monkeypatch.context() as patch, flexrnn.backend("interpreter"):
+        patch.setitem(sys.modules, "late", Late("late"))
+        output = layer(x)[0]
+    with flexrnn.backend("reference"):
+        assert_close(output, layer(x)[0])

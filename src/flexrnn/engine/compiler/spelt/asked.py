@@ -61,8 +61,8 @@ def imported(answers: list[tuple[Any, str, Any]]) -> list[tuple[dict[str, Any], 
     attribute or closed over is not found.
     """
     ours = {id(getattr(owner, name)): answer for owner, name, answer in answers}
-    modules = ((name.partition(".")[0], vars(module)) for name, module in [*sys.modules.items()]
-               if isinstance(module, ModuleType))  # fmt: skip
+    modules = ((name.partition(".")[0], _names(module)) for name, module in [*sys.modules.items()]
+               if issubclass(type(module), ModuleType))  # fmt: skip
     return [
         (names, name, ours[id(value)])
         for package, names in modules
@@ -72,6 +72,8 @@ def imported(answers: list[tuple[Any, str, Any]]) -> list[tuple[dict[str, Any], 
     ]
 
 
+# Past what a class says: one that is loaded when it is first asked stays unloaded.
+_names: Callable[[Any], dict[str, Any]] = vars(ModuleType)["__dict__"].__get__
 _NOT_ASKING = {"torch", "flexrnn", *sys.stdlib_module_names} - {"__main__"}
 
 
