@@ -17,7 +17,6 @@ from flexrnn.engine.compiler.surroundings import alone
 from flexrnn.engine.standins import alike, kinds
 from flexrnn.engine.step import object_at
 from flexrnn.engine.tables import trim
-from flexrnn.engine.undone import undone
 from flexrnn.signs import may_draw
 
 
@@ -151,7 +150,7 @@ _aside._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAcc
 def _asked(cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Draw, ...]:
     """What two trials, on zeros, find alike."""
     found: set[tuple[Draw, ...]] = set()
-    with alone(), generators_as_before(x.device), torch.no_grad(), undone(cell):
+    with alone(), generators_as_before(x.device), torch.no_grad():
         try:
             for rows in _ROWS:
                 own = tensors_of(cell)

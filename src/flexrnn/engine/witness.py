@@ -31,21 +31,16 @@ class CannotWatchError(Exception):
 
 
 class Witness:
-    """What a module, or a function, and all that it reaches held when the witness was made.
+    """What an object and all that it reaches held when the witness was made.
 
     It keeps alive what it looks at, but not the object itself, unless something there leads back.
-
-    Args:
-        held: the module, or the function.
-        whole: whether there must be nothing that cannot be watched.
 
     Raises:
         CannotWatchError: it reaches what keeps its content where nobody can look: an array, an
             iterator, a generator of random numbers, a set of objects, slots.
     """
 
-    def __init__(self, held: Any, *, whole: bool = True):
-        self._whole = whole
+    def __init__(self, module: nn.Module):
         self._tables: list[tuple[Mapping[Any, Any], list[Any], tuple[Any, ...]]] = []
         self._rows: list[tuple[Collection[Any], tuple[Any, ...]]] = []
         self._sets: list[tuple[set[Any], set[Any]]] = []
@@ -55,12 +50,8 @@ class Witness:
         self._made: list[tuple[Any, Any]] = []
         self._hooks: set[int] = set()  # tables of modules, which have no attributes of their own
         # Also keeps alive what the identities are of: the object's own, who asks knows to be alive.
-        self._seen: dict[int, Any] = {}
-        if isinstance(held, nn.Module):
-            self._seen[id(held)] = None
-            self._object(held)
-        else:
-            self._visit(held)
+        self._seen: dict[int, Any] = {id(module): None}
+        self._object(module)
 
     def still_holds(self) -> bool:
         """Whether every place holds what it held."""
@@ -85,42 +76,7 @@ class Witness:
                 return False
         return all(_content(cell) is content for cell, content in self._cells)
 
-    def restore(self) -> None:
-        """Put what every place held back there; of functions, defaults stay as they are."""
-        for held in self._empty:
-            held.clear()
-        classes = (value for value in self._seen.values() if isinstance(value, type))
-        for table, keys, values in self._tables:
-            before = dict(zip(keys, values, strict=True))
-            if isinstance(table, dict):
-                _fill(table, before)
-            else:
-                _fill_class(next(classes), table, before)
-        behind = [*self._rows, ([], ())][1:]
-        for (held, parts), (_, values) in zip(self._rows, behind, strict=True):
-            if isinstance(held, dict):  # its values come next
-                _fill(held, dict(zip(parts, values, strict=True)))
-            elif isinstance(held, (list, deque)) and not _same(held, parts):
-                held.clear()
-                held.extend(parts)
-        for names, those in self._sets:
-            if names != those:
-                names.clear()
-                names.update(those)
-        for cell, content in self._cells:
-            if content is CellType:
-                del cell.cell_contents
-            else:
-                cell.cell_contents = content
-
     def _visit(self, value: Any) -> None:
-        try:
-            self._look_into(value)
-        except CannotWatchError:
-            if self._whole:
-                raise
-
-    def _look_into(self, value: Any) -> None:
         kind: type[Any] = type(value)
         if kind in _LEAVES or id(value) in self._seen or isinstance(value, (Tensor, type)):
             return
@@ -209,26 +165,6 @@ class Witness:
 
 class _Plain:
     pass
-
-
-def _same(now: Collection[Any], before: Collection[Any]) -> bool:
-    return len(now) == len(before) and all(map(operator.is_, now, before))
-
-
-def _fill(table: dict[Any, Any], before: dict[Any, Any]) -> None:
-    """Put back what a dict held, past what its class says."""
-    if not (_same(table, before) and _same(table.values(), before.values())):
-        dict.clear(table)
-        dict.update(table, before)
-
-
-def _fill_class(cls: type, now: Mapping[Any, Any], before: dict[Any, Any]) -> None:
-    """The same of a class."""
-    for name in [name for name in now if name not in before]:
-        delattr(cls, name)
-    for name, value in before.items():
-        if now.get(name) is not value:
-            setattr(cls, name, value)
 
 
 def _content(cell: CellType) -> Any:

@@ -23,7 +23,6 @@ from flexrnn.engine.compiler.surroundings import alone
 from flexrnn.engine.compiler.trace import trace
 from flexrnn.engine.step import ComposedStep
 from flexrnn.engine.tables import trim
-from flexrnn.engine.undone import undone_if_refused
 
 _programs: dict[Any, Program | str] = {}
 _traces: dict[Any, Graph | str] = {}  # which programs for unlike gradients have in common
@@ -138,18 +137,17 @@ def _traced(step: ComposedStep, xs: tuple[Tensor, ...], state: tuple[Tensor, ...
     with alone():  # of a row only the kind counts
         rows = tuple(torch.empty((1, *x.shape[2:]), dtype=x.dtype, device=x.device) for x in xs)
     fields = dict(zip(step.fields, state, strict=True))
-    with undone_if_refused(step.holder):
-        rehearsed = rehearse(step.rehearse, rows, state, step.tensors)
-        before = step.key()
-        try:
-            graph = trace(step.pure, rows, fields, step.tensors)
-        except CannotCompileError:
-            if rehearsed and step.key() != before:
-                _give_up(step.holder)
-            raise
+    rehearsed = rehearse(step.rehearse, rows, state, step.tensors)
+    before = step.key()
+    try:
+        graph = trace(step.pure, rows, fields, step.tensors)
+    except CannotCompileError:
         if rehearsed and step.key() != before:
-            raise CannotCompileError(_give_up(step.holder))
-        return graph
+            _give_up(step.holder)
+        raise
+    if rehearsed and step.key() != before:
+        raise CannotCompileError(_give_up(step.holder))
+    return graph
 
 
 def _give_up(holder: Any) -> str:
