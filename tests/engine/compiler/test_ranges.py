@@ -78,6 +78,10 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "compared with": (lambda c, x, one: (one + 5 == LARGE).long(), "a whole number that large"),
     "a buffer": (lambda c, x, one: (c.places + one) % 7, "from -1048576 to 1048576 in a buffer"),
     "of a buffer": (lambda c, x, one: c.places[one[:, 0]][:, None] % 7, "1048576 in a buffer"),
+    "picked by one for all": (
+        lambda c, x, one: torch.where(one == torch.arange(1), c.table, 0).sum(-1, True),
+        MAY_BE,
+    ),
     "by a division": (lambda c, x, one: ((x.exp() / 1e-6).relu().long() + 1) % 7, NOBODY),
     "many sums": (lambda c, x, one: (x * 9).long() * 4096 % 7, MAY_BE),
     "32 bits": (lambda c, x, one: (x * 1e9).int() * 3 % 7, NOBODY),

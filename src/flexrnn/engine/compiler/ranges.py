@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from flexrnn.engine.compiler.aten import Unsupported
-from flexrnn.engine.compiler.single import picks
+from flexrnn.engine.compiler.single import aten_name, picks
 from flexrnn.engine.compiler.spelt.rows import WHOLE
 
 KNOWN = {torch.float32: 2**24, torch.float64: 2**53}  # the most of a dtype's whole numbers
@@ -103,14 +103,14 @@ def _most(node: fx.Node, dtype: torch.dtype) -> float | None:
     if node.op == "get_attr":
         whole = value.dtype in WHOLE
         return max((abs(int(n)) for n in value.flatten().tolist()), default=0) if whole else None
-    name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+    name = aten_name(node)
     return _of_operation(node, name, value, dtype)
 
 
 def _of_several(node: fx.Node, value: Any, dtype: torch.dtype) -> float | None:
     """One of several parts, or places, which are fewer than the units."""
     several: Any = node.args[0]
-    read = [arg for arg in several.all_input_nodes if isinstance(arg.meta.get("val"), Tensor)]
+    read = _tensors_read(several)
     if isinstance(value, Tensor) and value.dtype in WHOLE and len(read) == 1:
         if read[0].meta["val"].dtype in WHOLE:
             return most(read[0], dtype)
@@ -127,7 +127,7 @@ def _of_operation(node: fx.Node, name: str, value: Tensor, dtype: torch.dtype) -
         return numbers[-1] if numbers and not isinstance(node.args[-1], fx.Node) else None
     if name == "arange":
         return max(numbers, default=None)
-    read = [arg for arg in node.all_input_nodes if isinstance(arg.meta.get("val"), Tensor)]
+    read = _tensors_read(node)
     if name == "_to_copy" and read[0].meta["val"].is_floating_point():
         return None if _are_large(read[0]) else _CUT
     bounds = [most(arg, dtype) for arg in read]
@@ -154,13 +154,17 @@ def _of_operation(node: fx.Node, name: str, value: Tensor, dtype: torch.dtype) -
     return max(known) if name in _AS_THEY_ARE else None
 
 
+def _tensors_read(node: fx.Node) -> list[fx.Node]:
+    return [arg for arg in node.all_input_nodes if isinstance(arg.meta.get("val"), Tensor)]
+
+
 def _are_large(node: fx.Node) -> bool:
     """Whether a step multiplies reals by so much, or adds so much, that they are hardly small."""
     value: Any = node.meta.get("val")
     if not isinstance(value, Tensor) or not value.is_floating_point() or node.op != "call_function":
         return False
     if _LARGE not in node.meta:
-        name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+        name = aten_name(node)
         numbers = [abs(x) for x in node.args if isinstance(x, (int, float))]
         grows = (name == "mul" and max(numbers, default=0) > _TIMES) or (
             name == "div" and min(numbers, default=1) < 1 / _TIMES

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-_AS_IT_WAS = ("_to_copy", "detach", "clone", "alias", "contiguous")
+_AS_IT_WAS = ("_to_copy", "detach", "clone", "alias")
 
 
 def picks(node: fx.Node) -> bool:
@@ -18,21 +18,24 @@ def picks(node: fx.Node) -> bool:
         node: a sum over some axes.
     """
     chosen, axes = node.args[0], node.args[1] if len(node.args) > 1 else None
-    if not isinstance(chosen, fx.Node) or _name(chosen) != "where":
+    if not isinstance(chosen, fx.Node) or aten_name(chosen) != "where":
         return False
     condition, _, other = chosen.args
     if not isinstance(axes, (list, tuple)) or len(axes) != 1 or not _is_zero(other):
         return False
-    axis: Any = axes[0]
-    return _one(condition, axis % _dim(chosen) - _dim(chosen))
+    first: Any = axes[0]
+    axis = first % _dim(chosen) - _dim(chosen)
+    return _size(condition, axis) == _size(chosen, axis) and _one(condition, axis)
+
+
+def _size(node: Any, axis: int) -> Any:
+    """How long an axis is, counted from the last; 1 where there is none, as in broadcasting."""
+    return node.meta["val"].shape[axis] if axis >= -_dim(node) else 1
 
 
 def _one(node: Any, axis: int) -> bool:
     """Whether at most one truth value along an axis, counted from the last, is true."""
-    dim = _dim(node)
-    if axis < -dim:  # the same along it
-        return False
-    name = _name(node)
+    dim, name = _dim(node), aten_name(node)
     if node.op == "get_attr":
         return bool((node.meta["val"].sum(axis) <= 1).all())
     if name in _AS_IT_WAS:
@@ -58,21 +61,22 @@ def _are_others(node: fx.Node) -> bool:
     value: Any = node.meta["val"]
     if value.dim() != 1:
         return False
-    if _name(node) in _AS_IT_WAS:
+    if aten_name(node) in _AS_IT_WAS:
         return isinstance(node.args[0], fx.Node) and _are_others(node.args[0])
     if node.op == "get_attr":
         return len(value.unique()) == len(value)
-    return _name(node) == "arange" and value.dtype in (torch.int64, torch.int32)
+    return aten_name(node) == "arange" and value.dtype in (torch.int64, torch.int32)
 
 
 def _is_zero(value: Any) -> bool:
     if isinstance(value, fx.Node):
-        made = _name(value) in ("full", "scalar_tensor") and not _dim(value)
+        made = aten_name(value) in ("full", "scalar_tensor") and not _dim(value)
         return made and bool(value.args[-1] == 0)
     return value == 0
 
 
-def _name(node: fx.Node) -> str:
+def aten_name(node: fx.Node) -> str:
+    """What torch calls a node's operation; nothing where it is none of aten's."""
     return getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
 
 
