@@ -196,7 +196,7 @@ class CellStep:
         """Everything that the composed step can depend on; of tensors, their classes."""
         held = shared(self.cell, self.tensors)
         who = identity(self.holder)
-        return (*self.options.values(), who, held, kinds(self.tensors))
+        return (*self.options.values(), who, held, kinds(self.tensors.values()))
 
     def recipe(self) -> tuple[Any, ...]:
         """How the step is made from the layer's cell, by which Dynamo recognises it."""

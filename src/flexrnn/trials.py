@@ -101,7 +101,7 @@ def draws_of(cell: Cell, origin: Cell, x: Tensor, state: tuple[Tensor, ...]) -> 
         x.device,
         tuple((field.dtype, field.shape[1:]) for field in state),
         tuple((tensor.dtype, tensor.shape) for tensor in tensors.values()),
-        kinds(tensors),
+        kinds(tensors.values()),
         torch.get_default_dtype(),
         autocast.is_on(x) and torch.get_autocast_dtype(x.device.type),
     )

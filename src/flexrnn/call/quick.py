@@ -205,9 +205,8 @@ def _run(
     except (CannotCompileError, CannotRunError):
         return None
     learned = len(row) != 1 + len(given) + len(params)  # a state that is computed anew
-    # A mark is no part of a kind.
-    plain = can_tell(row) and not any(map(marks, row))
-    if like and memory.comes_again(like) and not (prepared or learned) and plain:
+    again = like and memory.comes_again(like) and not (prepared or learned)
+    if again and can_tell(row) and not any(map(marks, row)):  # a mark is no part of a kind
         run = None
         if is_kept(start):
             run = partial(way, start=start, axis=axis)

@@ -208,7 +208,7 @@ def way_of(
         identities,
         *[field.requires_grad for field in given],
         *[(tensor.shape, tensor.dtype, tensor.requires_grad) for tensor in params],
-        kinds(dict(enumerate(params))),
+        kinds(params),
     )
     way = memory.ways.get(key)
     if way is None and key not in memory.ways:

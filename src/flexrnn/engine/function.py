@@ -58,7 +58,7 @@ class FunctionStep:
 
     def key(self) -> Hashable:
         """The function, what it has closed over, and the structure of its operands."""
-        of_params = kinds(self.tensors)
+        of_params = kinds(self.tensors.values())
         return (frozen(self.step), type(self.xs), type(self.state), self.fields, of_params)
 
     def recipe(self) -> tuple[Any, ...]:

@@ -4,9 +4,8 @@ A step that is traced runs on others than its own. It may ask `isinstance(w, nn.
 whether two names are one tensor, as where weights are tied, and gets the answer of its own.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from operator import attrgetter
-from typing import Any
 
 from torch import Tensor
 from torch.nn import Parameter
@@ -15,12 +14,12 @@ MARKS = ("_is_param", "_is_buffer")  # by which `isinstance` knows a parameter, 
 _own = attrgetter("__dict__")
 
 
-def kinds(tensors: Mapping[Any, Tensor]) -> Hashable:
+def kinds(tensors: Iterable[Tensor]) -> Hashable:
     """Classes of tensors, which are marked, and which are the same as one before; programs differ.
 
     Of most there are neither marks nor the same twice, and it is as quick as that.
     """
-    row = [*tensors.values()]
+    row = [*tensors]
     classes, ids = tuple(map(type, row)), [*map(id, row)]
     same = () if len({*ids}) == len(ids) else tuple(map(ids.index, ids))
     return classes, tuple(map(marks, row)) if any(map(_own, row)) else (), same
