@@ -65,14 +65,15 @@ def check_whole(tensors: Iterable[Tensor], dtype: torch.dtype) -> None:
     """
     if dtype not in KNOWN:
         return
-    most = most_given(dtype)
     for tensor in tensors:
         if tensor.numel():
+            most = most_given(dtype, tensor.dtype)
             least, largest = tensor.aminmax()
             if max(-int(least), int(largest)) > most:
                 raise CannotRunError(
-                    f"expected whole numbers from -{most} to {most} beside {dtype}, which does not "
-                    f"know all that a step may make of others; got {int(least)} to {int(largest)}"
+                    f"expected whole numbers of {tensor.dtype} from -{most} to {most} beside "
+                    f"{dtype}, which does not know all that a step may make of others; got "
+                    f"{int(least)} to {int(largest)}"
                 )
 
 

@@ -125,6 +125,24 @@ def test_whole_numbers_of_a_state_may_count() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_of_32_bits_have_a_bound_of_their_own(dtype: torch.dtype) -> None:
+    def step(x: tuple[Tensor, Tensor], state: Any) -> Any:
+        h, n = state
+        return torch.tanh(h + x[0] + ((x[1] * 3 + n) % 7)), n + 1
+
+    state = torch.zeros(2, 4, dtype=dtype), torch.zeros(2, 1, dtype=torch.int32)
+    x = torch.randn(6, 2, 4, dtype=dtype), torch.randint(-9, 9, (6, 2, 1), dtype=torch.int32)
+    with flexrnn.backend("reference"):
+        expected = flexrnn.scan(step, state, x)
+    with flexrnn.backend("cpu"):
+        assert_close(flexrnn.scan(step, state, x), expected)
+        if dtype == torch.float64:  # which knows more than they do
+            x[1][0] = 2**28
+            with pytest.raises(RuntimeError, match=r"torch\.int32 from -134217727"):
+                flexrnn.scan(step, state, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_those_that_grow_otherwise_are_refused(dtype: torch.dtype) -> None:
     def step(x: Tensor, state: Any) -> Any:
         h, n = state

@@ -153,7 +153,8 @@ class Parameters:
             if (value.dtype, value.device) != (dtype, self.device):
                 kind = {"dtype": dtype, "device": self.device}
                 if node in self._counted and not self._is_small(node):
-                    values[node] = call(node, ahead.WHOLE, values[node], most_given(self.dtype))
+                    most_known = most_given(self.dtype, value.dtype)
+                    values[node] = call(node, ahead.WHOLE, values[node], most_known)
                 values[node] = call(node, "_to_copy.default", values[node], **kind)
             results.append(values[node])
         return ahead.Ahead(

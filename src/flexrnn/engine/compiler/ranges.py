@@ -27,9 +27,14 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype in WHOLE
 
 
-def most_given(dtype: torch.dtype) -> int:
-    """The largest whole number that a program in this dtype may be given."""
-    return KNOWN[dtype] // _LESS
+def most_given(dtype: torch.dtype, numbers: torch.dtype) -> int:
+    """The largest whole number that a program in this dtype may be given.
+
+    Args:
+        dtype: one of `KNOWN`.
+        numbers: the dtype of such numbers, which may know fewer.
+    """
+    return _limit(dtype, numbers) // _LESS
 
 
 def check(node: fx.Node, name: str, dtype: torch.dtype) -> None:
@@ -39,8 +44,8 @@ def check(node: fx.Node, name: str, dtype: torch.dtype) -> None:
         Unsupported: it may.
     """
     result: Any = node.meta["val"]
-    single = result.dtype == torch.int32  # which torch wraps around
-    limit = min(KNOWN[dtype], _INT32) if single else KNOWN[dtype]
+    single = result.dtype == torch.int32
+    limit = _limit(dtype, result.dtype)
     bound = most(node, dtype)
     if bound is None:
         if name in _GROWS and (single or dtype == torch.float32):
@@ -67,7 +72,7 @@ def why_not_next(node: fx.Node, field: str, dtype: torch.dtype) -> str | None:
     """Why whole numbers are none of a next state: they grow faster than by counting."""
     if node.meta["val"].dtype not in WHOLE or dtype not in KNOWN:
         return None
-    bound, given = most(node, dtype), most_given(dtype)
+    bound, given = most(node, dtype), most_given(dtype, node.meta["val"].dtype)
     unknown = bound is None and dtype == torch.float32
     if unknown or (bound is not None and bound > given + given // 256):
         return (
@@ -99,7 +104,8 @@ def _most(node: fx.Node, dtype: torch.dtype) -> float | None:
     if value.dtype == torch.bool:
         return 1
     if node.op == "placeholder":
-        return most_given(dtype) if value.dtype in WHOLE and dtype in KNOWN else None
+        given = value.dtype in WHOLE and dtype in KNOWN
+        return most_given(dtype, value.dtype) if given else None
     if node.op == "get_attr":
         whole = value.dtype in WHOLE
         return max((abs(int(n)) for n in value.flatten().tolist()), default=0) if whole else None
@@ -152,6 +158,11 @@ def _of_operation(node: fx.Node, name: str, value: Tensor, dtype: torch.dtype) -
     if name in (*_CHOOSES, *_CLAMPS):
         return max((*known, *numbers))
     return max(known) if name in _AS_THEY_ARE else None
+
+
+def _limit(dtype: torch.dtype, numbers: torch.dtype) -> int:
+    """Up to where both know all whole numbers; those of 32 bits torch wraps around."""
+    return min(KNOWN[dtype], _INT32) if numbers == torch.int32 else KNOWN[dtype]
 
 
 def _tensors_read(node: fx.Node) -> list[fx.Node]:
