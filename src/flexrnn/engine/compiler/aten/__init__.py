@@ -63,7 +63,7 @@ def lower(b: Builder, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) 
         Unsupported: it has no form in the graph.
         ValueError: the operands' shapes do not fit.
     """
-    if name in VIEWS and args[1] and isinstance(args[1][0], Rows):
+    if joined.is_made(name, args):
         return joined.join(b, args[0], args[1])
     if joined.is_joined(args):
         return joined.lower(b, name, args, kwargs, lower)

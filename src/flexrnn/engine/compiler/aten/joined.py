@@ -1,8 +1,9 @@
-"""Rows and heads that a person makes one axis: `h.view(-1, d)`, then a norm or a map for all.
+"""Rows and units that a person makes one axis: `h.view(-1, d)`, then a norm or a map for all.
 
 A program has no axis of B·G rows. It computes with `(B, G, ...)`, and what is written as the same
 for every row is the same for every head of every row. So it is with states that are stacked in
-front of the batch, `states.view(-1, n)`.
+front of the batch, `states.view(-1, n)`, and with all that the nodes of a graph have,
+`A @ z.view(n, -1)` where z is `(N, S, B)`.
 """
 
 import math
@@ -26,36 +27,50 @@ class Joined(NamedTuple):
 
     base: Ref
     behind: bool = False  # the batch is behind the heads
-    lying: bool = False  # of one unit: `(1, B·G)` is what is seen of `(B, G, 1)`
+    at: int = 0  # where among the other axes both are seen
 
 
 VIEWS = ("view", "_unsafe_view", "reshape")
 _TURNS = ("t", "transpose", "permute")
 _AS_ONE = "it takes the batch and another axis as one; an axis of its own may do"
-_BY_ROWS = ("mm", "addmm", "native_layer_norm", *ALIKE, *UNMOVED)
+_BY_ROWS = ("mm", "addmm", "native_layer_norm")  # where both are the first axis
+_ALIKE = (*ALIKE, *UNMOVED)
+_NEW = ("unsqueeze", "stack")  # which make an axis
+_CUTS = ("cat", "stack", "slice", "select", "unbind", "split", "split_with_sizes")
 # Where an operation names axes.
-_AXES = reductions.ALONG | {"cat": 1, "slice": 1, "select": 1, "unbind": 1, "unsqueeze": 1,
-                            "split": 2, "split_with_sizes": 2}  # fmt: skip
+_AXES = (
+    reductions.ALONG
+    | dict.fromkeys(("unsqueeze", "squeeze", *_CUTS), 1)
+    | {"split": 2, "split_with_sizes": 2}
+)
+
+
+def is_made(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether an operation makes one axis of rows and others."""
+    return name in VIEWS and any(isinstance(size, Rows) for size in args[1])
 
 
 def join(b: Builder, value: Value, sizes: list[Any]) -> Joined:
-    """A node seen as one whose first axis are the rows, so many for each."""
-    heads = sizes[0].times
+    """A node seen as one of whose axes one are the rows, so many for each."""
+    at = next(k for k, size in enumerate(sizes) if isinstance(size, Rows))
+    before, heads, after = sizes[:at], sizes[at].times, sizes[at + 1 :]
     if isinstance(value, Joined):
-        base, behind = value.base, value.behind
-        before = b.shape(base)[1] if behind else heads
+        behind, between = value.behind, b.shape(value.base)[1] if value.behind else 1
+        ahead = b.shape(value.base)[2 : 2 + value.at]
+        value = _in_order(b, value)
     else:
         shape = views.shape_of(b.graph, value)
         place = shape.index(BATCH) if BATCH in shape else 0
-        before = math.prod(int(size) for size in shape[:place])
-        behind = before != 1
-        if place:
-            order = [place, *(k for k in range(len(shape)) if k != place)]
-            value = views.permute(b.graph, value, order)
-        base = views.settle(b.graph, value)
-    if behind and before != heads:
+        fits = (k for k in range(place + 1) if _times(shape[:k]) == _times(before))
+        ahead = shape[: next(fits, 0)]
+        between = _times(shape[len(ahead) : place])
+        behind = between != 1
+        value = views.permute(b.graph, value, _first(place, len(shape)))
+    if _times(ahead) != _times(before) or (behind and between != heads):
         raise Unsupported("it moves the batch")
-    return Joined(b.reshape(base, (BATCH, heads, *sizes[1:])), behind)
+    seen = views.view(b.graph, value, [BATCH, *before, heads, *after])
+    order = [0, at + 1, *(k for k in range(1, len(sizes) + 1) if k != at + 1)]
+    return Joined(views.settle(b.graph, views.permute(b.graph, seen, order)), behind, at)
 
 
 def is_joined(args: Any) -> bool:
@@ -76,51 +91,56 @@ def lower(
         b, name, args, kwargs: as of `aten.lower`.
         lowered: that.
     """
-    if name in _TURNS:
-        rank = len(b.shape(args[0].base)) - 1
-        return _turned(b, args[0], _order(name, rank, args[1:]))
-    values = [*_values(args)]
-    seen = [value for value in values if isinstance(value, Joined)]
-    if any(value.lying for value in seen) and name not in (*VIEWS, *UNMOVED):
-        raise Unsupported(_AS_ONE)
+    seen = [value for value in _values(args) if isinstance(value, Joined)]
+    first, others = seen[0], [v for v in _values(args) if isinstance(v, (Ref, views.View))]
     heads, behind = {b.shape(value.base)[1] for value in seen}, {value.behind for value in seen}
-    others = [value for value in values if isinstance(value, (Ref, views.View))]
     shapes = [views.shape_of(b.graph, value) for value in others]
-    rank = min(len(b.shape(value.base)) - 1 for value in seen)
-    if any(len(shape) > rank for shape in shapes) and elementwise.is_elementwise(name):
-        raise Unsupported("it puts an axis in front of the batch, which another has joined")
     if len(heads) > 1 or len(behind) > 1 or any(BATCH in shape for shape in shapes):
         raise Unsupported("it joins the batch with another axis, beside what is not so joined")
-    plain = _apart(args)
     if name in VIEWS:
-        return _in_front(b, seen[0], args[1]) if seen[0].behind else lowered(b, name, plain, kwargs)
-    if name == "slice" and args[1:3] in ((0, 0), (0, None)) and args[3:] in ((), (TO_THE_END,)):
-        return args[0]
+        return _parted(b, first, args[1])
+    if name in _TURNS:
+        return _turned(b, first, _order(name, _rank(b, first), args[1:]))
+    if name == "mm" and args[1] is first and first.at == 1 and len(seen) == 1:
+        turned = _turned(b, first, [1, 0]), views.transpose(b.graph, args[0], 0, 1)
+        return _turned(b, lower(b, name, turned, kwargs, lowered), [1, 0])
+    if elementwise.is_elementwise(name) or name in _ALIKE:
+        rank = max(*(_rank(b, value) for value in seen), *map(len, shapes), 0)
+        at = {value.at + rank - _rank(b, value) for value in seen}
+        if len(at) > 1:
+            raise Unsupported(_AS_ONE)
+        aligned = [_aligned(b, value, rank, *at) for value in args]
+        return _seen(b, lowered(b, name, tuple(aligned), kwargs), first.behind, *at)
     if name in _AXES:
-        plain = _behind(plain, _AXES[name], rank + (name == "unsqueeze"))
-    elif not elementwise.is_elementwise(name) and name not in _BY_ROWS:
+        return _along(b, name, args, kwargs, lowered)
+    if name not in _BY_ROWS or any(value.at for value in seen):
         raise Unsupported(_AS_ONE)
-    made = lowered(b, name, plain, kwargs)
-    several = isinstance(made, list)
-    nodes = [views.settle(b.graph, value) for value in (made if several else [made])]
-    found = [Joined(node, seen[0].behind) for node in nodes]
-    return found if several else found[0]
+    return _seen(b, lowered(b, name, _apart(args), kwargs), first.behind, 0)
+
+
+def _seen(b: Builder, made: Any, behind: bool, at: int) -> Value:
+    if isinstance(made, list):
+        return [_seen(b, value, behind, at) for value in made]
+    return Joined(views.settle(b.graph, made), behind, at)
+
+
+def _rank(b: Builder, value: Joined) -> int:
+    """How many axes are seen."""
+    return len(b.shape(value.base)) - 1
+
+
+def _in_order(b: Builder, value: Joined) -> views.View:
+    """With the heads where they are seen, the batch in front of all."""
+    rest = [k + (k <= value.at) for k in range(1, len(b.shape(value.base)))]
+    rest[value.at] = 1
+    return views.permute(b.graph, value.base, [0, *rest])
 
 
 def _turned(b: Builder, value: Joined, order: list[int]) -> Joined:
-    """Axes in another order: those behind the rows, or both of rows that have one unit.
-
-    The latter are turned by `Categorical.sample`, and made of several axes again.
-    """
-    rank = len(b.shape(value.base)) - 1
-    if order == [*range(rank)]:
-        return value
-    if order == [1, 0] and b.shape(value.base)[2] == 1:
-        return value._replace(lying=not value.lying)
-    if order[0] != 0 or value.lying:
-        raise Unsupported(_AS_ONE)
-    moved = views.permute(b.graph, value.base, [0, *(k + 1 for k in order)])
-    return value._replace(base=views.settle(b.graph, moved))
+    """Axes in another order."""
+    rest = [2 + d - (d > value.at) for d in order if d != value.at]
+    moved = views.permute(b.graph, value.base, [0, 1, *rest])
+    return Joined(views.settle(b.graph, moved), value.behind, order.index(value.at))
 
 
 def _order(name: str, rank: int, dims: tuple[Any, ...]) -> list[int]:
@@ -133,25 +153,71 @@ def _order(name: str, rank: int, dims: tuple[Any, ...]) -> list[int]:
     return order
 
 
-def _in_front(b: Builder, value: Joined, sizes: list[Any]) -> views.View:
-    """Heads in front of the batch, apart from it again; they may be several axes."""
-    before = sizes[: sizes.index(BATCH)] if BATCH in sizes else []
-    if math.prod(before) != b.shape(value.base)[1]:
+def _parted(b: Builder, value: Joined, sizes: list[Any]) -> views.View:
+    """The batch apart from its heads again; what was on either side of it stays there."""
+    place = sizes.index(BATCH) if BATCH in sizes else 0
+    before = b.shape(value.base)[1 if value.behind else 2 : 2 + value.at]
+    if _times(sizes[:place]) != _times(before):
         raise Unsupported("it moves the batch")
-    place = len(before)
-    base = b.reshape(value.base, (BATCH, *before, *sizes[place + 1 :]))
+    rest = [*sizes[:place], *sizes[place + 1 :]]
+    seen = views.view(b.graph, _in_order(b, value), [BATCH, *rest])
     order = [*range(1, place + 1), 0, *range(place + 1, len(sizes))]
-    return views.permute(b.graph, base, order)
+    return views.permute(b.graph, seen, order)
 
 
-def _behind(args: tuple[Any, ...], place: int, rank: int) -> tuple[Any, ...]:
-    """Operands with axes as they count where the first one is two."""
-    dims = args[place] if len(args) > place else 0
-    several = [dims] if isinstance(dims, int) else dims
-    if not several or any(dim in (0, -rank) for dim in several):
+def _aligned(b: Builder, value: Any, rank: int, at: int) -> Any:
+    """An operand of an elementwise operation, whose axes stand as those of a node `(B, G, ...)`."""
+    if isinstance(value, Joined):
+        shape = b.shape(value.base)
+        return b.reshape(value.base, (*shape[:2], *(1,) * (rank + 1 - len(shape)), *shape[2:]))
+    if not isinstance(value, (Ref, views.View)) or not at:
+        return value
+    wide = views.as_view(b.graph, value)
+    axes = (None,) * (rank - len(wide.axes)) + wide.axes
+    return views.permute(b.graph, views.View(wide.base, axes), _first(at, rank))
+
+
+def _along(
+    b: Builder,
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    lowered: Callable[..., Any],
+) -> Value:
+    """An operation along other axes."""
+    seen = [value for value in _values(args) if isinstance(value, Joined)]
+    first, rank, place = seen[0], _rank(b, seen[0]), _AXES[name]
+    if any(_rank(b, value) != rank or value.at != first.at for value in seen):
+        raise Unsupported(_AS_ONE)
+    dims = args[place] if len(args) > place else 0 if name in _CUTS else None
+    new = name in _NEW
+    several = [d % (rank + new) for d in ([dims] if isinstance(dims, int) else dims or [])]
+    whole = args[2:3] in ((), (0,), (None,)) and args[3:] in ((), (TO_THE_END,))
+    if name == "slice" and several == [first.at] and whole:
+        return first
+    at = first.at + sum(d <= first.at for d in several) if new else first.at
+    if not several or (at in several):
         raise Unsupported("it works across the batch")
-    moved = [dim + 1 if dim > 0 else dim for dim in several]
-    return (*args[:place], moved[0] if isinstance(dims, int) else moved, *args[place + 1 :])
+    moved = [d + 1 + (d < at) for d in several]
+    plain = _apart(args)
+    plain = (*plain[:place], moved[0] if isinstance(dims, int) else moved, *plain[place + 1 :])
+    made = lowered(b, name, plain, kwargs)
+    one = made[0] if isinstance(made, list) else made
+    gone = rank + 1 - len(views.shape_of(b.graph, one))
+    if gone > 0 and gone != len(several):
+        raise Unsupported(_AS_ONE)
+    return _seen(b, made, first.behind, at - sum(d < at for d in several) * (gone > 0))
+
+
+def _first(place: int, rank: int) -> list[int]:
+    """The order of axes in which one is the first."""
+    return [place, *(k for k in range(rank) if k != place)]
+
+
+def _times(sizes: Any) -> int:
+    if not all(isinstance(size, int) for size in sizes):
+        raise Unsupported("it moves the batch")
+    return math.prod(sizes)
 
 
 def _values(args: Any) -> Iterator[Any]:
