@@ -35,6 +35,7 @@ class Node(NamedTuple):
         return dict(self.attrs)[name]
 
 
+_ALONG = ("sum", "amax")
 _SHAPED = slice(3, 5)  # shape and kind of a node, on which those of its users depend
 
 
@@ -71,6 +72,8 @@ class Graph:
             return self._index[key]
         shapes = tuple(self.nodes[a].shape for a in args)
         _check_signature(op, shapes, attrs)
+        if op in _ALONG and shapes[0][-1] == 1:  # of one number it is that
+            return args[0]
         shape = SHAPES[op].rule(shapes, attrs) if op in SHAPES else broadcast(op, shapes)
         boolean = OPS[op].boolean if op in OPS else any(self.nodes[a].boolean for a in args)
         return self._append(Node(op, args, attributes, shape, boolean), key)

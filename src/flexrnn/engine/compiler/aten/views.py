@@ -341,14 +341,18 @@ def _product_of_rows(graph: Graph, a: View, w: View) -> View:
     n_k = None in w.axes or w.axes[2] < w.axes[1]  # pyright: ignore[reportOperatorIssue]
     order = {(True, True): "mnk", (True, False): "mkn", (False, True): "nkm"}.get((m_k, n_k), "kmn")
     axes = [dict(zip("bmk", a.axes, strict=True)), dict(zip("bkn", w.axes, strict=True))]
+    alone = shape_of(graph, a)[2] == 1  # the sum has one term
+    order = order.replace("k", "") if alone else order
     operands = [
         settle(graph, View(view.base, tuple(names.get(name) for name in "b" + order)))
         for view, names in zip((a, w), axes, strict=True)
     ]
     total = graph.add("mul", *operands)
-    k = order.index("k") - 3
-    total = graph.add("sum", total) if k == -1 else added_up(graph, total, k)
-    found = squeeze(graph, Ref(total), k)
+    found = Ref(total)
+    if not alone:
+        k = order.index("k") - 3
+        total = graph.add("sum", total) if k == -1 else added_up(graph, total, k)
+        found = squeeze(graph, Ref(total), k)
     return found if order.index("m") < order.index("n") else transpose(graph, found, 1, 2)
 
 

@@ -32,6 +32,7 @@ from flexrnn.engine.compiler.spelt.rows import (
 _TABLE = 1 << 16  # numbers of a table, through all of which a row goes
 PAIRS = columns.PAIRS
 _NEUTRAL = {"sum": 0.0, "mean": 0.0, "prod": 1.0, "amax": -math.inf, "amin": math.inf}
+_FEW = 8  # units that are compared one by one
 _WIDE = 4096  # units among which a number is looked for: each takes a comparison
 
 
@@ -65,6 +66,11 @@ def _has_largest(x: Tensor, dim: int) -> bool:
     return has_units(x, dim) or (x.dtype in WHOLE and is_behind_batch(x, dim))
 
 
+def _are_in_a_row(x: Tensor, dim: int) -> bool:
+    """Whether these are the last units of several rows each has, and not few."""
+    return dim % x.dim() == x.dim() - 1 > 1 and x.shape[dim] > _FEW
+
+
 def _extreme(original: Callable[..., Tensor], sign: int) -> Callable[..., Tensor]:
     """`torch.argmax` or `torch.argmin`."""
 
@@ -85,12 +91,16 @@ def _extremes(original: Callable[..., Any], kind: Any, sign: int) -> Callable[..
             return original(input, dim)
         if not _has_largest(input, dim):
             return original(input, dim, keepdim)
-        if input.is_floating_point():
-            value = original(input, dim, keepdim)[0]
-        else:
-            value = (input.amax if sign > 0 else input.amin)(dim, keepdim)
         number = _of_largest(input, dim, sign)
-        return kind((value, number if keepdim else number.squeeze(dim)))
+        if not input.is_floating_point():
+            value = (input.amax if sign > 0 else input.amin)(dim, True)
+        elif _are_in_a_row(input, dim):  # unit by unit each would be a number of its own
+            picked = unit_numbers(input, dim) == number
+            value = where(picked, input, 0.0).sum(dim, keepdim=True)
+        else:
+            value = original(input, dim, True)[0]
+        found = (value, number) if keepdim else (value.squeeze(dim), number.squeeze(dim))
+        return kind(found)
 
     return along_rows_behind(spelt)
 

@@ -9,6 +9,7 @@ by a product is exact; but where one unit is inf or nan, the whole row becomes n
 import math
 from collections.abc import Sequence
 from functools import reduce
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -28,9 +29,11 @@ PAIRS = 1 << 14  # comparisons of a row of numbers with all units
 
 
 def cumsum(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
-    """`torch.cumsum`: times a triangle of ones."""
+    """`torch.cumsum`: times a triangle of ones; of rows of units, one row after another."""
     if not has_numeric_units(input, dim) or dtype not in (None, input.dtype):
         return torch.cumsum(input, dim, dtype=dtype)
+    if dim % input.dim() < input.dim() - 1 and 0 < input.shape[dim] <= MOST:
+        return torch.stack([*accumulate(input.unbind(dim))], dim)
     sizes = (input.shape[dim], input.shape[dim])
     return times(input, torch.ones(sizes, dtype=input.dtype, device=input.device).triu(), dim)
 

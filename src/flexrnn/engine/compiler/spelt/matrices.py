@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import reduce
-from itertools import combinations
+from itertools import combinations, permutations
 from string import ascii_letters
 from typing import Any
 
@@ -23,6 +23,7 @@ from flexrnn.engine.compiler.spelt.rows import (
 # Products that a row may sum up where it multiplies matrices of its own: generated code goes
 # through them unit by unit.
 _OWN = 8192
+_LABELS = 5  # of an einsum whose orders are compared, all of them
 
 
 def matmul(input: Tensor, other: Tensor) -> Tensor:
@@ -176,13 +177,38 @@ def _einsum(equation: Any, *operands: Any) -> Tensor:
     summed = "".join(dict.fromkeys(label for label in "".join(labels) if label not in result))
     if not arrow or not summed or not _is_of_heads(labels, operands, result):
         return torch.einsum(equation, *operands)
-    order, product = result + summed, None
+    order, product = _quietest(labels, operands, result, summed), None
     for own, x in zip(labels, operands, strict=True):
         x = x.permute([own.index(label) for label in order if label in own])
         x = x[tuple(slice(None) if label in own else None for label in order)]
         product = x if product is None else product * x
     assert product is not None
-    return product.sum(tuple(range(len(result), len(order))))
+    found = product.sum([order.index(label) for label in summed])
+    left = [label for label in order if label in result]
+    return found.permute([left.index(label) for label in result])
+
+
+def _quietest(
+    labels: Sequence[str], operands: Sequence[Tensor], result: str, summed: str
+) -> Sequence[str]:
+    """An order of all labels, the batch first, in which the fewest numbers have to move."""
+    sizes: dict[str, int] = {}
+    for own, x in zip(labels, operands, strict=True):
+        for label, size in zip(own[1:], x.shape[1:], strict=True):  # 1 where it is stretched
+            sizes[label] = max(size, sizes.get(label, 1))
+    as_given = (*result[1:], *summed)
+    if len(as_given) > _LABELS:
+        return (result[0], *as_given)
+
+    def moved(order: Sequence[str]) -> int:
+        total = 0
+        for own in (*labels, result):
+            wide = [label for label in own[1:] if sizes[label] != 1]
+            if wide != [label for label in order if label in wide]:
+                total += math.prod(sizes[label] for label in wide)
+        return total
+
+    return (result[0], *min((as_given, *permutations(as_given)), key=moved))
 
 
 def _pair(labels: Sequence[str], operands: Sequence[Any], result: str) -> tuple[int, int] | None:

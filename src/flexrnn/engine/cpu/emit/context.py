@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -110,6 +111,31 @@ class Context:
         """How many heads a stage has."""
         return self.size(f"G{stage}", self.loop.stages[stage].domain.heads)
 
+    def heads_of_axes(self, stage: int) -> str:
+        """Of heads along several axes the type, which knows the place along each; else nothing."""
+        axes = len(self.loop.stages[stage].domain.outer)
+        return f"Heads<{axes}>" if axes > 1 else ""
+
+    def head(self, stage: int) -> str:
+        """The type of a parameter that says which head."""
+        return f"const {self.heads_of_axes(stage)}&" if self.heads_of_axes(stage) else "long"
+
+    def axes(self, stage: int) -> str:
+        """How long the axes of heads are, the last first."""
+        outer = self.loop.stages[stage].domain.outer
+        sizes = (self.size(f"N{stage}_{k}", size) for k, size in enumerate(reversed(outer)))
+        return "{" + ", ".join(sizes) + "}"
+
+    def each_head(self, stage: int, lines: Sequence[str]) -> list[str]:
+        """These lines for every head of a stage, where it has some."""
+        if not self.headed(stage):
+            return [*lines]
+        one, count = self.heads_of_axes(stage), self.heads(stage)
+        begin = f"for (long head = 0; head < {count}; head++) {{"
+        if one:
+            begin = f"for ({one} head({self.axes(stage)}); head < {count}; head.next()) {{"
+        return [begin, *(f"    {line}" for line in lines), "}"]
+
     def _kind(self, name: str) -> str:
         word = name.partition(".")[0]
         if word in ("const", "param", "once", "temporary", "partial", "pairs"):
@@ -161,9 +187,4 @@ class Context:
 
     def _head(self, axis: int, stage: int) -> str:
         """The number along an axis of heads, which counts from the end."""
-        outer = self.loop.stages[stage].domain.outer
-        if len(outer) == 1:
-            return "head"
-        inner = math.prod(outer[len(outer) + axis + 2 :]) if axis < -2 else 1
-        below = self.size(f"G{stage}_{-axis}", inner)
-        return f"(head / {below} % {self.size(f'N{stage}_{-axis}', outer[axis + 1])})"
+        return f"head.at[{-axis - 2}]" if self.heads_of_axes(stage) else "head"

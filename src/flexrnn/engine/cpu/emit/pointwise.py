@@ -54,7 +54,7 @@ class Pointwise(Evaluation):
             self._gather(k, index)
         sums = [self._sum(k, store) for k, store in enumerate(self.stage.sums)]
         k = self.number
-        head = "long head, " if self.context.headed(k) else ""
+        head = f"{self.context.head(k)} head, " if self.context.headed(k) else ""
         if not self.several:
             gathered = "".join(f", vec {name}" for name in self.means)
             gathered += "".join(f", vec& {name}" for name in self.gathered)

@@ -176,12 +176,9 @@ class Products:
         lines = list[str]()
         for about in self.narrowed.values():
             into = f"f.{about.memory} + {self.context.own_row()} * f.{about.memory}_row"
-            if about.pairs:
-                into += f" + head * {about.pairs}"
-                heads = self.context.heads(self.number)
-                lines.append(f"for (long head = 0; head < {heads}; head++)")
-            call = f"narrow({into}, {about.address}, {about.inner});"
-            lines.append(f"    {call}" if about.pairs else call)
+            into += f" + head * {about.pairs}" if about.pairs else ""
+            call = [f"narrow({into}, {about.address}, {about.inner});"]
+            lines += self.context.each_head(self.number, call) if about.pairs else call
         return "\n".join([
             "// The rows that the products read, rounded.",
             f"static void narrow{self.number}(const Frame& f) {{",

@@ -174,7 +174,10 @@ def _tile(context: Context, products: Products, count: int, given: str) -> list[
     if headed:
         lines += [
             f"const long tiles = ceil_div(units, {vectors(tile.width)});",
-            "const long head = at / tiles, tile = at % tiles;",
+            "const long tile = at % tiles;",
+            f"const {heads} head({context.axes(number)}, at / tiles);"
+            if (heads := context.heads_of_axes(number))
+            else "const long head = at / tiles;",
         ]
     body = [
         f"n = ceil_div(f.rows.last - r, {groups});",
@@ -312,18 +315,7 @@ def _units(
         f"    {function}<true>({before}, {which}, int(units.last - unit){after});",
         *end,
     ]
-    return _each_head(context, number, lines)
-
-
-def _each_head(context: Context, number: int, lines: Sequence[str]) -> list[str]:
-    """These lines for every head of a stage, where it has some."""
-    if not context.headed(number):
-        return [*lines]
-    return [
-        f"for (long head = 0; head < {context.heads(number)}; head++) {{",
-        *(f"    {line}" for line in lines),
-        "}",
-    ]
+    return context.each_head(number, lines)
 
 
 def _begin(context: Context, index: int) -> str:
@@ -339,6 +331,6 @@ def _cleared(context: Context, number: int) -> list[str]:
     begin = [f"{partial(context, k)} = {_begin(context, k)};" for k in reduced]
     return [
         "    for (long r = f.all.first; r < f.all.last; r++) {",
-        *(f"        {line}" for line in _each_head(context, number, begin)),
+        *(f"        {line}" for line in context.each_head(number, begin)),
         "    }",
     ]

@@ -20,6 +20,27 @@ INLINE Range share(long size, long id, long count) {
     return {size * id / count, size * (id + 1) / count};
 }
 
+// The number of a head, and its places along the axes that make the heads, the last axis first: to
+// divide for them costs more than what most stages compute.
+template <int AXES>
+struct Heads {
+    long number, at[AXES], sizes[AXES];
+
+    Heads(const long (&axes)[AXES], long first = 0) : number(first) {
+        for (int k = 0; k < AXES; first /= axes[k++]) {
+            sizes[k] = axes[k];
+            at[k] = first % axes[k];
+        }
+    }
+
+    operator long() const { return number; }
+
+    void next() {
+        number++;
+        for (int k = 0; k < AXES && ++at[k] == sizes[k]; k++) at[k] = 0;
+    }
+};
+
 // Which units of a head, of so many, are in a share of the tiles of all heads, of so many vectors.
 INLINE Range units_of(Range share, long head, long tiles, long units, long width = 1) {
     const long before = head * tiles, each = width * VL;
