@@ -19,7 +19,7 @@ REFUSED: dict[str, tuple[str, list[Any], dict[str, Any], str]] = {
     "a sum over no batch": ("outer", [WEIGHT, WEIGHT], {}, "outer: expected (B, K) and (B, N)"),
     "a sum along the batch": ("sum", [(BATCH,)], {}, "expected an axis that is not the batch"),
     "a maximum of a number": ("amax", [()], {}, "expected an axis that is not the batch"),
-    "rows turned": ("transpose", [ROWS], {}, "expected two axes and no batch"),
+    "rows turned": ("transpose", [ROWS], {}, "expected two axes beside the batch"),
     "a part that is too long": (
         "slice", [ROWS], {"axis": -1, "start": 1, "stop": 4}, "expected a part of 3"),
     "a part of the batch": (

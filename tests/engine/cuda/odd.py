@@ -112,4 +112,16 @@ class Drawing(Odd):
         return h, 0.5 * m + torch.rand_like(m)
 
 
-ODD = [ShortAndLong, Joined, Everywhere, Seen, Multiplied, OneNumber, Constants, Drawing]
+class Turned(Odd):
+    """A row's own matrix with its axes exchanged, in a product and element by element."""
+
+    width = 0
+
+    def news(self, x: Tensor, h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        y = torch.tanh(x.unsqueeze(1) + h[:, :9].unsqueeze(2))  # (B, 9, H)
+        z = y.transpose(1, 2) @ self.U[:9, :9]  # (B, H, 9)
+        z = z.transpose(1, 2).sigmoid() * y
+        return torch.tanh(x + z.sum(1) + linear(h, self.U)), 0.5 * m + z[:, 4]
+
+
+ODD = [ShortAndLong, Joined, Everywhere, Seen, Multiplied, OneNumber, Constants, Drawing, Turned]

@@ -72,7 +72,7 @@ class Graph:
             return self._index[key]
         shapes = tuple(self.nodes[a].shape for a in args)
         _check_signature(op, shapes, attrs)
-        if op in _ALONG and shapes[0][-1] == 1:  # of one number it is that
+        if op in _ALONG and shapes[0][-1:] == (1,):  # of one number it is that
             return args[0]
         shape = SHAPES[op].rule(shapes, attrs) if op in SHAPES else broadcast(op, shapes)
         boolean = OPS[op].boolean if op in OPS else any(self.nodes[a].boolean for a in args)
@@ -235,8 +235,8 @@ def _moment(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
 
 def _transpose(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
     (shape,) = shapes
-    if len(shape) < 2 or BATCH in shape:
-        raise ValueError(f"transpose: expected two axes and no batch, got {shape}")
+    if len(shape) < 2 or BATCH in shape[-2:]:
+        raise ValueError(f"transpose: expected two axes beside the batch, got {shape}")
     return (*shape[:-2], shape[-1], shape[-2])
 
 

@@ -22,8 +22,8 @@ from flexrnn.engine.compiler.graph import Graph, Node
 from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.compiler.split import Dependence, dependences
 
-_VIEWS = ("slice", "concat", "reshape", "expand", "detach", "opaque")
-_LOSSLESS = ("slice", "reshape", "expand", "detach", "opaque", "neg")  # no bit is lost
+_VIEWS = ("slice", "concat", "reshape", "expand", "transpose", "detach", "opaque")
+_LOSSLESS = ("slice", "reshape", "expand", "transpose", "detach", "opaque", "neg")  # no bit is lost
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 _PART = 8  # of a row, and less, that is saved in its place
 

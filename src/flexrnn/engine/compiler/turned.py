@@ -51,6 +51,8 @@ def _turned(graph: Graph, index: int, turn: Callable[[int], int | None]) -> int 
         return _in_shape(graph, index, _exchanged(wide))
     if BATCH not in shape:
         return graph.add("transpose", index)
+    if node.op == "transpose":
+        return node.args[0]
     if node.op not in OPS and node.op not in ("detach", "expand"):
         return None
     args = [turn(arg) for arg in node.args]

@@ -17,10 +17,16 @@ def with_copies(graph: Graph) -> Graph:
         op = graph.nodes[index].op
         if op not in ("product", "concat", *OPS) or not _rowed(graph, index):
             graph.outputs[name] = _copy(graph, index)
+    users = graph.users()
     for index, node in enumerate(list(graph.nodes)):
         if not _rowed(graph, index):
             continue
-        args = node.args
+        args = tuple(
+            _copy(graph, a) if _is_turned(graph, a) and not _is_read_once(graph, a, users[a]) else a
+            for a in node.args
+        )
+        if index in args:  # it is the copy
+            continue
         if node.op == "concat":
             args = tuple(a if _is_computed(graph, a) else _copy(graph, a) for a in args)
         elif node.op == "reshape" and not lies_whole(graph, args[0]):
@@ -33,6 +39,16 @@ def with_copies(graph: Graph) -> Graph:
 
 def _rowed(graph: Graph, index: int) -> bool:
     return BATCH in graph.nodes[index].shape
+
+
+def _is_turned(graph: Graph, index: int) -> bool:
+    return graph.nodes[index].op == "transpose" and _rowed(graph, index)
+
+
+def _is_read_once(graph: Graph, index: int, users: list[int]) -> bool:
+    """Whether one operation alone reads a node, and each of its numbers once."""
+    nodes = [graph.nodes[user] for user in users]
+    return [(n.op in OPS, n.shape) for n in nodes] == [(True, graph.nodes[index].shape)]
 
 
 def _is_computed(graph: Graph, index: int) -> bool:

@@ -35,6 +35,10 @@ class Place(NamedTuple):
         """A part of it."""
         return self._replace(offset=self.offset + start * self.strides[axis])
 
+    def turned(self) -> "Place":
+        """It with its last two axes exchanged."""
+        return self._replace(strides=(*self.strides[:-2], self.strides[-1], self.strides[-2]))
+
     def stretched(self, sizes: tuple[int, ...], rank: int) -> "Place":
         """It again and again along axes that had one number, and along new ones in front."""
         old = tuple(s if n > 1 else 0 for s, n in zip(self.strides, sizes, strict=True))
@@ -71,6 +75,8 @@ def lies_whole(graph: Graph, index: int) -> bool:
         elif node.op == "expand":
             if domain_of(node.shape) != domain_of(graph.nodes[node.args[0]].shape):
                 return False
+        elif node.op == "transpose":
+            return False
         elif node.op not in ("detach", "opaque"):  # what is reshaped lies whole, or has been copied
             return True
         index = node.args[0]

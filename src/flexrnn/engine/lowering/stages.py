@@ -22,7 +22,7 @@ from flexrnn.engine.lowering.sink import sink
 from flexrnn.engine.step import CannotRunError
 
 REDUCTIONS = ("sum", "amax", "moment")
-ALIASES = ("slice", "reshape", "expand")
+ALIASES = ("slice", "reshape", "expand", "transpose")
 
 
 class Store(NamedTuple):
@@ -320,6 +320,8 @@ class Lowering:
                 return base.sliced(node.attr("axis"), node.attr("start"))
             case "expand":
                 return base.stretched(sizes_of(self.nodes[node.args[0]].shape), len(sizes))
+            case "transpose":
+                return base.turned()
             case "reshape":
                 return in_one_piece(base.buffer, sizes)._replace(offset=base.offset)
         return base

@@ -12,6 +12,8 @@ from flexrnn.engine.compiler.aten.builder import TO_THE_END, Ref, Unsupported, r
 from flexrnn.engine.compiler.cuts import MOST, added_up, places
 from flexrnn.engine.compiler.graph import BATCH, Graph, Shape
 
+_FEW = 8  # places of which each is taken by itself, as an operation on it alone may do
+
 
 class View(NamedTuple):
     """A node whose axes stand in another order, with axes of size one between them."""
@@ -40,7 +42,7 @@ def settle(graph: Graph, value: Any) -> Any:
 
     Raises:
         Unsupported: the batch, or more than the last two axes of a parameter, has moved; or two
-            axes behind the batch, both of more than `MOST` places.
+            axes behind the batch, not both of them the last, each of more than `MOST` places.
     """
     if not isinstance(value, View):
         return value
@@ -65,7 +67,8 @@ def settle(graph: Graph, value: Any) -> Any:
 def _rows_reordered(graph: Graph, base: int, order: list[int]) -> int:
     """A node with its axes behind the batch in another order, where none has size one.
 
-    One axis comes forward, or one goes back, whichever has fewer places.
+    The last two change places. Of others one comes forward, or one goes back, whichever has fewer
+    places, one after another.
     """
     shape = graph.nodes[base].shape
     moved = next((k for k, axis in enumerate(order) if k != axis), None)
@@ -73,6 +76,8 @@ def _rows_reordered(graph: Graph, base: int, order: list[int]) -> int:
         return base
     forward, back = order[moved], moved  # axes of the base
     sizes = int(shape[forward]), int(shape[back])
+    if moved == len(order) - 2 and min(sizes) > _FEW:
+        return graph.add("transpose", base)
     if min(sizes) > MOST:
         raise Unsupported(f"it swaps axes behind the batch of {sizes[1]} and {sizes[0]} places")
     source, target = (forward, back) if sizes[0] <= sizes[1] else (back, order.index(back))

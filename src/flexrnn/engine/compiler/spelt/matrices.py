@@ -39,8 +39,8 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
         w = w.squeeze(0)  # what has one row has it for all
     if w.dim() > 3 and is_of_rows(w) and not has_rows(a) and a.dim() == w.dim():
         a = a.squeeze(0)
-    if w.dim() > 3 and is_of_rows(w) and not has_rows(a) and a.dtype == w.dtype:
-        made = _on_columns(a, w)
+    if is_of_rows(w) and not has_rows(a) and a.dtype == w.dtype:
+        made = _on_columns(a, w) if w.dim() > 3 or _is_graph(a, w) else None
         if made is not None:
             return made
     if w.dim() == 3 and not is_of_rows(w) and not is_behind(w):
@@ -101,6 +101,11 @@ def _by_groups(rows: Tensor, weight: Tensor) -> Tensor:
         weight = weight.unsqueeze(1).expand(-1, m, -1, -1).reshape(groups * m, k, -1)
     y = torch.bmm(rows.flatten(1, 2).transpose(0, 1), weight).transpose(0, 1)
     return y.unflatten(1, (groups, m))
+
+
+def _is_graph(a: Tensor, w: Tensor) -> bool:
+    """Whether this is one `(M, K)` times `(B, K, N)`: of a graph what all nodes have."""
+    return a.dim() == 2 and w.dim() == 3 and w.shape[2] > 1
 
 
 def _on_columns(a: Tensor, w: Tensor) -> Tensor | None:

@@ -162,8 +162,10 @@ class Context:
         place = self.low.place(index)
         sizes = sizes_of(node.shape)
         address = self.address(place, sizes, stage, rowed=self.low.rowed(index))
-        wide = sizes[-1] > 1 and place.strides[-1]
-        text = f"load<TAIL>({address}, n)" if wide else f"broadcast(*({address}))"
+        wide, text = sizes[-1] > 1 and place.strides[-1], f"broadcast(*({address}))"
+        if wide:
+            apart = "" if wide == 1 else f"{self.offset(wide, stage)}, "
+            text = f"{'gather' if apart else 'load'}<TAIL>({address}, {apart}n)"
         return f"truth({text})" if node.boolean else text
 
     def address(
@@ -181,8 +183,8 @@ class Context:
             if sizes[axis] > 1 and place.strides[axis]:
                 stride = self.offset(place.strides[axis], stage)
                 terms.append(f"{self._head(axis, stage)} * {stride}")
-        if sizes[-1] > 1 and place.strides[-1]:
-            terms.append("unit")
+        if sizes[-1] > 1 and (apart := place.strides[-1]):
+            terms.append("unit" if apart == 1 else f"unit * {self.offset(apart, stage)}")
         return " + ".join(terms)
 
     def _head(self, axis: int, stage: int) -> str:

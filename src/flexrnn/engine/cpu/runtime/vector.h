@@ -126,6 +126,14 @@ template <bool TAIL> INLINE vec load(const REAL* p, int n = VL) {
     return v;
 }
 
+// Numbers that are so far apart.
+template <bool TAIL> INLINE vec gather(const REAL* p, long apart, int n = VL) {
+    vec v = {};
+    for (int i = 0; i < VL; i++)
+        if (!TAIL || i < n) v[i] = p[i * apart];
+    return v;
+}
+
 template <bool TAIL> INLINE void store(REAL* p, vec v, int n = VL) {
     if constexpr (!TAIL) {
         *(vec_anywhere*)p = v;

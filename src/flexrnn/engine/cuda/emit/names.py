@@ -165,7 +165,7 @@ class Names:
                   for axis in range(-len(sizes), -1)
                   if sizes[axis] > 1 and place.strides[axis]]  # fmt: skip
         if sizes[-1] > 1 and place.strides[-1]:
-            terms.append(unit)
+            terms.append(_times(unit, place.strides[-1]))
         return " + ".join(terms)
 
     def _head(self, axis: int, stage: int) -> str:
