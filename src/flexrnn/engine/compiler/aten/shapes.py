@@ -20,6 +20,7 @@ from flexrnn.engine.compiler.cuts import MOST, places
 from flexrnn.engine.compiler.graph import BATCH, Shape
 
 HANDLERS: Handlers = {}
+_FEW = 8  # times that something is repeated by standing there as often
 
 # Products -----------------------------------------------------------------------------------------
 
@@ -217,9 +218,18 @@ def _repeat(b: Builder, a: Ref, times: list[Any]) -> Ref:
         if count == BATCH:
             raise Unsupported("it depends on the batch size")
         if count != 1:
-            axis = b.axis(a, k)
-            a = b.op("concat", *[a] * count, axis=axis)
+            a = _again(b, a, b.axis(a, k), count)
     return a
+
+
+def _again(b: Builder, a: Ref, axis: int, count: int) -> Ref:
+    """An axis so many times: side by side, or, where that is often, stretched."""
+    shape = b.shape(a)
+    size, before, behind = int(shape[axis]), shape[:axis], shape[len(shape) + axis + 1 :]
+    if not count or (size > 1 and count <= _FEW):
+        return b.op("concat", *[a] * count, axis=axis)
+    a = b.reshape(a, (*before, 1, size, *behind))
+    return b.ungrouped(b.op("expand", a, shape=(*before, count, size, *behind)), axis)
 
 
 @handles(HANDLERS, "flip")
