@@ -50,6 +50,7 @@ WRITTEN: dict[str, Callable[..., Tensor]] = {
     "the nodes of each other": lambda c, z, h: (h @ z.mT).softmax(2) @ z,
     "the features of each other": lambda c, z, h: h @ (z.mT @ h).softmax(1),
     "without a derivative": lambda c, z, h: h.detach().mT.contiguous().mT * z,
+    "products": lambda c, z, h: (1 + h / 9).prod(2, True) * (1 + z / 9).prod(1, True) * c.map[0],
     "a choice": lambda c, z, h: torch.where(h.mT > c.bias, h.mT, z.mT).mT,
     "turned back": lambda c, z, h: (h.mT.mT + z.permute(0, 2, 1).permute(0, 2, 1)) @ c.map,
     "three axes": lambda c, z, h: (

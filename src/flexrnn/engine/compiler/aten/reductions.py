@@ -92,9 +92,14 @@ def _sum(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False, **kwargs: 
 
 @handles(HANDLERS, "prod")
 def _prod(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Ref:
-    axes = _axes(b, a, dims)
-    product = _combined(b, _in_a_row(b, a, axes), -1, lambda x, y: b.op("mul", x, y))
-    return b.reshape(product, _left(b.shape(a), axes, keepdim))
+    axes, left = _axes(b, a, dims), b.shape(a)
+    axis = -2 if axes == [-2] else -1
+    row = a if axis == -2 else _in_a_row(b, a, axes)
+    shape = b.shape(row)
+    if axis == -1 and len(shape) > 2 and min(map(int, shape[-2:])) > _FEW:
+        row, axis = Ref(b.graph.add("transpose", row)), -2  # of all rows at once
+    product = _combined(b, row, axis, lambda x, y: b.op("mul", x, y))
+    return b.reshape(product, _left(left, axes, keepdim))
 
 
 def _accumulated(name: str, verb: str) -> Callable[..., Ref]:
