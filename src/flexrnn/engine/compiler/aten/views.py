@@ -353,7 +353,7 @@ def _product_of_rows(graph: Graph, a: View, w: View) -> View:
         for view, names in zip((a, w), axes, strict=True)
     ]
     total = graph.add("mul", *operands)
-    found = Ref(total)
+    found = as_view(graph, Ref(total))
     if not alone:
         k = order.index("k") - 3
         total = graph.add("sum", total) if k == -1 else added_up(graph, total, k)
