@@ -225,6 +225,8 @@ def compute(node: Node, args: list[Tensor], batch: tuple[int, ...], like: Tensor
         case "product":
             a, w = args
             return a @ w if w.dim() == 2 else torch.einsum("...gk,gkn->...gn", a, w)
+        case "matmul":
+            return args[0] @ args[1]
         case "outer":
             a, g = args
             if len(node.shape) == 2:

@@ -19,6 +19,9 @@ REFUSED: dict[str, tuple[str, list[Any], dict[str, Any], str]] = {
     "a sum over no batch": ("outer", [WEIGHT, WEIGHT], {}, "outer: expected (B, K) and (B, N)"),
     "a sum along the batch": ("sum", [(BATCH,)], {}, "expected an axis that is not the batch"),
     "a maximum of a number": ("amax", [()], {}, "expected an axis that is not the batch"),
+    "matrices that differ": (
+        "matmul", [(BATCH, 2, 3), (BATCH, 2, 3)], {}, "expected (B, M, K) and (B, K, N)"),
+    "matrices of no row": ("matmul", [WEIGHT, WEIGHT], {}, "expected (B, M, K) and (B, K, N)"),
     "rows turned": ("transpose", [ROWS], {}, "expected two axes beside the batch"),
     "a part that is too long": (
         "slice", [ROWS], {"axis": -1, "start": 1, "stop": 4}, "expected a part of 3"),

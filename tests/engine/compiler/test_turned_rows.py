@@ -49,6 +49,23 @@ WRITTEN: dict[str, Callable[..., Tensor]] = {
     "a norm of nodes": lambda c, z, h: nn.functional.layer_norm(h.mT, (N,), c.bias).mT * z,
     "the nodes of each other": lambda c, z, h: (h @ z.mT).softmax(2) @ z,
     "the features of each other": lambda c, z, h: h @ (z.mT @ h).softmax(1),
+    "heads of each other": lambda c, z, h: (
+        (torch.stack([h, z], 1) @ torch.stack([z, h], 1).mT).softmax(-1) @ torch.stack([z, z], 1)
+    ).sum(1),
+    "heads of each other, by labels": lambda c, z, h: torch.einsum(
+        "bhqk,bkhd->bqd", torch.einsum(
+            "bqhd,bkhd->bhqk", torch.stack([h, z], 2), torch.stack([z, h], 2)).softmax(-1),
+        torch.stack([z, z], 2)),
+    "heads of one": lambda c, z, h: (
+        torch.matmul(torch.stack([h, z], 1), z.mT.unsqueeze(1)) @ h.unsqueeze(1)).mean(1),
+    "parts of each other": lambda c, z, h: (
+        torch.cat([h[:, 1:10] @ z[:, :S] * 0.1, (z.mT @ h.detach())[:, 3:5]], 1)),
+    "a graph for every row": lambda c, z, h: (
+        torch.bmm(c.graph.expand(z.shape[0], -1, -1), h) + torch.ones_like(z) @ (z.mT @ h) / 9),
+    "powers": lambda c, z, h: (
+        z + torch.linalg.matrix_power(torch.baddbmm(h[:, :S], h[:, :S], z[:, 1:10]), 3)
+        .sum(1, keepdim=True)),
+    "sums of them": lambda c, z, h: (h @ z.mT).sum(2, True) * z + (z @ h.mT).amax(1).unsqueeze(2),
     "without a derivative": lambda c, z, h: h.detach().mT.contiguous().mT * z,
     "products": lambda c, z, h: (1 + h / 9).prod(2, True) * (1 + z / 9).prod(1, True) * c.map[0],
     "a choice": lambda c, z, h: torch.where(h.mT > c.bias, h.mT, z.mT).mT,
@@ -67,9 +84,18 @@ def test_the_reference_agrees(name: str, same_by_program: Callable[..., None]) -
         same_by_program(layer, x, h)
 
 
+@pytest.mark.parametrize("name", ["the nodes of each other", "heads of each other, by labels"])
+def test_matrices_of_a_row_are_multiplied_as_such(name: str, program_of: Any) -> None:
+    program = program_of(Nodes(3, N * S, function=WRITTEN[name]))
+    ops = [node.op for node in program.graph.nodes]
+    assert ops.count("matmul") == 6  # two, and two for the derivatives of each
+    assert ops.count("slice") < 2 * N  # of heads that change places
+
+
+@pytest.mark.parametrize("name", ["a graph, twice", "heads of each other"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_threads_that_share_a_row(threads: int) -> None:
-    layer = flexrnn.FlexRNN(Nodes, 3, N * S, function=WRITTEN["a graph, twice"])
+def test_threads_that_share_a_row(threads: int, name: str) -> None:
+    layer = flexrnn.FlexRNN(Nodes, 3, N * S, function=WRITTEN[name])
     x, before = torch.randn(5, 1, 3), torch.get_num_threads()
     with flexrnn.backend("reference"):
         expected = layer(x)[0]

@@ -124,4 +124,26 @@ class Turned(Odd):
         return torch.tanh(x + z.sum(1) + linear(h, self.U)), 0.5 * m + z[:, 4]
 
 
-ODD = [ShortAndLong, Joined, Everywhere, Seen, Multiplied, OneNumber, Constants, Drawing, Turned]
+class Matrices(Odd):
+    """Matrices of a row, multiplied with one another."""
+
+    width = 0
+
+    def news(self, x: Tensor, h: Tensor, m: Tensor) -> tuple[Tensor, Tensor]:
+        y, z = x.unsqueeze(1) + h[:, :9].unsqueeze(2), m.unsqueeze(1) * h[:, 1:10].unsqueeze(2)
+        near = (y @ z.transpose(1, 2)).softmax(-1)  # (B, 9, 9)
+        return torch.tanh((near @ y).mean(1) + linear(h, self.U)), 0.5 * m + x
+
+
+ODD = [
+    ShortAndLong,
+    Joined,
+    Everywhere,
+    Seen,
+    Multiplied,
+    OneNumber,
+    Constants,
+    Drawing,
+    Turned,
+    Matrices,
+]

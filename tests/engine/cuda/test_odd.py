@@ -8,9 +8,15 @@ import torch
 
 import flexrnn
 
-from .odd import ODD, Multiplied, OneNumber
+from .odd import ODD, Matrices, Multiplied, OneNumber
 
-CASES = [*((cell, 37) for cell in ODD), (OneNumber, 1), (OneNumber, 16), (Multiplied, 16)]
+CASES = [
+    *((cell, 37) for cell in ODD),
+    (OneNumber, 1),
+    (OneNumber, 16),
+    (Multiplied, 16),
+    (Matrices, 70),
+]
 
 
 @pytest.mark.parametrize(("cell", "units"), CASES)

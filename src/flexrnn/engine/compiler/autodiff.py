@@ -170,6 +170,12 @@ def _product(b: _Backward, index: int, node: Node, g: int) -> None:
         b.give(w, b.graph.add("outer" if batched else "product", left, g))
 
 
+def _matmul(b: _Backward, index: int, node: Node, g: int) -> None:
+    a, w = node.args
+    b.give(a, b.graph.add("matmul", g, b.graph.add("transpose", w)))
+    b.give(w, b.graph.add("matmul", b.graph.add("transpose", a), g))
+
+
 def _concat(b: _Backward, index: int, node: Node, g: int) -> None:
     axis, start = node.attr("axis"), 0
     for arg in node.args:
@@ -193,6 +199,7 @@ def _custom(b: _Backward, index: int, node: Node, g: int) -> None:
 
 _RULES: dict[str, Callable[[_Backward, int, Node, int], None]] = {
     "product": _product,
+    "matmul": _matmul,
     "concat": _concat,
     "amax": _amax,
     "custom_vjp": _custom,

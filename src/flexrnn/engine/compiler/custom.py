@@ -31,7 +31,7 @@ def is_linear(graph: Graph, gradient: int, cotangent: int) -> bool:
     def is_kept(node: Node) -> bool:
         which = [k for k, arg in enumerate(node.args) if arg in reads]
         match node.op:
-            case "mul" | "product":
+            case "mul" | "product" | "matmul":
                 return len(which) == 1
             case "div":
                 return which == [0]

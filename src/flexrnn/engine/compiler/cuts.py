@@ -1,11 +1,18 @@
 """Parts of nodes: slices and concatenations that see through one another; places one by one."""
 
+import math
 from functools import reduce
 
 from flexrnn.engine.compiler.graph import Graph, Node
 from flexrnn.engine.compiler.turned import turned
 
 MOST = 64  # places that are handled one by one where there is another way: each takes compiling
+_NUMBERS = 512  # products of two numbers, as many as are written down each by itself
+
+
+def are_many(*sizes: int) -> bool:
+    """Whether matrices of these sizes are multiplied as such, and not number by number."""
+    return min(sizes) > 1 and math.prod(sizes) > _NUMBERS
 
 
 def places(graph: Graph, a: int, axis: int) -> list[int]:

@@ -212,6 +212,13 @@ def _product(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
     return (*a[:-1], w[-1])
 
 
+def _matmul(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
+    a, w = shapes  # matrices of every row, and head by head: (B, ..., M, K) · (B, ..., K, N)
+    if BATCH not in a[:-2] or a[:-2] != w[:-2] or a[-1] != w[-2]:
+        raise ValueError(f"matmul: expected (B, M, K) and (B, K, N), got {a} and {w}")
+    return (*a[:-1], w[-1])
+
+
 def _outer(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
     a, g = shapes  # Σ over batch (and time) of aᵀ g: the gradient of a product's weight
     if BATCH not in a or a[:-1] != g[:-1]:
@@ -304,6 +311,7 @@ class Structure(NamedTuple):
 SHAPES: dict[str, Structure] = {
     "constant": Structure(lambda shapes, attrs: (), 0, ("value",)),
     "product": Structure(_product, 2),
+    "matmul": Structure(_matmul, 2),
     "outer": Structure(_outer, 2),
     "transpose": Structure(_transpose, 1),
     "slice": Structure(_slice, 1, ("axis", "start", "stop")),

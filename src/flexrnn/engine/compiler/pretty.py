@@ -22,7 +22,7 @@ _HEADS = {
     "after": "after it, all T steps at once",
 }
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "gt": ">", "lt": "<", "ge": ">=",
-          "le": "<=", "eq": "==", "ne": "!=", "product": "@"}  # fmt: skip
+          "le": "<=", "eq": "==", "ne": "!=", "product": "@", "matmul": "@"}  # fmt: skip
 _LONGEST = 60  # characters of a formula
 _WIDEST = 80  # characters of a person's line
 _SHORT = 16  # of an operand for which a line of its own would gain nothing

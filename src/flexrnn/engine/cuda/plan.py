@@ -10,6 +10,7 @@ from flexrnn.engine.compiler.graph import Graph
 from flexrnn.engine.compiler.program import Program
 from flexrnn.engine.cuda.written import Written
 from flexrnn.engine.lowering.extract import Extract, extract
+from flexrnn.engine.lowering.matrices import number_by_number
 from flexrnn.engine.lowering.stages import lower
 from flexrnn.engine.step import CannotRunError
 
@@ -68,6 +69,7 @@ def _made(
 
 
 def _kernels(graph: Graph, dtype: torch.dtype, *, backward: bool) -> Written:
-    loop = Written(lower(graph, again=False), dtype, backward=backward)
+    lowered = lower(number_by_number(graph), again=False)
+    loop = Written(lowered, dtype, backward=backward)
     loop.source()  # refuses what no kernel does
     return loop

@@ -9,13 +9,15 @@ from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.lowering.places import lies_whole
 from flexrnn.engine.step import CannotRunError
 
+_COMPUTED = ("product", "matmul", "concat")
+
 
 def with_copies(graph: Graph) -> Graph:
     """The same graph, with copies where they are needed."""
     for name, index in list(graph.outputs.items()):
         index = graph.outputs[name] = _in_one_piece(graph, index)
         op = graph.nodes[index].op
-        if op not in ("product", "concat", *OPS) or not _rowed(graph, index):
+        if op not in (*_COMPUTED, *OPS) or not _rowed(graph, index):
             graph.outputs[name] = _copy(graph, index)
     users = graph.users()
     for index, node in enumerate(list(graph.nodes)):
@@ -33,6 +35,8 @@ def with_copies(graph: Graph) -> Graph:
             args = (_copy(graph, args[0]),)
         elif node.op == "product" and _is_stretched(graph, args[0]):
             args = (_copy(graph, args[0]), args[1])
+        elif node.op == "matmul":
+            args = tuple(_copy(graph, a) if _is_stretched(graph, a) else a for a in args)
         graph.nodes[index] = node._replace(args=args)
     return _sorted(graph)
 
@@ -60,7 +64,7 @@ def _in_one_piece(graph: Graph, index: int) -> int:
     base = index
     while graph.nodes[base].op == "reshape":
         base = graph.nodes[base].args[0]
-    computed = graph.nodes[base].op in ("product", "concat", *OPS) and _rowed(graph, base)
+    computed = graph.nodes[base].op in (*_COMPUTED, *OPS) and _rowed(graph, base)
     return base if computed else index
 
 

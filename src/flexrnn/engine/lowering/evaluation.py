@@ -78,7 +78,7 @@ class Evaluation:
         """What a node's line reads by name."""
         node, low = self.graph.nodes[index], self.low
         here = low.in_register(index, self.number, self.stage.domain)
-        if here and (index in low.blocks or node.op in REDUCTIONS):
+        if here and (index in low.blocks or node.op in (*REDUCTIONS, "matmul")):
             return node.args[1:] if node.op in REDUCTIONS else ()
         inline = not low.rowed(index)  # of parameters alone
         if node.op not in OPS or not (here or inline):
@@ -96,6 +96,8 @@ class Evaluation:
             self.names[index] = self.block(index)
         elif here and node.op in REDUCTIONS:
             self.names[index] = self.total(index)
+        elif here and node.op == "matmul":
+            self.names[index] = self.matmul(index)
         elif index in self.accumulators.sums:
             total = self.accumulator(self.accumulators.sums[index][0])
             self.names[index] = self.assign(index, " + ".join([total, *read]))
@@ -124,6 +126,10 @@ class Evaluation:
 
     def total(self, index: int) -> str:
         """The variable with what a row's reduction has found in all."""
+        raise NotImplementedError
+
+    def matmul(self, index: int) -> str:
+        """The variable of a product of two matrices of a row."""
         raise NotImplementedError
 
     def operation(self, index: int, read: list[str]) -> str:

@@ -135,9 +135,10 @@ class Lowering:
             self._assign_product(index)
         elif node.op in REDUCTIONS:
             self._assign_reduction(index)
-        elif node.op in OPS:
+        elif node.op in OPS or node.op == "matmul":
             domain = self.domain(index)
-            ready = max((self._ready(a, domain) for a in node.args), default=0)
+            own = None if node.op == "matmul" else domain
+            ready = max((self._ready(a, own) for a in node.args), default=0)
             self.stage[index] = self._place_in(domain, ready)
             self.stages[self.stage[index]].values.append(index)
         else:
@@ -264,9 +265,14 @@ class Lowering:
             for product in stage.products:
                 self.place(product.left)
             for index in list(stage.values):
+                node = self.nodes[index]
+                if node.op == "matmul":
+                    for arg in node.args:
+                        self.place(arg)
+                    continue
                 # Of a reduction the row was read when it was gathered.
-                first = 1 if self.nodes[index].op in REDUCTIONS else 0
-                for arg in self.nodes[index].args[first:]:
+                first = 1 if node.op in REDUCTIONS else 0
+                for arg in node.args[first:]:
                     self._make_readable(arg, number, self.domain(index))
             for index in list(stage.reduced):
                 arg = self.nodes[index].args[0]

@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from flexrnn.engine.compiler.aten.builder import TO_THE_END, Ref, Unsupported, reshape
-from flexrnn.engine.compiler.cuts import MOST, added_up, places
+from flexrnn.engine.compiler.cuts import MOST, added_up, are_many, places
 from flexrnn.engine.compiler.graph import BATCH, Graph, Shape
 
 _FEW = 8  # places of which each is taken by itself, as an operation on it alone may do
@@ -338,10 +338,13 @@ def bmm(graph: Graph, a: Ref | View, w: Ref | View) -> View:
 
 
 def _product_of_rows(graph: Graph, a: View, w: View) -> View:
-    """`(B, M, K) · (B, K, N)`, row by row: products of numbers, and their sum over K.
+    """`(B, M, K) · (B, K, N)`, row by row; of few numbers their products, and the sum over K.
 
-    The three axes stand in an order in which nothing of either operand has to move.
+    The three axes stand in an order then in which nothing of either operand has to move.
     """
+    sizes = (int(size) for size in (*shape_of(graph, a)[1:], shape_of(graph, w)[2]))
+    if are_many(*sizes):
+        return as_view(graph, Ref(graph.add("matmul", settle(graph, a), settle(graph, w))))
     m_k = None in a.axes or a.axes[1] < a.axes[2]  # pyright: ignore[reportOperatorIssue]
     n_k = None in w.axes or w.axes[2] < w.axes[1]  # pyright: ignore[reportOperatorIssue]
     order = {(True, True): "mnk", (True, False): "mkn", (False, True): "nkm"}.get((m_k, n_k), "kmn")

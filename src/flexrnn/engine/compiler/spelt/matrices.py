@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from flexrnn.engine.compiler.cuts import are_many
 from flexrnn.engine.compiler.spelt import columns
 from flexrnn.engine.compiler.spelt.rows import (
     as_torch,
@@ -142,8 +143,8 @@ def _of_heads(a: Tensor, w: Tensor) -> Tensor:
     """Matrices of every row and head, `(B, G, M, K)` times `(B, G, K, N)`."""
     (*_, m, k), (*heads, other, n) = a.shape, w.shape
     small = min(m, k, n) == 1 or math.prod(heads[1:]) * m * k * n <= _OWN
-    if k != other or a.dtype != w.dtype or not small:
-        return torch.matmul(a, w)  # which says what is wrong
+    if k != other or a.dtype != w.dtype or not small or are_many(m, k, n):
+        return torch.matmul(a, w)  # or it says what is wrong
     if k == 1:
         return a * w
     if n == 1:
@@ -182,6 +183,8 @@ def _einsum(equation: Any, *operands: Any) -> Tensor:
     summed = "".join(dict.fromkeys(label for label in "".join(labels) if label not in result))
     if not arrow or not summed or not _is_of_heads(labels, operands, result):
         return torch.einsum(equation, *operands)
+    if _is_of_matrices(labels, operands, result):
+        return torch.einsum(equation, *operands)
     order, product = _quietest(labels, operands, result, summed), None
     for own, x in zip(labels, operands, strict=True):
         x = x.permute([own.index(label) for label in order if label in own])
@@ -191,6 +194,18 @@ def _einsum(equation: Any, *operands: Any) -> Tensor:
     found = product.sum([order.index(label) for label in summed])
     left = [label for label in order if label in result]
     return found.permute([left.index(label) for label in result])
+
+
+def _is_of_matrices(labels: Sequence[str], operands: Sequence[Tensor], result: str) -> bool:
+    """Whether these are two matrices of every head, not small ones."""
+    if len(labels) != 2:
+        return False
+    one, other = labels
+    size = dict(zip(one + other, (*operands[0].shape, *operands[1].shape), strict=True))
+    left = [size[label] for label in one if label not in other]
+    right = [size[label] for label in other if label not in one]
+    inner = [size[label] for label in one if label in other and label not in result]
+    return bool(left and right and inner) and are_many(*map(math.prod, (left, inner, right)))
 
 
 def _quietest(

@@ -165,6 +165,17 @@ class Pointwise(Evaluation):
         which = {"sum": "sum", "amax": "max", "moment": "moment"}[node.op]
         return self.assign(index, f"broadcast({which}_of_all({given}))")
 
+    def matmul(self, index: int) -> str:
+        """The variable of these units of a row of a matrix, times another."""
+        context, (a, w) = self.context, self.graph.nodes[index].args
+        (left, right), number = map(self.low.place, (a, w)), self.number
+        of_left, of_right = (sizes_of(self.graph.nodes[arg].shape) for arg in (a, w))
+        first = context.address(left, (*of_left[:-1], 1), number)  # of k = 0
+        column = context.address(right, (*of_right[:-2], 1, of_right[-1]), number)
+        inner = context.size(f"k{len(context.sizes)}", of_left[-1])
+        apart = context.offset(right.strides[-2], number)
+        return self.assign(index, f"row_times<TAIL>({first}, {column}, {apart}, {inner}, n)")
+
     def _parts(self, index: int, total: int, row: str) -> str:
         """What a moment wants to know besides: of the sum, and of the units of every thread."""
         sums, number = _partial(self.context, total)[0], self.low.gathered[index]

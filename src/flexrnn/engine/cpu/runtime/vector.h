@@ -126,6 +126,21 @@ template <bool TAIL> INLINE vec load(const REAL* p, int n = VL) {
     return v;
 }
 
+// Units of a row of a matrix, times another whose rows are so far apart: four sums, so that none
+// waits for the last addition to end.
+template <bool TAIL>
+INLINE vec row_times(const REAL* a, const REAL* w, long apart, long inner, int n = VL) {
+    vec s0 = {}, s1 = {}, s2 = {}, s3 = {};
+    for (; inner >= 4; inner -= 4, a += 4, w += 4 * apart) {
+        s0 += a[0] * load<TAIL>(w, n);
+        s1 += a[1] * load<TAIL>(w + apart, n);
+        s2 += a[2] * load<TAIL>(w + 2 * apart, n);
+        s3 += a[3] * load<TAIL>(w + 3 * apart, n);
+    }
+    for (; inner > 0; inner--, a++, w += apart) s0 += a[0] * load<TAIL>(w, n);
+    return (s0 + s1) + (s2 + s3);
+}
+
 // Numbers that are so far apart.
 template <bool TAIL> INLINE vec gather(const REAL* p, long apart, int n = VL) {
     vec v = {};
