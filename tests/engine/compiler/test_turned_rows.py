@@ -66,6 +66,10 @@ WRITTEN: dict[str, Callable[..., Tensor]] = {
         z + torch.linalg.matrix_power(torch.baddbmm(h[:, :S], h[:, :S], z[:, 1:10]), 3)
         .sum(1, keepdim=True)),
     "sums of them": lambda c, z, h: (h @ z.mT).sum(2, True) * z + (z @ h.mT).amax(1).unsqueeze(2),
+    "the largest of each": lambda c, z, h: (
+        z * h.max(2, keepdim=True)[0] - h.min(-1)[0].unsqueeze(2) * z.min(-1)[1].unsqueeze(2) / 9),
+    "all axes of a parameter": lambda c, z, h: z + torch.einsum(
+        "cbst,Bbc->Btbs", c.each.view(3, 3, N, N), h[:, :3, :3])[:, :, :, 0].repeat(1, 1, 3),
     "without a derivative": lambda c, z, h: h.detach().mT.contiguous().mT * z,
     "products": lambda c, z, h: (1 + h / 9).prod(2, True) * (1 + z / 9).prod(1, True) * c.map[0],
     "a choice": lambda c, z, h: torch.where(h.mT > c.bias, h.mT, z.mT).mT,
@@ -105,3 +109,14 @@ def test_threads_that_share_a_row(threads: int, name: str) -> None:
             torch.testing.assert_close(layer(x)[0], expected)
     finally:
         torch.set_num_threads(before)
+
+
+def test_the_largest_in_half_types() -> None:
+    """Their number, which nobody reads, is none of the program's."""
+    layer = flexrnn.FlexRNN(Nodes, 3, N * S, dtype=torch.bfloat16,
+                            function=lambda c, z, h: z - h.max(-1, keepdim=True)[0])  # fmt: skip
+    x = torch.randn(3, 2, 3, dtype=torch.bfloat16)
+    with flexrnn.backend("reference"):
+        expected = layer(x)[0]
+    with flexrnn.backend("interpreter"):
+        torch.testing.assert_close(layer(x)[0], expected, rtol=0.05, atol=0.05)

@@ -57,7 +57,7 @@ def settle(graph: Graph, value: Any) -> Any:
             if order[0]:
                 raise Unsupported("it moves the batch")
             base = _rows_reordered(graph, base, order)
-        elif order[-2:] == [len(order) - 1, len(order) - 2]:
+        elif order == [*range(len(order) - 2), len(order) - 1, len(order) - 2]:
             base = graph.add("transpose", base)
         else:
             raise Unsupported("it moves axes of a parameter")

@@ -58,8 +58,8 @@ def first(x: Tensor, dim: int, free: Tensor | None = None) -> Tensor:
 
 
 def _of_largest(x: Tensor, dim: int, sign: int) -> Tensor:
-    """The number of the largest unit, or the smallest."""
-    return first(x * sign if x.is_floating_point() else x if sign > 0 else -x, dim).long()
+    """The number of the largest unit, or the smallest, as a real number where units are."""
+    return first(x * sign if x.is_floating_point() else x if sign > 0 else -x, dim)
 
 
 def _has_largest(x: Tensor, dim: int) -> bool:
@@ -77,7 +77,7 @@ def _extreme(original: Callable[..., Tensor], sign: int) -> Callable[..., Tensor
     def spelt(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
         if dim is None or not _has_largest(input, dim):
             return original(input, dim, keepdim)
-        number = _of_largest(input, dim, sign)
+        number = _of_largest(input, dim, sign).long()
         return number if keepdim else number.squeeze(dim)
 
     return along_rows_behind(spelt)
@@ -99,6 +99,7 @@ def _extremes(original: Callable[..., Any], kind: Any, sign: int) -> Callable[..
             value = where(picked, input, 0.0).sum(dim, keepdim=True)
         else:
             value = original(input, dim, True)[0]
+        number = number.long()
         found = (value, number) if keepdim else (value.squeeze(dim), number.squeeze(dim))
         return kind(found)
 
