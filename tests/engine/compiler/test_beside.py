@@ -83,7 +83,7 @@ WRITTEN: dict[str, Callable[..., Any]] = {
     "repeated often": lambda c, x, h: (
         h[:, :2].repeat(1, 10)[:, 3:7] * c.b[:2].repeat(10)[1:5] + (x @ c.W).mean(1)[:, None]
         .repeat(1, 4) + halves(h).repeat(1, 9, 1)[:, 7:9].flatten(1)
-        + (h[:, :1] > 0).repeat(1, 4) * c.single.repeat(4)
+        + (h[:, :1] > 0).repeat(1, 4) * c.single.repeat(4) + torch.cat([h, h.repeat(1, 0)], 1)
     ),
     "repeated": lambda c, x, h: (
         (h.unsqueeze(0).repeat(3, 1, 1).view(-1, 4) @ c.U).view(3, h.shape[0], 4).mean(0) + x @ c.W

@@ -135,6 +135,34 @@ LAST: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
+def heads_of(c: Any, x: Tensor, h: Tensor, M: int, K: int, N: int) -> tuple[Tensor, Tensor]:
+    """Matrices `(2·B, M, K)` and `(2·B, K, N)` of rows and heads."""
+    a = torch.stack([h.repeat(1, M * K)[:, : M * K], (x @ c.W).repeat(1, M * K)[:, : M * K]], 1)
+    w = torch.stack([(h * c.b).repeat(1, K * N)[:, : K * N], h.repeat(1, K * N)[:, : K * N]], 1)
+    return a.view(-1, M, K), w.view(-1, K, N)
+
+
+@pytest.mark.parametrize("M", [1, 2, 5])
+@pytest.mark.parametrize("K", [1, 3, 6])
+@pytest.mark.parametrize("N", [1, 2, 20])
+def test_matrices_of_rows_and_heads(M: int, K: int, N: int, judge: Callable[..., None]) -> None:
+    judge(
+        lambda c, x, h: (
+            torch.bmm(*heads_of(c, x, h, M, K, N)).view(-1, 2, M, N).sum((1, 2, 3))[:, None] * h
+            + torch.bmm(*heads_of(c, x, h, M, K, N)).tanh().view(-1, 2, M * N).mean(1)[:, :1]
+        )
+    )
+
+
+def test_labels_in_any_order(judge: Callable[..., None]) -> None:
+    def scores(c: Any, x: Tensor, h: Tensor) -> Tensor:
+        q, k = halves(h)[:, :, None], halves(x @ c.W)[:, None]  # (B, 2, 1, 2) and (B, 1, 2, 2)
+        q, k = torch.cat([q, q * 2], 2), torch.cat([k, k.cos()], 1)
+        return torch.einsum("bqhd,bkhd->qbhk", q, k).softmax(-1).permute(1, 0, 2, 3).flatten(1)
+
+    judge(lambda c, x, h: scores(c, x, h)[:, ::2] * h)
+
+
 @pytest.mark.parametrize("name", LAST)
 def test_rows_and_units_as_another_axis(name: str, judge: Callable[..., None]) -> None:
     judge(LAST[name])

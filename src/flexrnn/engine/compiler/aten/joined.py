@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 from flexrnn.engine.compiler.aten import elementwise, reductions, views
 from flexrnn.engine.compiler.aten.builder import TO_THE_END, Builder, Ref, Unsupported, Value
 from flexrnn.engine.compiler.aten.shapes import ALIKE, UNMOVED
-from flexrnn.engine.compiler.cuts import are_many
 from flexrnn.engine.compiler.graph import BATCH
 
 
@@ -106,7 +105,7 @@ def lower(
         turned = _turned(b, first, [1, 0]), views.transpose(b.graph, args[0], 0, 1)
         return _turned(b, lower(b, name, turned, kwargs, lowered), [1, 0])
     if name == "bmm" and len(seen) == 2 and not any(value.at for value in seen):
-        return Joined(_matmul(b, *args), first.behind)
+        return Joined(b.op("matmul", *(value.base for value in args)), first.behind)
     if elementwise.is_elementwise(name) or name in _ALIKE:
         rank = max(*(_rank(b, value) for value in seen), *map(len, shapes), 0)
         at = {value.at + rank - _rank(b, value) for value in seen}
@@ -119,14 +118,6 @@ def lower(
     if name not in _BY_ROWS or any(value.at for value in seen):
         raise Unsupported(_AS_ONE)
     return _seen(b, lowered(b, name, _apart(args), kwargs), first.behind, 0)
-
-
-def _matmul(b: Builder, a: Joined, w: Joined) -> Ref:
-    """Matrices of rows and heads."""
-    m, k, n = (int(size) for size in (*b.shape(a.base)[-2:], b.shape(w.base)[-1]))
-    if not are_many(m, k, n):
-        raise Unsupported(_AS_ONE)
-    return b.op("matmul", a.base, w.base)
 
 
 def _seen(b: Builder, made: Any, behind: bool, at: int) -> Value:

@@ -217,7 +217,9 @@ def _repeat(b: Builder, a: Ref, times: list[Any]) -> Ref:
     for k, count in enumerate(times):
         if count == BATCH:
             raise Unsupported("it depends on the batch size")
-        if count != 1:
+        if not count:
+            a = Ref(views.settle(b.graph, views.nothing(b.graph, a, k)))
+        elif count != 1:
             a = _again(b, a, b.axis(a, k), count)
     return a
 
@@ -226,7 +228,7 @@ def _again(b: Builder, a: Ref, axis: int, count: int) -> Ref:
     """An axis so many times: side by side, or, where that is often, stretched."""
     shape = b.shape(a)
     size, before, behind = int(shape[axis]), shape[:axis], shape[len(shape) + axis + 1 :]
-    if not count or (size > 1 and count <= _FEW):
+    if size > 1 and count <= _FEW:
         return b.op("concat", *[a] * count, axis=axis)
     a = b.reshape(a, (*before, 1, size, *behind))
     return b.ungrouped(b.op("expand", a, shape=(*before, count, size, *behind)), axis)
