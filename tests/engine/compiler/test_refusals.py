@@ -54,16 +54,6 @@ def data_replaced(c: Any, z: Tensor, h: Tensor) -> Tensor:
     return h + z
 
 
-def large_matrices(c: Any, z: Tensor, h: Tensor) -> Tensor:
-    m = heads(z)[..., None] * c.inner.weight.new_ones(80)  # (B, 2, 5, 80)
-    return h + (m.mT @ m).sum((2, 3))[:, :1]
-
-
-def large_matrices_by_einsum(c: Any, z: Tensor, h: Tensor) -> Tensor:
-    m = heads(z)[..., None] * c.inner.weight.new_ones(80)
-    return h + torch.einsum("bhij,bhik->bhjk", m, m).sum((2, 3))[:, :1]
-
-
 def written_parameter(c: Any, z: Tensor, h: Tensor) -> Tensor:
     c.inner.weight.mul_(0.5)
     return h + z
@@ -152,8 +142,6 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "a write to a parameter": (written_parameter, WRITES),
     "data replaced": (data_replaced, "no derivative passes"),
     "truth values in place of numbers": (truths_in_place, "truth values in place of"),
-    "large matrices of heads": (large_matrices, "the batch"),
-    "large matrices by einsum": (large_matrices_by_einsum, "the batch"),
     "F.relu in place": (relu_in_place, WRITES),
     "inference_mode": (inference, "inference mode is switched"),
     "a write in no_grad": (written_without_gradients, "writes while gradients are switched off"),
@@ -202,7 +190,8 @@ REFUSED: dict[str, tuple[Callable[..., Tensor], str]] = {
     "a norm of a negative order": (
         lambda c, z, h: h + torch.linalg.vector_norm(z, -2, -1, True), "a norm of order -2"),
     "units regrouped": (
-        lambda c, z, h: h + z.repeat(1, 845).view(-1, 65, 65).mT.reshape(-1, 4225)[:, :5],
+        lambda c, z, h: (
+            h + z.repeat(1, 1690).view(-1, 65, 65, 2).transpose(1, 2).flatten(1)[:, :5]),
         "it swaps axes behind the batch of 65 and 65 places"),
     "the place of a maximum of all": (lambda c, z, h: h + z.argmax(), "aten.argmax"),
     "products of many, one by one": (

@@ -111,6 +111,20 @@ def test_threads_that_share_a_row(threads: int, name: str) -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize(
+    "multiply",
+    [lambda m: m.mT @ m, lambda m: torch.einsum("bhij,bhik->bhjk", m, m)],
+    ids=["by matmul", "by einsum"],
+)
+def test_large_matrices(multiply: Any, same_by_program: Callable[..., None]) -> None:
+    def step(c: Any, z: Tensor, h: Tensor) -> Tensor:
+        m = torch.stack([h, z * 2], 1).mT.repeat(1, 1, 1, 7)  # (B, 2, 9, 77)
+        return z + (multiply(m) / S).mean((1, 2))[:, :N, None]
+
+    layer = flexrnn.FlexRNN(Nodes, 3, N * S, dtype=torch.float64, function=step)
+    same_by_program(layer, torch.randn(2, 2, 3, dtype=torch.float64, requires_grad=True))
+
+
 def test_the_largest_in_half_types() -> None:
     """Their number, which nobody reads, is none of the program's."""
     layer = flexrnn.FlexRNN(Nodes, 3, N * S, dtype=torch.bfloat16,

@@ -84,6 +84,9 @@ _summed = _reduced("sum")
 @handles(HANDLERS, "sum")
 def _sum(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False, **kwargs: Any) -> Ref:
     axes = _axes(b, a, dims)
+    if len(axes) > 1 and axes != [*range(-len(axes), 0)]:  # others stand behind: one by one
+        total = reduce(lambda x, axis: _sum(b, x, axis, True), axes, a)
+        return b.reshape(total, _left(b.shape(a), axes, keepdim))
     if len(axes) != 1 or axes == [-1] or int(b.shape(a)[axes[0]]) > MOST >= int(b.shape(a)[-1]):
         return _summed(b, a, axes, keepdim)
     total = Ref(added_up(b.graph, b.real(a), axes[0]))
