@@ -114,7 +114,7 @@ def lower(
         aligned = [_aligned(b, value, rank, *at) for value in args]
         return _seen(b, lowered(b, name, tuple(aligned), kwargs), first.behind, *at)
     if name in _AXES:
-        return _along(b, name, args, kwargs, lowered)
+        return _along(b, name, args, seen, lambda *plain: lowered(b, name, plain, kwargs))
     if name not in _BY_ROWS or any(value.at for value in seen):
         raise Unsupported(_AS_ONE)
     return _seen(b, lowered(b, name, _apart(args), kwargs), first.behind, 0)
@@ -183,11 +183,10 @@ def _along(
     b: Builder,
     name: str,
     args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    lowered: Callable[..., Any],
+    seen: list[Joined],
+    run: Callable[..., Any],
 ) -> Value:
-    """An operation along other axes."""
-    seen = [value for value in _values(args) if isinstance(value, Joined)]
+    """An operation along other axes, which `run` makes of nodes."""
     first, rank, place = seen[0], _rank(b, seen[0]), _AXES[name]
     if any(_rank(b, value) != rank or value.at != first.at for value in seen):
         raise Unsupported(_AS_ONE)
@@ -202,8 +201,7 @@ def _along(
         raise Unsupported("it works across the batch")
     moved = [d + 1 + (d < at) for d in several]
     plain = _apart(args)
-    plain = (*plain[:place], moved[0] if isinstance(dims, int) else moved, *plain[place + 1 :])
-    made = lowered(b, name, plain, kwargs)
+    made = run(*plain[:place], moved[0] if isinstance(dims, int) else moved, *plain[place + 1 :])
     one = made[0] if isinstance(made, list) else made
     gone = rank + 1 - len(views.shape_of(b.graph, one))
     if gone > 0 and gone != len(several):

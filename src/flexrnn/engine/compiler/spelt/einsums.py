@@ -45,9 +45,8 @@ def _einsum(equation: Any, *operands: Any) -> Tensor:
     if arrow and (grouped := _grouped(labels, operands, result)) is not None:
         return grouped
     summed = "".join(dict.fromkeys(label for label in "".join(labels) if label not in result))
-    if not arrow or not summed or not _is_of_heads(labels, operands, result):
-        return torch.einsum(equation, *operands)
-    if _is_of_matrices(labels, operands, result):
+    of_heads = arrow and summed and _is_of_heads(labels, operands, result)
+    if not of_heads or _is_of_matrices(labels, operands, result):
         return torch.einsum(equation, *operands)
     order, product = _quietest(labels, operands, result, summed), None
     for own, x in zip(labels, operands, strict=True):
