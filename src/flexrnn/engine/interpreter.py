@@ -254,6 +254,8 @@ def compute(node: Node, args: list[Tensor], batch: tuple[int, ...], like: Tensor
             return args[0].expand(shape)
         case "sum":
             return args[0].sum(-1, keepdim=True)
+        case "total":
+            return args[0].sum(node.attr("axis"), keepdim=True)
         case "amax":
             return args[0].amax(-1, keepdim=True)
         case "moment":

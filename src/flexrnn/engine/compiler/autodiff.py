@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection
 from flexrnn.engine.compiler import custom
 from flexrnn.engine.compiler.cuts import added_up
 from flexrnn.engine.compiler.graph import BATCH, Expr, Graph, Node, Shape, added, rewrite
+from flexrnn.engine.compiler.matrices import times
 from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.compiler.refusal import NOWHERE, CannotCompileError
 from flexrnn.engine.compiler.tidy import tidied
@@ -172,8 +173,8 @@ def _product(b: _Backward, index: int, node: Node, g: int) -> None:
 
 def _matmul(b: _Backward, index: int, node: Node, g: int) -> None:
     a, w = node.args
-    b.give(a, b.graph.add("matmul", g, b.graph.add("transpose", w)))
-    b.give(w, b.graph.add("matmul", b.graph.add("transpose", a), g))
+    b.give(a, times(b.graph, g, b.graph.add("transpose", w)))
+    b.give(w, times(b.graph, b.graph.add("transpose", a), g))
 
 
 def _concat(b: _Backward, index: int, node: Node, g: int) -> None:
@@ -208,6 +209,9 @@ _RULES: dict[str, Callable[[_Backward, int, Node, int], None]] = {
         node.args[0], b.graph.add("reshape", g, shape=b.graph.nodes[node.args[0]].shape)
     ),
     "expand": lambda b, index, node, g: b.give(node.args[0], g),
+    "total": lambda b, index, node, g: b.give(
+        node.args[0], b.graph.add("expand", g, shape=b.graph.nodes[node.args[0]].shape)
+    ),
     "sum": lambda b, index, node, g: b.give(
         node.args[0], b.graph.add("expand", g, shape=b.graph.nodes[node.args[0]].shape)
     ),

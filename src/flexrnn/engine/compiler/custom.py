@@ -7,7 +7,7 @@ in its place. In a program such a value is `opaque`: autograd would find another
 
 from flexrnn.engine.compiler.graph import Graph, Node, rewrite, swept
 
-_MOVES = ("neg", "slice", "reshape", "expand", "transpose", "sum", "detach")
+_MOVES = ("neg", "slice", "reshape", "expand", "transpose", "sum", "total", "detach")
 
 
 def gradients(graph: Graph, node: Node, cotangent: int) -> list[tuple[int, int]]:

@@ -3,16 +3,12 @@
 import math
 from functools import reduce
 
-from flexrnn.engine.compiler.graph import Graph, Node
+from flexrnn.engine.compiler.graph import BATCH, Graph, Node
 from flexrnn.engine.compiler.turned import turned
 
 MOST = 64  # places that are handled one by one where there is another way: each takes compiling
-_NUMBERS = 512  # products of two numbers, as many as are written down each by itself
-
-
-def are_many(*sizes: int) -> bool:
-    """Whether matrices of these sizes are multiplied as such, and not number by number."""
-    return min(sizes) > 1 and math.prod(sizes) > _NUMBERS
+_NUMBERS = 512  # terms of a sum, as many as are written down each by itself
+_FEW = 8  # places of which the sum is no pass of its own
 
 
 def places(graph: Graph, a: int, axis: int) -> list[int]:
@@ -24,14 +20,17 @@ def places(graph: Graph, a: int, axis: int) -> list[int]:
 
 
 def added_up(graph: Graph, a: int, axis: int) -> int:
-    """The sum of the places along an axis, one by one, or turned over; nothing moves for it."""
+    """The sum of the places along an axis before the last: of few one by one, or turned over."""
     shape = graph.nodes[a].shape
     if shape[axis] == 0:
         one = tuple(1 if k == len(shape) + axis else size for k, size in enumerate(shape))
         return graph.add("expand", graph.constant(0.0), shape=one)
     if axis == -2 and (other := turned(graph, a)) is not None:
         return graph.add("reshape", graph.add("sum", other), shape=(*shape[:-2], 1, shape[-1]))
-    return reduce(lambda x, y: graph.add("add", x, y), places(graph, a, axis))
+    places_, numbers = int(shape[axis]), math.prod(map(int, shape[axis:]))
+    if places_ <= _FEW or numbers <= _NUMBERS or BATCH not in shape:
+        return reduce(lambda x, y: graph.add("add", x, y), places(graph, a, axis))
+    return graph.add("total", a, axis=axis)
 
 
 def cut(new: Graph, a: int, axis: int, start: int, stop: int) -> int:

@@ -233,6 +233,13 @@ def _last_axis(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
     return (*shape[:-1], 1)
 
 
+def _total(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
+    (shape,), axis = shapes, attrs["axis"]
+    if axis > -2 or _size(shape, axis) == BATCH:
+        raise ValueError(f"total: expected an axis between the batch and the last one, got {axis}")
+    return (*shape[:axis], 1, *shape[len(shape) + axis + 1 :])
+
+
 def _moment(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
     row, total = shapes
     if _last_axis((row,), attrs) != total:
@@ -324,6 +331,7 @@ SHAPES: dict[str, Structure] = {
     "cotangent": Structure(lambda shapes, attrs: attrs["shape"], 0, ("shape", "number")),
     "sum": Structure(_last_axis, 1),
     "amax": Structure(_last_axis, 1),
+    "total": Structure(_total, 1, ("axis",)),  # a sum along another axis than the last
     "moment": Structure(_moment, 2),  # of a row and its sum, Σ (x - Σ x / n)²: `moments.py`
     "batch_sum": Structure(_batch_sum, 1, ("shape",)),  # over batch, time, and what was stretched
 }

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from flexrnn.engine.compiler.graph import Graph, Node, added, rewrite
 
 _MOST = 16  # terms of a sum that is taken apart
-_PASSES = ("sum", "amax")  # over a row: what reads them begins when they are whole
+_PASSES = ("sum", "amax", "total")  # over a row: what reads them begins when they are whole
 
 
 class _Term(NamedTuple):

@@ -4,8 +4,11 @@ A transposed product of transposed operands, sums side by side, minus signs that
 g·a - g·b instead of g·(a - b), gradients of columns that nobody reads: what a hand would not write.
 """
 
+import torch
+
 from flexrnn.engine.compiler.cuts import cut
 from flexrnn.engine.compiler.graph import BATCH, Graph, Node, rewrite, swept
+from flexrnn.engine.compiler.ops import OPS
 
 _BOUNDED = ("tanh", "sigmoid", "sin", "cos", "constant")
 
@@ -55,6 +58,8 @@ def _once(graph: Graph) -> Graph:
     users, whole = graph.users(), set(graph.outputs.values())
 
     def rule(new: Graph, node: Node, args: tuple[int, ...], index: int) -> int | None:
+        if (value := None if node.boolean else _number(new, node, args)) is not None:
+            return new.constant(value)
         if index not in forward and node.op in ("add", "sub"):
             alone = all(len(users[arg]) == 1 and arg not in whole for arg in node.args)
             return _signed(new, node, args) or (_factored(new, node, args) if alone else None)
@@ -103,9 +108,21 @@ def _without(args: tuple[int, ...], one: int) -> tuple[int, ...]:
     return args[:at] + args[at + 1 :]
 
 
-def _tidy(new: Graph, node: Node, args: tuple[int, ...]) -> int | None:
-    """(aᵀ g)ᵀ is gᵀ a, and sums side by side are one sum."""
+def _number(new: Graph, node: Node, args: tuple[int, ...]) -> float | None:
+    """What an operation makes of nothing but numbers."""
     operands = [new.nodes[arg] for arg in args]
+    if node.op not in OPS or not all(operand.op == "constant" for operand in operands):
+        return None
+    values = [torch.tensor(o.attr("value"), dtype=torch.float64) for o in operands]
+    return float(OPS[node.op].torch(*values, **dict(node.attrs)))
+
+
+def _tidy(new: Graph, node: Node, args: tuple[int, ...]) -> int | None:
+    """(aᵀ g)ᵀ is gᵀ a, sums side by side are one sum, and a condition on numbers is met or not."""
+    operands = [new.nodes[arg] for arg in args]
+    if node.op == "where" and (truth := _number(new, operands[0], operands[0].args)) is not None:
+        chosen = args[1 if truth else 2]
+        return chosen if new.nodes[chosen].shape == node.shape else None
     if node.op == "transpose" and operands[0].op == "outer":
         return new.add("outer", *reversed(operands[0].args))
     if node.op == "transpose" and operands[0].op == "transpose":

@@ -1,11 +1,13 @@
 """Nodes with their last two axes exchanged, where nothing has to be moved for it.
 
-A sum along the last axis is one pass over memory; along another it would be spelt out place by
-place. What is computed elementwise, of parameters and of rows that are stretched, can as well be
-computed turned over, as the synapses of a liquid time-constant network are: `(B, J, 1)` beside
-`(J, I)`.
+A sum along the last axis is one pass over memory; along another it is spelt out place by place, or
+added up in memory. And of a last axis of two or three numbers most of a vector is empty. What is
+computed elementwise, of parameters and of rows that are stretched, can as well be computed turned
+over, as the synapses of a liquid time-constant network are: `(B, J, 1)` beside `(J, I)`; or the
+distances of all pairs of particles, `(B, N, 1, 2)` less `(B, 1, N, 2)`.
 """
 
+import math
 from collections.abc import Callable
 
 from flexrnn.engine.compiler.graph import BATCH, Graph, Shape
@@ -15,12 +17,14 @@ _MOST = 256  # nodes that are computed once more
 _DEEP = 64  # of them one behind another
 _FEW = 8  # places that do not take long to compile one by one
 _VECTOR = 16  # numbers that are computed at once, or about as many
+_PART = 8  # of what is computed, and less, that may move for it
 
 
 def turned(graph: Graph, a: int) -> int | None:
     """A node `(B, ..., M, N)` as `(B, ..., N, M)`, to reduce what its M places hold.
 
-    None where numbers of a row would move, and where M places are few, and sooner taken in turn.
+    None where many numbers of a row would move, and where M places are few, and sooner taken in
+    turn.
     """
     shape = graph.nodes[a].shape
     if len(shape) < 3 or shape[-2] == BATCH:
@@ -34,7 +38,12 @@ def turned(graph: Graph, a: int) -> int | None:
         if index not in known:
             few = len(known) < _MOST and depth < _DEEP
             known[index] = _turned(graph, index, lambda i: turn(i, depth + 1)) if few else None
+            if known[index] is None and few and numbers(index) * _PART <= numbers(a):
+                known[index] = _moved(graph, index)
         return known[index]
+
+    def numbers(index: int) -> int:
+        return math.prod(int(size) for size in graph.nodes[index].shape if size != BATCH)
 
     return turn(a)
 
@@ -62,6 +71,11 @@ def _turned(graph: Graph, index: int, turn: Callable[[int], int | None]) -> int 
     if node.op == "expand":
         return graph.add("expand", *found, shape=_exchanged(shape))
     return graph.add(node.op, *found, **dict(node.attrs))
+
+
+def _moved(graph: Graph, index: int) -> int | None:
+    shape = graph.nodes[index].shape
+    return graph.add("transpose", index) if len(shape) > 2 and BATCH not in shape[-2:] else None
 
 
 def _exchanged(shape: Shape) -> Shape:

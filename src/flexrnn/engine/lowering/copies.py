@@ -9,7 +9,7 @@ from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.lowering.places import lies_whole
 from flexrnn.engine.step import CannotRunError
 
-_COMPUTED = ("product", "matmul", "concat")
+_COMPUTED = ("product", "matmul", "total", "concat")
 
 
 def with_copies(graph: Graph) -> Graph:

@@ -2,14 +2,17 @@
 
 from functools import reduce
 
-from flexrnn.engine.compiler.cuts import MOST
+from flexrnn.engine.compiler.cuts import MOST, places
 from flexrnn.engine.compiler.graph import Graph, Node, rewrite
+from flexrnn.engine.compiler.merge import normalize
 
 
 def number_by_number(graph: Graph) -> Graph:
     """The same graph without `matmul`: one term after another, or, of many, a sum along an axis."""
 
     def rule(new: Graph, node: Node, args: tuple[int, ...], index: int) -> int | None:
+        if node.op == "total":
+            return _total(new, node, args[0])
         if node.op != "matmul":
             return None
         a, w = args
@@ -22,7 +25,18 @@ def number_by_number(graph: Graph) -> Graph:
         right = new.add("reshape", new.add("transpose", w), shape=(*outer, 1, n, k))
         return new.add("reshape", new.add("sum", new.add("mul", left, right)), shape=node.shape)
 
-    return rewrite(graph, rule) if any(node.op == "matmul" for node in graph.nodes) else graph
+    if not any(node.op in ("matmul", "total") for node in graph.nodes):
+        return graph
+    return normalize(rewrite(graph, rule))
+
+
+def _total(new: Graph, node: Node, a: int) -> int | None:
+    """A sum along another axis than the last: of its places, or, of many, turned over."""
+    axis, shape = node.attr("axis"), new.nodes[a].shape
+    if int(shape[axis]) <= MOST or axis != -2:
+        return reduce(lambda x, y: new.add("add", x, y), places(new, a, axis))
+    total = new.add("sum", new.add("transpose", a))
+    return new.add("reshape", total, shape=node.shape)
 
 
 def _term(new: Graph, a: int, w: int, k: int) -> int:

@@ -41,7 +41,7 @@ def sink(low: "Lowering") -> None:
             low.stage[index] = late[index]
     for stage in low.stages:
         stage.values.sort()
-    kept = [k for k, s in enumerate(low.stages) if s.products or s.values or s.reduced]
+    kept = [k for k, s in enumerate(low.stages) if s.products or s.values or s.reduced or s.totals]
     number = {k: n for n, k in enumerate(kept)}
     low.stages = [low.stages[k] for k in kept]
     low.stage = {index: number[k] for index, k in low.stage.items()}

@@ -51,6 +51,7 @@ class Stage:
     values: list[int] = field(default_factory=list)  # elementwise nodes, in an order to compute
     stores: list[Store] = field(default_factory=list)
     reduced: list[int] = field(default_factory=list)  # `sum` and `amax` nodes gathered here
+    totals: list[int] = field(default_factory=list)  # `total` nodes that are added up here
     sums: list[Store] = field(default_factory=list)  # over the batch and time
     # Every thread may compute all of it for itself: it is one number a row, nobody else reads what
     # it writes before the next step but what is in `Loop.copied`, and it sums nothing.
@@ -135,6 +136,8 @@ class Lowering:
             self._assign_product(index)
         elif node.op in REDUCTIONS:
             self._assign_reduction(index)
+        elif node.op == "total":
+            self._assign_total(index)
         elif node.op in OPS or node.op == "matmul":
             domain = self.domain(index)
             own = None if node.op == "matmul" else domain
@@ -158,6 +161,13 @@ class Lowering:
         self.stage[index] = final
         self.stages[final].values.append(index)
 
+    def _assign_total(self, index: int) -> None:
+        (term,) = self.nodes[index].args
+        domain = self.domain(term)
+        number = self._place_in(domain, self._ready(term, domain), beside="totals")
+        self.stages[number].totals.append(index)
+        self.stage[index] = self.gathered[index] = number
+
     def _again(self, number: int) -> int:
         """The stage that goes through the units of another once more."""
         for k, stage in enumerate(self.stages):
@@ -175,7 +185,7 @@ class Lowering:
         if len(self.nodes[weight].shape) == 3 and len(outer) != 1:
             raise CannotRunError("generated code has no products by heads of more than one axis")
         ready = self._ready(left, None)
-        self.stage[index] = self._place_in(domain, ready)
+        self.stage[index] = self._place_in(domain, ready, beside="products")
         self.stages[self.stage[index]].products.append(product)
         if width == columns:
             product.blocks[0] = index
@@ -200,9 +210,12 @@ class Lowering:
         aligned = not widths and all(u.attr("start") % width == 0 for u in users)
         return width if aligned and columns % width == 0 else columns
 
-    def _place_in(self, domain: Domain, earliest: int) -> int:
+    def _place_in(self, domain: Domain, earliest: int, beside: str = "values") -> int:
+        """A stage over a domain; products and totals, for which units go otherwise, do not meet."""
         for k in range(earliest, len(self.stages)):
-            if self.stages[k].domain == domain and self.stages[k].again is None:
+            stage = self.stages[k]
+            others = {"products": stage.totals, "totals": stage.products}.get(beside)
+            if stage.domain == domain and stage.again is None and not others:
                 return k
         self.stages.append(Stage(domain))
         return len(self.stages) - 1
@@ -222,7 +235,8 @@ class Lowering:
             return self._ready(node.args[0], None)
         if index not in self.stage:
             return 0
-        same = node.op != "concat" and self.stages[self.stage[index]].domain == domain
+        apart = node.op in ("concat", "total")
+        same = not apart and self.stages[self.stage[index]].domain == domain
         return self.stage[index] + (0 if same else 1)
 
     def domain(self, index: int) -> Domain:
@@ -274,7 +288,7 @@ class Lowering:
                 first = 1 if node.op in REDUCTIONS else 0
                 for arg in node.args[first:]:
                     self._make_readable(arg, number, self.domain(index))
-            for index in list(stage.reduced):
+            for index in [*stage.reduced, *stage.totals]:
                 arg = self.nodes[index].args[0]
                 self._make_readable(arg, number, self.domain(arg))
 
@@ -288,7 +302,7 @@ class Lowering:
 
     def in_register(self, index: int, stage: int, domain: Domain) -> bool:
         """Whether a stage over a domain has a node at hand without reading memory."""
-        if index not in self.stage or self.nodes[index].op == "concat":
+        if index not in self.stage or self.nodes[index].op in ("concat", "total"):
             return False
         return self.stage.get(index) == stage and self.stages[stage].domain == domain
 

@@ -14,6 +14,7 @@ from flexrnn.engine.compiler.aten import elementwise, reductions, views
 from flexrnn.engine.compiler.aten.builder import TO_THE_END, Builder, Ref, Unsupported, Value
 from flexrnn.engine.compiler.aten.shapes import ALIKE, UNMOVED
 from flexrnn.engine.compiler.graph import BATCH
+from flexrnn.engine.compiler.matrices import times
 
 
 class Rows(NamedTuple):
@@ -105,7 +106,7 @@ def lower(
         turned = _turned(b, first, [1, 0]), views.transpose(b.graph, args[0], 0, 1)
         return _turned(b, lower(b, name, turned, kwargs, lowered), [1, 0])
     if name == "bmm" and len(seen) == 2 and not any(value.at for value in seen):
-        return Joined(b.op("matmul", *(value.base for value in args)), first.behind)
+        return Joined(Ref(times(b.graph, *(b.real(value.base) for value in args))), first.behind)
     if elementwise.is_elementwise(name) or name in _ALIKE:
         rank = max(*(_rank(b, value) for value in seen), *map(len, shapes), 0)
         at = {value.at + rank - _rank(b, value) for value in seen}

@@ -14,6 +14,7 @@ from flexrnn.engine.compiler.turned import turned
 
 HANDLERS: Handlers = {}
 _FEW = 8  # places that are combined one by one
+_NARROW = 4  # numbers of an axis, as many as leave most of a vector empty
 
 
 def _axes(b: Builder, a: Ref, dims: Any) -> list[int]:
@@ -87,10 +88,21 @@ def _sum(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False, **kwargs: 
     if len(axes) > 1 and axes != [*range(-len(axes), 0)]:  # others stand behind: one by one
         total = reduce(lambda x, axis: _sum(b, x, axis, True), axes, a)
         return b.reshape(total, _left(b.shape(a), axes, keepdim))
+    if axes == [-1] and (total := _of_narrow(b, b.real(a))) is not None:
+        return b.reshape(total, _left(b.shape(a), axes, keepdim))
     if len(axes) != 1 or axes == [-1] or int(b.shape(a)[axes[0]]) > MOST >= int(b.shape(a)[-1]):
         return _summed(b, a, axes, keepdim)
     total = Ref(added_up(b.graph, b.real(a), axes[0]))
     return b.reshape(total, _left(b.shape(a), axes, keepdim))
+
+
+def _of_narrow(b: Builder, a: Ref) -> Ref | None:
+    """The sum along a last axis of two or three numbers, turned over where little moves for it."""
+    shape = b.shape(a)
+    if len(shape) < 3 or not 1 < int(shape[-1]) <= _NARROW or shape[-2] == BATCH:
+        return None
+    wide = int(shape[-2]) > _FEW and turned(b.graph, a)
+    return Ref(added_up(b.graph, wide, -2)) if wide else None
 
 
 @handles(HANDLERS, "prod")

@@ -9,8 +9,9 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 from flexrnn.engine.compiler.aten.builder import TO_THE_END, Ref, Unsupported, reshape
-from flexrnn.engine.compiler.cuts import MOST, added_up, are_many, places
+from flexrnn.engine.compiler.cuts import MOST, added_up, places
 from flexrnn.engine.compiler.graph import BATCH, Graph, Shape
+from flexrnn.engine.compiler.matrices import are_many, times
 
 _FEW = 8  # places of which each is taken by itself, as an operation on it alone may do
 
@@ -344,7 +345,7 @@ def _product_of_rows(graph: Graph, a: View, w: View) -> View:
     """
     sizes = (int(size) for size in (*shape_of(graph, a)[1:], shape_of(graph, w)[2]))
     if are_many(*sizes):
-        return as_view(graph, Ref(graph.add("matmul", settle(graph, a), settle(graph, w))))
+        return as_view(graph, Ref(times(graph, settle(graph, a), settle(graph, w))))
     m_k = None in a.axes or a.axes[1] < a.axes[2]  # pyright: ignore[reportOperatorIssue]
     n_k = None in w.axes or w.axes[2] < w.axes[1]  # pyright: ignore[reportOperatorIssue]
     order = {(True, True): "mnk", (True, False): "mkn", (False, True): "nkm"}.get((m_k, n_k), "kmn")

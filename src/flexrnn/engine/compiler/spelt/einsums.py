@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flexrnn.engine.compiler.cuts import are_many
+from flexrnn.engine.compiler.matrices import are_many
 from flexrnn.engine.compiler.spelt.matrices import OWN, by_groups, by_heads
 from flexrnn.engine.compiler.spelt.rows import batch_first, has_rows, is_of_rows
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from flexrnn.engine.compiler.cuts import are_many
+from flexrnn.engine.compiler.matrices import are_many
 from flexrnn.engine.compiler.spelt import columns
 from flexrnn.engine.compiler.spelt.rows import (
     as_torch,

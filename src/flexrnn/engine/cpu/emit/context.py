@@ -182,11 +182,11 @@ class Context:
         for axis in range(-len(sizes), -1):
             if sizes[axis] > 1 and place.strides[axis]:
                 stride = self.offset(place.strides[axis], stage)
-                terms.append(f"{self._head(axis, stage)} * {stride}")
+                terms.append(f"{self.place_of_head(axis, stage)} * {stride}")
         if sizes[-1] > 1 and (apart := place.strides[-1]):
             terms.append("unit" if apart == 1 else f"unit * {self.offset(apart, stage)}")
         return " + ".join(terms)
 
-    def _head(self, axis: int, stage: int) -> str:
+    def place_of_head(self, axis: int, stage: int) -> str:
         """The number along an axis of heads, which counts from the end."""
         return f"head.at[{-axis - 2}]" if self.heads_of_axes(stage) else "head"

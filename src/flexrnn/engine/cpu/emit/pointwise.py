@@ -7,6 +7,7 @@ from flexrnn.engine.lowering.evaluation import Evaluation
 from flexrnn.engine.lowering.places import sizes_of
 from flexrnn.engine.lowering.stages import Store
 
+_EXPONENT = 8  # up to which a power is made of products, and of a square root
 _EARLY = 2  # rows ahead of the present one whose saved values are asked for
 
 
@@ -114,7 +115,15 @@ class Pointwise(Evaluation):
     def operation(self, index: int, read: list[str]) -> str:
         """The expression of an elementwise operation on operands that are written."""
         node = self.graph.nodes[index]
+        if node.op == "pow" and (halves := self._halves(node.args[1])):
+            return f"power<{halves}>({read[0]})"
         return expression(node.op, *read, **dict(node.attrs))
+
+    def _halves(self, exponent: int) -> int:
+        """How many halves an exponent has, if it is a number that has few of them, else 0."""
+        value = self.low.constant_of(exponent)
+        few = value is not None and abs(value) <= _EXPONENT and float(2 * value).is_integer()
+        return int(2 * value) if few and value is not None else 0
 
     def load(self, index: int) -> str:
         """The variable of what lies in memory.
@@ -184,8 +193,11 @@ class Pointwise(Evaluation):
         return f", {sums} + {row} * VL, {self.use(total)}[0] / f.W{number}, {part}"
 
     def _store(self, store: Store) -> None:
-        value = self.use(store.node)
         node = self.graph.nodes[store.node]
+        if node.op == "total":
+            self._add(store, node.attr("axis"))
+            return
+        value = self.use(store.node)
         value = f"real({value})" if node.boolean else value
         address = self.context.address(store.place, sizes_of(node.shape), self.number)
         shared = self.stage.alone and store.place.buffer not in self.context.loop.copied
@@ -193,6 +205,15 @@ class Pointwise(Evaluation):
         one = self.stage.domain.units == 1
         stored = f"*({address}) = {value}[0];" if one else f"store<TAIL>({address}, {value}, n);"
         self.lines.append(f"{where}{stored}")
+
+    def _add(self, store: Store, axis: int) -> None:
+        """Add to a sum along an axis of heads, which begins with the first place there."""
+        (term,) = self.graph.nodes[store.node].args
+        value, sizes = self.use(term), sizes_of(self.graph.nodes[store.node].shape)
+        address = self.context.address(store.place, sizes, self.number)
+        place = self.context.place_of_head(axis, self.number)
+        before = f"({place} ? load<TAIL>({address}, n) : vec{{}})"
+        self.lines.append(f"store<TAIL>({address}, {before} + {value}, n);")
 
     def _sum(self, k: int, store: Store) -> str:
         """Sum a value over rows; the line that adds the sum to the memory.

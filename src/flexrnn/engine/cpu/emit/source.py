@@ -264,14 +264,22 @@ def _rows(context: Context, point: Pointwise) -> str:
 
 def _share(context: Context, number: int, thread: str = "f.id") -> str:
     """A thread's share of a stage's tiles."""
-    heads = f"{context.heads(number)} * " if context.headed(number) else ""
+    every = context.headed(number) and not _of_units(context, number)
+    heads = f"{context.heads(number)} * " if every else ""
     return f"share({heads}tiles, {thread}, f.of)"
+
+
+def _of_units(context: Context, number: int) -> bool:
+    """Whether threads share the units of every head, whose sum along an axis one of them finds."""
+    stage = context.loop.stages[number]
+    return bool(context.loop.stages[number if stage.again is None else stage.again].totals)
 
 
 def _part(context: Context, number: int, gathered: int) -> str:
     """A function: of which units a thread has found sums in another stage."""
     width, headed = context.width[gathered], context.headed(number)
     head, which = (", long head", "head") if headed else ("", "0")
+    which = "0" if _of_units(context, number) else which
     wide = f", {width}" if width > 1 else ""
     return "\n".join([
         f"static Range part{number}(const Frame& f, long id{head}) {{",
@@ -302,7 +310,8 @@ def _units(
     """
     headed = context.headed(number)
     which = "head, unit" if headed else "unit"
-    units = f"units_of(mine, {'head' if headed else '0'}, tiles, f.W{number})"
+    first = "head" if headed and not _of_units(context, number) else "0"
+    units = f"units_of(mine, {first}, tiles, f.W{number})"
     if context.loop.stages[number].again is not None:
         units = f"part{number}(f, f.id{', head' if headed else ''})"
     lines = [

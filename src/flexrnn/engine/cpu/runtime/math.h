@@ -291,6 +291,13 @@ BY_LANE(asinh)
 BY_LANE(acosh)
 BY_LANE(atanh)
 BY_LANE_OF_TWO(pow)
+template <int HALVES> INLINE vec power(vec x) {  // x to the HALVES / 2, of products
+    if constexpr (HALVES < 0) return REAL(1) / power<-HALVES>(x);
+    else if constexpr (HALVES == 1) return sqrt(x);
+    else if constexpr (HALVES == 2) return x;
+    else if constexpr (HALVES % 4 == 0) return squared(power<HALVES / 2>(x));
+    else return power<HALVES - (HALVES % 2 ? 1 : 2)>(x) * power<HALVES % 2 ? 1 : 2>(x);
+}
 BY_LANE_OF_TWO(atan2)
 BY_LANE_OF_TWO(hypot)
 BY_LANE_OF_TWO(fmod)
