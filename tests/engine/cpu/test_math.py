@@ -4,6 +4,7 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -79,7 +80,10 @@ def test_a_zero_has_the_sign_that_torch_gives_it(rows: Any, real: str, isa: Isa)
 
 WHOLE_VECTORS = ("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sigmoid", "softplus",
                  "log_sigmoid", "logaddexp", "tanh", "erf", "erfc", "gelu", "gelu_tanh", "silu",
-                 "elu", "selu", "mish", "sqrt")  # fmt: skip
+                 "elu", "selu", "mish", "sqrt", "sinh", "cosh", "asinh", "acosh", "atanh", "atan",
+                 "atan2", "hypot")  # fmt: skip
+OF_ALL = ("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sigmoid", "tanh", "sinh",
+          "cosh", "asinh", "acosh", "atan")  # fmt: skip
 
 
 @pytest.mark.parametrize("real", DTYPES)
@@ -88,10 +92,44 @@ def test_functions_of_one_operand_are_right_over_all_numbers(
 ) -> None:
     lib, dtype = compiled(rows, real, isa), DTYPES[real]
     x = rows.all_numbers(dtype)
-    for name in ("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "sigmoid", "tanh"):
+    for name in OF_ALL:
         off = rows.errors(name, computed(lib, name, (x,)), rows.golden(OPS[name], (x,)), (x,))
         worst = int(off.argmax())
         assert off[worst] <= rows.ULPS[name], (name, float(x[worst]))
+
+
+@pytest.mark.parametrize("real", DTYPES)
+@pytest.mark.parametrize("alike", [False, True], ids=["of any two sizes", "of like sizes"])
+def test_functions_of_two_operands_are_right_over_all_numbers(
+    rows: Any, real: str, isa: Isa, alike: bool
+) -> None:
+    lib, dtype = compiled(rows, real, isa), DTYPES[real]
+    a = rows.all_numbers(dtype)
+    ratio = torch.empty_like(a).uniform_(-40, 40).exp2()
+    b = a.roll(1) * ratio if alike else rows.all_numbers(dtype)[torch.randperm(len(a))]
+    a = a.roll(1) if alike else a
+    for name in ("atan2", "hypot", "remainder"):
+        off = rows.errors(name, computed(lib, name, (a, b)), rows.golden(OPS[name], (a, b)), (a, b))
+        worst = int(off.argmax())
+        assert off[worst] <= rows.ULPS[name], (name, float(a[worst]), float(b[worst]))
+
+
+@pytest.mark.parametrize("real", DTYPES)
+def test_powers_by_products(rows: Any, real: str, isa: Isa) -> None:
+    exponents = {halves: f"power{halves}".replace("-", "_") for halves in range(-8, 9) if halves}
+    text = prologue(real, isa)
+    for halves, name in exponents.items():
+        text += ROW.format(name=name, result=f"power<{halves}>(a)")
+    lib, dtype = library(text, isa), DTYPES[real]
+    sizes = torch.empty(1_000, dtype=torch.float64).uniform_(-4, 4)
+    x = torch.cat([10**sizes, -(10**sizes), torch.tensor([0.0, 1, -1, torch.inf, torch.nan])])
+    x = x.to(dtype)
+    for halves, name in exponents.items():
+        with np.errstate(all="ignore"):
+            golden = np.power(x.numpy().astype(np.longdouble), halves / 2)
+        off = rows.errors("pow", computed(lib, name, (x,)), golden, (x,))
+        worst = int(off.argmax())
+        assert off[worst] <= 4, (halves / 2, float(x[worst]))
 
 
 @pytest.mark.parametrize("real", DTYPES)

@@ -8,7 +8,7 @@ from importlib import resources
 from flexrnn.engine.compiler.ops import OPS
 from flexrnn.engine.cpu.build.isa import Isa, hints
 
-_LOOP = ("vector.h", "math.h", "loop.h", "weights.h")
+_LOOP = ("vector.h", "math.h", "angles.h", "loop.h", "weights.h")
 _PRODUCTS = ("vector.h", "loop.h", "weights.h")  # what these need of it
 _NARROW = "narrow.h"
 _WORDS = """

@@ -7,7 +7,7 @@ from flexrnn.engine.lowering.evaluation import Evaluation
 from flexrnn.engine.lowering.places import sizes_of
 from flexrnn.engine.lowering.stages import Store
 
-_EXPONENT = 8  # up to which a power is made of products, and of a square root
+_EXPONENT = 4  # up to which a power is made of products, and of a square root
 _EARLY = 2  # rows ahead of the present one whose saved values are asked for
 
 

@@ -2,7 +2,7 @@
 //
 // Follows vector.h. exp, log, erf and what is made of them are polynomials on the whole vector;
 // the coefficients interpolate at Chebyshev points, computed with 60 digits, and err by a tenth of
-// an ulp on their interval. Rare functions go lane by lane through libm.
+// an ulp on their interval. Rare functions go lane by lane through libm: those come first.
 
 constexpr REAL HUGE = __builtin_inff();
 constexpr int MANTISSA = SINGLE ? 23 : 52;
@@ -29,6 +29,34 @@ template <class... C> INLINE vec polynomial(vec x, REAL c0, C... higher) {
     if constexpr (sizeof...(higher) == 0) return broadcast(c0);
     else return polynomial(x, higher...) * x + c0;
 }
+
+// -- what goes through libm, lane by lane -------------------------------------------------------
+
+#define BY_LANE(name)                                                                     \
+    static inline vec name(vec x) {                                                       \
+        vec y;                                                                            \
+        for (int i = 0; i < VL; i++)                                                      \
+            y[i] = SINGLE ? __builtin_##name##f(x[i]) : __builtin_##name(x[i]);           \
+        return y;                                                                         \
+    }
+#define BY_LANE_OF_TWO(name)                                                              \
+    static inline vec name(vec a, vec b) {                                                \
+        vec y;                                                                            \
+        for (int i = 0; i < VL; i++)                                                      \
+            y[i] = SINGLE ? __builtin_##name##f(a[i], b[i]) : __builtin_##name(a[i], b[i]); \
+        return y;                                                                         \
+    }
+BY_LANE(sqrt)  // the first five are one instruction where the machine has it
+BY_LANE(floor)
+BY_LANE(ceil)
+BY_LANE(trunc)
+BY_LANE(rint)
+BY_LANE(sin)
+BY_LANE(cos)
+BY_LANE(tan)
+BY_LANE(asin)
+BY_LANE(acos)
+BY_LANE_OF_TWO(pow)
 
 // -- exp and what is made of it -----------------------------------------------------------------
 
@@ -182,6 +210,42 @@ static inline vec logaddexp(vec a, vec b) {
     return (a == b) & (abs(a) == HUGE) ? a : y;
 }
 
+// -- hyperbolic functions -----------------------------------------------------------------------
+
+constexpr REAL ROOTS = SINGLE ? 1e9f : 1e150;  // above, 1 is nothing beside a square
+
+INLINE vec half_exp(vec x) {  // of x >= 0, which is finite where exp is not
+    Reduced at = reduce(at_most(x, broadcast(SINGLE ? 90 : 711)));
+    return scaled(small_expm1(at.r) + REAL(1), at.n - REAL(1));
+}
+
+static inline vec cosh(vec x) {
+    vec half = half_exp(abs(x));
+    return half + REAL(0.25) / half;
+}
+
+static inline vec sinh(vec x) {
+    vec half = half_exp(abs(x)), m = expm1(at_most(abs(x), broadcast(1)));
+    vec small = (m + m / (m + REAL(1))) * REAL(0.5);
+    return copysign(abs(x) < REAL(1) ? small : half - REAL(0.25) / half, x);
+}
+
+static inline vec asinh(vec x) {
+    vec a = abs(x), small = finite_log1p(a + a * a / (sqrt(a * a + REAL(1)) + REAL(1)));
+    return copysign(a < ROOTS ? small : log(a) + REAL(LN2), x);
+}
+
+static inline vec acosh(vec x) {
+    vec t = x - REAL(1), small = finite_log1p(t + sqrt(t * t + (t + t)));
+    vec y = x < ROOTS ? small : log(x) + REAL(LN2);
+    return x < REAL(1) ? broadcast(__builtin_nanf("")) : x == REAL(1) ? vec{} : y;
+}
+
+static inline vec atanh(vec x) {
+    vec a = abs(x), twice = a + a;
+    return copysign(log1p(twice + twice * a / (REAL(1) - a)) * REAL(0.5), x);
+}
+
 // -- the error function -------------------------------------------------------------------------
 
 INLINE vec small_erf(vec x) {  // |x| < 0.65
@@ -253,54 +317,20 @@ static inline vec gelu_tanh(vec x) {
 }
 static inline vec mish(vec x) { return x * tanh(softplus(x)); }
 
-// -- choice, rounding, and what goes through libm -----------------------------------------------
+// -- choice, rounding, and arithmetic of two ----------------------------------------------------
 
 INLINE vec sign(vec x) { return real(x > REAL(0)) - real(x < REAL(0)); }  // of NaN 0
 INLINE vec lerp(vec a, vec b, vec w) {
     return abs(w) < REAL(0.5) ? a + w * (b - a) : b - (b - a) * (REAL(1) - w);
 }
 
-#define BY_LANE(name)                                                                     \
-    static inline vec name(vec x) {                                                       \
-        vec y;                                                                            \
-        for (int i = 0; i < VL; i++)                                                      \
-            y[i] = SINGLE ? __builtin_##name##f(x[i]) : __builtin_##name(x[i]);           \
-        return y;                                                                         \
-    }
-#define BY_LANE_OF_TWO(name)                                                              \
-    static inline vec name(vec a, vec b) {                                                \
-        vec y;                                                                            \
-        for (int i = 0; i < VL; i++)                                                      \
-            y[i] = SINGLE ? __builtin_##name##f(a[i], b[i]) : __builtin_##name(a[i], b[i]); \
-        return y;                                                                         \
-    }
-BY_LANE(sqrt)  // the first five are one instruction where the machine has it
-BY_LANE(floor)
-BY_LANE(ceil)
-BY_LANE(trunc)
-BY_LANE(rint)
-BY_LANE(sin)
-BY_LANE(cos)
-BY_LANE(tan)
-BY_LANE(asin)
-BY_LANE(acos)
-BY_LANE(atan)
-BY_LANE(sinh)
-BY_LANE(cosh)
-BY_LANE(asinh)
-BY_LANE(acosh)
-BY_LANE(atanh)
-BY_LANE_OF_TWO(pow)
-template <int HALVES> INLINE vec power(vec x) {  // x to the HALVES / 2, of products
+template <int HALVES> INLINE vec power(vec x) {  // x to the HALVES / 2, by products
     if constexpr (HALVES < 0) return REAL(1) / power<-HALVES>(x);
     else if constexpr (HALVES == 1) return sqrt(x);
     else if constexpr (HALVES == 2) return x;
     else if constexpr (HALVES % 4 == 0) return squared(power<HALVES / 2>(x));
     else return power<HALVES - (HALVES % 2 ? 1 : 2)>(x) * power<HALVES % 2 ? 1 : 2>(x);
 }
-BY_LANE_OF_TWO(atan2)
-BY_LANE_OF_TWO(hypot)
-BY_LANE_OF_TWO(fmod)
 
 static inline vec single(vec x) {  // as many digits as float has
     vec y;
@@ -309,6 +339,27 @@ static inline vec single(vec x) {  // as many digits as float has
     asm("" : "+m"(digits));  // g++ 12 takes a vector's way there and back for none
     for (int i = 0; i < VL; i++) y[i] = digits[i];
     return y;
+}
+static inline vec fmod(vec a, vec b) {
+    vec rest;
+#if defined(__FMA__)
+    // Where the quotient has all its digits but a fraction, a less so many b is a number exactly.
+    const vec whole = trunc(a / b), size = abs(b);
+    const mask large = (abs(whole) < REAL(1 << 21)) & (size < HUGE) ? mask{} : ~mask{};
+    INT any = 0;
+    for (int i = 0; i < VL; i++) any |= large[i];
+    if (!any) {
+        for (int i = 0; i < VL; i++)
+            rest[i] = SINGLE ? __builtin_fmaf(-whole[i], b[i], a[i])
+                             : __builtin_fma(-whole[i], b[i], a[i]);
+        vec sized = (mask)a < 0 ? -rest : rest;
+        sized = sized < REAL(0) ? sized + size : sized >= size ? sized - size : sized;
+        return copysign(sized, a);
+    }
+#endif
+    for (int i = 0; i < VL; i++)
+        rest[i] = SINGLE ? __builtin_fmodf(a[i], b[i]) : __builtin_fmod(a[i], b[i]);
+    return rest;
 }
 static inline vec remainder(vec a, vec b) {  // of the sign of b
     vec rest = fmod(a, b);
