@@ -15,6 +15,7 @@ from flexrnn.engine.cpu import chunks, kernel, plan
 from flexrnn.engine.cpu.after import After
 
 from ...quickly import compile_quickly
+from ..summed import DeltaCell
 
 Judge = Callable[..., None]
 
@@ -40,8 +41,9 @@ def in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def judged(judge: Judge, cell: Any, T: int = 5, B: int = 3, H: int = 35) -> None:
     layer = flexrnn.FlexRNN(cell, 7, H, dtype=torch.float64)
-    fields = len(cell.State._fields)
-    hx = tuple(torch.randn(1, B, H, dtype=torch.float64) for _ in range(fields))
+    wide = dict(cell(7, H).state_sizes)
+    sizes = [wide.get(field, H) for field in cell.State._fields]
+    hx = tuple(torch.randn(1, B, size, dtype=torch.float64) for size in sizes)
     judge(layer, torch.randn(T, B, 7, dtype=torch.float64), hx)
 
 
@@ -108,6 +110,8 @@ FAULTS = {
     "squares are found of half a thread's units": (
         "id, f.of);\n    return", "2 * id, 2 * f.of);\n    return",
     ),
+    "a sum along an axis forgets what it had": ("place ? load<TAIL>(p, n) + v : v", "v"),
+    "a sum along an axis goes on": ("place ? load", "true ? load"),
     "what each computes for itself is saved by none": ("if (f.id == 0) *(", "if (0) *("),
     "a thread computes nothing for itself": ("- rows.first, 0, 1)", "* !f.id, 0, 1)"),
     "a chunk begins with the last state's derivative": ("done = T - last", "done = 0"),
@@ -115,6 +119,8 @@ FAULTS = {
     "a weight's last row is left out": ("(long k = 0; k < K;", "(long k = 1; k < K;"),
 }  # fmt: skip
 CELL_OF = {
+    "a sum along an axis forgets what it had": DeltaCell,
+    "a sum along an axis goes on": DeltaCell,
     "threads' means are taken for the row's": cells.LayerNormLSTMCell,
     "a thread takes the row's mean for its own": cells.LayerNormLSTMCell,
     "squares are found of half a thread's units": cells.LayerNormLSTMCell,

@@ -24,10 +24,11 @@ from flexrnn.engine.cpu import chunks, cpp, kernel, plan
 from flexrnn.engine.cpu.build.isa import has_bfloat16, machine, runnable
 from flexrnn.engine.cpu.kernel import SCRATCH, STARTS, Area, Kernel, Launch
 
+from ..summed import DeltaCell
 from . import sanitized
 from .sanitized import CLEAN, MEMORY, extent, skip_without
 
-CELLS = [cells.LSTMCell, cells.GRUCell, cells.LayerNormLSTMCell]
+CELLS = [cells.LSTMCell, cells.GRUCell, cells.LayerNormLSTMCell, DeltaCell]
 SIZES = [(9, 1, 2, 5), (3, 7, 3, 19), (1, 7, 1, 5)]  # T, B, I, H
 EXTRA = 3  # chunks beyond the first, of the loops back of the first size, and two of the second
 ENDS = torch.tensor([2, 5, 5, 0, 1, 4, 5]), torch.randn(5, 7, 3)  # lengths, and an input

@@ -212,8 +212,7 @@ class Pointwise(Evaluation):
         value, sizes = self.use(term), sizes_of(self.graph.nodes[store.node].shape)
         address = self.context.address(store.place, sizes, self.number)
         place = self.context.place_of_head(axis, self.number)
-        before = f"({place} ? load<TAIL>({address}, n) : vec{{}})"
-        self.lines.append(f"store<TAIL>({address}, {before} + {value}, n);")
+        self.lines.append(f"add_term<TAIL>({address}, {place}, {value}, n);")
 
     def _sum(self, k: int, store: Store) -> str:
         """Sum a value over rows; the line that adds the sum to the memory.

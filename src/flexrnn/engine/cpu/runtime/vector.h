@@ -160,6 +160,11 @@ template <bool TAIL> INLINE void store(REAL* p, vec v, int n = VL) {
     }
 }
 
+// One more term of a sum in memory, which begins with that at place 0.
+template <bool TAIL> INLINE void add_term(REAL* p, long place, vec v, int n = VL) {
+    store<TAIL>(p, place ? load<TAIL>(p, n) + v : v, n);
+}
+
 // With TAIL a value in the first n lanes alone, and in the others what changes no sum or maximum.
 template <bool TAIL> INLINE vec within(vec v, int n, vec rest = vec{}) {
     return TAIL ? select(lanes_below(n), v, rest) : v;

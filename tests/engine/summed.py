@@ -1,0 +1,34 @@
+"""A cell whose state is a matrix, the columns of which it sums up."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import flexrnn
+
+
+class DeltaState(NamedTuple):
+    h: Tensor
+    m: Tensor
+
+
+class DeltaCell(flexrnn.Cell):
+    """m' = m + k (v - k m) and h' = tanh k m', with `ROWS` rows of m (Schlag et al. 2021)."""
+
+    State = DeltaState
+    ROWS = 128  # so many that even 5 columns are not summed up place by place
+
+    def __init__(self, input_size: int, hidden_size: int, bias: bool = True, **options: Any):
+        super().__init__(input_size, hidden_size)
+        self.both = nn.Linear(input_size + hidden_size, self.ROWS + hidden_size, bias, **options)
+
+    @property
+    def state_sizes(self) -> dict[str, int]:
+        return {"h": self.hidden_size, "m": self.ROWS * self.hidden_size}
+
+    def step(self, x: Tensor, state: DeltaState) -> DeltaState:
+        k, v = self.both(torch.cat([x, state.h], 1)).split([self.ROWS, self.hidden_size], 1)
+        k, m = torch.tanh(k / 11).unsqueeze(2), state.m.view(-1, self.ROWS, self.hidden_size)
+        m = m + k * (v - (k * m).sum(1)).unsqueeze(1)
+        return DeltaState(torch.tanh((k * m).sum(1)), m.flatten(1))
