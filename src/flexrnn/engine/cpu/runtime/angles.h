@@ -1,4 +1,49 @@
-// The angle and the length of a point in the plane. Follows math.h, in whose words it is written.
+// Sine and cosine, and the angle and length of a point in the plane. Follows math.h.
+
+INLINE vec small_sin(vec r) {  // |r| <= pi / 4
+    vec z = r * r, y;
+    if constexpr (SINGLE)
+        y = r * z * polynomial(z, -1.666666666e-1f, 8.333331874e-3f, -1.984008626e-4f,
+                               2.724986466e-6f) + r;
+    else
+        y = r * z * polynomial(z, -0x1.5555555555555p-3, 0x1.1111111110bb1p-7,
+            -0x1.a01a019e8357dp-13, 0x1.71de37961e4c6p-19, -0x1.ae600a926c89ap-26,
+            0x1.5e0af186af739p-33) + r;
+    return copysign(y, r);
+}
+
+INLINE vec small_cos(vec r) {
+    vec z = r * r, y = REAL(1) - z * REAL(0.5);
+    if constexpr (SINGLE)
+        return z * z * polynomial(z, 4.166666466e-2f, -1.388830280e-3f, 2.454789162e-5f) + y;
+    return z * z * polynomial(z, 0x1.5555555555555p-5, -0x1.6c16c16c16966p-10,
+        0x1.a01a019f4e867p-16, -0x1.27e4fa17a41b4p-22, 0x1.1eeb68b109173p-29,
+        -0x1.907d7aebd5e3dp-37) + y;
+}
+
+template <int AHEAD> static inline vec wave(vec x) {  // the sine of x and so many right angles
+#if defined(__FMA__)
+    if (!any(~(abs(x) < REAL(SINGLE ? 1e5f : 1e9)))) {
+        constexpr REAL FIRST = 0x1.921fb54442d18p+0;  // of pi / 2 three parts
+        constexpr REAL SECOND = SINGLE ? -0x1.777a5cp-25 : 0x1.1a62633145c07p-54;
+        constexpr REAL THIRD = SINGLE ? -0x1.ee59dap-50 : -0x1.f1976b7ed8fbcp-110;
+        const vec shifted = x * REAL(0x1.45f306dc9c883p-1) + ROUNDER, n = shifted - ROUNDER;
+        const vec r = fused(-n, broadcast(THIRD), fused(-n, broadcast(SECOND),
+                                                        fused(-n, broadcast(FIRST), x)));
+        const words quarter = bits(shifted) + word(AHEAD);
+        const vec y = (mask)(quarter & word(1)) == 0 ? small_sin(r) : small_cos(r);
+        return (vec)(bits(y) ^ (quarter & word(2)) << (8 * sizeof(REAL) - 2));
+    }
+#endif
+    vec y;
+    for (int i = 0; i < VL; i++)
+        if constexpr (AHEAD) y[i] = SINGLE ? __builtin_cosf(x[i]) : __builtin_cos(x[i]);
+        else y[i] = SINGLE ? __builtin_sinf(x[i]) : __builtin_sin(x[i]);
+    return y;
+}
+
+static inline vec sin(vec x) { return wave<0>(x); }
+static inline vec cos(vec x) { return wave<1>(x); }
 
 constexpr REAL PI_HIGH = SINGLE ? 0x1.921fb6p+1 : 0x1.921fb54442d18p+1;
 constexpr REAL PI_LOW = SINGLE ? -0x1.777a5cp-24 : 0x1.1a62633145c07p-53;

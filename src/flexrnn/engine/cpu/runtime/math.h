@@ -51,12 +51,25 @@ BY_LANE(floor)
 BY_LANE(ceil)
 BY_LANE(trunc)
 BY_LANE(rint)
-BY_LANE(sin)
-BY_LANE(cos)
 BY_LANE(tan)
 BY_LANE(asin)
 BY_LANE(acos)
 BY_LANE_OF_TWO(pow)
+
+INLINE bool any(mask lanes) {
+    INT found = 0;
+    for (int i = 0; i < VL; i++) found |= lanes[i];
+    return found;
+}
+
+#if defined(__FMA__)
+INLINE vec fused(vec a, vec b, vec c) {  // a b + c, which is rounded once
+    vec y;
+    for (int i = 0; i < VL; i++)
+        y[i] = SINGLE ? __builtin_fmaf(a[i], b[i], c[i]) : __builtin_fma(a[i], b[i], c[i]);
+    return y;
+}
+#endif
 
 // -- exp and what is made of it -----------------------------------------------------------------
 
@@ -341,22 +354,16 @@ static inline vec single(vec x) {  // as many digits as float has
     return y;
 }
 static inline vec fmod(vec a, vec b) {
-    vec rest;
 #if defined(__FMA__)
     // Where the quotient has all its digits but a fraction, a less so many b is a number exactly.
     const vec whole = trunc(a / b), size = abs(b);
-    const mask large = (abs(whole) < REAL(1 << 21)) & (size < HUGE) ? mask{} : ~mask{};
-    INT any = 0;
-    for (int i = 0; i < VL; i++) any |= large[i];
-    if (!any) {
-        for (int i = 0; i < VL; i++)
-            rest[i] = SINGLE ? __builtin_fmaf(-whole[i], b[i], a[i])
-                             : __builtin_fma(-whole[i], b[i], a[i]);
-        vec sized = (mask)a < 0 ? -rest : rest;
-        sized = sized < REAL(0) ? sized + size : sized >= size ? sized - size : sized;
-        return copysign(sized, a);
+    if (!any(~((abs(whole) < REAL(1 << 21)) & (size < HUGE)))) {
+        const vec signless = (mask)a < 0 ? -fused(-whole, b, a) : fused(-whole, b, a);
+        const vec more = signless < REAL(0) ? signless + size : signless;  // one b too many
+        return copysign(more >= size ? more - size : more, a);
     }
 #endif
+    vec rest;
     for (int i = 0; i < VL; i++)
         rest[i] = SINGLE ? __builtin_fmodf(a[i], b[i]) : __builtin_fmod(a[i], b[i]);
     return rest;
