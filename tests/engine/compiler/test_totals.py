@@ -62,6 +62,9 @@ WRITTEN: dict[str, Callable[..., Tensor]] = {
         z.view(-1, 2, 12, S)[:, :, :1, :12] @ h.view(-1, 2, 12, S)).tanh().mean(1) + z,
     "heads of a column": lambda c, z, h: (
         h.view(-1, 2, 12, S) @ z.view(-1, 2, 12, S)[:, :, :1].mT).reshape(-1, N, 1) / S + z,
+    "of one column": lambda c, z, h: z + h.reshape(-1, N * S, 1).square().mean(1, True),
+    "of one column, four axes": lambda c, z, h: (
+        z + h.reshape(-1, 2, 600, 1).square().mean((1, 2), True)[:, 0]),
     "pairs in the plane": lambda c, z, h: (
         pairs(h.flatten(1)[:, :44].reshape(-1, 22, 2)).flatten(1).repeat(1, 28)[:, : N * S]
         .reshape(-1, N, S) + z),

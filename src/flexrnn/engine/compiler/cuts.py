@@ -27,10 +27,13 @@ def added_up(graph: Graph, a: int, axis: int) -> int:
         return graph.add("expand", graph.constant(0.0), shape=one)
     if axis == -2 and (other := turned(graph, a)) is not None:
         return graph.add("reshape", graph.add("sum", other), shape=(*shape[:-2], 1, shape[-1]))
-    places_, numbers = int(shape[axis]), math.prod(map(int, shape[axis:]))
-    if places_ <= _FEW or numbers <= _NUMBERS or BATCH not in shape:
+    size, numbers = int(shape[axis]), math.prod(map(int, shape[axis:]))
+    if size <= _FEW or numbers <= _NUMBERS or BATCH not in shape:
         return reduce(lambda x, y: graph.add("add", x, y), places(graph, a, axis))
-    return graph.add("total", a, axis=axis)
+    if numbers > size:
+        return graph.add("total", a, axis=axis)
+    row = graph.add("reshape", a, shape=(*shape[:axis], size))  # nothing but this axis is left
+    return graph.add("reshape", graph.add("sum", row), shape=(*shape[:axis], *(1,) * -axis))
 
 
 def cut(new: Graph, a: int, axis: int, start: int, stop: int) -> int:
