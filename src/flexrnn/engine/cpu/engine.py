@@ -51,7 +51,7 @@ def prepare(program: Program, like: Tensor) -> None:
         parts = extract(program, hoist=False, keep=())
         for part in (parts.forward, parts.backward):
             if part is not None:
-                lower(part.graph, again=True)
+                lower(part.graph, again=True, flat=True)
     library('extern "C" void nothing() {}')  # there is a compiler, and a place for what it makes
 
 
@@ -69,7 +69,7 @@ def source(program: Program) -> str:
     for name, part in (("forward", parts.forward), ("backward", parts.backward)):
         if part is not None:
             found = emit.source(
-                lower(part.graph, again=True),
+                lower(part.graph, again=True, flat=True),
                 backward=name == "backward",
                 registers=machine().sums,
                 lanes=machine().vector_bytes // torch.float32.itemsize,

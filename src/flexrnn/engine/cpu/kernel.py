@@ -153,7 +153,7 @@ class Kernel:
         self.shape, self.narrow = shape, narrow
         self.itemsize = 4 if dtype == torch.float32 else 8
         self.lanes = isa.vector_bytes // self.itemsize
-        self.loop: Loop = lower(graph, again=True)
+        self.loop: Loop = lower(graph, again=True, flat=True)
         self.source: Source = source(
             self.loop,
             backward=backward,

@@ -6,7 +6,7 @@ they lie. Where that is not in one piece, a node is put in between that some sta
 
 from flexrnn.engine.compiler.graph import BATCH, Graph
 from flexrnn.engine.compiler.ops import OPS
-from flexrnn.engine.lowering.places import lies_whole
+from flexrnn.engine.lowering.places import domain_of, lies_whole
 from flexrnn.engine.step import CannotRunError
 
 _COMPUTED = ("product", "matmul", "total", "concat")
@@ -17,7 +17,8 @@ def with_copies(graph: Graph) -> Graph:
     for name, index in list(graph.outputs.items()):
         index = graph.outputs[name] = _in_one_piece(graph, index)
         op = graph.nodes[index].op
-        if op not in (*_COMPUTED, *OPS) or not _rowed(graph, index):
+        apart = name.startswith("sum.") and _is_of_columns(graph, index)
+        if apart or op not in (*_COMPUTED, *OPS) or not _rowed(graph, index):
             graph.outputs[name] = _copy(graph, index)
     users = graph.users()
     for index, node in enumerate(list(graph.nodes)):
@@ -39,6 +40,15 @@ def with_copies(graph: Graph) -> Graph:
             args = tuple(_copy(graph, a) if _is_stretched(graph, a) else a for a in args)
         graph.nodes[index] = node._replace(args=args)
     return _sorted(graph)
+
+
+def _is_of_columns(graph: Graph, index: int) -> bool:
+    """Whether a node has columns beside one another: sums over the batch lie in one piece each."""
+    node = graph.nodes[index]
+    if node.op != "concat" or node.attr("axis") != -1:
+        return False
+    shapes = [graph.nodes[a].shape for a in node.args]
+    return any(shape[-1] == 1 != domain_of(shape).heads for shape in shapes)
 
 
 def _rowed(graph: Graph, index: int) -> bool:

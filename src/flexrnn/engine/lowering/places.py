@@ -17,6 +17,7 @@ class Domain(NamedTuple):
 
     outer: tuple[int, ...]  # axes of heads
     units: int
+    behind: int = 0  # axes of one number behind that of the units
 
     @property
     def heads(self) -> int:
@@ -50,12 +51,20 @@ def sizes_of(shape: Shape) -> tuple[int, ...]:
     return tuple(int(s) for s in shape if s != BATCH) or (1,)
 
 
-def domain_of(shape: Shape) -> Domain:
-    """What a stage that computes this shape goes over."""
+def domain_of(shape: Shape, *, flat: bool = False) -> Domain:
+    """What a stage that computes this shape goes over.
+
+    Args:
+        shape: with the batch, or without it.
+        flat: of heads of one number each, the last axis is that of units.
+    """
     *outer, units = sizes_of(shape)
     while outer[:1] == [1]:
         del outer[0]
-    return Domain(tuple(outer), units)
+    behind = 0
+    while flat and units == 1 and outer:
+        units, behind = outer.pop(), behind + 1
+    return Domain(tuple(outer), units, behind)
 
 
 def in_one_piece(buffer: str, sizes: tuple[int, ...]) -> Place:

@@ -87,16 +87,18 @@ class Loop(NamedTuple):
         return sorted(self.partial)[int(name.removeprefix("partial."))]
 
 
-def lower(graph: Graph, *, again: bool) -> Loop:
+def lower(graph: Graph, *, again: bool, flat: bool = False) -> Loop:
     """Divide the graph of a loop into stages.
 
     Args:
         graph: of the loop.
         again: a thread finds the squares of its part of a row (see `moments.py`) when it goes
             through it once more, and not with the sum, from what it still holds.
+        flat: of heads of one number each, such as what a sum over a row of each leaves, several
+            are computed at once, as if they were units.
     """
     join_sums(graph)
-    lowering = Lowering(gather_moments(with_copies(graph)), again=again)
+    lowering = Lowering(gather_moments(with_copies(graph)), again=again, flat=flat)
     for index in sorted(lowering.alive):
         lowering.assign(index)
     sink(lowering)
@@ -108,8 +110,8 @@ def lower(graph: Graph, *, again: bool) -> Loop:
 class Lowering:
     """Decides for each node in which stage it is computed and where it lies."""
 
-    def __init__(self, graph: Graph, *, again: bool):
-        self.graph, self.again = graph, again
+    def __init__(self, graph: Graph, *, again: bool, flat: bool):
+        self.graph, self.again, self.flat = graph, again, flat
         self.nodes = graph.nodes
         self.users = graph.users()
         self.alive = graph.ancestors(list(graph.outputs.values()))
@@ -178,7 +180,7 @@ class Lowering:
 
     def _assign_product(self, index: int) -> None:
         left, weight = self.nodes[index].args
-        outer, columns = self.domain(index)
+        outer, columns, _ = self.domain(index)
         width = self._block_width(index, columns)
         product = Product(index, left, weight)
         domain = Domain(outer, width)
@@ -241,7 +243,8 @@ class Lowering:
 
     def domain(self, index: int) -> Domain:
         """What a stage that computes a node goes over."""
-        return domain_of(self.nodes[index].shape)
+        node = self.nodes[index]
+        return domain_of(node.shape, flat=self.flat and node.op != "product")
 
     def rowed(self, index: int) -> bool:
         """Whether a node has a value for every row of the batch."""

@@ -162,7 +162,8 @@ class Context:
         place = self.low.place(index)
         sizes = sizes_of(node.shape)
         address = self.address(place, sizes, stage, rowed=self.low.rowed(index))
-        wide, text = sizes[-1] > 1 and place.strides[-1], f"broadcast(*({address}))"
+        sizes, strides = self._along(place, sizes, stage)
+        wide, text = sizes[-1] > 1 and strides[-1], f"broadcast(*({address}))"
         if wide:
             apart = "" if wide == 1 else f"{self.offset(wide, stage)}, "
             text = f"{'gather' if apart else 'load'}<TAIL>({address}, {apart}n)"
@@ -179,13 +180,26 @@ class Context:
             terms.append(f"{row} * {self.row(place.buffer)}")
         if place.offset:
             terms.append(self.offset(place.offset, stage))
+        sizes, strides = self._along(place, sizes, stage)
         for axis in range(-len(sizes), -1):
-            if sizes[axis] > 1 and place.strides[axis]:
-                stride = self.offset(place.strides[axis], stage)
+            if sizes[axis] > 1 and strides[axis]:
+                stride = self.offset(strides[axis], stage)
                 terms.append(f"{self.place_of_head(axis, stage)} * {stride}")
-        if sizes[-1] > 1 and (apart := place.strides[-1]):
+        if sizes[-1] > 1 and (apart := strides[-1]):
             terms.append("unit" if apart == 1 else f"unit * {self.offset(apart, stage)}")
         return " + ".join(terms)
+
+    def stride(self, place: Place, sizes: tuple[int, ...], stage: int) -> int:
+        """How far a place's units are apart, where it has several."""
+        sizes, strides = self._along(place, sizes, stage)
+        return strides[-1] if sizes[-1] > 1 else 1
+
+    def _along(
+        self, place: Place, sizes: tuple[int, ...], stage: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Sizes and strides along the axes of a stage's heads and that of its units."""
+        known = len(sizes) - self.loop.stages[stage].domain.behind
+        return (sizes[:known], place.strides[:known]) if known > 0 else ((1,), (0,))
 
     def place_of_head(self, axis: int, stage: int) -> str:
         """The number along an axis of heads, which counts from the end."""

@@ -166,13 +166,20 @@ class Pointwise(Evaluation):
     def total(self, index: int) -> str:
         """The variable with what all threads have found together."""
         name, heads = _partial(self.context, index)
-        row, apart = ("r", "f.B") if heads == "1" else (f"(r * {heads} + head)", f"f.B * {heads}")
+        row, apart, head, several = "r", "f.B", "", heads != "1"
+        if several:  # the number of a lane's head among all that were gathered
+            before = f"head * f.W{self.number} + " if self.context.headed(self.number) else ""
+            head = f"{before}unit + lane"
+            row, apart = f"(r * {heads} + {head})", f"f.B * {heads}"
         self.context.apart = True
         node, given = self.graph.nodes[index], f"{name} + {row} * VL, {apart} * VL, f.of"
         if node.op == "moment":
-            given += self._parts(index, node.args[1], row)
+            given += self._parts(index, node.args[1], row, head)
         which = {"sum": "sum", "amax": "max", "moment": "moment"}[node.op]
-        return self.assign(index, f"broadcast({which}_of_all({given}))")
+        text = f"{which}_of_all({given})"
+        if several:
+            return self.assign(index, f"each_lane<TAIL>([&](long lane) {{ return {text}; }}, n)")
+        return self.assign(index, f"broadcast({text})")
 
     def matmul(self, index: int) -> str:
         """The variable of these units of a row of a matrix, times another."""
@@ -185,12 +192,12 @@ class Pointwise(Evaluation):
         apart = context.offset(right.strides[-2], number)
         return self.assign(index, f"row_times<TAIL>({first}, {column}, {apart}, {inner}, n)")
 
-    def _parts(self, index: int, total: int, row: str) -> str:
+    def _parts(self, index: int, total: int, row: str, head: str) -> str:
         """What a moment wants to know besides: of the sum, and of the units of every thread."""
         sums, number = _partial(self.context, total)[0], self.low.gathered[index]
-        head = ", head" if self.context.headed(number) else ""
-        part = f"[&](long id) {{ return part{number}(f, id{head}); }}"
-        return f", {sums} + {row} * VL, {self.use(total)}[0] / f.W{number}, {part}"
+        which, lane = (f", {head}", "lane") if head else ("", "0")
+        part = f"[&](long id) {{ return part{number}(f, id{which}); }}"
+        return f", {sums} + {row} * VL, {self.use(total)}[{lane}] / f.W{number}, {part}"
 
     def _store(self, store: Store) -> None:
         node = self.graph.nodes[store.node]
@@ -199,11 +206,15 @@ class Pointwise(Evaluation):
             return
         value = self.use(store.node)
         value = f"real({value})" if node.boolean else value
-        address = self.context.address(store.place, sizes_of(node.shape), self.number)
+        sizes = sizes_of(node.shape)
+        address = self.context.address(store.place, sizes, self.number)
         shared = self.stage.alone and store.place.buffer not in self.context.loop.copied
         where = "if (f.id == 0) " if shared else ""
         one = self.stage.domain.units == 1
         stored = f"*({address}) = {value}[0];" if one else f"store<TAIL>({address}, {value}, n);"
+        if (apart := self.context.stride(store.place, sizes, self.number)) != 1:
+            distance = self.context.offset(apart, self.number)
+            stored = f"scatter<TAIL>({address}, {distance}, {value}, n);"
         self.lines.append(f"{where}{stored}")
 
     def _add(self, store: Store, axis: int) -> None:
@@ -211,7 +222,7 @@ class Pointwise(Evaluation):
         (term,) = self.graph.nodes[store.node].args
         value, sizes = self.use(term), sizes_of(self.graph.nodes[store.node].shape)
         address = self.context.address(store.place, sizes, self.number)
-        place = self.context.place_of_head(axis, self.number)
+        place = self.context.place_of_head(axis + self.stage.domain.behind, self.number)
         self.lines.append(f"add_term<TAIL>({address}, {place}, {value}, n);")
 
     def _sum(self, k: int, store: Store) -> str:

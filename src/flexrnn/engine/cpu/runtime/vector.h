@@ -149,6 +149,19 @@ template <bool TAIL> INLINE vec gather(const REAL* p, long apart, int n = VL) {
     return v;
 }
 
+template <bool TAIL> INLINE void scatter(REAL* p, long apart, vec v, int n = VL) {
+    for (int i = 0; i < VL; i++)
+        if (!TAIL || i < n) p[i * apart] = v[i];
+}
+
+// What a function tells of each lane.
+template <bool TAIL, class Number> INLINE vec each_lane(Number number, int n = VL) {
+    vec v = {};
+    for (int i = 0; i < VL; i++)
+        if (!TAIL || i < n) v[i] = number(i);
+    return v;
+}
+
 template <bool TAIL> INLINE void store(REAL* p, vec v, int n = VL) {
     if constexpr (!TAIL) {
         *(vec_anywhere*)p = v;
