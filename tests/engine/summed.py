@@ -1,4 +1,4 @@
-"""A cell whose state is a matrix, the columns of which it sums up."""
+"""Cells whose state is a matrix, the columns of which they sum up."""
 
 from typing import Any, NamedTuple
 
@@ -6,6 +6,27 @@ import torch
 from torch import Tensor, nn
 
 import flexrnn
+from flexrnn.cells import HiddenState
+
+N, S = 24, 50  # rows of a matrix, and columns; both many, and no whole vectors
+
+
+class MatrixCell(flexrnn.Cell):
+    """`h ← tanh(function(cell, z, h))` of `(B, N, S)`."""
+
+    State = HiddenState
+
+    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None, function=None):
+        super().__init__(input_size, hidden_size)
+        self.function: Any = function
+        self.inner = nn.Linear(input_size, hidden_size, bias, device, dtype)
+        for name, size in {"rows": (N, 1), "columns": (S,), "all": (N, S)}.items():
+            weight = torch.randn(size, device=device, dtype=dtype) / 3
+            self.register_parameter(name, nn.Parameter(weight))
+
+    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
+        z = self.inner(x).view(-1, N, S)
+        return HiddenState(torch.tanh(self.function(self, z, state.h.view(-1, N, S))).flatten(1))
 
 
 class DeltaState(NamedTuple):

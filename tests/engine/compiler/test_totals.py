@@ -1,36 +1,15 @@
 """Sums along an axis behind which others stand, of more places than are taken one by one."""
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import flexrnn
-from flexrnn.cells import HiddenState
 from flexrnn.engine.compiler.graph import BATCH, Graph
 
-N, S = 24, 50  # rows of a matrix, and columns; both many, and no whole vectors
-
-
-class Matrix(flexrnn.Cell):
-    """`h ← tanh(function(cell, z, h))` of `(B, N, S)`."""
-
-    State = HiddenState
-
-    def __init__(self, input_size, hidden_size, bias=True, device=None, dtype=None, function=None):
-        super().__init__(input_size, hidden_size)
-        self.function: Any = function
-        self.inner = nn.Linear(input_size, hidden_size, bias, device, dtype)
-        for name, size in {"rows": (N, 1), "columns": (S,), "all": (N, S)}.items():
-            weight = torch.randn(size, device=device, dtype=dtype) / 3
-            self.register_parameter(name, nn.Parameter(weight))
-
-    def step(self, x: Tensor, state: HiddenState) -> HiddenState:
-        z = self.inner(x).view(-1, N, S)
-        return HiddenState(torch.tanh(self.function(self, z, state.h.view(-1, N, S))).flatten(1))
-
+from ..summed import MatrixCell, N, S
 
 WRITTEN: dict[str, Callable[..., Tensor]] = {
     "a sum": lambda c, z, h: z + h.sum(1, keepdim=True) / N,
@@ -91,7 +70,7 @@ def test_sums_of_a_matrix(
     same_by_program: Callable[..., None], function: Callable[..., Tensor], rows: int
 ) -> None:
     torch.manual_seed(0)
-    layer = flexrnn.FlexRNN(Matrix, 4, N * S, dtype=torch.float64, function=function)
+    layer = flexrnn.FlexRNN(MatrixCell, 4, N * S, dtype=torch.float64, function=function)
     x = torch.randn(3, rows, 4, dtype=torch.float64, requires_grad=True)
     same_by_program(layer, x)
 
