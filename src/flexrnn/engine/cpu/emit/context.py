@@ -199,7 +199,8 @@ class Context:
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Sizes and strides along the axes of a stage's heads and that of its units."""
         known = len(sizes) - self.loop.stages[stage].domain.behind
-        return (sizes[:known], place.strides[:known]) if known > 0 else ((1,), (0,))
+        strides = place.strides[-len(sizes) :]  # in front is one for the batch, of a parameter
+        return (sizes[:known], strides[:known]) if known > 0 else ((1,), (0,))
 
     def place_of_head(self, axis: int, stage: int) -> str:
         """The number along an axis of heads, which counts from the end."""
