@@ -235,8 +235,8 @@ def _last_axis(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
 
 def _total(shapes: tuple[Shape, ...], attrs: dict[str, Any]) -> Shape:
     (shape,), axis = shapes, attrs["axis"]
-    if axis > -2 or _size(shape, axis) == BATCH:
-        raise ValueError(f"total: expected an axis between the batch and the last one, got {axis}")
+    if _size(shape, axis) and axis == -1:
+        raise ValueError("total: expected an axis before the last, along which a sum is a `sum`")
     return (*shape[:axis], 1, *shape[len(shape) + axis + 1 :])
 
 
