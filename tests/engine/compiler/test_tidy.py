@@ -22,6 +22,11 @@ SHORTER: dict[str, tuple[Write, list[str]]] = {
     "a common factor": (lambda g, a, b, n: g * a + g * b.apply("tanh", b), ["tanh", "add", "mul"]),
     "on another side": (lambda g, a, b, n: b.apply("tanh", b) * g - g * a, ["tanh", "sub", "mul"]),
     "behind a sign": (lambda g, a, b, n: g * a + (-(g * b.apply("sin", b))), ["sin", "sub", "mul"]),
+    "numbers alone": (lambda g, a, b, n: g * a.apply("mul", 2.0, 3.0), ["constant", "mul"]),
+    "a derivative of a power by 3/2": (
+        lambda g, a, b, n: a.apply(
+            "where", a.apply("eq", 1.5, 0.0), 0.0, g * a.apply("pow", a, a.apply("sub", 1.5, 1.0))),
+        ["constant", "pow", "mul"]),
     # As they are written:
     "their sum might be infinite": (lambda g, a, b, n: g * a + g * b, ["mul", "mul", "add"]),
     "with a number": (lambda g, a, b, n: g * a + g * n, ["mul", "mul", "add"]),

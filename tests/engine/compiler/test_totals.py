@@ -1,6 +1,7 @@
 """Sums along an axis behind which others stand, of more places than are taken one by one."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -73,6 +74,23 @@ def test_sums_of_a_matrix(
     layer = flexrnn.FlexRNN(MatrixCell, 4, N * S, dtype=torch.float64, function=function)
     x = torch.randn(3, rows, 4, dtype=torch.float64, requires_grad=True)
     same_by_program(layer, x)
+
+
+RANK_ONE = ["a matrix of rank one", "of rank one, from left", "of rank one, turned"]
+
+
+@pytest.mark.parametrize("name", RANK_ONE)
+def test_a_column_times_a_row_is_not_multiplied_out(
+    program_of: Callable[..., Any], name: str
+) -> None:
+    nodes = program_of(MatrixCell(4, N * S, function=WRITTEN[name])).graph.nodes
+    assert not [node for node in nodes if node.op == "matmul"]
+
+
+def test_many_places_are_not_added_up_one_by_one(program_of: Callable[..., Any]) -> None:
+    nodes = program_of(MatrixCell(4, N * S, function=WRITTEN["a sum"])).graph.nodes
+    assert "total" in {node.op for node in nodes}
+    assert not [node for node in nodes if node.op == "slice"]
 
 
 def test_a_total_has_another_axis_than_the_last_and_the_batch() -> None:

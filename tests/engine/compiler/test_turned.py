@@ -61,6 +61,15 @@ def test_what_would_move_stays() -> None:
     own, weight = matrix(graph, 20, 30), graph.input("param.w", (20, 30))
     assert turned(graph, graph.add("mul", own, weight)) is None
     assert turned(graph, graph.input("x1", (BATCH, 30))) is None
+    shared = graph.add("reshape", graph.input("x3", (BATCH, 30)), shape=(BATCH, 1, 30))
+    wide = graph.add("reshape", graph.input("x4", (BATCH, 200)), shape=(BATCH, 20, 10))
+    assert turned(graph, graph.add("mul", shared, own)) is None
+    # Of what is stretched little moves: 10 by 20 numbers, for 20 times as many.
+    pairs = graph.add("sub", graph.add("reshape", wide, shape=(BATCH, 20, 1, 10)),
+                      graph.add("reshape", wide, shape=(BATCH, 1, 20, 10)))  # fmt: skip
+    found = turned(graph, pairs)
+    assert found is not None
+    assert graph.nodes[found].shape == (BATCH, 20, 10, 20)
     column = graph.add("reshape", graph.input("x2", (BATCH, 20)), shape=(BATCH, 20, 1))
     found = turned(graph, graph.add("mul", column, weight))
     assert found is not None
