@@ -146,6 +146,7 @@ CASES = [
     (odd.Multiplied, 32, torch.float32, HOPPER, False),
     (odd.OneNumber, 32, torch.float32, HOPPER, False),
     (odd.OneNumber, 200, torch.float32, HOPPER, False),
+    (odd.Totals, 37, torch.float32, HOPPER, False),
 ]
 
 
