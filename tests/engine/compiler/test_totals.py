@@ -45,6 +45,9 @@ WRITTEN: dict[str, Callable[..., Tensor]] = {
     "of one column": lambda c, z, h: z + h.reshape(-1, N * S, 1).square().mean(1, True),
     "of one column, four axes": lambda c, z, h: (
         z + h.reshape(-1, 2, 600, 1).square().mean((1, 2), True)[:, 0]),
+    "a parameter for every row": lambda c, z, h: h - c.columns.expand(h.shape[0], 1, S) + z,
+    "a parameter for every row, as a matrix": lambda c, z, h: (
+        torch.bmm(h[:, :, :1], c.columns.view(1, 1, S).repeat(h.shape[0], 1, 1)) + z),
     "pairs in the plane": lambda c, z, h: (
         pairs(h.flatten(1)[:, :44].reshape(-1, 22, 2)).flatten(1).repeat(1, 28)[:, : N * S]
         .reshape(-1, N, S) + z),

@@ -129,6 +129,22 @@ def test_waves_near_their_zeros_and_far_from_0(rows: Any, real: str, isa: Isa) -
 
 
 @pytest.mark.parametrize("real", DTYPES)
+def test_vectors_of_one_special_number(rows: Any, real: str, isa: Isa) -> None:
+    """Where no lane is special by itself, the whole vector goes another way."""
+    lib, dtype = compiled(rows, real, isa), DTYPES[real]
+    sizes = [0.0, 1e-38, 1e-6, 0.5, 1.0, 1.5, 20.0, 1e7, 1e8, 1e16, 1e17, 1e38, torch.inf]
+    for size in (torch.nan, *sizes, *(-size for size in sizes)):
+        x = torch.full((33,), size, dtype=dtype)
+        for name in (*OF_ALL, "atanh", "tan", "asin"):
+            got, golden = computed(lib, name, (x,)), rows.golden(OPS[name], (x,))
+            off = rows.errors(name, got, golden, (x,))
+            assert off.max() <= rows.ULPS.get(name, 0.5), (name, size)
+            zeros = (got == 0) & (torch.from_numpy(golden.astype(float)) == 0)
+            signs = torch.from_numpy(np.signbit(golden))
+            assert name in rows.NO_SIGN or not (zeros & (got.signbit() != signs)).any(), name
+
+
+@pytest.mark.parametrize("real", DTYPES)
 def test_powers_by_products(rows: Any, real: str, isa: Isa) -> None:
     exponents = {halves: f"power{halves}".replace("-", "_") for halves in range(-8, 9) if halves}
     text = prologue(real, isa)
@@ -136,14 +152,16 @@ def test_powers_by_products(rows: Any, real: str, isa: Isa) -> None:
         text += ROW.format(name=name, result=f"power<{halves}>(a)")
     lib, dtype = library(text, isa), DTYPES[real]
     sizes = torch.empty(1_000, dtype=torch.float64).uniform_(-4, 4)
-    x = torch.cat([10**sizes, -(10**sizes), torch.tensor([0.0, 1, -1, torch.inf, torch.nan])])
-    x = x.to(dtype)
+    special = torch.tensor([0.0, -0.0, 1, -1, torch.inf, -torch.inf, torch.nan])
+    x = torch.cat([10**sizes, -(10**sizes), special]).to(dtype)
     for halves, name in exponents.items():
         with np.errstate(all="ignore"):
             golden = np.power(x.numpy().astype(np.longdouble), halves / 2)
         off = rows.errors("pow", computed(lib, name, (x,)), golden, (x,))
         worst = int(off.argmax())
         assert off[worst] <= 4, (halves / 2, float(x[worst]))
+        signs = torch.from_numpy(np.signbit(golden))
+        assert not ((x == 0) & (computed(lib, name, (x,)).signbit() != signs)).any(), halves / 2
 
 
 @pytest.mark.parametrize("real", DTYPES)

@@ -17,7 +17,8 @@ def with_copies(graph: Graph) -> Graph:
     for name, index in list(graph.outputs.items()):
         index = graph.outputs[name] = _in_one_piece(graph, index)
         op = graph.nodes[index].op
-        apart = name.startswith("sum.") and _is_of_columns(graph, index)
+        summed = name.startswith("sum.")  # in the stage that computes it, where it is whole
+        apart = summed and (op == "total" or _is_of_columns(graph, index))
         if apart or op not in (*_COMPUTED, *OPS) or not _rowed(graph, index):
             graph.outputs[name] = _copy(graph, index)
     users = graph.users()

@@ -28,8 +28,8 @@ template <int AHEAD> static inline vec wave(vec x) {  // the sine of x and so ma
         constexpr REAL SECOND = SINGLE ? -0x1.777a5cp-25 : 0x1.1a62633145c07p-54;
         constexpr REAL THIRD = SINGLE ? -0x1.ee59dap-50 : -0x1.f1976b7ed8fbcp-110;
         const vec shifted = x * REAL(0x1.45f306dc9c883p-1) + ROUNDER, n = shifted - ROUNDER;
-        const vec r = fused(-n, broadcast(THIRD), fused(-n, broadcast(SECOND),
-                                                        fused(-n, broadcast(FIRST), x)));
+        const vec rest = fused(-n, broadcast(SECOND), fused(-n, broadcast(FIRST), x));
+        const vec r = n == REAL(0) ? x : fused(-n, broadcast(THIRD), rest);  // -0.0 keeps its sign
         const words quarter = bits(shifted) + word(AHEAD);
         const vec y = (mask)(quarter & word(1)) == 0 ? small_sin(r) : small_cos(r);
         return (vec)(bits(y) ^ (quarter & word(2)) << (8 * sizeof(REAL) - 2));

@@ -256,7 +256,8 @@ static inline vec acosh(vec x) {
 
 static inline vec atanh(vec x) {
     vec a = abs(x), twice = a + a;
-    return copysign(log1p(twice + twice * a / (REAL(1) - a)) * REAL(0.5), x);
+    vec y = copysign(log1p(twice + twice * a / (REAL(1) - a)) * REAL(0.5), x);
+    return a > REAL(1) ? broadcast(__builtin_nanf("")) : y;
 }
 
 // -- the error function -------------------------------------------------------------------------
@@ -339,10 +340,14 @@ INLINE vec lerp(vec a, vec b, vec w) {
 
 template <int HALVES> INLINE vec power(vec x) {  // x to the HALVES / 2, by products
     if constexpr (HALVES < 0) return REAL(1) / power<-HALVES>(x);
-    else if constexpr (HALVES == 1) return sqrt(x);
+    else if constexpr (HALVES == 0) return broadcast(1);
     else if constexpr (HALVES == 2) return x;
     else if constexpr (HALVES % 4 == 0) return squared(power<HALVES / 2>(x));
-    else return power<HALVES - (HALVES % 2 ? 1 : 2)>(x) * power<HALVES % 2 ? 1 : 2>(x);
+    else if constexpr (HALVES % 2 == 0) return power<HALVES - 2>(x) * x;
+    else {  // of what is negative and finite there is none
+        const vec size = abs(x), y = power<HALVES - 1>(size) * sqrt(size);
+        return (x < REAL(0)) & (size < HUGE) ? broadcast(__builtin_nanf("")) : y;
+    }
 }
 
 static inline vec single(vec x) {  // as many digits as float has
