@@ -37,6 +37,9 @@ WRITTEN: dict[str, Callable[..., Tensor]] = {
     "two columns of a parameter": lambda c, z, h: z + (
         torch.cat([h[:, :, :1].sigmoid(), z[:, :, 1:2].tanh()], 2) * c.all[:, :2]
     ).prod(2, keepdim=True),
+    "columns of a product": lambda c, z, h: z * (
+        (h[:, :4, :5].unsqueeze(1) + c.all[:4, :5]) @ z[:, :8, :5].reshape(-1, 2, 4, 5).mT
+    )[:, :, :, :1].sum((1, 2), True)[:, 0] + h,
     "one head": lambda c, z, h: z * h.sum((1, 2), True).tanh() + h.mean((1, 2), True),
 }  # fmt: skip
 

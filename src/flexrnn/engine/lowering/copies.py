@@ -18,7 +18,7 @@ def with_copies(graph: Graph) -> Graph:
         index = graph.outputs[name] = _in_one_piece(graph, index)
         op = graph.nodes[index].op
         summed = name.startswith("sum.")  # in the stage that computes it, where it is whole
-        apart = summed and (op == "total" or _is_of_columns(graph, index))
+        apart = summed and (op == "total" or _is_of_numbers(graph, index))
         if apart or op not in (*_COMPUTED, *OPS) or not _rowed(graph, index):
             graph.outputs[name] = _copy(graph, index)
     users = graph.users()
@@ -43,13 +43,11 @@ def with_copies(graph: Graph) -> Graph:
     return _sorted(graph)
 
 
-def _is_of_columns(graph: Graph, index: int) -> bool:
-    """Whether a node has columns beside one another: sums over the batch lie in one piece each."""
+def _is_of_numbers(graph: Graph, index: int) -> bool:
+    """Whether a node is joined of what has one number for each head, which may lie apart there."""
     node = graph.nodes[index]
-    if node.op != "concat" or node.attr("axis") != -1:
-        return False
     shapes = [graph.nodes[a].shape for a in node.args]
-    return any(shape[-1] == 1 != domain_of(shape).heads for shape in shapes)
+    return node.op == "concat" and any(s[-1] == 1 != domain_of(s).heads for s in shapes)
 
 
 def _rowed(graph: Graph, index: int) -> bool:
