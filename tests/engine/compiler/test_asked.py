@@ -1,5 +1,6 @@
 """What a step asks of torch: what is in force, how something lies, what size a batch has."""
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from torch import get_num_threads as threads
 from torch.testing import assert_close
 
 import flexrnn
+from flexrnn.engine.compiler.spelt.asked import imported
 
 
 def weighed(question: Callable[..., Any]) -> Callable[..., Tensor]:
@@ -166,3 +168,32 @@ def test_no_module_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
         output = layer(x)[0]
     with flexrnn.backend("reference"):
         assert_close(output, layer(x)[0])
+
+
+def test_a_module_may_be_imported_while_all_are_looked_through() -> None:
+    """By what is collected then, as by a warning of a file that was left open."""
+    made: list[str] = []
+
+    class Gone:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            made.append(f"made_{len(made)}")
+            sys.modules[made[-1]] = ModuleType(made[-1])
+
+    before = gc.get_threshold()
+    try:
+        for threshold in range(100, 1_000, 20):
+            gc.disable()
+            Gone()
+            gc.set_threshold(threshold)
+            gc.enable()
+            assert imported([(torch, "get_num_threads", None)]) is not None
+    finally:
+        gc.set_threshold(*before)
+        gc.enable()
+        gc.collect()
+        for name in made:
+            del sys.modules[name]
+    assert made

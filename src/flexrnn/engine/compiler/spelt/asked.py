@@ -61,13 +61,16 @@ def imported(answers: list[tuple[Any, str, Any]]) -> list[tuple[dict[str, Any], 
     attribute or closed over is not found.
     """
     ours = {id(getattr(owner, name)): answer for owner, name, answer in answers}
-    modules = ((name.partition(".")[0], _names(module)) for name, module in [*sys.modules.items()]
+    # Copies: a list of pairs is made pair by pair, when memory may be collected, and what is gone
+    # may warn of that and have something imported.
+    known = sys.modules.copy()
+    modules = ((name.partition(".")[0], _names(module)) for name, module in known.items()
                if issubclass(type(module), ModuleType))  # fmt: skip
     return [
         (names, name, ours[id(value)])
         for package, names in modules
         if package not in _NOT_ASKING and not ours.keys().isdisjoint(map(id, [*names.values()]))
-        for name, value in [*names.items()]
+        for name, value in names.copy().items()
         if id(value) in ours
     ]
 
