@@ -1,7 +1,7 @@
 """Nodes with their last two axes exchanged, where nothing has to be moved for it.
 
 A sum along the last axis is one pass over memory; along another it is spelt out place by place, or
-added up in memory. And of a last axis of two or three numbers most of a vector is empty. What is
+added up in memory. And of a last axis of a few numbers most of a vector is empty. What is
 computed elementwise, of parameters and of rows that are stretched, can as well be computed turned
 over, as the synapses of a liquid time-constant network are: `(B, J, 1)` beside `(J, I)`; or the
 distances of all pairs of particles, `(B, N, 1, 2)` less `(B, 1, N, 2)`.

@@ -97,7 +97,7 @@ def _sum(b: Builder, a: Ref, dims: Any = None, keepdim: bool = False, **kwargs: 
 
 
 def _of_narrow(b: Builder, a: Ref) -> Ref | None:
-    """The sum along a last axis of two or three numbers, turned over where little moves for it."""
+    """The sum along a last axis of two to four numbers, turned over where little moves for it."""
     shape = b.shape(a)
     if len(shape) < 3 or not 1 < int(shape[-1]) <= _NARROW or shape[-2] == BATCH:
         return None

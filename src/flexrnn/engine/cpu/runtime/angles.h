@@ -45,7 +45,7 @@ template <int AHEAD> static inline vec wave(vec x) {  // the sine of x and so ma
 static inline vec sin(vec x) { return wave<0>(x); }
 static inline vec cos(vec x) { return wave<1>(x); }
 
-constexpr REAL PI_HIGH = SINGLE ? 0x1.921fb6p+1 : 0x1.921fb54442d18p+1;
+constexpr REAL PI_HIGH = SINGLE ? 0x1.921fb6p+1 : 0x1.921fb54442d18p+1;  // and the rest of it:
 constexpr REAL PI_LOW = SINGLE ? -0x1.777a5cp-24 : 0x1.1a62633145c07p-53;
 
 INLINE vec atan_of_small(vec t) {  // |t| <= tan(pi / 8)
