@@ -118,6 +118,7 @@ class Lowering:
         self.stages: list[Stage] = []
         self.stage: dict[int, int] = {}  # value or product -> its stage
         self.blocks: dict[int, tuple[int, int]] = {}  # node -> (product, column block)
+        self.behind: set[int] = set()  # values of products by heads of one column, and made of them
         self.memory: dict[int, Place] = {}
         self.temporaries: dict[str, int] = {}
         self.partial: dict[int, Domain] = {}
@@ -141,6 +142,10 @@ class Lowering:
         elif node.op == "total":
             self._assign_total(index)
         elif node.op in OPS or node.op == "matmul":
+            if self.domain(index).behind and any(
+                a in self.behind or a in self.blocks for a in node.args
+            ):
+                self.behind.add(index)  # while the product's tile is there
             domain = self.domain(index)
             own = None if node.op == "matmul" else domain
             ready = max((self._ready(a, own) for a in node.args), default=0)
@@ -244,7 +249,8 @@ class Lowering:
     def domain(self, index: int) -> Domain:
         """What a stage that computes a node goes over."""
         node = self.nodes[index]
-        return domain_of(node.shape, flat=self.flat and node.op != "product")
+        flat = self.flat and node.op != "product" and index not in self.behind
+        return domain_of(node.shape, flat=flat)
 
     def rowed(self, index: int) -> bool:
         """Whether a node has a value for every row of the batch."""
