@@ -8,7 +8,7 @@ from flexrnn.engine.compiler.merge import normalize
 
 
 def number_by_number(graph: Graph) -> Graph:
-    """The same graph without `matmul`: one term after another, or, of many, a sum along an axis."""
+    """The same graph without `matmul` and `total`: term after term, or, of many, sums of rows."""
 
     def rule(new: Graph, node: Node, args: tuple[int, ...], index: int) -> int | None:
         if node.op == "total":
